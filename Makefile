@@ -1,0 +1,48 @@
+# Each target sets up what it needs, from nothing but git, make and a Python >= 3.11. ARGS goes to the tool that runs.
+
+PYTHON ?=
+ARGS ?=
+BIN := .venv/bin
+export PYTHON
+
+.PHONY: help install quickstart test test-fast lint format lock clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## make .venv and install requirements.lock and this project into it
+
+# Again only when one of these changed, so that a second `make test` starts at once.
+.venv/.installed: requirements.lock pyproject.toml
+	.ci/install
+	@touch $@
+
+quickstart: install ## train a tokenizer and a prior on drawn shapes, and make 64 images
+	$(BIN)/accelerate launch stage1_tokenizer/train.py
+	$(BIN)/python stage2_prior/train.py --tokenizer runs/stage1/shapes_vqvae
+	$(BIN)/python sampling/generate.py -n 64
+	$(BIN)/python sampling/summary.py
+
+test: install ## run all tests (ARGS="-k codebook" chooses)
+	$(BIN)/pytest $(ARGS)
+
+test-fast: install ## run the tests that take seconds
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+lint: install ## check rules, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## bring requirements.lock up to pyproject.toml (needs uv; ARGS=--upgrade takes the newest versions)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \
+		--generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
+
+clean: ## remove caches and build artefacts; .venv and runs/ stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +

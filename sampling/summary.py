@@ -1,0 +1,123 @@
+"""What a run came to: its figures beside the quickstart's bars, and where to look.   python sampling/summary.py
+
+Reads the newest prior's run (or --prior), samples once more for the classifier's judgement, and prints.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
+
+from sampling.agreement import agreement
+from sampling.generate import GenerateConfig, labels_of, newest_run, sample
+from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.data import DataConfig, build_pictures
+from stage1_tokenizer.errors import ConfigError, run_command
+from stage2_prior.prior import LoadedPrior
+
+
+class SummaryConfig(CommandConfig):
+    """Print a run's figures; for a labelled data set, also whether samples show the class that was asked for."""
+
+    prior: str | None = None
+    """A stage-two run's folder; null: the newest run under runs/stage2."""
+    tokenizer: str | None = None
+    """The stage-one run's folder, for its figures; null: the newest run under runs/stage1 with this tokenizer."""
+    samples: NonNegativeInt = 500
+    """Class-conditional samples to judge; 0: leave the classifier out."""
+    classifier_steps: PositiveInt = 300
+    seed: int = 1
+    """Seed of the samples and of the classifier; other than that of `generate.py`, so that these are other pictures."""
+
+
+class Figure(NamedTuple):
+    """A line of the summary."""
+
+    name: str
+    value: str
+    bar: str
+    reached: bool
+
+
+def main() -> None:
+    config = parse_command_line(SummaryConfig)
+    prior = LoadedPrior.load(config.prior or newest_run(Path("runs/stage2")), "cuda" if torch.cuda.is_available() else "cpu")
+    run = prior.path.parent
+    lines = tokenizer_figures(tokenizer_run(config, prior)) + prior_figures(run)
+    if config.samples and prior.classes:
+        lines += class_figures(config, prior)
+    width = max(len(line.name) for line in lines)
+    print(f"\n{run}")
+    for line in lines:
+        print(f"  {line.name:<{width}}  {line.value:>10}   bar {line.bar}{'' if line.reached else '   MISSED'}")
+    grids = sorted(run.glob("generated/*/grid.png"))
+    print("look at:")
+    for picture in [*grids[-1:], *sorted(run.glob("samples/*.png"))[-1:], *reconstructions(config, prior)[-1:]]:
+        print(f"  {picture}")
+    print(f"curves:    .venv/bin/tensorboard --logdir {run.parent.parent}")
+
+
+def last_figures(run: Path, needed: str) -> dict[str, float]:
+    """The newest entry of a run's metrics.jsonl that has a scalar of this name. Raises ConfigError where there is none."""
+    log = run / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    entries = [entry for entry in map(json.loads, lines) if needed in entry]
+    if not entries:
+        raise ConfigError(f"{log}: has no {needed}; the run has not been validated yet")
+    return dict(entries[-1])
+
+
+def tokenizer_run(config: SummaryConfig, prior: LoadedPrior) -> Path | None:
+    """The folder of the stage-one run that trained this prior's tokenizer, where it is still there."""
+    if config.tokenizer:
+        return Path(config.tokenizer)
+    same = prior.tokenizer.path.read_bytes()
+    files = [file for file in Path("runs/stage1").glob(f"*/{prior.tokenizer.path.name}") if file.read_bytes() == same]
+    return files[0].parent if files else None
+
+
+def reconstructions(config: SummaryConfig, prior: LoadedPrior) -> list[Path]:
+    run = tokenizer_run(config, prior)
+    return sorted(run.glob("samples/*.png")) if run else []
+
+
+def tokenizer_figures(run: Path | None) -> list[Figure]:
+    if run is None:
+        return []
+    figures = last_figures(run, "validation/psnr")
+    psnr, usage = figures["validation/psnr"], figures["validation/code_usage"]
+    return [
+        Figure("reconstruction, PSNR on validation", f"{psnr:.2f} dB", "24 dB", psnr >= 24.0),
+        Figure("codes in use on validation", f"{usage:.1%}", "95 %", usage >= 0.95),
+    ]
+
+
+def prior_figures(run: Path) -> list[Figure]:
+    figures = last_figures(run, "validation/bits_per_token")
+    bits, unigram = figures["validation/bits_per_token"], figures["validation/unigram_bits_per_token"]
+    saved = 1.0 - bits / unigram
+    name = f"bits per token {bits:.2f}, below the unigram's {unigram:.2f} by"
+    return [Figure(name, f"{saved:.1%}", "45 %", saved >= 0.45)]
+
+
+def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
+    data: DataConfig = TypeAdapter(DataConfig).validate_python(prior.data)
+    splits = [build_pictures(data, split, config.seed) for split in ("train", "validation")]
+    indices = np.arange(config.samples, dtype=np.int64)
+    device = next(prior.model.parameters()).device
+    settings = GenerateConfig(seed=config.seed)
+    pictures = np.concatenate(
+        [sample(prior, part, settings, None, device) for part in np.array_split(indices, max(1, len(indices) // 100))]
+    )
+    found = agreement(*splits, pictures, labels_of(indices, None, len(prior.classes)), config.classifier_steps, config.seed)
+    return [
+        Figure("classifier, right on held-out images", f"{found.held_out:.1%}", "95 %", found.held_out >= 0.95),
+        Figure(f"classifier, {config.samples} samples of the class asked for", f"{found.samples:.1%}", "70 %", found.samples >= 0.7),
+    ]
+
+
+if __name__ == "__main__":
+    run_command(main)

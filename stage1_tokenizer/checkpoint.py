@@ -1,0 +1,209 @@
+"""What is on disk: weights that others open, and the state from which a run resumes. Nothing is ever pickled.
+
+    tokenizer.safetensors           weights; its header carries kind, config, step, version
+    state/step-00001000/            NAME.safetensors for each registered part, and manifest.json, written last
+    state/step-00001000/manifest.json   {"format", "step", "scalars", "files": {name: {"sha256", "bytes"}}}
+
+Every write goes to a temporary name in the same folder, is flushed to disk, then renamed: whoever looks, at whatever
+moment, finds the old file or the new one, whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from stage1_tokenizer.errors import BadFileError, StorageError
+
+FORMAT = 1
+Header = dict[str, str]
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        StorageError: no space, or no permission; a former file of this name is untouched.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
+
+
+def write_weights(path: Path, module: nn.Module, kind: str, header: Mapping[str, str]) -> None:
+    """Write a module's weights with a header that says what they are."""
+    full = {"kind": kind, "format": str(FORMAT), **header}
+    write_file(path, serialise(_portable(module.state_dict()), full))
+
+
+def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
+    """Weights and header of a file written by `write_weights`.
+
+    Raises:
+        BadFileError: damaged, not safetensors, of another kind, or of a later format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadFileError(f"{path}: is damaged or is not a safetensors file ({error}); only safetensors are loaded") from None
+    found = header.get("kind")
+    if found != kind:
+        what = f"a {found}" if found else "a safetensors file that Tessera did not write"
+        raise BadFileError(f"{path}: this is {what}, but a {kind} is wanted here")
+    if header.get("format") != str(FORMAT):
+        raise BadFileError(f"{path}: has format {header.get('format')}, this version reads {FORMAT}")
+    return tensors, header
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load weights of which each must have its place and each place its weight.
+
+    Raises:
+        BadFileError: names the first missing, unexpected or misshapen keys.
+    """
+    own = module.state_dict()
+    wrong = [f"missing {name}" for name in own if name not in tensors]
+    wrong += [f"unexpected {name}" for name in tensors if name not in own]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)}, should be {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise BadFileError(f"{source}: does not fit the model: {shown}")
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+Part = nn.Module | torch.optim.Optimizer
+
+
+def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapping[str, Any], keep: int = 2) -> Path:
+    """Save all that a resume needs as `folder/step-XXXXXXXX`; afterwards drop all but the newest `keep`.
+
+    Raises:
+        StorageError: the disk is full or read-only; former states are untouched.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".tmp-{final.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    manifest: dict[str, Any] = {"format": FORMAT, "step": step, "scalars": dict(scalars), "files": {}}
+    try:
+        for name, part in parts.items():
+            data = _pack(part)
+            write_file(temporary / f"{name}.safetensors", data)
+            manifest["files"][f"{name}.safetensors"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        write_file(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync_folder(folder)
+    except OSError as error:
+        raise StorageError(f"cannot write {final}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _states(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest_state(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest state whose every file is as its manifest says; a damaged one is named to `warn` and passed over."""
+    for state in _states(folder):
+        problem = _problem(state)
+        if problem is None:
+            return state
+        warn(f"{state} cannot be used ({problem}); trying the one before it")
+    return None
+
+
+def load_state(state: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
+    """Put a state back into the parts it was saved from. Returns the step and the scalars.
+
+    Raises:
+        BadFileError: the state does not fit these parts.
+    """
+    manifest = json.loads((state / "manifest.json").read_text())
+    for name, part in parts.items():
+        path = state / f"{name}.safetensors"
+        if not path.is_file():
+            raise BadFileError(f"{state}: holds no {name}; it was saved by a run of another kind")
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            header = file.metadata() or {}
+        if isinstance(part, nn.Module):
+            load_strict(part, tensors, str(path))
+        else:
+            _unpack_optimizer(part, tensors, header)
+    return manifest["step"], manifest["scalars"]
+
+
+def _states(folder: Path) -> list[Path]:
+    """Newest first, by the step in the name: modification times lie."""
+    return sorted(folder.glob("step-[0-9]*"), key=lambda path: path.name, reverse=True)
+
+
+def _problem(state: Path) -> str | None:
+    try:
+        manifest = json.loads((state / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']}, this version reads {FORMAT}"
+        for name, entry in manifest["files"].items():
+            data = (state / name).read_bytes()
+            if len(data) != entry["bytes"]:
+                return f"{name} has {len(data)} bytes instead of {entry['bytes']}"
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                return f"{name} is damaged: its checksum differs"
+    except FileNotFoundError as error:
+        return f"it is incomplete: {Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its manifest cannot be read: {error}"
+    return None
+
+
+def _portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _pack(part: Part) -> bytes:
+    if isinstance(part, nn.Module):
+        return serialise(_portable(part.state_dict()))
+    # An optimizer's state is {index of parameter: {name: tensor}} and a list of groups of plain values. The learning
+    # rate in the groups is a function of the step and is set anew before each step.
+    state = part.state_dict()
+    tensors = {f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()}
+    return serialise(_portable(tensors), {"groups": json.dumps(state["param_groups"])})
+
+
+def _unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], header: Header) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": json.loads(header["groups"])})
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,85 @@
+"""Which pictures make up which batch: a function of (seed, step), the same on any number of processes.
+
+Training reads the stream  perm(epoch 0), perm(epoch 1), ...  without a gap; step s takes positions s*B .. (s+1)*B of
+it, and each process takes its slice. So there is no state to save, and a resumed run continues with the next batch.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from stage1_tokenizer.data.pictures import Pictures
+from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.seeds import derive_seed
+
+Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class BatchOrder:
+    """The batches of a training run. `batch_size` is that of all processes and micro-batches together."""
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        if batch_size % processes:
+            raise ConfigError(f"batch_size {batch_size} cannot be shared evenly by {processes} processes")
+        self._n, self._batch, self._seed = n, batch_size, seed
+        self._share = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
+        self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
+
+    def places(self, step: int) -> Places:
+        """This process's (indices, epochs) at a step, each (B / processes,)."""
+        positions = np.arange(step * self._batch, (step + 1) * self._batch, dtype=np.int64)[self._share]
+        epochs = positions // self._n
+        indices = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = self._permutation(int(epoch))[positions[here] % self._n]
+        return indices, epochs
+
+    def _draw_permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng(derive_seed(self._seed, "order", epoch)).permutation(self._n)
+
+
+def share(n: int, rank: int, processes: int) -> range:
+    """The part of 0..n-1 that falls to a process: contiguous, and every index in exactly one part."""
+    return range(n * rank // processes, n * (rank + 1) // processes)
+
+
+class _Steps(Sampler[int]):
+    def __init__(self, first: int, last: int) -> None:
+        self._steps = range(first, last)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, pictures: Pictures, order: BatchOrder) -> None:
+        self._pictures, self._order = pictures, order
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self._pictures.batch(*self._order.places(step))
+
+
+def training_batches(pictures: Pictures, order: BatchOrder, first: int, last: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's batches of the steps first .. last-1: uint8 pictures (B, C, H, W) and labels (B,)."""
+    # The loader draws a seed from its generator when it starts; an own one keeps torch's global state untouched.
+    own = torch.Generator().manual_seed(0)
+    loader = DataLoader(
+        _Batches(pictures, order), batch_size=None, sampler=_Steps(first, last), num_workers=workers, generator=own
+    )
+    yield from loader
+
+
+def validation_batches(pictures: Pictures, batch_size: int, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of a split, every picture exactly once over all processes, in its plain view."""
+    mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
+    for start in range(0, len(mine), batch_size):
+        yield pictures.batch(mine[start : start + batch_size])

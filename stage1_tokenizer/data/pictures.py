@@ -1,0 +1,143 @@
+"""A data set's split as batches of uint8 pictures: resized, cropped, flipped, and cached in memory where it fits.
+
+    ImageSet[i]   (h', w', C) uint8 of any size, label    what shapes.py, torchvision_sets.py and folder.py provide
+    resize        the short side covers the image size    antialiased; done once where the pictures are cached
+    crop, flip    (H, W, C)                               functions of (seed, epoch, index)
+    batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on the device, by `normalise`
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import NonNegativeInt, model_validator
+from torch import Tensor
+
+from stage1_tokenizer.config import Config, Size
+from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.seeds import uniforms
+
+Picture = NDArray[np.uint8]
+Split = Literal["train", "validation"]
+
+
+class ImageSet(Protocol):
+    """One split of a data set, before any processing."""
+
+    classes: tuple[str, ...]
+    """Names of the classes in the order of their labels; empty where there are none."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """The picture, (h', w', C) uint8, and its label; the label is 0 where there are no classes."""
+
+
+class SizedConfig(Config):
+    """What every data set has."""
+
+    image_size: Size = (32, 32)
+    """Height and width in pixels: `64`, or `64,96`. Both must be divisible by the tokenizer's factor."""
+    flip: bool = False
+    """Mirror a training picture left to right with probability 1/2."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """Keep the decoded uint8 pictures in memory; `auto` does so where they take less than a quarter of it."""
+    workers: NonNegativeInt = 0
+    """Processes that prepare batches beside the training; of use where the pictures are not cached."""
+
+    resize_to: int | None = None
+    """Scale a picture's short side to this many pixels before cropping. By default it just covers the image size."""
+    random_crop: bool = False
+    """Crop a training picture at a random place instead of the centre."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SizedConfig":
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size must be positive, got {self.image_size}")
+        if self.resize_to is not None and self.resize_to < max(self.image_size):
+            raise ValueError(f"resize_to ({self.resize_to}) must be at least the image size {self.image_size}")
+        return self
+
+
+class Pictures:
+    """One split, ready for batches. Random access: the same (epoch, index) gives the same pixels in every process."""
+
+    def __init__(self, images: ImageSet, config: SizedConfig, seed: int) -> None:
+        self.classes = images.classes
+        self._images, self._config, self._seed = images, config, seed
+        self._cached: Sequence[tuple[Picture, int]] | None = None
+        if len(images) == 0:
+            raise ConfigError(f"the data set ({config!r}) has no images in this split")
+        if config.cache == "memory" or (config.cache == "auto" and self._fits_in_memory()):
+            with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
+                self._cached = list(threads.map(self._load, range(len(images))))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def channels(self) -> int:
+        return self._item(0)[0].shape[2]
+
+    def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
+        """Pictures (B, C, H, W) uint8 and labels (B,) int64.
+
+        `epochs` (B,) selects each picture's augmentation; without it the view is the plain one (centre crop, no flip).
+        """
+        height, width = self._config.image_size
+        draws = np.full((len(indices), 3), 0.5)  # the centre, not flipped
+        if epochs is not None:
+            drawn = uniforms(self._seed, "augment", epochs, indices, 3)
+            if self._config.random_crop:
+                draws[:, :2] = drawn[:, :2]
+            if self._config.flip:
+                draws[:, 2] = drawn[:, 2]
+        pictures = np.empty((len(indices), height, width, self.channels), dtype=np.uint8)
+        labels = np.empty(len(indices), dtype=np.int64)
+        for row, (index, (down, right, mirror)) in enumerate(zip(indices, draws, strict=True)):
+            picture, labels[row] = self._item(int(index))
+            top = int(down * (picture.shape[0] - height + 1))
+            left = int(right * (picture.shape[1] - width + 1))
+            view = picture[top : top + height, left : left + width]
+            pictures[row] = view[:, ::-1] if mirror < 0.5 else view
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(labels)
+
+    def _item(self, index: int) -> tuple[Picture, int]:
+        return self._cached[index] if self._cached is not None else self._load(index)
+
+    def _load(self, index: int) -> tuple[Picture, int]:
+        picture, label = self._images[index]
+        return resize(picture, self._config.image_size, self._config.resize_to), label
+
+    def _fits_in_memory(self) -> bool:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return self._load(0)[0].nbytes * len(self._images) < total / 4
+
+
+def resize(picture: Picture, image_size: tuple[int, int], short_side: int | None = None) -> Picture:
+    """Scale (h', w', C), antialiased, so that it covers `image_size` and its short side is `short_side` if that is given."""
+    height, width = picture.shape[:2]
+    scale = max(image_size[0] / height, image_size[1] / width)
+    if short_side is not None:
+        scale = max(scale, short_side / min(height, width))
+    target = (max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale)))
+    if target == (height, width):
+        return picture
+    image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+    scaled = np.asarray(image.resize((target[1], target[0]), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(scaled.reshape(*target, picture.shape[2]))
+
+
+def normalise(pictures: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], on whatever device the pictures are."""
+    return pictures.float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float in [-1, 1] -> uint8 0..255, clamped and rounded to the nearest (truncating would darken by half a level)."""
+    return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,154 @@
+"""Flat coloured shapes on black, drawn on the fly: the sibling of the lecture's PurdueShapes data sets. Needs no file.
+
+Image i is a function of (seed, split, i). By default (`size` and `palette` unset) the rules are those measured on
+PurdueShapes5MultiObject: 1..max_shapes objects, no antialiasing, overlaps allowed. Rectangles and ovals are drawn as
+that source draws them, each source pixel mapped forward to a rounded target, which leaves regular one-pixel holes in
+the rotated ones. Reconstructing those holes is the lecture's test of a codebook against a plain VAE.
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
+from stage1_tokenizer.seeds import derive_seed
+
+Mask = NDArray[np.bool_]
+KINDS = ("rectangle", "triangle", "disk", "oval", "star")
+
+
+class ShapesConfig(SizedConfig):
+    """Rectangles, triangles, disks, ovals and stars, drawn on the fly; the class is the kind of the shape drawn last."""
+
+    kind: Literal["shapes"] = "shapes"
+    max_shapes: PositiveInt = 1
+    """An image has 1..max_shapes objects, each number equally likely."""
+    size: tuple[float, float] | None = (0.45, 0.75)
+    """Least and greatest extent of an object, as a share of the image's short side; null: the lecture's own sizes."""
+    palette: Annotated[int, Field(ge=1, le=64)] | None = 6
+    """Number of colours (evenly spaced hues); null: any colour, as in the lecture's data."""
+    holes: bool = False
+    """Leave the lecture's one-pixel holes in rotated rectangles and ovals."""
+    train_images: PositiveInt = 20_000
+    validation_images: PositiveInt = 2_000
+    drawing_seed: int = 0
+    """Another seed is another data set of the same kind."""
+
+
+class Shapes:
+    """One split of drawn shapes."""
+
+    classes = KINDS
+
+    def __init__(self, config: ShapesConfig, split: Split) -> None:
+        self._config = config
+        self._n = config.train_images if split == "train" else config.validation_images
+        self._seed = derive_seed(config.drawing_seed, "shapes", split)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """Image `index` as (H, W, 3) uint8, and the index into KINDS of the shape that was drawn last."""
+        rng = np.random.default_rng((self._seed, index))
+        picture = np.zeros((*self._config.image_size, 3), dtype=np.uint8)
+        kind = 0
+        for _ in range(rng.integers(1, self._config.max_shapes + 1)):
+            kind = int(rng.integers(len(KINDS)))
+            mask, radius = _draw(rng, KINDS[kind], self._config)
+            colour = _colour(rng, self._config.palette)
+            if self._config.palette is None and KINDS[kind] == "disk":
+                colour[0] = radius  # as the source has it: its disks are red by as many levels as their radius
+            picture[mask] = colour
+        return picture, kind
+
+
+def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[Mask, int]:
+    """A mask (H, W) of one object wholly inside the frame, and its radius in pixels (of use for disks)."""
+    frame = config.image_size
+    pixel = min(frame) / 64.0  # the lecture's sizes are given in pixels of a 64 x 64 frame
+    extent = None if config.size is None else rng.uniform(*config.size) * min(frame)
+    turn = rng.uniform(0.0, 2.0 * np.pi)
+    radius = 0
+    if kind in ("rectangle", "oval"):
+        if extent is None:
+            sides = rng.uniform(1.0, 23.0 if kind == "rectangle" else 25.0, size=2) * pixel
+        else:
+            sides = np.array([extent, extent * rng.uniform(0.45, 0.7)])
+        points = _mapped_forward(kind, sides, turn) if config.holes else _filled(kind, sides, turn)
+    elif kind == "disk":
+        # The source's radii, 5..11 pixels, are the rarer the larger: counts fall linearly.
+        size = 5.0 + np.floor(7.0 * (1.0 - np.sqrt(rng.uniform()))) if extent is None else extent / 2.0 / pixel
+        radius = max(1, round(size * pixel))
+        across = np.arange(-radius, radius + 1)
+        inside = across[:, None] ** 2 + across[None, :] ** 2 <= (radius + 0.68) ** 2
+        points = np.argwhere(inside) - radius
+    else:
+        if kind == "triangle":
+            size = rng.uniform(14.5, 18.5) * pixel if extent is None else extent / 1.73
+            corners = 3
+            radii = size * rng.uniform(0.9, 1.0, size=3)
+        else:
+            size = rng.uniform(5.0, 11.4) * pixel if extent is None else extent / 1.9
+            corners = 10
+            radii = size * np.tile([1.0, 0.382], 5)  # a regular pentagram
+        angles = turn + 2.0 * np.pi * np.arange(corners) / corners
+        points = _polygon(np.stack([np.sin(angles), np.cos(angles)], axis=1) * radii[:, None])
+    return _place(rng, points, frame), radius
+
+
+def _mapped_forward(kind: str, sides: NDArray[np.float64], turn: float) -> NDArray[np.int64]:
+    """Pixels (n, 2) to which the pixels of an upright rectangle or oval go when it is turned: some are never hit."""
+    height, width = np.maximum(1, np.round(sides)).astype(int)
+    rows, columns = np.mgrid[0:height, 0:width].reshape(2, -1) - (np.array([[height], [width]]) - 1) / 2.0
+    if kind == "oval":
+        inside = (rows / (height / 2.0)) ** 2 + (columns / (width / 2.0)) ** 2 <= 1.0
+        rows, columns = rows[inside], columns[inside]
+    turned = np.stack([rows * np.cos(turn) - columns * np.sin(turn), rows * np.sin(turn) + columns * np.cos(turn)], axis=1)
+    return np.round(turned).astype(np.int64)
+
+
+def _filled(kind: str, sides: NDArray[np.float64], turn: float) -> NDArray[np.int64]:
+    """Pixels (n, 2) inside a turned rectangle or oval: each is mapped back, so that there are no holes."""
+    reach = int(np.ceil(np.hypot(*sides) / 2.0)) + 1
+    grid = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
+    rows = (grid[0] * np.cos(turn) + grid[1] * np.sin(turn)) / (sides[0] / 2.0)
+    columns = (grid[1] * np.cos(turn) - grid[0] * np.sin(turn)) / (sides[1] / 2.0)
+    inside = rows**2 + columns**2 <= 1.0 if kind == "oval" else np.maximum(abs(rows), abs(columns)) <= 1.0
+    return grid[:, inside].T.astype(np.int64)
+
+
+def _polygon(corners: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Pixels (n, 2) whose centres lie inside a polygon of corners (m, 2), by the even-odd rule."""
+    reach = int(np.ceil(abs(corners).max())) + 1
+    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
+    inside = np.zeros(rows.shape, dtype=bool)
+    for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
+        crosses = (y0 > rows) != (y1 > rows)
+        inside ^= crosses & (columns < (x1 - x0) * (rows - y0) / (y1 - y0 + 1e-12) + x0)
+    return np.stack([rows[inside], columns[inside]], axis=1)
+
+
+def _place(rng: np.random.Generator, points: NDArray[np.int64], frame: tuple[int, int]) -> Mask:
+    """Move pixels to a random place at which all of them are inside the frame; what is larger than it is cut off."""
+    mask = np.zeros(frame, dtype=bool)
+    if len(points) == 0:
+        points = np.zeros((1, 2), dtype=np.int64)
+    points = points - points.min(axis=0)
+    room = np.maximum(0, np.array(frame) - 1 - points.max(axis=0))
+    points = points + rng.integers(0, room + 1)
+    points = points[(points < frame).all(axis=1)]
+    mask[points[:, 0], points[:, 1]] = True
+    return mask
+
+
+def _colour(rng: np.random.Generator, palette: int | None) -> NDArray[np.uint8]:
+    """One RGB colour: any, or one of `palette` evenly spaced hues at full brightness."""
+    if palette is None:
+        return rng.integers(0, 255, size=3).astype(np.uint8)
+    hue = rng.integers(palette) / palette
+    # The usual hexcone: each channel is a trapezoid over the circle of hues, shifted by a third.
+    channels = np.clip(abs((hue * 6.0 - np.array([0.0, 2.0, 4.0]) + 3.0) % 6.0 - 3.0) * -1.0 + 2.0, 0.0, 1.0)
+    return (55 + 200 * channels).astype(np.uint8)

@@ -1,0 +1,67 @@
+"""CIFAR-10, MNIST and Fashion-MNIST, read by torchvision."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
+
+from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
+from stage1_tokenizer.errors import ConfigError
+
+TorchvisionSet = type[CIFAR10] | type[MNIST] | type[FashionMNIST]
+
+
+class DownloadedConfig(SizedConfig):
+    """What the data sets that torchvision knows have in common."""
+
+    root: str = "data"
+    """Folder that holds the data set, or that it is downloaded to."""
+    download: bool = False
+    """Download the data set if the folder does not hold it."""
+
+
+class Cifar10Config(DownloadedConfig):
+    """CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes (Krizhevsky 2009)."""
+
+    kind: Literal["cifar10"] = "cifar10"
+
+
+class MnistConfig(DownloadedConfig):
+    """MNIST: 60,000 + 10,000 grey handwritten digits of 28x28 pixels."""
+
+    kind: Literal["mnist"] = "mnist"
+
+
+class FashionMnistConfig(DownloadedConfig):
+    """Fashion-MNIST: 60,000 + 10,000 grey pictures of clothes of 28x28 pixels in ten classes (Xiao et al. 2017)."""
+
+    kind: Literal["fashion_mnist"] = "fashion_mnist"
+
+
+class TorchvisionImages:
+    """One split; the validation split is the data set's test set."""
+
+    def __init__(self, reader: TorchvisionSet, config: Cifar10Config | MnistConfig | FashionMnistConfig, split: Split) -> None:
+        """Raises ConfigError, with the option that downloads it, where the folder does not hold the data set."""
+        try:
+            data = reader(config.root, train=split == "train", download=config.download)
+        except (RuntimeError, OSError) as error:  # not found or incomplete; or the download failed
+            advice = "check the network" if config.download else "run the same command with --data.download to get it"
+            raise ConfigError(
+                f"data.kind {config.kind}: {Path(config.root).absolute()} does not hold it ({error}); {advice}, "
+                "or name the folder that holds it with --data.root"
+            ) from None
+        self.classes = tuple(data.classes)
+        pictures = np.asarray(data.data)
+        self._pictures = pictures if pictures.ndim == 4 else pictures[..., None]  # (N, h', w', C)
+        self._labels = np.asarray(data.targets)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        return self._pictures[index], int(self._labels[index])
+
+
+READERS: dict[str, TorchvisionSet] = {"cifar10": CIFAR10, "mnist": MNIST, "fashion_mnist": FashionMNIST}

@@ -1,0 +1,50 @@
+"""Errors that are the user's to mend, and the exit code that each of them ends a command with.
+
+A command wraps its main function in `run_command`: such an error becomes one message on stderr and an exit code;
+anything else is our own bug and keeps its traceback.
+"""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Base of the errors that are shown without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError, ValueError):
+    """Wrong usage or configuration: an unknown key, a value out of range, a path that does not exist."""
+
+    exit_code = 2
+
+
+class BadFileError(UserError):
+    """A file that cannot be used: damaged, of another kind, made by or for something else."""
+
+    exit_code = 3
+
+
+class DivergedError(UserError):
+    """Training produced a loss that is not finite; the last checkpoint is intact."""
+
+    exit_code = 4
+
+
+class StorageError(UserError):
+    """The disk is full or cannot be written to."""
+
+    exit_code = 5
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a script's main function; end the process with the exit code of its UserError, if it raises one."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Nothing is lost: the same command continues from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,22 @@
+"""Encoder and decoder: one config class per kind, one union, one build. To add a kind: a file, a member, a case."""
+
+from typing import Annotated, assert_never
+
+from pydantic import Field
+from torch import nn
+
+from stage1_tokenizer.networks.sonnet import SonnetDecoder, SonnetEncoder, SonnetNetworkConfig
+from stage1_tokenizer.networks.vqgan import VqganDecoder, VqganEncoder, VqganNetworkConfig
+
+NetworkConfig = Annotated[SonnetNetworkConfig | VqganNetworkConfig, Field(discriminator="kind")]
+
+
+def build_network(config: NetworkConfig, image_channels: int) -> tuple[nn.Module, SonnetDecoder | VqganDecoder]:
+    """(encoder, decoder). Every config knows its `factor` and `latent_channels`, every decoder its `last_weight`."""
+    match config:
+        case SonnetNetworkConfig():
+            return SonnetEncoder(image_channels, config), SonnetDecoder(image_channels, config)
+        case VqganNetworkConfig():
+            return VqganEncoder(image_channels, config), VqganDecoder(image_channels, config)
+        case _:
+            assert_never(config)

@@ -1,0 +1,92 @@
+"""The small residual network of the VQ-VAE paper: strided convolutions, a residual stack, and the way back.
+
+van den Oord et al. 2017, section 4.1; the name is that of the authors' published example code (DeepMind Sonnet). It has
+no normalisation and no attention, so a code depends only on the pixels within its receptive field. With
+`local: true` even that shrinks to little more than the code's own patch, so that one patch looks the same to the
+prior wherever it is and whatever is around it; the decoder keeps its 3x3 kernels, since it may look around.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from stage1_tokenizer.config import Config
+
+
+class SonnetNetworkConfig(Config):
+    """The VQ-VAE paper's network: fast, without normalisation or attention."""
+
+    kind: Literal["sonnet"] = "sonnet"
+    factor: PositiveInt = 4
+    """Image size over latent size: a power of two, 2 or more."""
+    channels: PositiveInt = 128
+    """Width at the latent resolution; half of it on the way there and back."""
+    residual_channels: PositiveInt = 32
+    """Width inside the residual blocks."""
+    blocks: NonNegativeInt = 2
+    """Residual blocks in the encoder, and as many in the decoder."""
+    latent_channels: PositiveInt = 64
+    """D, the channels of the latent that the bottleneck receives."""
+    local: bool = False
+    """1x1 kernels in the encoder at the latent resolution: a code then sees little beyond its own patch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SonnetNetworkConfig":
+        if self.factor < 2 or self.factor & (self.factor - 1):
+            raise ValueError(f"factor must be a power of two, 2 or more, got {self.factor}")
+        return self
+
+
+class ResidualBlock(nn.Module):
+    """(B, c, h, w) -> the same: ReLU, k x k convolution, ReLU, 1x1 convolution, added to the input."""
+
+    def __init__(self, channels: int, inner: int, kernel: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, inner, kernel, padding=kernel // 2)
+        self.conv2 = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))  # type: ignore[no-any-return]
+
+
+def _residual_stack(config: SonnetNetworkConfig, kernel: int) -> list[nn.Module]:
+    return [*(ResidualBlock(config.channels, config.residual_channels, kernel) for _ in range(config.blocks)), nn.ReLU()]
+
+
+class SonnetEncoder(nn.Sequential):
+    """(B, C, H, W) in [-1, 1] -> (B, D, H / factor, W / factor)."""
+
+    def __init__(self, image_channels: int, config: SonnetNetworkConfig) -> None:
+        halvings = config.factor.bit_length() - 1
+        kernel = 1 if config.local else 3
+        layers: list[nn.Module] = []
+        width = image_channels
+        for halving in range(1, halvings + 1):
+            wider = config.channels if halving == halvings else config.channels // 2
+            layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.ReLU()]
+            width = wider
+        layers += [nn.Conv2d(width, width, kernel, padding=kernel // 2), *_residual_stack(config, kernel)]
+        layers.append(nn.Conv2d(width, config.latent_channels, 1))
+        super().__init__(*layers)
+
+
+class SonnetDecoder(nn.Sequential):
+    """(B, D, h, w) -> (B, C, h * factor, w * factor), meant to lie in [-1, 1] but not clamped to it."""
+
+    def __init__(self, image_channels: int, config: SonnetNetworkConfig) -> None:
+        halvings = config.factor.bit_length() - 1
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, config.channels, 3, padding=1)]
+        layers += _residual_stack(config, kernel=3)
+        width = config.channels
+        for _ in range(halvings - 1):
+            layers += [nn.ConvTranspose2d(width, config.channels // 2, 4, stride=2, padding=1), nn.ReLU()]
+            width = config.channels // 2
+        layers.append(nn.ConvTranspose2d(width, image_channels, 4, stride=2, padding=1))
+        super().__init__(*layers)
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The last layer's weight, at which the adaptive weight compares gradients."""
+        return self[-1].weight  # type: ignore[return-value]

@@ -1,0 +1,151 @@
+"""The VQGAN's encoder and decoder: residual blocks, attention at chosen resolutions, a factor of two per level.
+
+After Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthesis" (2021), appendix table 7.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from stage1_tokenizer.config import Config
+
+
+class VqganNetworkConfig(Config):
+    """ResNet encoder and decoder with GroupNorm, SiLU and attention at chosen levels."""
+
+    kind: Literal["vqgan"] = "vqgan"
+    channels: PositiveInt = 32
+    """Width of the first level; level i has channels * multipliers[i]."""
+    multipliers: tuple[PositiveInt, ...] = (1, 2, 4)
+    """Width of each level. Between two levels the resolution halves, so the factor is 2 ** (len - 1)."""
+    blocks: NonNegativeInt = 1
+    """Residual blocks per level of the encoder; the decoder has one more."""
+    attention: tuple[NonNegativeInt, ...] = ()
+    """Levels (0 is the full resolution) whose residual blocks are each followed by self-attention."""
+    middle_attention: bool = True
+    """Self-attention between the two residual blocks at the latent resolution."""
+    latent_channels: PositiveInt = 64
+    """D, the channels of the latent that the bottleneck receives."""
+    dropout: NonNegativeFloat = 0.0
+    """Dropout inside the residual blocks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "VqganNetworkConfig":
+        for level in self.attention:
+            if level >= len(self.multipliers):
+                raise ValueError(f"attention names level {level}, but there are only levels 0..{len(self.multipliers) - 1}")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Image size over latent size."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, from the full resolution down."""
+        return [self.channels * multiplier for multiplier in self.multipliers]
+
+
+def normalisation(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups as in the paper, or of as many as divide a smaller or odd width."""
+    groups = next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """(B, c_in, h, w) -> (B, c_out, h, w): norm, SiLU, convolution, twice, and a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = normalisation(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2 = normalisation(c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
+        return self.shortcut(x) + y  # type: ignore[no-any-return]
+
+
+class AttentionBlock(nn.Module):
+    """(B, c, h, w) -> the same: single-head self-attention over all positions, added to the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = normalisation(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.shape[2]
+        q, k, v = rearrange(self.qkv(self.norm(x)), "B (three c) h w -> three B 1 (h w) c", three=3)
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, 1, h*w, c)
+        return x + self.out(rearrange(y, "B 1 (h w) c -> B c h w", h=h))
+
+
+class Upsample(nn.Module):
+    """(B, c, h, w) -> (B, c, 2h, 2w): nearest neighbour, then a convolution, which leaves no checkerboard."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+def _middle(channels: int, config: VqganNetworkConfig) -> list[nn.Module]:
+    attention = [AttentionBlock(channels)] if config.middle_attention else []
+    block = (channels, channels, config.dropout)
+    return [ResidualBlock(*block), *attention, ResidualBlock(*block)]
+
+
+class VqganEncoder(nn.Sequential):
+    """(B, C, H, W) in [-1, 1] -> (B, D, H / factor, W / factor)."""
+
+    def __init__(self, image_channels: int, config: VqganNetworkConfig) -> None:
+        widths = config.widths
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 3, padding=1)]
+        width = widths[0]
+        for level, level_width in enumerate(widths):
+            if level > 0:
+                layers.append(nn.Conv2d(width, width, 4, stride=2, padding=1))
+            for _ in range(config.blocks):
+                layers.append(ResidualBlock(width, level_width, config.dropout))
+                width = level_width
+                if level in config.attention:
+                    layers.append(AttentionBlock(width))
+        layers += _middle(width, config)
+        layers += [normalisation(width), nn.SiLU(), nn.Conv2d(width, config.latent_channels, 3, padding=1)]
+        super().__init__(*layers)
+
+
+class VqganDecoder(nn.Sequential):
+    """(B, D, h, w) -> (B, C, h * factor, w * factor), meant to lie in [-1, 1] but not clamped to it."""
+
+    def __init__(self, image_channels: int, config: VqganNetworkConfig) -> None:
+        widths = config.widths
+        width = widths[-1]
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1), *_middle(width, config)]
+        for level in reversed(range(len(widths))):
+            for _ in range(config.blocks + 1):
+                layers.append(ResidualBlock(width, widths[level], config.dropout))
+                width = widths[level]
+                if level in config.attention:
+                    layers.append(AttentionBlock(width))
+            if level > 0:
+                layers.append(Upsample(width))
+        layers += [normalisation(width), nn.SiLU(), nn.Conv2d(width, image_channels, 3, padding=1)]
+        super().__init__(*layers)
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The last layer's weight, at which the adaptive weight compares gradients."""
+        return self[-1].weight  # type: ignore[return-value]

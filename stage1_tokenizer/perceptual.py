@@ -1,0 +1,84 @@
+"""LPIPS: distance between two images in the features of a trained network, weighted to agree with people's judgement.
+
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018). The linear heads ship
+with the `lpips` package; the backbone is torchvision's download, or a local safetensors file.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Literal, Self
+
+import lpips
+import torch
+from pydantic import NonNegativeFloat
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stage1_tokenizer.config import Config
+from stage1_tokenizer.errors import BadFileError, ConfigError
+
+SMALLEST = {"vgg": 16, "alex": 31}
+
+
+class PerceptualConfig(Config):
+    """LPIPS as a term of the loss."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight in the loss; 0: LPIPS is neither loaded nor computed."""
+    net: Literal["vgg", "alex"] = "vgg"
+    """The backbone: VGG-16, as in the VQGAN paper, or AlexNet, which is several times faster."""
+    weights: str | None = None
+    """The backbone's convolutions as a safetensors file with torchvision's keys (`features.0.weight`, ...), in any
+    floating-point format; null: torchvision downloads them."""
+
+
+class Perceptual(nn.Module):
+    """Frozen LPIPS. Holds no state of the run: it is in no checkpoint and in no optimizer."""
+
+    def __init__(self, config: PerceptualConfig, image_size: tuple[int, int]) -> None:
+        """Raises ConfigError or BadFileError where the images are too small or the weights cannot be had or do not fit."""
+        super().__init__()
+        if min(image_size) < SMALLEST[config.net]:
+            raise ConfigError(
+                f"perceptual.net {config.net} needs images of at least {SMALLEST[config.net]} pixels a side, "
+                f"data.image_size is {image_size[0]}x{image_size[1]}; set perceptual.weight 0 or take larger images"
+            )
+        with warnings.catch_warnings():  # lpips 0.1.4 calls torchvision in a way that is deprecated there
+            warnings.filterwarnings("ignore", message="The parameter 'pretrained'|Arguments other than a weight enum")
+            try:
+                self.lpips = lpips.LPIPS(net=config.net, pnet_rand=config.weights is not None, verbose=False)
+            except OSError as error:
+                raise ConfigError(
+                    f"the weights of perceptual.net {config.net} cannot be downloaded ({error}); give a local "
+                    "safetensors file of torchvision's convolutions as perceptual.weights, or set perceptual.weight 0"
+                ) from None
+        if config.weights is not None:
+            self._load_backbone(Path(config.weights))
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode, whatever its parent does: LPIPS has dropout."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """x, x_hat (B, C, H, W) in [-1, 1], one channel or three -> mean distance ()."""
+        if x.shape[1] == 1:
+            x, x_hat = x.expand(-1, 3, -1, -1), x_hat.expand(-1, 3, -1, -1)
+        distance: Tensor = self.lpips(x, x_hat)  # (B, 1, 1, 1)
+        return distance.mean()
+
+    def _load_backbone(self, path: Path) -> None:
+        if not path.is_file():
+            raise ConfigError(f"perceptual.weights {path}: there is no such file")
+        try:
+            given = load_file(path)
+        except SafetensorError as error:
+            raise BadFileError(f"perceptual.weights {path}: is not a safetensors file ({error})") from None
+        # lpips groups torchvision's `features` into slices and keeps their numbers: slice2.5.weight is features.5.weight.
+        backbone: dict[str, Tensor] = self.lpips.net.state_dict()
+        wanted = {name: "features." + name.split(".", 1)[1] for name in backbone}
+        wrong = [key for name, key in wanted.items() if key not in given or given[key].shape != backbone[name].shape]
+        if wrong:
+            raise BadFileError(f"perceptual.weights {path}: is not {type(self.lpips.net).__name__}: no fitting {wrong[0]}")
+        self.lpips.net.load_state_dict({name: given[key].to(torch.float32) for name, key in wanted.items()}, strict=True)

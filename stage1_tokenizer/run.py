@@ -1,0 +1,211 @@
+"""What every training run has around its loop: processes, a folder, a log, a progress bar, and the way back after a stop."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid, save_image
+from tqdm import tqdm
+
+from stage1_tokenizer.checkpoint import Part, load_state, newest_state, save_state
+from stage1_tokenizer.config import Tree, differences, read_yaml, write_yaml
+from stage1_tokenizer.errors import BadFileError, ConfigError, DivergedError, StorageError
+
+# Keys that say where and how often, not what: a resumed run may change them.
+FREE_KEYS = ("config", "out", "log_every", "validate_every", "save_every", "keep", "cache", "workers")
+
+
+def start_accelerator() -> Accelerator:
+    """Join the processes that `accelerate launch` or `torchrun` started, on GPUs where there are some, else on CPU.
+
+    Raises:
+        ConfigError: several processes were started, but each would believe itself alone and write the same files.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_default_precision())
+    if accelerator.device.type == "cpu":
+        _use_all_cores(accelerator.num_processes)
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started != accelerator.num_processes:
+        raise ConfigError(
+            f"{started} processes were started, but they form a group of {accelerator.num_processes}; "
+            "on CPU use `accelerate launch --multi_gpu --num_processes N` (it falls back to gloo) or `torchrun`"
+        )
+    accelerator.print(
+        f"processes={accelerator.num_processes} device={accelerator.device} precision={accelerator.mixed_precision} "
+        f"threads={torch.get_num_threads()} "
+        f"backend={torch.distributed.get_backend() if accelerator.num_processes > 1 else 'none'}"
+    )
+    return accelerator
+
+
+def _default_precision() -> str | None:
+    """Precision belongs to Accelerate. Where it was not told any, since the script runs by plain `python`, bfloat16 is
+    chosen on processors that compute in it (more than twice as fast there); elsewhere it would be emulated."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return None
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else _cpu_has_bf16()
+    return "bf16" if native else "no"
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _use_all_cores(processes: int) -> None:
+    """Share the cores among the processes of this machine. `accelerate launch` sets OMP_NUM_THREADS=1 where it was not
+    told a number, and a training on one core of many is not what anyone wants; any other number is left alone."""
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+
+
+def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None:
+    """Raises ConfigError unless processes and micro-batches divide the batch evenly."""
+    if batch_size % (accumulation * processes):
+        raise ConfigError(
+            f"batch_size {batch_size} must be divisible by accumulation x processes = {accumulation} x {processes}"
+        )
+
+
+class Run:
+    """A run's folder and log. Only the main process writes.
+
+    config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), events.out...,
+    samples/NAME-STEP.png, state/.
+    """
+
+    def __init__(self, folder: Path, config: Tree, steps: int, accelerator: Accelerator) -> None:
+        """Open a run, new or begun earlier.
+
+        Raises:
+            ConfigError: the folder holds a run of another config (the keys that differ are listed), or is no folder.
+        """
+        self.folder, self._steps, self._accelerator = folder, steps, accelerator
+        self._main: bool = accelerator.is_main_process
+        self._check_folder(config)
+        accelerator.wait_for_everyone()
+        if self._main:
+            try:
+                (folder / "samples").mkdir(parents=True, exist_ok=True)
+                write_yaml(folder / "config.yaml", config)
+            except OSError as error:
+                raise StorageError(f"cannot write to {folder}: {error.strerror}") from None
+        self._writer: SummaryWriter | None = None
+        self._bar: tqdm[Any] | None = None
+        self._seen = 0
+        self._began = time.monotonic()
+
+    def resume(self, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
+        """Load the newest whole state into the parts. Returns the steps done (0 for a new run) and the saved scalars."""
+        self._accelerator.wait_for_everyone()
+        newest = newest_state(self.folder / "state", warn=self._accelerator.print)
+        step, scalars = (0, {}) if newest is None else load_state(newest, parts)
+        if newest is not None:
+            self._accelerator.print(f"continuing {self.folder} from step {step}")
+        if self._main:
+            self._forget_after(step)
+            self._writer = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
+            self._bar = tqdm(total=self._steps, initial=step, desc=self.folder.name, unit="step", disable=None, dynamic_ncols=True)
+        self._began, self._seen = time.monotonic(), 0
+        return step, scalars
+
+    def save(self, step: int, parts: Mapping[str, Part], scalars: Mapping[str, Any], keep: int) -> None:
+        """Save a state that `resume` continues from; every process calls it and waits until it is on disk."""
+        if self._main:
+            save_state(self.folder / "state", step, parts, scalars, keep)
+        self._accelerator.wait_for_everyone()
+
+    def advance(self, images: int) -> None:
+        """One optimizer step over `images` images (of all processes) is done."""
+        self._seen += images
+        if self._bar is not None:
+            self._bar.update()
+
+    @property
+    def images_per_second(self) -> float:
+        """Since the start of this process, validation and saving included."""
+        return self._seen / max(1e-9, time.monotonic() - self._began)
+
+    def log(self, step: int, scalars: Mapping[str, float], show: tuple[str, ...] = ()) -> None:
+        """Record scalars at a step, and show some of them beside the progress bar."""
+        if not self._main:
+            return
+        assert self._writer is not None
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        if self._bar is not None and show:
+            self._bar.set_postfix_str(" ".join(f"{name.split('/')[-1]} {scalars[name]:.4g}" for name in show), refresh=False)
+
+    def say(self, message: str) -> None:
+        """One line on the console, above the progress bar."""
+        if self._main:
+            tqdm.write(message)
+
+    def pictures(self, step: int, name: str, images: Tensor, columns: int) -> None:
+        """Images (N, C, H, W) in [-1, 1] as one grid, to samples/NAME-STEP.png and to TensorBoard."""
+        if not self._main:
+            return
+        assert self._writer is not None
+        grid = make_grid(images.float().clamp(-1, 1).add(1).div(2).cpu(), nrow=columns, padding=2, pad_value=0.5)
+        save_image(grid, self.folder / "samples" / f"{name}-{step:08d}.png")
+        self._writer.add_image(name, grid, step)
+
+    def check_finite(self, step: int, losses: Mapping[str, float]) -> None:
+        """Raises DivergedError, naming the first loss that is not finite."""
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} is {value} at step {step}; the states saved before it are intact. "
+                    "Lower optim.lr, or give optim.clip, and start again in a new folder (--out)"
+                )
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+        self._accelerator.end_training()
+
+    def _check_folder(self, config: Tree) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"--out {self.folder}: is a file, not a folder")
+        saved_file = self.folder / "config.yaml"
+        if not saved_file.exists():
+            if any((self.folder / "state").glob("step-*")):
+                raise BadFileError(f"{self.folder}: holds states of a run but no config.yaml; choose another --out")
+            return
+        changed = differences(_compared(read_yaml(saved_file)), _compared(config))
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds a run of another configuration; these keys differ (saved -> given):\n"
+                + "\n".join(f"  {line}" for line in changed)
+                + "\nGive the saved values to continue that run, or another --out to begin a new one."
+            )
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the log entries of steps that are about to be run again."""
+        log = self.folder / "metrics.jsonl"
+        if not log.exists():
+            return
+        kept = []
+        for line in log.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # a line cut off by the stop
+        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _compared(tree: Tree) -> Tree:
+    return {key: _compared(value) if isinstance(value, dict) else value for key, value in tree.items() if key not in FREE_KEYS}

@@ -1,0 +1,36 @@
+"""Randomness as a function of names and numbers, never of what ran before.
+
+Nothing here holds a state, so nothing about randomness has to be saved: a resumed run, another number of processes or
+of data workers, or a batch of another size draws the same numbers for the same (seed, purpose, epoch, index).
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed that depends on `seed` and on every part of `purpose`, e.g. `derive_seed(0, "model", step, rank)`."""
+    text = "\x1f".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def uniforms(seed: int, purpose: str, epochs: NDArray[np.int64], indices: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), `draws` for each (epoch, index): (B,), (B,) -> (B, draws).
+
+    A counter-based generator: the finaliser of SplitMix64 (Steele, Lea and Flood 2014) applied to the key and then to
+    each coordinate in turn. Vectorised, since an own generator object per image would cost more than the image.
+    """
+    state = np.full((len(indices), draws), derive_seed(seed, purpose), dtype=np.uint64)
+    for coordinate in (epochs[:, None], indices[:, None], np.arange(draws)[None, :]):
+        state = _mix(state ^ _mix(coordinate.astype(np.uint64) + np.uint64(1)))
+    return np.asarray((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the point
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

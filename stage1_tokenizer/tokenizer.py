@@ -1,0 +1,185 @@
+"""The tokenizer: encoder -> bottleneck -> decoder, and how one is loaded from disk.
+
+The contract with stage two. Images x are float32 (B, C, H, W) in [-1, 1]. Codes are int64 (B, h, w, K) in 0..V-1,
+row-major: flattening them as (h w K) gives the sequence that a prior models. In eval mode
+`decode_codes(encode_codes(x))` is exactly the reconstruction of `forward(x)`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
+from stage1_tokenizer.bottlenecks.base import Bottlenecked
+from stage1_tokenizer.checkpoint import load_strict, read_weights
+from stage1_tokenizer.config import Config, Size, Tree, config_from_json
+from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.networks import NetworkConfig, build_network
+
+TOKENIZER_FILE = "tokenizer.safetensors"
+
+
+class TokenizerConfig(Config):
+    """All that is needed to build a tokenizer again; it rides in the header of its file."""
+
+    image_size: Size
+    image_channels: Literal[1, 3]
+    network: NetworkConfig
+    bottleneck: BottleneckConfig
+
+
+class TokenShape(NamedTuple):
+    """Latent grid (h, w), codes per position K, codebook size V."""
+
+    h: int
+    w: int
+    K: int
+    V: int
+
+    @property
+    def length(self) -> int:
+        """L, the tokens of one image."""
+        return self.h * self.w * self.K
+
+
+class Tokenizer(nn.Module):
+    """Encoder, bottleneck and decoder. `processes`: how many of them train it together (see build_bottleneck)."""
+
+    def __init__(self, config: TokenizerConfig, processes: int = 1) -> None:
+        super().__init__()
+        check_image_size(config.image_size, config.network.factor)
+        self.config = config
+        self.encoder, self.decoder = build_network(config.network, config.image_channels)
+        self.bottleneck = build_bottleneck(config.bottleneck, config.network.latent_channels, processes)
+
+    @property
+    def shape(self) -> TokenShape:
+        """Grid, depth and codebook size of the codes.
+
+        Raises:
+            ConfigError: the bottleneck is continuous.
+        """
+        if self.bottleneck.depth == 0:
+            raise ConfigError(
+                f"a tokenizer with bottleneck.kind {self.config.bottleneck.kind!r} has a continuous latent and no codes, "
+                "so there can be no prior over them; train one with a quantizer, e.g. --bottleneck.kind vq"
+            )
+        (height, width), factor = self.config.image_size, self.config.network.factor
+        return TokenShape(height // factor, width // factor, self.bottleneck.depth, self.bottleneck.codebook_size)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Bottlenecked]:
+        """x (B, C, H, W) in [-1, 1] -> its reconstruction, of the same shape and not clamped, and the bottleneck's output."""
+        bottlenecked = self.encode(x)
+        return self.decode(bottlenecked.z_q), bottlenecked
+
+    def encode(self, x: Tensor) -> Bottlenecked:
+        """x (B, C, H, W) -> z_q (B, D, h, w), codes (B, h, w, K) and the bottleneck's loss."""
+        bottlenecked: Bottlenecked = self.bottleneck(self.encoder(x))  # z (B, D, h, w)
+        return bottlenecked
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """z_q (B, D, h, w) -> image (B, C, H, W)."""
+        image: Tensor = self.decoder(z_q)
+        return image
+
+    def encode_codes(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> codes (B, h, w, K) int64."""
+        codes = self.encode(x).codes
+        if codes is None:
+            _ = self.shape  # raises, and says why
+        assert codes is not None
+        return codes
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """codes (B, h, w, K) int64 -> image (B, C, H, W).
+
+        Raises:
+            ValueError: a code outside 0..V-1. (Indexing would wrap a negative one silently.)
+        """
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.shape.V:
+            raise ValueError(f"codes must lie in 0..{self.shape.V - 1}, got {int(codes.min())}..{int(codes.max())}")
+        return self.decode(self.bottleneck.vectors(codes))
+
+
+def check_image_size(size: tuple[int, int], factor: int) -> None:
+    """Raises ConfigError, naming the nearest sizes that fit, unless both sides are divisible by the factor."""
+    if size[0] % factor == 0 and size[1] % factor == 0:
+        return
+    below = [max(factor, side // factor * factor) for side in size]
+    above = [-(-side // factor) * factor for side in size]
+    raise ConfigError(
+        f"data.image_size {size[0]}x{size[1]} is not divisible by the tokenizer's factor {factor} "
+        f"(2 ** (number of network.multipliers - 1)); the nearest sizes are {below[0]}x{below[1]} and {above[0]}x{above[1]}"
+    )
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """A hash of the config and of every weight, equal exactly where the codes of every image are meant to be equal."""
+    digest = hashlib.sha256(tokenizer.config.model_dump_json().encode())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A frozen tokenizer from disk: in eval mode, without gradients."""
+
+    tokenizer: Tokenizer
+    path: Path
+    fingerprint: str
+    data: Tree
+    """The data config with which it was trained."""
+    step: int
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Load `tokenizer.safetensors`, given as the file or as the folder that holds it.
+
+        Raises:
+            ConfigError: there is nothing at this path.
+            BadFileError: the file is damaged, or is not a tokenizer.
+        """
+        file = resolve(path, TOKENIZER_FILE, "--tokenizer")
+        tensors, header = read_weights(file, kind="tokenizer")
+        config = config_from_json(TokenizerConfig, header.get("config"), str(file))
+        tokenizer = Tokenizer(config)
+        load_strict(tokenizer, tensors, str(file))
+        tokenizer.requires_grad_(False).eval().to(device)
+        data = config_tree(header.get("data"), str(file))
+        return cls(tokenizer, file, fingerprint(tokenizer), data, int(header.get("step", 0)))
+
+
+def config_tree(text: str | None, source: str) -> Tree:
+    """A JSON object from a header, without knowing its class.
+
+    Raises:
+        BadFileError: it is missing or is not an object.
+    """
+    try:
+        tree = json.loads(text or "")
+    except json.JSONDecodeError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise BadFileError(f"{source}: its header does not say which data it was made from")
+    return tree
+
+
+def resolve(path: str | Path, name: str, option: str) -> Path:
+    """The file itself, or the file `name` in the folder.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path = Path(path)
+    file = path / name if path.is_dir() else path
+    if not file.is_file():
+        hint = f"the folder holds no {name}" if path.is_dir() else "there is no such file or folder"
+        raise ConfigError(f"{option} {path}: {hint}")
+    return file

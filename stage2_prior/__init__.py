@@ -1,0 +1,4 @@
+"""Stage two: a prior over the codes of a frozen tokenizer. The letters in shapes are those of `stage1_tokenizer`.
+
+Reading order: train.py (the loop), prior.py (what a prior is), gpt.py, tokens.py.
+"""

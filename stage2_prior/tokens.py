@@ -1,0 +1,168 @@
+"""A data set as codes on disk, extracted once by the frozen tokenizer.
+
+    tokens/train-00000-of-00002.safetensors   codes (n, views, h, w, K) int32, labels (n,) int32 of images start..stop-1
+
+Each process extracts and writes the shard of its own share of the images, so every image is extracted exactly once
+at any number of processes. A shard's header says what it was made from; shards are used again only if all of it is
+what is wanted now.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.data import DataConfig, build_pictures
+from stage1_tokenizer.data.order import Places, share
+from stage1_tokenizer.data.pictures import Pictures, Split, normalise
+from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.tokenizer import LoadedTokenizer
+
+Provenance = dict[str, Any]
+
+
+class TokenSet(NamedTuple):
+    """The codes of a split."""
+
+    codes: Tensor
+    """(N, views, h, w, K) int32; view 0 is the plain one, the others are augmented."""
+    labels: Tensor
+    """(N,) int32."""
+    classes: tuple[str, ...]
+
+    def batch(self, places: Places) -> tuple[Tensor, Tensor]:
+        """Codes (B, h, w, K) and labels (B,), both int64, of the images at (indices, epochs); each epoch takes the next view."""
+        indices, epochs = (torch.from_numpy(part) for part in places)
+        return self.codes[indices, epochs % self.codes.shape[1]].long(), self.labels[indices].long()
+
+
+def load_or_extract(
+    accelerator: Accelerator, tokenizer: LoadedTokenizer, data: DataConfig, split: Split, views: int, seed: int, folder: Path
+) -> TokenSet:
+    """The tokens of a split: from `folder` if they are there and were made from just this, else extracted into it."""
+    check_fits(tokenizer, data)
+    provenance = _provenance(tokenizer, data, split, views, seed)
+    accelerator.wait_for_everyone()
+    found = _read(folder, split, provenance, lambda message: accelerator.print(message))
+    # All processes must agree before one of them starts to delete.
+    if int(accelerator.reduce(torch.tensor(int(found is not None), device=accelerator.device), "sum")) == accelerator.num_processes:
+        assert found is not None
+        return found
+    pictures = build_pictures(data, split, seed)
+    if pictures.channels != tokenizer.tokenizer.config.image_channels:
+        raise ConfigError(
+            f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was trained on "
+            f"{tokenizer.tokenizer.config.image_channels}"
+        )
+    accelerator.print(f"extracting the codes of {len(pictures)} {split} images")
+    if accelerator.is_main_process:
+        for old in folder.glob(f"{split}-*.safetensors"):
+            old.unlink()
+    accelerator.wait_for_everyone()
+    _extract(accelerator, tokenizer, pictures, views, provenance, folder / split)
+    accelerator.wait_for_everyone()
+    tokens = _read(folder, split, provenance, lambda message: accelerator.print(message))
+    if tokens is None:
+        raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; is the disk sound?")
+    return tokens
+
+
+def check_fits(tokenizer: LoadedTokenizer, data: DataConfig) -> None:
+    """Raises ConfigError unless images of this data set have the size that the tokenizer was trained on, and it has codes."""
+    _ = tokenizer.tokenizer.shape  # raises where the bottleneck is continuous
+    wanted = tokenizer.tokenizer.config.image_size
+    if data.image_size != wanted:
+        raise ConfigError(
+            f"data.image_size is {data.image_size[0]}x{data.image_size[1]}, but the tokenizer {tokenizer.path} was trained on "
+            f"{wanted[0]}x{wanted[1]}; give --data.image_size {wanted[0]},{wanted[1]}"
+        )
+
+
+def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
+    """The same tokens with the labels of another class map, matched by name.
+
+    Raises:
+        ConfigError: an image has a class that the map does not know.
+    """
+    if tokens.classes == classes:
+        return tokens
+    unknown = [name for name in tokens.classes if name not in classes]
+    if unknown:
+        raise ConfigError(f"the data has classes that the run does not know: {', '.join(unknown)}; it knows {', '.join(classes)}")
+    mapping = torch.tensor([classes.index(name) for name in tokens.classes], dtype=torch.int32)
+    return TokenSet(tokens.codes, mapping[tokens.labels.long()], classes)
+
+
+def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, views: int, seed: int) -> Provenance:
+    tree = data.tree()
+    return {
+        "kind": "tokens",
+        "tokenizer": tokenizer.fingerprint,
+        "shape": list(tokenizer.tokenizer.shape),
+        "split": split,
+        "views": views,
+        "seed": seed if views > 1 else None,
+        "data": {key: value for key, value in tree.items() if key not in ("cache", "workers", "download")},
+    }
+
+
+@torch.inference_mode()
+def _extract(
+    accelerator: Accelerator, tokenizer: LoadedTokenizer, pictures: Pictures, views: int, provenance: Provenance, stem: Path
+) -> None:
+    """Write this process's shard."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
+    codes, labels = [], []
+    for indices in np.array_split(mine, max(1, -(-len(mine) // 128))):
+        per_view = []
+        for view in range(views):
+            pixels, batch_labels = pictures.batch(indices, None if view == 0 else np.full_like(indices, view))
+            per_view.append(tokenizer.tokenizer.encode_codes(normalise(pixels.to(accelerator.device))).int().cpu())
+        codes.append(torch.stack(per_view, dim=1))  # (b, views, h, w, K)
+        labels.append(batch_labels.int())
+    header = {
+        "provenance": json.dumps(provenance, sort_keys=True),
+        "classes": json.dumps(pictures.classes),
+        "start": str(mine[0] if len(mine) else 0),
+        "total": str(len(pictures)),
+    }
+    data = serialise({"codes": torch.cat(codes).contiguous(), "labels": torch.cat(labels)}, header)
+    write_file(stem.with_name(f"{stem.name}-{rank:05d}-of-{processes:05d}.safetensors"), data)
+
+
+def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str], object]) -> TokenSet | None:
+    """The tokens in a folder, or None where there are none, or not all, or not of this provenance."""
+    paths = sorted(folder.glob(f"{split}-*.safetensors"))
+    codes, labels, classes, total = [], [], "[]", 0
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("provenance") != json.dumps(provenance, sort_keys=True):
+                    say(f"{path}: was made from another tokenizer, data set or setting; it is made anew")
+                    return None
+                if int(header["start"]) != sum(len(part) for part in labels):
+                    return None
+                codes.append(file.get_tensor("codes"))
+                labels.append(file.get_tensor("labels"))
+                classes, total = header["classes"], int(header["total"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            say(f"{path}: cannot be read ({error}); it is made anew")
+            return None
+    if not paths or sum(len(part) for part in labels) != total:
+        return None
+    tokens = TokenSet(torch.cat(codes), torch.cat(labels), tuple(json.loads(classes)))
+    size = provenance["shape"][3]
+    if tokens.codes.min() < 0 or tokens.codes.max() >= size:
+        say(f"{folder}: holds codes outside 0..{size - 1}; it is made anew")
+        return None
+    return tokens

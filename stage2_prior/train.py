@@ -1,0 +1,200 @@
+"""Stage two: train a prior over a tokenizer's codes.   python stage2_prior/train.py --tokenizer runs/stage1/NAME
+
+    tokens (extracted once) -> prior -> cross entropy -> step -> log -> validate -> sample -> save
+
+Writes runs/stage2/NAME/prior.safetensors with the tokenizer beside it. The same command again continues where it stopped.
+"""
+
+import math
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from einops import rearrange
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
+from torch import Tensor
+
+from stage1_tokenizer.checkpoint import write_weights
+from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.order import BatchOrder, share
+from stage1_tokenizer.errors import run_command
+from stage1_tokenizer.metrics import CodeUse
+from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from stage1_tokenizer.run import Run, check_batch_size, start_accelerator
+from stage1_tokenizer.seeds import derive_seed, uniforms
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from stage2_prior.gpt import Gpt, GptConfig
+from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, generate, parameters_of
+from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, relabel
+
+
+class TrainPriorConfig(CommandConfig):
+    """Train a prior over the codes of a tokenizer. The defaults are the quickstart's."""
+
+    tokenizer: str
+    """A stage-one run's folder, or its tokenizer.safetensors."""
+    out: str | None = None
+    """The run's folder; default: runs/stage2/ and the name of the config file, or TOKENIZER_PRIOR."""
+    seed: int = 0
+    """Everything random in the run follows from it."""
+    steps: PositiveInt = 1500
+    """Optimizer steps."""
+    batch_size: PositiveInt = 64
+    """Images per optimizer step, over all processes and micro-batches."""
+    accumulation: PositiveInt = 1
+    """Micro-batches per optimizer step."""
+    data: DataConfig | None = None
+    """The data set whose codes are modelled; null: that of the tokenizer."""
+    views: PositiveInt = 1
+    """Views of each training image to extract: the plain one, and views - 1 augmented ones; epochs take them in turn."""
+    prior: PriorConfig = GptConfig()
+    optim: OptimConfig = OptimConfig(lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    log_every: PositiveInt = 20
+    """Steps between log entries."""
+    validate_every: PositiveInt = 250
+    """Steps between validations on the whole validation split; also at the end."""
+    save_every: PositiveInt = 250
+    """Steps between saved states; also at the end."""
+    keep: PositiveInt = 2
+    """Saved states to keep."""
+    samples: NonNegativeInt = 20
+    """Images to sample at each validation; 0: none."""
+
+    @property
+    def folder(self) -> Path:
+        source = Path(self.tokenizer)
+        name = Path(self.config).stem if self.config else f"{(source.parent if source.suffix else source).name}_{self.prior.kind}"
+        return Path(self.out) if self.out else Path("runs/stage2") / name
+
+
+def main() -> None:
+    config = parse_command_line(TrainPriorConfig)
+    accelerator = start_accelerator()
+    processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
+    check_batch_size(config.batch_size, config.accumulation, processes)
+
+    tokenizer = LoadedTokenizer.load(config.tokenizer, device)
+    data: DataConfig = config.data or TypeAdapter(DataConfig).validate_python(tokenizer.data)
+    check_fits(tokenizer, data)
+    shape = tokenizer.tokenizer.shape
+    run = Run(config.folder, {**config.tree(), "tokenizer": tokenizer.fingerprint}, config.steps, accelerator)
+    tokens = [
+        load_or_extract(accelerator, tokenizer, data, split, views, config.seed, run.folder / "tokens")
+        for split, views in (("train", config.views), ("validation", 1))
+    ]
+    classes = tokens[0].classes
+    train_set, validation_set = (relabel(part, classes) for part in tokens)
+
+    torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
+    prior = build_prior(config.prior, shape, len(classes)).to(device)
+    ema = Ema(prior, config.optim.ema_decay)
+    optimizer = build_optimizer(prior, config.optim)
+    parts = {"prior": prior, "ema": ema.module, "optimizer": optimizer}
+    model, optimizer = accelerator.prepare(prior, optimizer)
+    first, _ = run.resume(parts)
+    if accelerator.is_main_process:
+        shutil.copyfile(tokenizer.path, run.folder / TOKENIZER_FILE)
+    order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
+    header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
+    accelerator.print(f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}")
+
+    for step in range(first, config.steps):
+        torch.manual_seed(derive_seed(config.seed, "model", step, rank))
+        set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
+        model.train()
+        places = order.places(step)
+        codes, labels = (part.to(device) for part in train_set.batch(places))  # (B, h, w, K), (B,)
+        withheld = uniforms(config.seed, "label", places[1], places[0], 1)[:, 0] < config.prior.label_dropout
+        labels = labels.masked_fill(torch.from_numpy(withheld).to(device), prior.null_label)
+
+        losses = []
+        micro_batches = list(zip(codes.chunk(config.accumulation), labels.chunk(config.accumulation), strict=True))
+        for number, (codes_part, labels_part) in enumerate(micro_batches, start=1):
+            with nullcontext() if number == config.accumulation else accelerator.no_sync(model):
+                loss = token_loss(model(codes_part, labels_part), codes_part)
+                accelerator.backward(loss / config.accumulation)
+            losses.append(loss.detach())
+        gradient_norm = accelerator.clip_grad_norm_(prior.parameters(), config.optim.clip or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(prior, step)
+
+        run.advance(config.batch_size)
+        done, last = step + 1, step + 1 == config.steps
+        if done % config.log_every == 0 or last:
+            nats = float(torch.stack(losses).mean())
+            values = {"train/nats_per_token": nats, "train/bits_per_token": nats / math.log(2)}
+            run.check_finite(done, values)
+            values |= {
+                "train/gradient_norm": float(gradient_norm),
+                "train/lr": optimizer.param_groups[0]["lr"],
+                "train/images_per_second": run.images_per_second,
+            }
+            run.log(done, values, show=("train/bits_per_token", "train/images_per_second"))
+        if done % config.validate_every == 0 or last:
+            figures = validate(accelerator, ema.module, validation_set, config, tokenizer)
+            run.log(done, figures)
+            run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            if config.samples and accelerator.is_main_process:
+                run.pictures(done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10)
+        if done % config.save_every == 0 or last:
+            run.save(done, parts, {}, config.keep)
+            if accelerator.is_main_process:
+                described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
+                write_weights(run.folder / PRIOR_FILE, ema.module, "prior", described)
+
+    run.finish()
+    accelerator.print(f"prior: {run.folder / PRIOR_FILE}")
+    accelerator.print(f"next: python sampling/generate.py -n 64 --prior {run.folder}")
+
+
+def token_loss(logits: Tensor, codes: Tensor) -> Tensor:
+    """Mean cross entropy () in nats over all L tokens, the first included: logits (B, L, V), codes (B, h, w, K)."""
+    return F.cross_entropy(logits.float().flatten(0, 1), rearrange(codes, "B h w K -> (B h w K)"))
+
+
+@torch.inference_mode()
+def validate(
+    accelerator: Accelerator, prior: Gpt, split: TokenSet, config: TrainPriorConfig, tokenizer: LoadedTokenizer
+) -> dict[str, float]:
+    """Cross entropy over the whole split, each image once over all processes, with its class given."""
+    device, shape = accelerator.device, prior.shape
+    mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    use = CodeUse(shape.V, device)
+    for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
+        codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
+        with accelerator.autocast():
+            logits = prior(codes, labels)
+        total += token_loss(logits, codes).double() * len(labels)
+        use.add(codes)
+    nats = float(accelerator.reduce(total, "sum")) / len(split.labels)
+    use.counts = accelerator.reduce(use.counts, "sum")
+    height, width = tokenizer.tokenizer.config.image_size
+    values = tokenizer.tokenizer.config.image_channels * height * width
+    return {
+        "validation/nats_per_token": nats,
+        "validation/bits_per_token": nats / math.log(2),
+        # The entropy of the tokens' frequencies is what a prior that ignores all context would need.
+        "validation/unigram_bits_per_token": use.entropy_bits,
+        # The length of the codes, per colour value of the image: not the likelihood of its pixels.
+        "validation/code_bits_per_dim": nats / math.log(2) * shape.length / values,
+    }
+
+
+def sample(prior: Gpt, tokenizer: LoadedTokenizer, n: int, seed: int, device: torch.device) -> Tensor:
+    """n images (n, C, H, W) in [-1, 1] from the unfiltered prior, the classes in turn; the same noise at every step."""
+    indices = np.arange(n, dtype=np.int64)
+    noise = uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)
+    labels = torch.from_numpy(indices % max(1, prior.classes)).to(device)
+    with torch.inference_mode():
+        return tokenizer.tokenizer.decode_codes(generate(prior, labels, torch.from_numpy(noise).to(device)))
+
+
+if __name__ == "__main__":
+    run_command(main)
