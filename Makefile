@@ -20,7 +20,7 @@ install: .venv/.installed ## make .venv and install requirements.lock and this p
 
 quickstart: install ## train a tokenizer and a prior on drawn shapes, and make 64 images
 	$(BIN)/accelerate launch stage1_tokenizer/train.py
-	$(BIN)/python stage2_prior/train.py --tokenizer runs/stage1/shapes_vqvae
+	$(BIN)/python stage2_prior/train.py --tokenizer runs/stage1/shapes_vq
 	$(BIN)/python sampling/generate.py -n 64
 	$(BIN)/python sampling/summary.py
 

@@ -34,15 +34,24 @@ class Classifier(nn.Sequential):
 
     def __init__(self, channels: int, classes: int, width: int = 32) -> None:
         layers: list[nn.Module] = []
-        for c_in, c_out, stride in ((channels, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 2)):
-            layers += [nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+        for c_in, c_out, stride in (
+            (channels, width, 1),
+            (width, 2 * width, 2),
+            (2 * width, 4 * width, 2),
+            (4 * width, 4 * width, 2),
+        ):
+            layers += [
+                nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(c_out),
+                nn.ReLU(),
+            ]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, classes))
 
 
 def train_classifier(pictures: Pictures, steps: int, seed: int, device: torch.device) -> Classifier:
     """A classifier of a labelled training split, in eval mode."""
     torch.manual_seed(derive_seed(seed, "classifier"))
-    classifier = Classifier(pictures.channels, len(pictures.classes)).to(device, memory_format=torch.channels_last).train()
+    classifier = Classifier(pictures.channels, len(pictures.classes)).to(device).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
     order = BatchOrder(len(pictures), BATCH, seed)
     for step in range(steps):
@@ -51,7 +60,7 @@ def train_classifier(pictures: Pictures, steps: int, seed: int, device: torch.de
         pixels, labels = pictures.batch(*order.places(step))
         loss = F.cross_entropy(classifier(normalise(pixels.to(device))), labels.to(device))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return classifier.eval()
 
@@ -61,7 +70,7 @@ def share_right(classifier: Classifier, pixels: Tensor, labels: Tensor) -> float
     """Share of the pictures (n, C, H, W) uint8 that are classified as their labels (n,) say."""
     right = [
         (classifier(normalise(part)).argmax(dim=1) == wanted).float().sum()
-        for part, wanted in zip(pixels.split(BATCH), labels.split(BATCH), strict=True)
+        for part, wanted in zip(torch.split(pixels, BATCH), torch.split(labels, BATCH), strict=True)
     ]
     return float(torch.stack(right).sum() / len(labels))
 
@@ -69,9 +78,12 @@ def share_right(classifier: Classifier, pixels: Tensor, labels: Tensor) -> float
 def agreement(
     train: Pictures, validation: Pictures, samples: NDArray[np.uint8], labels: NDArray[np.int64], steps: int, seed: int
 ) -> Agreement:
-    """Train on one split, judge the other, then samples (n, H, W, C) uint8 with the labels (n,) that they were asked for with."""
+    """Train on one split, then judge the other and samples (n, H, W, C) uint8, whose labels (n,) were asked for."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = train_classifier(train, steps, seed, device)
-    known = [share_right(classifier, x.to(device), y.to(device)) * len(y) for x, y in validation_batches(validation, BATCH, 0, 1)]
+    known = [
+        share_right(classifier, x.to(device), y.to(device)) * len(y)
+        for x, y in validation_batches(validation, BATCH, 0, 1)
+    ]
     asked = torch.from_numpy(samples).permute(0, 3, 1, 2).to(device), torch.from_numpy(labels).to(device)
     return Agreement(sum(known) / len(validation), share_right(classifier, *asked))

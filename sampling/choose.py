@@ -47,7 +47,10 @@ def keep_top_k(logits: Tensor, k: int | None) -> Tensor:
 
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
-    """probabilities (B, V) with all but the smallest set of the likeliest tokens that reaches p set to 0 (Holtzman et al. 2020)."""
+    """probabilities (B, V) with 0 for all but the smallest set of the likeliest tokens whose sum reaches p.
+
+    Nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), equation 3.
+    """
     if p >= 1.0:
         return probabilities
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)

@@ -21,8 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sampling.choose import ChooseConfig, choose
-from stage1_tokenizer.config import CommandConfig
-from stage1_tokenizer.config import parse_command_line
+from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.errors import ConfigError, run_command
@@ -65,11 +64,13 @@ def main() -> None:
     accelerator.print(f"sampling {config.n} pictures from {prior.path} (step {prior.step}) to {out}")
 
     mine = np.asarray(share(config.n, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
-    bar = tqdm(total=len(mine) * prior.model.shape.length, unit="token", disable=None if accelerator.is_main_process else True)
+    bar = tqdm(
+        total=len(mine) * prior.model.shape.length, unit="token", disable=None if accelerator.is_main_process else True
+    )
     for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
         if not len(indices):
             continue
-        pictures = sample(prior, indices, config, label, accelerator.device, progress=lambda _, k=len(indices): bar.update(k))
+        pictures = sample(prior, indices, config, label, accelerator.device, progress=bar.update)
         for index, picture in zip(indices, pictures, strict=True):
             save_png(out / f"{index:06d}.png", picture)
         bar.set_postfix_str(f"{len(indices)} pictures decoded", refresh=False)
@@ -172,13 +173,17 @@ def finish(config: GenerateConfig, prior: LoadedPrior, label: int | None, out: P
     """Write the grid, the .npz and what they were made with."""
     channels = prior.tokenizer.tokenizer.config.image_channels
     files = [out / f"{index:06d}.png" for index in range(config.n)]
-    pictures = np.stack([np.asarray(Image.open(file)).reshape(*prior.tokenizer.tokenizer.config.image_size, channels) for file in files])
+    pictures = np.stack(
+        [np.asarray(Image.open(file)).reshape(*prior.tokenizer.tokenizer.config.image_size, channels) for file in files]
+    )
     save_png(out / "grid.png", grid_of(pictures))
     labels = labels_of(np.arange(config.n), label, len(prior.classes))
     np.savez_compressed(out / "samples.npz", arr_0=pictures, labels=labels)
     settings: dict[str, Any] = {**config.tree(), "prior": str(prior.path), "step": prior.step, "classes": prior.classes}
     (out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    print(f"{config.n} pictures in {seconds:.1f} s ({config.n / max(seconds, 1e-9):.1f} pictures/s): {out / 'grid.png'}")
+    print(
+        f"{config.n} pictures in {seconds:.1f} s ({config.n / max(seconds, 1e-9):.1f} pictures/s): {out / 'grid.png'}"
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ class Figure(NamedTuple):
 
 def main() -> None:
     config = parse_command_line(SummaryConfig)
-    prior = LoadedPrior.load(config.prior or newest_run(Path("runs/stage2")), "cuda" if torch.cuda.is_available() else "cpu")
+    prior = LoadedPrior.load(
+        config.prior or newest_run(Path("runs/stage2")), "cuda" if torch.cuda.is_available() else "cpu"
+    )
     run = prior.path.parent
     lines = tokenizer_figures(tokenizer_run(config, prior)) + prior_figures(run)
     if config.samples and prior.classes:
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def last_figures(run: Path, needed: str) -> dict[str, float]:
-    """The newest entry of a run's metrics.jsonl that has a scalar of this name. Raises ConfigError where there is none."""
+    """The newest entry of a run's metrics.jsonl with a scalar of this name. Raises ConfigError where there is none."""
     log = run / "metrics.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     entries = [entry for entry in map(json.loads, lines) if needed in entry]
@@ -105,17 +107,24 @@ def prior_figures(run: Path) -> list[Figure]:
 
 def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
     data: DataConfig = TypeAdapter(DataConfig).validate_python(prior.data)
-    splits = [build_pictures(data, split, config.seed) for split in ("train", "validation")]
+    train, validation = (build_pictures(data, "train", config.seed), build_pictures(data, "validation", config.seed))
     indices = np.arange(config.samples, dtype=np.int64)
     device = next(prior.model.parameters()).device
     settings = GenerateConfig(seed=config.seed)
     pictures = np.concatenate(
         [sample(prior, part, settings, None, device) for part in np.array_split(indices, max(1, len(indices) // 100))]
     )
-    found = agreement(*splits, pictures, labels_of(indices, None, len(prior.classes)), config.classifier_steps, config.seed)
+    found = agreement(
+        train, validation, pictures, labels_of(indices, None, len(prior.classes)), config.classifier_steps, config.seed
+    )
     return [
         Figure("classifier, right on held-out images", f"{found.held_out:.1%}", "95 %", found.held_out >= 0.95),
-        Figure(f"classifier, {config.samples} samples of the class asked for", f"{found.samples:.1%}", "70 %", found.samples >= 0.7),
+        Figure(
+            f"classifier, {config.samples} samples of the class asked for",
+            f"{found.samples:.1%}",
+            "70 %",
+            found.samples >= 0.7,
+        ),
     ]
 
 

@@ -64,7 +64,9 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise BadFileError(f"{path}: is damaged or is not a safetensors file ({error}); only safetensors are loaded") from None
+        raise BadFileError(
+            f"{path}: is damaged or is not a safetensors file ({error}); only safetensors are loaded"
+        ) from None
     found = header.get("kind")
     if found != kind:
         what = f"a {found}" if found else "a safetensors file that Tessera did not write"

@@ -62,8 +62,8 @@ def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        given: Tree = CliSettingsSource(  # type: ignore[arg-type]
-            cls,
+        given: Tree = CliSettingsSource(
+            cls,  # type: ignore[arg-type]  # any model will do, as its documentation says
             cli_parse_args=argv,
             cli_exit_on_error=False,
             cli_avoid_json=True,
@@ -94,7 +94,9 @@ def read_yaml(path: str | Path) -> Tree:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"--config {path}: holds a {type(tree).__name__}, but a config is a mapping of keys to values")
+        raise ConfigError(
+            f"--config {path}: holds a {type(tree).__name__}, but a config is a mapping of keys to values"
+        )
     return tree
 
 
@@ -107,7 +109,11 @@ def merge(base: Tree, change: Mapping[str, Any]) -> Tree:
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
+        if (
+            isinstance(old, dict)
+            and isinstance(value, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        ):
             merged[key] = merge(old, value)
         else:
             merged[key] = value
@@ -151,7 +157,9 @@ Size = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
 def _defaults(cls: type[Config]) -> Tree:
     """The defaults of every field that has one, as a tree."""
     fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
-    return cls.model_construct(**{name: field.get_default(call_default_factory=True) for name, field in fields.items()}).tree()
+    return cls.model_construct(
+        **{name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    ).tree()
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -220,4 +228,7 @@ def _explain_flags(cls: type[BaseModel], message: str) -> str:
         return head.removeprefix("error parsing CLI: ")
     flags = [word.lstrip("-").split("=")[0] for word in rest.split() if word.startswith("--")] or [rest.split()[0]]
     known = set(_keys(cls))
-    return "\n  ".join(f"--{flag}: there is no such option{_nearest(flag, known)}" for flag in flags) + "\n  (-h lists all options)"
+    return (
+        "\n  ".join(f"--{flag}: there is no such option{_nearest(flag, known)}" for flag in flags)
+        + "\n  (-h lists all options)"
+    )

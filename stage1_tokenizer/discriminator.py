@@ -33,7 +33,9 @@ class PatchDiscriminator(nn.Module):
         for layer in range(1, config.layers + 1):
             norm = nn.BatchNorm2d if config.norm == "batch" else normalisation
             layers += [
-                nn.Conv2d(widths[layer - 1], widths[layer], 4, stride=2 if layer < config.layers else 1, padding=1, bias=False),
+                nn.Conv2d(
+                    widths[layer - 1], widths[layer], 4, stride=2 if layer < config.layers else 1, padding=1, bias=False
+                ),
                 norm(widths[layer]),
                 nn.LeakyReLU(0.2),
             ]
@@ -44,5 +46,5 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """Each (B, C, H, W) -> logits (B, 1, h', w'). Batches go through one by one, so that no norm mixes real and fake."""
+        """Each (B, C, H, W) -> logits (B, 1, h', w'). One by one, so that no norm mixes real and fake."""
         return tuple(self.layers(images) for images in batches)

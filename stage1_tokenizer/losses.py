@@ -38,7 +38,7 @@ class AdversarialConfig(Config):
     weight: NonNegativeFloat = 0.0
     """Weight of the adversarial term (multiplied by the adaptive lambda); 0: there is no discriminator."""
     start: NonNegativeInt = 0
-    """Optimizer steps of the generator before the discriminator starts; neither it nor lambda is computed until then."""
+    """Optimizer steps of the generator before the discriminator starts; neither it nor lambda is computed before."""
     loss: Literal["hinge", "vanilla"] = "hinge"
     """`hinge`, or the original GAN's cross entropy (`vanilla`)."""
     adaptive: bool = True
@@ -61,7 +61,11 @@ class DiscriminatorLoss(NamedTuple):
 
 
 def reconstruction_loss(
-    x: Tensor, x_hat: Tensor, pixel: PixelConfig, perceptual: Callable[[Tensor, Tensor], Tensor] | None, perceptual_weight: float
+    x: Tensor,
+    x_hat: Tensor,
+    pixel: PixelConfig,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None,
+    perceptual_weight: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """x, x_hat (B, C, H, W) -> weighted sum () of the pixel and perceptual terms, and the terms before weighting."""
     l1, l2 = F.l1_loss(x_hat, x), F.mse_loss(x_hat, x)

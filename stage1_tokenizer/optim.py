@@ -1,7 +1,8 @@
-"""How weights are updated: AdamW, a cosine schedule with warm-up as a function of the step, and a running mean of the weights."""
+"""How weights are updated: AdamW, a schedule that is a function of the step, and a running mean of the weights."""
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -26,7 +27,7 @@ class OptimConfig(Config):
     clip: NonNegativeFloat = 1.0
     """Largest norm of the gradient; 0: no clipping."""
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    """Decay of the running mean of the weights, which is what is validated, saved and used; 0: the weights themselves."""
+    """Decay of the running mean of the weights, which is what is validated and saved; 0: the weights themselves."""
 
 
 def learning_rate(config: OptimConfig, peak: float, step: int, steps: int) -> float:
@@ -43,14 +44,18 @@ def learning_rate(config: OptimConfig, peak: float, step: int, steps: int) -> fl
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW in its fused form. Weight decay applies to the weights of linear and convolution layers alone."""
     kernels = {
-        id(layer.weight) for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)) and config.weight_decay > 0
+        id(layer.weight)
+        for layer in module.modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and config.weight_decay > 0
     }
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if id(p) in kernels], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if id(p) not in kernels], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -58,20 +63,23 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-class Ema:
-    """A copy of a module whose parameters are the running mean of the module's, and whose buffers are the module's own."""
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+
+class Ema(Generic[ModuleT]):
+    """A copy of a module: its parameters are the running mean of the module's, its buffers the module's own."""
+
+    def __init__(self, module: ModuleT, decay: float) -> None:
+        self.module: ModuleT = copy.deepcopy(module).requires_grad_(False).eval()
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, module: ModuleT, step: int) -> None:
         """To be called after optimizer step `step`, counted from 0."""
         # Early on the mean forgets faster, or it would be made of the initial weights for 1 / (1 - decay) steps.
         decay = min(self._decay, (1 + step) / (10 + step)) if self._decay else 0.0
-        means, weights = list(self.module.parameters()), list(module.parameters())
-        torch._foreach_lerp_(means, [weight.detach() for weight in weights], 1.0 - decay)
+        means = [mean.detach() for mean in self.module.parameters()]
+        torch._foreach_lerp_(means, [weight.detach() for weight in module.parameters()], 1.0 - decay)
         # An EMA codebook, its counts and whether it was initialised are buffers: a mean of them would be none of them.
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)

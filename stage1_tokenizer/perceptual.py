@@ -37,7 +37,7 @@ class Perceptual(nn.Module):
     """Frozen LPIPS. Holds no state of the run: it is in no checkpoint and in no optimizer."""
 
     def __init__(self, config: PerceptualConfig, image_size: tuple[int, int]) -> None:
-        """Raises ConfigError or BadFileError where the images are too small or the weights cannot be had or do not fit."""
+        """Raises ConfigError or BadFileError: images too small, or weights that are missing or do not fit."""
         super().__init__()
         if min(image_size) < SMALLEST[config.net]:
             raise ConfigError(
@@ -75,10 +75,14 @@ class Perceptual(nn.Module):
             given = load_file(path)
         except SafetensorError as error:
             raise BadFileError(f"perceptual.weights {path}: is not a safetensors file ({error})") from None
-        # lpips groups torchvision's `features` into slices and keeps their numbers: slice2.5.weight is features.5.weight.
+        # lpips groups torchvision's `features` into slices, with their numbers: slice2.5.weight is features.5.weight.
         backbone: dict[str, Tensor] = self.lpips.net.state_dict()
         wanted = {name: "features." + name.split(".", 1)[1] for name in backbone}
         wrong = [key for name, key in wanted.items() if key not in given or given[key].shape != backbone[name].shape]
         if wrong:
-            raise BadFileError(f"perceptual.weights {path}: is not {type(self.lpips.net).__name__}: no fitting {wrong[0]}")
-        self.lpips.net.load_state_dict({name: given[key].to(torch.float32) for name, key in wanted.items()}, strict=True)
+            raise BadFileError(
+                f"perceptual.weights {path}: is not {type(self.lpips.net).__name__}: no fitting {wrong[0]}"
+            )
+        self.lpips.net.load_state_dict(
+            {name: given[key].to(torch.float32) for name, key in wanted.items()}, strict=True
+        )

@@ -1,4 +1,4 @@
-"""What every training run has around its loop: processes, a folder, a log, a progress bar, and the way back after a stop."""
+"""What a training run has around its loop: processes, a folder, a log, a progress bar, and how it resumes."""
 
 import json
 import math
@@ -104,7 +104,7 @@ class Run:
         self._began = time.monotonic()
 
     def resume(self, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
-        """Load the newest whole state into the parts. Returns the steps done (0 for a new run) and the saved scalars."""
+        """Load the newest whole state into the parts. Returns the steps done (0: a new run) and the saved scalars."""
         self._accelerator.wait_for_everyone()
         newest = newest_state(self.folder / "state", warn=self._accelerator.print)
         step, scalars = (0, {}) if newest is None else load_state(newest, parts)
@@ -113,7 +113,9 @@ class Run:
         if self._main:
             self._forget_after(step)
             self._writer = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
-            self._bar = tqdm(total=self._steps, initial=step, desc=self.folder.name, unit="step", disable=None, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=self._steps, initial=step, desc=self.folder.name, unit="step", disable=None, dynamic_ncols=True
+            )
         self._began, self._seen = time.monotonic(), 0
         return step, scalars
 
@@ -144,7 +146,9 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
         if self._bar is not None and show:
-            self._bar.set_postfix_str(" ".join(f"{name.split('/')[-1]} {scalars[name]:.4g}" for name in show), refresh=False)
+            self._bar.set_postfix_str(
+                " ".join(f"{name.split('/')[-1]} {scalars[name]:.4g}" for name in show), refresh=False
+            )
 
     def say(self, message: str) -> None:
         """One line on the console, above the progress bar."""
@@ -208,4 +212,8 @@ class Run:
 
 
 def _compared(tree: Tree) -> Tree:
-    return {key: _compared(value) if isinstance(value, dict) else value for key, value in tree.items() if key not in FREE_KEYS}
+    return {
+        key: _compared(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if key not in FREE_KEYS
+    }

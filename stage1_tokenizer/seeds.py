@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed that depends on `seed` and on every part of `purpose`, e.g. `derive_seed(0, "model", step, rank)`."""
+    """A 63-bit seed that depends on `seed` and every part of `purpose`, e.g. `derive_seed(0, "model", step, rank)`."""
     text = "\x1f".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def uniforms(seed: int, purpose: str, epochs: NDArray[np.int64], indices: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, purpose: str, epochs: NDArray[np.int64], indices: NDArray[np.int64], draws: int
+) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1), `draws` for each (epoch, index): (B,), (B,) -> (B, draws).
 
     A counter-based generator: the finaliser of SplitMix64 (Steele, Lea and Flood 2014) applied to the key and then to

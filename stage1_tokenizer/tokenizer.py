@@ -48,7 +48,7 @@ class TokenShape(NamedTuple):
 
 
 class Tokenizer(nn.Module):
-    """Encoder, bottleneck and decoder. `processes`: how many of them train it together (see build_bottleneck)."""
+    """Encoder, bottleneck and decoder. `processes`: how many train it together (see build_bottleneck)."""
 
     def __init__(self, config: TokenizerConfig, processes: int = 1) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class Tokenizer(nn.Module):
         """
         if self.bottleneck.depth == 0:
             raise ConfigError(
-                f"a tokenizer with bottleneck.kind {self.config.bottleneck.kind!r} has a continuous latent and no codes, "
-                "so there can be no prior over them; train one with a quantizer, e.g. --bottleneck.kind vq"
+                f"a tokenizer with bottleneck.kind {self.config.bottleneck.kind!r} has a continuous latent and no "
+                "codes, so there can be no prior over them; train one with a quantizer, e.g. --bottleneck.kind vq"
             )
         (height, width), factor = self.config.image_size, self.config.network.factor
         return TokenShape(height // factor, width // factor, self.bottleneck.depth, self.bottleneck.codebook_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Bottlenecked]:
-        """x (B, C, H, W) in [-1, 1] -> its reconstruction, of the same shape and not clamped, and the bottleneck's output."""
+        """x (B, C, H, W) in [-1, 1] -> its reconstruction (of that shape, not clamped) and the bottleneck's output."""
         bottlenecked = self.encode(x)
         return self.decode(bottlenecked.z_q), bottlenecked
 
@@ -113,13 +113,13 @@ def check_image_size(size: tuple[int, int], factor: int) -> None:
     below = [max(factor, side // factor * factor) for side in size]
     above = [-(-side // factor) * factor for side in size]
     raise ConfigError(
-        f"data.image_size {size[0]}x{size[1]} is not divisible by the tokenizer's factor {factor} "
-        f"(2 ** (number of network.multipliers - 1)); the nearest sizes are {below[0]}x{below[1]} and {above[0]}x{above[1]}"
+        f"data.image_size {size[0]}x{size[1]} is not divisible by the tokenizer's factor {factor}; "
+        f"the nearest sizes are {below[0]}x{below[1]} and {above[0]}x{above[1]}"
     )
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of the config and of every weight, equal exactly where the codes of every image are meant to be equal."""
+    """A hash of the config and of every weight: tokens and priors belong to the tokenizer that has theirs."""
     digest = hashlib.sha256(tokenizer.config.model_dump_json().encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())

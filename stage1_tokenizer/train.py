@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.checkpoint import write_weights
+from stage1_tokenizer.checkpoint import Part, write_weights
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures
 from stage1_tokenizer.data.order import BatchOrder, training_batches, validation_batches
@@ -97,11 +97,12 @@ def main() -> None:
             bottleneck=config.bottleneck,
         ),
         processes,
-    ).to(device, memory_format=torch.channels_last)
+    ).to(device)
+    tokenizer.to(memory_format=torch.channels_last)
     ema = Ema(tokenizer, config.optim.ema_decay)
     perceptual = Perceptual(config.perceptual, config.data.image_size).to(device) if config.perceptual.weight else None
     optimizer = build_optimizer(tokenizer, config.optim)
-    parts = {"tokenizer": tokenizer, "ema": ema.module, "optimizer": optimizer}
+    parts: dict[str, Part] = {"tokenizer": tokenizer, "ema": ema.module, "optimizer": optimizer}
     model, optimizer = accelerator.prepare(tokenizer, optimizer)
     if config.adversarial.weight:
         critic = PatchDiscriminator(config.adversarial.discriminator, train_set.channels).to(device)
@@ -120,15 +121,19 @@ def main() -> None:
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
         adversarial_now = bool(config.adversarial.weight) and step >= config.adversarial.start
         model.train()
-        images = normalise(pixels.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)  # (B, C, H, W)
+        images = normalise(pixels.to(device, non_blocking=True)).contiguous(
+            memory_format=torch.channels_last
+        )  # (B, C, H, W)
         micro_batches = images.chunk(config.accumulation)
         reconstructions = []
 
         for number, x in enumerate(micro_batches, start=1):
             with nullcontext() if number == config.accumulation else accelerator.no_sync(model):
                 x_hat, bottlenecked = model(x)
-                reconstruction, terms = reconstruction_loss(x, x_hat, config.pixel, perceptual, config.perceptual.weight)
-                adversarial, weight = None, 0.0
+                reconstruction, terms = reconstruction_loss(
+                    x, x_hat, config.pixel, perceptual, config.perceptual.weight
+                )
+                adversarial, weight = None, torch.zeros((), device=device)
                 if adversarial_now:
                     adversarial = adversarial_loss(critic, x_hat, config.adversarial.loss)
                     weight = config.adversarial.weight * (
@@ -140,7 +145,7 @@ def main() -> None:
                             loss_scale=accelerator.scaler.get_scale() if accelerator.scaler else 1.0,
                         )
                         if config.adversarial.adaptive
-                        else 1.0
+                        else torch.ones((), device=device)
                     )
                 loss = generator_loss(reconstruction, terms, bottlenecked, adversarial, weight)
                 accelerator.backward(loss.total / config.accumulation)
@@ -149,7 +154,9 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         ema.update(tokenizer, step)
-        scalars = {f"train/{name}": value for name, value in loss.parts.items()} | {"train/gradient_norm": gradient_norm}
+        scalars = {f"train/{name}": value for name, value in loss.parts.items()} | {
+            "train/gradient_norm": gradient_norm
+        }
 
         if adversarial_now:
             set_learning_rate(
@@ -197,7 +204,11 @@ def clip(accelerator: Accelerator, module: torch.nn.Module, largest: float) -> T
 
 @torch.inference_mode()
 def validate(
-    accelerator: Accelerator, tokenizer: Tokenizer, split: Pictures, config: TrainTokenizerConfig, perceptual: Perceptual | None
+    accelerator: Accelerator,
+    tokenizer: Tokenizer,
+    split: Pictures,
+    config: TrainTokenizerConfig,
+    perceptual: Perceptual | None,
 ) -> dict[str, float]:
     """Figures over the whole split, each image once over all processes."""
     device = accelerator.device
@@ -208,13 +219,17 @@ def validate(
         x = normalise(pixels.to(device))
         with accelerator.autocast():
             x_hat, bottlenecked = tokenizer(x)
-        reconstruction, terms = reconstruction_loss(x, x_hat.float(), config.pixel, perceptual, config.perceptual.weight)
+        reconstruction, terms = reconstruction_loss(
+            x, x_hat.float(), config.pixel, perceptual, config.perceptual.weight
+        )
         means = generator_loss(reconstruction, terms, bottlenecked).parts | {"psnr": psnr(x, x_hat).mean()}
         for name, mean in means.items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + mean * len(x)
         if bottlenecked.codes is not None:
             use.add(bottlenecked.codes)
-    figures = {f"validation/{name}": float(accelerator.reduce(total, "sum")) / len(split) for name, total in sums.items()}
+    figures = {
+        f"validation/{name}": float(accelerator.reduce(total, "sum")) / len(split) for name, total in sums.items()
+    }
     if tokenizer.bottleneck.depth:
         use.counts = accelerator.reduce(use.counts, "sum")
         figures |= {

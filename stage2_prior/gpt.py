@@ -33,11 +33,11 @@ class GptConfig(Config):
     """Must be a multiple of heads."""
     heads: PositiveInt = 6
     positions: Literal["rotary", "learned", "both"] = "both"
-    """How a position is told: by rotating queries and keys, by a learned vector for each place of the grid, or both."""
+    """How a position is told: by rotating queries and keys, by a learned vector for each place, or both."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout of embeddings, attention and feed-forward."""
     label_dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    """Share of the training images whose class is withheld, so that guidance can compare with and without; 0: no guidance."""
+    """Share of the training images whose class is withheld, so that guidance can compare; 0: no guidance."""
 
     @model_validator(mode="after")
     def _check(self) -> "GptConfig":
@@ -109,7 +109,7 @@ class GptDecoding:
     def logits(self) -> Tensor:
         """(B, V) float32 for the next position."""
         logits, self._cache = self._gpt.transformer(self._last, cache=self._cache, return_intermediates=True)
-        return logits[:, -1].float()  # type: ignore[no-any-return]
+        return logits[:, -1].float()
 
     def append(self, tokens: Tensor) -> None:
         """The tokens (B,) chosen at this position."""

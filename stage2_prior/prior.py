@@ -1,14 +1,14 @@
 """What a prior is: logits for training, generation for sampling, and how one is loaded from disk.
 
-    forward(codes (B, h, w, K), labels (B,)) -> logits (B, L, V)
-    generate(prior, labels (B,), noise (B, L), choose) -> codes (B, h, w, K)
+forward(codes (B, h, w, K), labels (B,)) -> logits (B, L, V)
+generate(prior, labels (B,), noise (B, L), choose) -> codes (B, h, w, K)
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from einops import rearrange
@@ -92,7 +92,7 @@ def generate(
     """Codes (B, h, w, K) for labels (B,), from uniform noise (B, L).
 
     `guidance` s mixes logits with and without the class, uncond + s (cond - uncond) (Ho and Salimans 2022): 1 is the
-    conditional prior, 0 the unconditional one. `progress` is called with 1 after each position.
+    conditional prior, 0 the unconditional one. `progress` is called with the number of tokens after each position.
 
     Raises:
         ConfigError: guidance, but the prior has no classes or was trained without label dropout.
@@ -100,7 +100,9 @@ def generate(
     guided = guidance != 1.0
     if guided and (prior.classes == 0 or prior.config.label_dropout == 0.0):
         reason = "has no classes" if prior.classes == 0 else "was trained with label_dropout 0"
-        raise ConfigError(f"guidance {guidance}: this prior {reason}, so it does not know images without a class; use guidance 1")
+        raise ConfigError(
+            f"guidance {guidance}: this prior {reason}, so it does not know images without a class; use guidance 1"
+        )
     shape, batch = prior.shape, len(labels)
     both = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guided else labels
     decoding = prior.begin(both)
@@ -114,7 +116,7 @@ def generate(
         tokens.append(chosen)
         decoding.append(chosen.repeat(2) if guided else chosen)
         if progress is not None:
-            progress(1)
+            progress(batch)
     return rearrange(torch.stack(tokens, dim=1), "B (h w K) -> B h w K", h=shape.h, w=shape.w)
 
 
@@ -130,11 +132,13 @@ class PriorHeader(Config):
     """The fingerprint of the tokenizer whose codes it models."""
 
 
-class Frozen(NamedTuple):
-    """A prior's weights in eval mode, and what its header says."""
-
-    model: Gpt
-    header: PriorHeader
+def saved_classes(folder: Path) -> tuple[str, ...]:
+    """The class map of the prior saved in a run's folder, which labels keep for good; empty where there is none yet."""
+    file = folder / PRIOR_FILE
+    if not file.exists():
+        return ()
+    _, header = read_weights(file, kind="prior")
+    return config_from_json(PriorHeader, header.get("config"), str(file)).classes
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,9 @@ class LoadedPrior:
         model = build_prior(header.prior, TokenShape(*header.shape), len(header.classes))
         load_strict(model, tensors, str(file))
         model.requires_grad_(False).eval().to(device)
-        return cls(model, tokenizer, header.classes, config_tree(raw.get("data"), str(file)), file, int(raw.get("step", 0)))
+        return cls(
+            model, tokenizer, header.classes, config_tree(raw.get("data"), str(file)), file, int(raw.get("step", 0))
+        )
 
 
 def label_of(name: str, classes: tuple[str, ...]) -> int:

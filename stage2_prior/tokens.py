@@ -20,7 +20,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from stage1_tokenizer.checkpoint import write_file
-from stage1_tokenizer.data import DataConfig, build_pictures
+from stage1_tokenizer.data import DataConfig, build_images
 from stage1_tokenizer.data.order import Places, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.errors import BadFileError, ConfigError
@@ -39,28 +39,38 @@ class TokenSet(NamedTuple):
     classes: tuple[str, ...]
 
     def batch(self, places: Places) -> tuple[Tensor, Tensor]:
-        """Codes (B, h, w, K) and labels (B,), both int64, of the images at (indices, epochs); each epoch takes the next view."""
+        """Codes (B, h, w, K) and labels (B,), int64, at (indices, epochs); each epoch takes the next view."""
         indices, epochs = (torch.from_numpy(part) for part in places)
         return self.codes[indices, epochs % self.codes.shape[1]].long(), self.labels[indices].long()
 
 
 def load_or_extract(
-    accelerator: Accelerator, tokenizer: LoadedTokenizer, data: DataConfig, split: Split, views: int, seed: int, folder: Path
+    accelerator: Accelerator,
+    tokenizer: LoadedTokenizer,
+    data: DataConfig,
+    split: Split,
+    views: int,
+    seed: int,
+    folder: Path,
 ) -> TokenSet:
     """The tokens of a split: from `folder` if they are there and were made from just this, else extracted into it."""
     check_fits(tokenizer, data)
-    provenance = _provenance(tokenizer, data, split, views, seed)
+    images = build_images(data, split)
+    provenance = _provenance(tokenizer, data, split, views, seed) | {"identity": images.identity}
     accelerator.wait_for_everyone()
-    found = _read(folder, split, provenance, lambda message: accelerator.print(message))
+    found = _read(folder, split, provenance, accelerator.print)
     # All processes must agree before one of them starts to delete.
-    if int(accelerator.reduce(torch.tensor(int(found is not None), device=accelerator.device), "sum")) == accelerator.num_processes:
+    if (
+        int(accelerator.reduce(torch.tensor(int(found is not None), device=accelerator.device), "sum"))
+        == accelerator.num_processes
+    ):
         assert found is not None
         return found
-    pictures = build_pictures(data, split, seed)
+    pictures = Pictures(images, data, seed)
     if pictures.channels != tokenizer.tokenizer.config.image_channels:
         raise ConfigError(
-            f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was trained on "
-            f"{tokenizer.tokenizer.config.image_channels}"
+            f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was "
+            f"trained on {tokenizer.tokenizer.config.image_channels}"
         )
     accelerator.print(f"extracting the codes of {len(pictures)} {split} images")
     if accelerator.is_main_process:
@@ -69,20 +79,20 @@ def load_or_extract(
     accelerator.wait_for_everyone()
     _extract(accelerator, tokenizer, pictures, views, provenance, folder / split)
     accelerator.wait_for_everyone()
-    tokens = _read(folder, split, provenance, lambda message: accelerator.print(message))
+    tokens = _read(folder, split, provenance, accelerator.print)
     if tokens is None:
         raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; is the disk sound?")
     return tokens
 
 
 def check_fits(tokenizer: LoadedTokenizer, data: DataConfig) -> None:
-    """Raises ConfigError unless images of this data set have the size that the tokenizer was trained on, and it has codes."""
+    """Raises ConfigError unless the tokenizer has codes and was trained on images of this data set's size."""
     _ = tokenizer.tokenizer.shape  # raises where the bottleneck is continuous
     wanted = tokenizer.tokenizer.config.image_size
     if data.image_size != wanted:
         raise ConfigError(
-            f"data.image_size is {data.image_size[0]}x{data.image_size[1]}, but the tokenizer {tokenizer.path} was trained on "
-            f"{wanted[0]}x{wanted[1]}; give --data.image_size {wanted[0]},{wanted[1]}"
+            f"data.image_size is {data.image_size[0]}x{data.image_size[1]}, but the tokenizer {tokenizer.path} was "
+            f"trained on {wanted[0]}x{wanted[1]}; give --data.image_size {wanted[0]},{wanted[1]}"
         )
 
 
@@ -96,7 +106,9 @@ def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
         return tokens
     unknown = [name for name in tokens.classes if name not in classes]
     if unknown:
-        raise ConfigError(f"the data has classes that the run does not know: {', '.join(unknown)}; it knows {', '.join(classes)}")
+        raise ConfigError(
+            f"the data has classes that the run does not know: {', '.join(unknown)}; it knows {', '.join(classes)}"
+        )
     mapping = torch.tensor([classes.index(name) for name in tokens.classes], dtype=torch.int32)
     return TokenSet(tokens.codes, mapping[tokens.labels.long()], classes)
 
@@ -116,7 +128,12 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
 
 @torch.inference_mode()
 def _extract(
-    accelerator: Accelerator, tokenizer: LoadedTokenizer, pictures: Pictures, views: int, provenance: Provenance, stem: Path
+    accelerator: Accelerator,
+    tokenizer: LoadedTokenizer,
+    pictures: Pictures,
+    views: int,
+    provenance: Provenance,
+    stem: Path,
 ) -> None:
     """Write this process's shard."""
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -142,7 +159,9 @@ def _extract(
 def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str], object]) -> TokenSet | None:
     """The tokens in a folder, or None where there are none, or not all, or not of this provenance."""
     paths = sorted(folder.glob(f"{split}-*.safetensors"))
-    codes, labels, classes, total = [], [], "[]", 0
+    codes: list[Tensor] = []
+    labels: list[Tensor] = []
+    classes, total = "[]", 0
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
@@ -150,7 +169,7 @@ def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str
                 if header.get("provenance") != json.dumps(provenance, sort_keys=True):
                     say(f"{path}: was made from another tokenizer, data set or setting; it is made anew")
                     return None
-                if int(header["start"]) != sum(len(part) for part in labels):
+                if int(header["start"]) != sum(map(len, labels)):
                     return None
                 codes.append(file.get_tensor("codes"))
                 labels.append(file.get_tensor("labels"))
@@ -158,7 +177,7 @@ def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             say(f"{path}: cannot be read ({error}); it is made anew")
             return None
-    if not paths or sum(len(part) for part in labels) != total:
+    if not paths or sum(map(len, labels)) != total:
         return None
     tokens = TokenSet(torch.cat(codes), torch.cat(labels), tuple(json.loads(classes)))
     size = provenance["shape"][3]

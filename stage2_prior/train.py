@@ -2,7 +2,7 @@
 
     tokens (extracted once) -> prior -> cross entropy -> step -> log -> validate -> sample -> save
 
-Writes runs/stage2/NAME/prior.safetensors with the tokenizer beside it. The same command again continues where it stopped.
+Writes runs/stage2/NAME/prior.safetensors with the tokenizer beside it. The same command again continues a stopped run.
 """
 
 import math
@@ -18,10 +18,11 @@ from einops import rearrange
 from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import write_weights
+from stage1_tokenizer.checkpoint import Part, write_weights
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.order import BatchOrder, share
+from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import run_command
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
@@ -29,7 +30,7 @@ from stage1_tokenizer.run import Run, check_batch_size, start_accelerator
 from stage1_tokenizer.seeds import derive_seed, uniforms
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.gpt import Gpt, GptConfig
-from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, generate, parameters_of
+from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, generate, parameters_of, saved_classes
 from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, relabel
 
 
@@ -51,7 +52,7 @@ class TrainPriorConfig(CommandConfig):
     data: DataConfig | None = None
     """The data set whose codes are modelled; null: that of the tokenizer."""
     views: PositiveInt = 1
-    """Views of each training image to extract: the plain one, and views - 1 augmented ones; epochs take them in turn."""
+    """Views of each training image to extract: the plain one and views - 1 augmented ones; epochs take them in turn."""
     prior: PriorConfig = GptConfig()
     optim: OptimConfig = OptimConfig(lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
     log_every: PositiveInt = 20
@@ -68,7 +69,8 @@ class TrainPriorConfig(CommandConfig):
     @property
     def folder(self) -> Path:
         source = Path(self.tokenizer)
-        name = Path(self.config).stem if self.config else f"{(source.parent if source.suffix else source).name}_{self.prior.kind}"
+        folder = source.parent if source.suffix else source
+        name = Path(self.config).stem if self.config else f"{folder.name}_{self.prior.kind}"
         return Path(self.out) if self.out else Path("runs/stage2") / name
 
 
@@ -83,25 +85,28 @@ def main() -> None:
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
     run = Run(config.folder, {**config.tree(), "tokenizer": tokenizer.fingerprint}, config.steps, accelerator)
+    splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
         load_or_extract(accelerator, tokenizer, data, split, views, config.seed, run.folder / "tokens")
-        for split, views in (("train", config.views), ("validation", 1))
+        for split, views in splits
     ]
-    classes = tokens[0].classes
+    classes = saved_classes(run.folder) or tokens[0].classes
     train_set, validation_set = (relabel(part, classes) for part in tokens)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     prior = build_prior(config.prior, shape, len(classes)).to(device)
     ema = Ema(prior, config.optim.ema_decay)
     optimizer = build_optimizer(prior, config.optim)
-    parts = {"prior": prior, "ema": ema.module, "optimizer": optimizer}
+    parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer}
     model, optimizer = accelerator.prepare(prior, optimizer)
     first, _ = run.resume(parts)
     if accelerator.is_main_process:
         shutil.copyfile(tokenizer.path, run.folder / TOKENIZER_FILE)
     order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
-    accelerator.print(f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}")
+    accelerator.print(
+        f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}"
+    )
 
     for step in range(first, config.steps):
         torch.manual_seed(derive_seed(config.seed, "model", step, rank))
@@ -141,7 +146,9 @@ def main() -> None:
             run.log(done, figures)
             run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
             if config.samples and accelerator.is_main_process:
-                run.pictures(done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10)
+                run.pictures(
+                    done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10
+                )
         if done % config.save_every == 0 or last:
             run.save(done, parts, {}, config.keep)
             if accelerator.is_main_process:

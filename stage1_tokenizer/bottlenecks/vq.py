@@ -93,7 +93,7 @@ class VectorQuantizer(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """(V, code_dim) float32."""
-        return self.library.codebook  # type: ignore[no-any-return]
+        return self.library.codebook
 
     def forward(self, z: Tensor) -> Bottlenecked:
         projected = self.project_in(z)  # (B, code_dim, h, w)
@@ -104,7 +104,9 @@ class VectorQuantizer(nn.Module):
             if self.config.cosine:
                 vectors = F.normalize(vectors, dim=-1)
             if not self.training and not self.library._codebook.initted:
-                raise ValueError("the codebook starts from k-means over the first training batch, and there was none yet")
+                raise ValueError(
+                    "the codebook starts from k-means over the first training batch, and there was none yet"
+                )
             nearest, codes, _ = self.library(vectors)  # (B, h*w, code_dim), (B, h*w)
             commitment = F.mse_loss(vectors, nearest.detach())
             loss = self.config.beta * commitment
@@ -120,10 +122,10 @@ class VectorQuantizer(nn.Module):
 
     def vectors(self, codes: Tensor) -> Tensor:
         """codes (B, h, w, 1) -> z_q (B, D, h, w)."""
-        return self.project_out(rearrange(self.codebook[codes[..., 0]], "B h w d -> B d h w"))  # type: ignore[no-any-return]
+        return self.project_out(rearrange(self.codebook[codes[..., 0]], "B h w d -> B d h w"))
 
     def _badly_served(self, vectors: Tensor, n: int) -> Tensor:
-        """n of the vectors (1, N, d), drawn in proportion to their squared distance from the nearest code: (1, n, d)."""
+        """n of the vectors (1, N, d), drawn in proportion to their squared distance from their code: (1, n, d)."""
         distances = torch.cdist(vectors[0], self.codebook.detach()).amin(dim=1).square()  # (N,)
         # The small constant lets exactly served vectors fill up where there are fewer others than dead codes.
         drawn = torch.multinomial(distances + 1e-12, n, replacement=n > len(distances))

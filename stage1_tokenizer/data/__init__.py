@@ -7,7 +7,13 @@ from pydantic import Field
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
 from stage1_tokenizer.data.pictures import ImageSet, Pictures, Split
 from stage1_tokenizer.data.shapes import Shapes, ShapesConfig
-from stage1_tokenizer.data.torchvision_sets import READERS, Cifar10Config, FashionMnistConfig, MnistConfig, TorchvisionImages
+from stage1_tokenizer.data.torchvision_sets import (
+    READERS,
+    Cifar10Config,
+    FashionMnistConfig,
+    MnistConfig,
+    TorchvisionImages,
+)
 
 DataConfig = Annotated[
     ShapesConfig | Cifar10Config | MnistConfig | FashionMnistConfig | FolderConfig, Field(discriminator="kind")

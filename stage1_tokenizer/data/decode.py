@@ -1,4 +1,4 @@
-"""One image file -> pixels, the same for whatever a file may hold. Pillow alone decodes, and looks at the header first."""
+"""One image file -> pixels, decoded by Pillow alone (torchvision crashes on a damaged PNG), after a look at the header."""
 
 import warnings
 from pathlib import Path
@@ -25,9 +25,13 @@ def decode(path: Path, channels: int) -> Picture:
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the lower one
             if image.width * image.height > LARGEST:
-                raise BadFileError(f"{path}: {image.width}x{image.height} pixels are more than the limit of {LARGEST:,}")
+                raise BadFileError(
+                    f"{path}: {image.width}x{image.height} pixels are more than the limit of {LARGEST:,}"
+                )
             upright = ImageOps.exif_transpose(image)
-            return np.asarray(_to_mode(upright, "L" if channels == 1 else "RGB")).reshape(upright.height, upright.width, channels)
+            return np.asarray(_to_mode(upright, "L" if channels == 1 else "RGB")).reshape(
+                upright.height, upright.width, channels
+            )
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise BadFileError(f"{path}: cannot be read as an image ({error})") from None
 

@@ -43,7 +43,15 @@ class FolderImages:
         self._names = [name for name in names if in_validation[name] == (split == "validation")]
         self._root, self._channels = root, config.channels
         if not self._names:
-            raise ConfigError(f"data.root {root}: {len(names)} images are too few for a {split} split; set data.validation_share")
+            raise ConfigError(
+                f"data.root {root}: {len(names)} images are too few for a {split} split; set data.validation_share"
+            )
+
+    @property
+    def identity(self) -> str:
+        """A hash of the names and sizes of this split's files."""
+        listing = "\n".join(f"{name} {(self._root / name).stat().st_size}" for name in self._names)
+        return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
         return len(self._names)

@@ -68,7 +68,9 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         return self._pictures.batch(*self._order.places(step))
 
 
-def training_batches(pictures: Pictures, order: BatchOrder, first: int, last: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def training_batches(
+    pictures: Pictures, order: BatchOrder, first: int, last: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's batches of the steps first .. last-1: uint8 pictures (B, C, H, W) and labels (B,)."""
     # The loader draws a seed from its generator when it starts; an own one keeps torch's global state untouched.
     own = torch.Generator().manual_seed(0)
@@ -78,7 +80,9 @@ def training_batches(pictures: Pictures, order: BatchOrder, first: int, last: in
     yield from loader
 
 
-def validation_batches(pictures: Pictures, batch_size: int, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
+def validation_batches(
+    pictures: Pictures, batch_size: int, rank: int, processes: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of a split, every picture exactly once over all processes, in its plain view."""
     mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
     for start in range(0, len(mine), batch_size):

@@ -1,9 +1,9 @@
 """A data set's split as batches of uint8 pictures: resized, cropped, flipped, and cached in memory where it fits.
 
-    ImageSet[i]   (h', w', C) uint8 of any size, label    what shapes.py, torchvision_sets.py and folder.py provide
-    resize        the short side covers the image size    antialiased; done once where the pictures are cached
-    crop, flip    (H, W, C)                               functions of (seed, epoch, index)
-    batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on the device, by `normalise`
+ImageSet[i]   (h', w', C) uint8 of any size, label    what shapes.py, torchvision_sets.py and folder.py provide
+resize        the short side covers the image size    antialiased; done once where the pictures are cached
+crop, flip    (H, W, C)                               functions of (seed, epoch, index)
+batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on the device, by `normalise`
 """
 
 import os
@@ -31,6 +31,11 @@ class ImageSet(Protocol):
 
     classes: tuple[str, ...]
     """Names of the classes in the order of their labels; empty where there are none."""
+
+    @property
+    def identity(self) -> str:
+        """What the config does not say of the content: changes when images are added, removed or replaced."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -87,7 +92,7 @@ class Pictures:
     def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
         """Pictures (B, C, H, W) uint8 and labels (B,) int64.
 
-        `epochs` (B,) selects each picture's augmentation; without it the view is the plain one (centre crop, no flip).
+        `epochs` (B,) selects each picture's augmentation; without it the view is plain: centre crop, no flip.
         """
         height, width = self._config.image_size
         draws = np.full((len(indices), 3), 0.5)  # the centre, not flipped
@@ -120,7 +125,7 @@ class Pictures:
 
 
 def resize(picture: Picture, image_size: tuple[int, int], short_side: int | None = None) -> Picture:
-    """Scale (h', w', C), antialiased, so that it covers `image_size` and its short side is `short_side` if that is given."""
+    """Scale (h', w', C), antialiased, so that it covers `image_size`, and to a short side of `short_side` if given."""
     height, width = picture.shape[:2]
     scale = max(image_size[0] / height, image_size[1] / width)
     if short_side is not None:
@@ -139,5 +144,5 @@ def normalise(pictures: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float in [-1, 1] -> uint8 0..255, clamped and rounded to the nearest (truncating would darken by half a level)."""
+    """float in [-1, 1] -> uint8 0..255, clamped and rounded (truncating would darken by half a level)."""
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -20,7 +20,7 @@ KINDS = ("rectangle", "triangle", "disk", "oval", "star")
 
 
 class ShapesConfig(SizedConfig):
-    """Rectangles, triangles, disks, ovals and stars, drawn on the fly; the class is the kind of the shape drawn last."""
+    """Rectangles, triangles, disks, ovals and stars, drawn on the fly; the class is the kind of the last one drawn."""
 
     kind: Literal["shapes"] = "shapes"
     max_shapes: PositiveInt = 1
@@ -40,12 +40,17 @@ class ShapesConfig(SizedConfig):
 class Shapes:
     """One split of drawn shapes."""
 
-    classes = KINDS
+    classes: tuple[str, ...] = KINDS
 
     def __init__(self, config: ShapesConfig, split: Split) -> None:
         self._config = config
         self._n = config.train_images if split == "train" else config.validation_images
         self._seed = derive_seed(config.drawing_seed, "shapes", split)
+
+    @property
+    def identity(self) -> str:
+        """The config says all."""
+        return ""
 
     def __len__(self) -> int:
         return self._n
@@ -106,7 +111,9 @@ def _mapped_forward(kind: str, sides: NDArray[np.float64], turn: float) -> NDArr
     if kind == "oval":
         inside = (rows / (height / 2.0)) ** 2 + (columns / (width / 2.0)) ** 2 <= 1.0
         rows, columns = rows[inside], columns[inside]
-    turned = np.stack([rows * np.cos(turn) - columns * np.sin(turn), rows * np.sin(turn) + columns * np.cos(turn)], axis=1)
+    turned = np.stack(
+        [rows * np.cos(turn) - columns * np.sin(turn), rows * np.sin(turn) + columns * np.cos(turn)], axis=1
+    )
     return np.round(turned).astype(np.int64)
 
 

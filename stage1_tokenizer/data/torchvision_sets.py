@@ -42,7 +42,9 @@ class FashionMnistConfig(DownloadedConfig):
 class TorchvisionImages:
     """One split; the validation split is the data set's test set."""
 
-    def __init__(self, reader: TorchvisionSet, config: Cifar10Config | MnistConfig | FashionMnistConfig, split: Split) -> None:
+    def __init__(
+        self, reader: TorchvisionSet, config: Cifar10Config | MnistConfig | FashionMnistConfig, split: Split
+    ) -> None:
         """Raises ConfigError, with the option that downloads it, where the folder does not hold the data set."""
         try:
             data = reader(config.root, train=split == "train", download=config.download)
@@ -56,6 +58,11 @@ class TorchvisionImages:
         pictures = np.asarray(data.data)
         self._pictures = pictures if pictures.ndim == 4 else pictures[..., None]  # (N, h', w', C)
         self._labels = np.asarray(data.targets)
+
+    @property
+    def identity(self) -> str:
+        """Published data sets do not change, but one may hold a part of one."""
+        return str(len(self))
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -48,11 +48,14 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))  # type: ignore[no-any-return]
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
 def _residual_stack(config: SonnetNetworkConfig, kernel: int) -> list[nn.Module]:
-    return [*(ResidualBlock(config.channels, config.residual_channels, kernel) for _ in range(config.blocks)), nn.ReLU()]
+    return [
+        *(ResidualBlock(config.channels, config.residual_channels, kernel) for _ in range(config.blocks)),
+        nn.ReLU(),
+    ]
 
 
 class SonnetEncoder(nn.Sequential):

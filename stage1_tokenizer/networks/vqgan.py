@@ -36,7 +36,9 @@ class VqganNetworkConfig(Config):
     def _check(self) -> "VqganNetworkConfig":
         for level in self.attention:
             if level >= len(self.multipliers):
-                raise ValueError(f"attention names level {level}, but there are only levels 0..{len(self.multipliers) - 1}")
+                raise ValueError(
+                    f"attention names level {level}, but there are only levels 0..{len(self.multipliers) - 1}"
+                )
         return self
 
     @property
@@ -71,7 +73,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(self.dropout(F.silu(self.norm2(y))))
-        return self.shortcut(x) + y  # type: ignore[no-any-return]
+        return self.shortcut(x) + y
 
 
 class AttentionBlock(nn.Module):
@@ -98,7 +100,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def _middle(channels: int, config: VqganNetworkConfig) -> list[nn.Module]:

@@ -1,0 +1,1 @@
+"""Tests. A package, so that they share helpers (tests.processes, tests.training) under one name."""

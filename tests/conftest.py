@@ -1,0 +1,15 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder TESSERA_DATA: real images and weights, which are not part of the project."""
+    folder = os.environ.get("TESSERA_DATA")
+    if not folder:
+        pytest.skip("TESSERA_DATA is not set: no real images and weights here")
+    return Path(folder)
