@@ -29,23 +29,22 @@ class Agreement(NamedTuple):
     """Of the samples, classified as the class that was asked for."""
 
 
-class Classifier(nn.Sequential):
+class Classifier(nn.Module):
     """(B, C, H, W) in [-1, 1] -> logits (B, classes)."""
 
     def __init__(self, channels: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+        widths = (width, 2 * width, 4 * width, 4 * width)
         layers: list[nn.Module] = []
-        for c_in, c_out, stride in (
-            (channels, width, 1),
-            (width, 2 * width, 2),
-            (2 * width, 4 * width, 2),
-            (4 * width, 4 * width, 2),
-        ):
-            layers += [
-                nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(c_out),
-                nn.ReLU(),
-            ]
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, classes))
+        for c_in, c_out, stride in zip((channels, *widths), widths, (2, 1, 2, 1), strict=False):
+            layers += [nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(2 * widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)  # (B, c, H/4, W/4)
+        # The largest response says that a corner is there, the mean how much of its kind there is.
+        return self.head(torch.cat([features.amax(dim=(2, 3)), features.mean(dim=(2, 3))], dim=1))
 
 
 def train_classifier(pictures: Pictures, steps: int, seed: int, device: torch.device) -> Classifier:

@@ -207,6 +207,8 @@ def _explain(cls: type[BaseModel], details: Tree) -> str:
         else:
             parts.append(str(part))
     key = ".".join(parts)
+    if details["type"] == "extra_forbidden" and key in known:
+        return f"{key}: is a key of another kind than {kind.removeprefix(' (of kind ').rstrip(')')}"
     if details["type"] == "extra_forbidden":
         return f"{key}{kind}: there is no such key{_nearest(key, known)}"
     if details["type"].startswith("union_tag"):

@@ -50,7 +50,7 @@ class TrainTokenizerConfig(CommandConfig):
     """The run's folder; default: runs/stage1/ and the name of the config file, or DATA_BOTTLENECK."""
     seed: int = 0
     """Everything random in the run follows from it."""
-    steps: PositiveInt = 1400
+    steps: PositiveInt = 1200
     """Optimizer steps."""
     batch_size: PositiveInt = 64
     """Images per optimizer step, over all processes and micro-batches."""
@@ -65,9 +65,9 @@ class TrainTokenizerConfig(CommandConfig):
     optim: OptimConfig = OptimConfig()
     log_every: PositiveInt = 20
     """Steps between log entries."""
-    validate_every: PositiveInt = 250
+    validate_every: PositiveInt = 300
     """Steps between validations on the whole validation split; also at the end."""
-    save_every: PositiveInt = 250
+    save_every: PositiveInt = 300
     """Steps between saved states; also at the end."""
     keep: PositiveInt = 2
     """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
@@ -175,7 +175,8 @@ def main() -> None:
 
         run.advance(config.batch_size)
         done, last = step + 1, step + 1 == config.steps
-        if done % config.log_every == 0 or last:
+        saves = done % config.save_every == 0 or last
+        if done % config.log_every == 0 or saves:  # a state is saved only after a look at its losses
             values = {name: float(value) for name, value in scalars.items()}
             run.check_finite(done, values)
             values |= {"train/lr": optimizer.param_groups[0]["lr"], "train/images_per_second": run.images_per_second}
@@ -185,7 +186,7 @@ def main() -> None:
             run.log(done, figures)
             run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
             run.pictures(done, "reconstructions", pairs(ema.module, validation_set, config.pictures, device), columns=8)
-        if done % config.save_every == 0 or last:
+        if saves:
             run.save(done, parts, {}, config.keep)
             if accelerator.is_main_process:
                 write_weights(run.folder / TOKENIZER_FILE, ema.module, "tokenizer", {**header, "step": str(done)})

@@ -28,10 +28,10 @@ class GptConfig(Config):
     """Decoder-only transformer with RMSNorm, SwiGLU, rotary positions and normalised queries and keys."""
 
     kind: Literal["gpt"] = "gpt"
-    layers: PositiveInt = 6
-    width: PositiveInt = 192
+    layers: PositiveInt = 4
+    width: PositiveInt = 128
     """Must be a multiple of heads."""
-    heads: PositiveInt = 6
+    heads: PositiveInt = 4
     positions: Literal["rotary", "learned", "both"] = "both"
     """How a position is told: by rotating queries and keys, by a learned vector for each place, or both."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)

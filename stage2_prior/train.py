@@ -54,12 +54,12 @@ class TrainPriorConfig(CommandConfig):
     views: PositiveInt = 1
     """Views of each training image to extract: the plain one and views - 1 augmented ones; epochs take them in turn."""
     prior: PriorConfig = GptConfig()
-    optim: OptimConfig = OptimConfig(lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
+    optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
     log_every: PositiveInt = 20
     """Steps between log entries."""
-    validate_every: PositiveInt = 250
+    validate_every: PositiveInt = 500
     """Steps between validations on the whole validation split; also at the end."""
-    save_every: PositiveInt = 250
+    save_every: PositiveInt = 500
     """Steps between saved states; also at the end."""
     keep: PositiveInt = 2
     """Saved states to keep."""
@@ -131,7 +131,8 @@ def main() -> None:
 
         run.advance(config.batch_size)
         done, last = step + 1, step + 1 == config.steps
-        if done % config.log_every == 0 or last:
+        saves = done % config.save_every == 0 or last
+        if done % config.log_every == 0 or saves:  # a state is saved only after a look at its losses
             nats = float(torch.stack(losses).mean())
             values = {"train/nats_per_token": nats, "train/bits_per_token": nats / math.log(2)}
             run.check_finite(done, values)
@@ -149,7 +150,7 @@ def main() -> None:
                 run.pictures(
                     done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10
                 )
-        if done % config.save_every == 0 or last:
+        if saves:
             run.save(done, parts, {}, config.keep)
             if accelerator.is_main_process:
                 described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}

@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -103,6 +104,7 @@ def _rank(
         group = InitProcessGroupKwargs(timeout=timedelta(seconds=settings["timeout"]))
         accelerator = Accelerator(cpu=True, kwargs_handlers=[group])
         assert accelerator.num_processes == n, f"{n} ranks were started, the group has {accelerator.num_processes}"
+        warnings.simplefilter("error")  # as pytest does in its own process
         data = pickle.dumps((True, function(accelerator, *args)))
     except BaseException:
         data = pickle.dumps((False, traceback.format_exc()))

@@ -46,7 +46,7 @@ def test_the_generators_total_is_the_sum_that_is_seen() -> None:
     """reconstruction + bottleneck + weight * adversarial, and nothing that is logged enters twice or in secret."""
     reconstruction = torch.tensor(2.0, requires_grad=True)
     loss = generator_loss(reconstruction, {"l1": reconstruction}, bottlenecked(0.5), torch.tensor(-3.0), 0.25)
-    assert float(loss.total) == 2.0 + 0.5 - 0.25 * 3.0
+    assert loss.total.item() == 2.0 + 0.5 - 0.25 * 3.0
     assert {name: float(value) for name, value in loss.parts.items()} == {
         "total": 1.75,
         "l1": 2.0,
@@ -84,10 +84,10 @@ def test_losses_against_the_papers_formulas() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_signs_and_order_of_the_arguments(kind: Kind) -> None:
-    """Trap 19: the discriminator gains where real logits rise and fake ones fall; swapped, it would learn to be wrong."""
+    """Trap 19: the discriminator gains where real logits rise and fake ones fall; swapped, it learns to be wrong."""
     real, fake = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
     loss = discriminator_loss(real, fake, kind)
-    loss.total.backward()
+    torch.autograd.backward(loss.total)
     assert real.grad is not None
     assert fake.grad is not None
     assert real.grad < 0 < fake.grad
@@ -111,8 +111,8 @@ def test_the_generator_is_paid_for_looking_real(kind: Kind) -> None:
     """Trap 19: its loss falls as the discriminator's logits on reconstructions rise."""
     x_hat = torch.zeros(2, 3, 4, 4, requires_grad=True)
     loss = adversarial_loss(Brightness(), x_hat, kind)
-    loss.backward()
-    assert math.isclose(float(loss), {"hinge": 0.0, "vanilla": math.log(2)}[kind], abs_tol=1e-6)
+    torch.autograd.backward(loss)
+    assert math.isclose(loss.item(), {"hinge": 0.0, "vanilla": math.log(2)}[kind], abs_tol=1e-6)
     assert x_hat.grad is not None
     assert (x_hat.grad < 0).all()
 
@@ -124,7 +124,7 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(kind: Kind)
     critic = PatchDiscriminator(DiscriminatorConfig(channels=4, layers=1), image_channels=3)
     critic.layers[0].bias.requires_grad_(False)
     x_hat = torch.randn(2, 3, 16, 16, requires_grad=True)
-    adversarial_loss(critic, x_hat, kind).backward()
+    torch.autograd.backward(adversarial_loss(critic, x_hat, kind))
     assert x_hat.grad is not None
     assert x_hat.grad.abs().max() > 0
     frozen = [name for name, parameter in critic.named_parameters() if not parameter.requires_grad]
@@ -142,18 +142,18 @@ def linear_decoder(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, float, f
     reconstruction = (x_hat - x).square().sum() / 2  # gradient (W h - x) h^T
     adversarial = -(v @ x_hat).sum()  # gradient -v (sum of h)^T
     by_hand = ((x_hat - x) @ h.T).norm(), torch.outer(v, h.sum(1)).norm()
-    return reconstruction, adversarial, W, float(by_hand[0]), float(by_hand[1])
+    return reconstruction, adversarial, W, by_hand[0].item(), by_hand[1].item()
 
 
 def test_adaptive_weight_by_hand() -> None:
-    """Trap 15: the ratio of the gradients' norms at the last layer, a constant to the optimizer, and the graph lives."""
+    """Trap 15: the ratio of the gradients' norms at the last layer, a constant to the optimizer; the graph lives."""
     reconstruction, adversarial, W, of_reconstruction, of_adversarial = linear_decoder()
     weight = adaptive_weight(reconstruction, adversarial, W)
     assert math.isclose(float(weight), of_reconstruction / (of_adversarial + 1e-6), rel_tol=1e-9)
     assert not weight.requires_grad
     assert weight.shape == ()
     assert W.grad is None
-    (reconstruction + weight * adversarial).backward()
+    torch.autograd.backward(reconstruction + weight * adversarial)
     scaled = adaptive_weight(*linear_decoder()[:3], loss_scale=65536.0)
     assert math.isclose(float(scaled), float(weight), rel_tol=1e-9), "float16's loss scale cancels"
 

@@ -85,9 +85,9 @@ def test_the_resolved_library_quantizer() -> None:
     library = quantizer().library
     codebook = library._codebook
     look_up = codebook.gumbel_sample.keywords
-    assert VqConfig().tree() == {
+    assert VqConfig(codebook_size=V).tree() == {
         "kind": "vq",
-        "codebook_size": 512,
+        "codebook_size": V,
         "code_dim": None,
         "update": "ema",
         "beta": 0.25,

@@ -5,7 +5,7 @@ import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from safetensors.torch import load_file
@@ -44,13 +44,16 @@ TINY = {
 
 
 class StoppedError(Exception):
-    """What a stop of the machine is to a run: it comes right after a state was saved."""
+    """What a power cut is to a run."""
 
 
-def train(_: Accelerator, out: Path, options: dict[str, Any], stop_after: int | None = None) -> dict[str, Any]:
-    """Run train.py's main; to be called by run_processes, since a run leaves its process changed.
+def train(
+    _: Accelerator, out: Path, options: dict[str, Any], stop: tuple[Literal["log", "save"], int] | None = None
+) -> dict[str, Any]:
+    """Run train.py's main with the options over those of TINY, up to the moment at which `stop` says that it dies:
+    after it has logged or saved that step. To be called by run_processes, since a run leaves its process changed.
 
-    Returns the pictures of each step on this rank (`batches`), and the calls of `adaptive_weight`.
+    Returns the pictures of each step on this rank (`batches`), and how often `adaptive_weight` was called.
     """
     seen: dict[str, Any] = {"batches": [], "adaptive_calls": 0}
     script = runpy.run_path(str(SCRIPT), run_name="train")
@@ -68,20 +71,26 @@ def train(_: Accelerator, out: Path, options: dict[str, Any], stop_after: int | 
         return value
 
     class StoppingRun(Run):
+        def log(self, step: int, *args: Any, **kwargs: Any) -> None:
+            super().log(step, *args, **kwargs)
+            if stop == ("log", step):
+                raise StoppedError
+
         def save(self, step: int, *args: Any, **kwargs: Any) -> None:
             super().save(step, *args, **kwargs)
-            if step == stop_after:
+            if stop == ("save", step):
                 raise StoppedError
 
     names.update(training_batches=recorded_batches, adaptive_weight=counted_weight, Run=StoppingRun)
     sys.argv = [str(SCRIPT), "--out", str(out)]
-    for key, value in {**TINY, **options}.items():
+    ours = {key: value for key, value in TINY.items() if f"{key.split('.')[0]}.kind" not in options}
+    for key, value in {**ours, **options}.items():
         flag = f"--{'no-' if value is False else ''}{key}"
         sys.argv += [flag] if isinstance(value, bool) else [flag, str(value)]
     try:
         script["main"]()
     except StoppedError:
-        assert stop_after is not None
+        assert stop is not None
     return seen
 
 

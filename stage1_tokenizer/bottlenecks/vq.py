@@ -28,7 +28,7 @@ class VqConfig(Config):
     """Vector quantizer with one codebook."""
 
     kind: Literal["vq"] = "vq"
-    codebook_size: PositiveInt = 512
+    codebook_size: PositiveInt = 256
     """V, the number of codes."""
     code_dim: PositiveInt | None = None
     """Dimension of the code vectors; null: that of the latent. A small one (8) keeps large codebooks in use."""

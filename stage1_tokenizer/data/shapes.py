@@ -25,9 +25,9 @@ class ShapesConfig(SizedConfig):
     kind: Literal["shapes"] = "shapes"
     max_shapes: PositiveInt = 1
     """An image has 1..max_shapes objects, each number equally likely."""
-    size: tuple[float, float] | None = (0.45, 0.75)
+    size: tuple[float, float] | None = (0.5, 0.8)
     """Least and greatest extent of an object, as a share of the image's short side; null: the lecture's own sizes."""
-    palette: Annotated[int, Field(ge=1, le=64)] | None = 6
+    palette: Annotated[int, Field(ge=1, le=64)] | None = 4
     """Number of colours (evenly spaced hues); null: any colour, as in the lecture's data."""
     holes: bool = False
     """Leave the lecture's one-pixel holes in rotated rectangles and ovals."""
@@ -81,7 +81,7 @@ def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[Ma
         if extent is None:
             sides = rng.uniform(1.0, 23.0 if kind == "rectangle" else 25.0, size=2) * pixel
         else:
-            sides = np.array([extent, extent * rng.uniform(0.45, 0.7)])
+            sides = np.array([extent, extent * rng.uniform(0.4, 0.6)])
         points = _mapped_forward(kind, sides, turn) if config.holes else _filled(kind, sides, turn)
     elif kind == "disk":
         # The source's radii, 5..11 pixels, are the rarer the larger: counts fall linearly.

@@ -1,0 +1,106 @@
+"""What the README says: its commands run, its options exist, its files are there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stage1_tokenizer.config import CommandConfig, parse_command_line
+from tests.commands import ROOT, names_of, run
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = {
+    "stage1_tokenizer/train.py": "TrainTokenizerConfig",
+    "stage2_prior/train.py": "TrainPriorConfig",
+    "sampling/generate.py": "GenerateConfig",
+    "sampling/summary.py": "SummaryConfig",
+}
+TINY_SHAPES = "--data.train_images 12 --data.validation_images 6 --network.channels 8 --network.residual_channels 4"
+
+
+def documents() -> list[str]:
+    return [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(script, arguments) of each command line in the fenced blocks of the README, the docs and the configs' comments."""
+    blocks = [block for text in documents() for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)]
+    blocks += [path.read_text(encoding="utf-8").replace("#", "") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
+    found = []
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True) if ".py" in line else []
+        scripts = [index for index, word in enumerate(words) if word in SCRIPTS]
+        if scripts:
+            found.append((words[scripts[0]], words[scripts[0] + 1 :]))
+    return found
+
+
+def config_class(script: str) -> type[CommandConfig]:
+    cls: type[CommandConfig] = names_of(script)[SCRIPTS[script]]
+    return cls
+
+
+def test_every_command_that_the_documents_show_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command with a misspelt or a removed option would be a command that nobody has run."""
+    monkeypatch.chdir(ROOT)
+    found = commands()
+    assert {script for script, _ in found} >= set(SCRIPTS) - {"sampling/summary.py"}
+    for script, arguments in found:
+        parse_command_line(config_class(script), arguments)
+
+
+def test_every_option_in_the_readmes_table_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table's second column is options of the stage-one trainer, unless it names accelerate."""
+    monkeypatch.chdir(ROOT)
+    cells = re.findall(r"^\|[^|]*\| `(--[^`]*)`", README, flags=re.MULTILINE)
+    assert len(cells) >= 6
+    for cell in cells:
+        parse_command_line(config_class("stage1_tokenizer/train.py"), cell.split())
+
+
+def test_every_config_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset that does not parse is worse than none."""
+    monkeypatch.chdir(ROOT)
+    for stage, script in (("stage1", "stage1_tokenizer/train.py"), ("stage2", "stage2_prior/train.py")):
+        paths = sorted((ROOT / "configs" / stage).glob("*.yaml"))
+        assert paths
+        for path in paths:
+            parse_command_line(config_class(script), ["--config", str(path)])
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    """Links, pictures and the map of the code."""
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    named = re.findall(r"`((?:stage1_tokenizer|stage2_prior|sampling|configs|docs)/[\w/.]*)`", README)
+    assert links
+    assert named
+    for name in links + named:
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.slow
+def test_the_three_commands_of_daily_use_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's own lines, with a few settings that make them small: from nothing to exactly 64 pictures."""
+    monkeypatch.chdir(tmp_path)
+    block = README.split("## Three commands of daily use")[1].split("```")[1]
+    small = {
+        "stage1_tokenizer/train.py": f"{TINY_SHAPES} --steps 3 --batch_size 4",
+        "stage2_prior/train.py": "--steps 3 --batch_size 4 --prior.layers 1 --prior.width 16 --prior.heads 2",
+        "sampling/generate.py": "",
+    }
+    lines = [shlex.split(line) for line in block.strip().splitlines()]
+    assert len(lines) == 3
+    for words in lines:
+        script = next(word for word in words if word in SCRIPTS)
+        arguments = words[words.index(script) + 1 :] + small[script].split()
+        ended = run(names_of(script)["main"], *arguments)
+        assert ended.code == 0, ended.err
+    out = tmp_path / "runs/stage2/shapes_vq_gpt/generated/001"
+    assert sorted(path.name for path in out.glob("0*.png")) == [f"{index:06d}.png" for index in range(64)]
+    assert np.load(out / "samples.npz")["arr_0"].shape == (64, 32, 32, 3)
+    assert Image.open(out / "grid.png").width > 8 * 32
