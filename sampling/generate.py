@@ -48,8 +48,12 @@ class GenerateConfig(CommandConfig, ChooseConfig):
     """Picture i follows from (seed, i)."""
     class_: str | None = Field(None, alias="class")
     """Name or number of the class of all pictures; null: the classes in turn."""
-    guidance: NonNegativeFloat = 1.0
-    """Classifier-free guidance: 1 is the prior as trained, more insists on the class."""
+    top_p: float = Field(0.9, ge=0.0, le=1.0)
+    """Only the likeliest tokens that together have this probability. With `--guidance 1 --top_p 1` the pictures are
+    drawn from the prior as trained: more varied, and less clean."""
+    guidance: NonNegativeFloat | None = None
+    """Classifier-free guidance: 1 is the prior as trained, more insists on the class; null: 2 where the prior was
+    trained for it, else 1."""
     batch_size: PositiveInt = 64
     """Pictures sampled at once by each process; bounded by memory, without effect on the pictures."""
 
@@ -97,10 +101,17 @@ def sample(
         torch.from_numpy(labels).to(device),
         torch.from_numpy(noise).to(device),
         partial(choose, config=config),
-        config.guidance,
+        guidance_of(config, prior),
         progress,
     )
     return to_pictures(prior.tokenizer.tokenizer, codes)
+
+
+def guidance_of(config: GenerateConfig, prior: LoadedPrior) -> float:
+    """The guidance asked for, or what suits the prior."""
+    if config.guidance is not None:
+        return config.guidance
+    return 2.0 if prior.classes and prior.model.config.label_dropout > 0 else 1.0
 
 
 def labels_of(indices: NDArray[np.int64], label: int | None, classes: int) -> NDArray[np.int64]:
@@ -179,7 +190,13 @@ def finish(config: GenerateConfig, prior: LoadedPrior, label: int | None, out: P
     save_png(out / "grid.png", grid_of(pictures))
     labels = labels_of(np.arange(config.n), label, len(prior.classes))
     np.savez_compressed(out / "samples.npz", arr_0=pictures, labels=labels)
-    settings: dict[str, Any] = {**config.tree(), "prior": str(prior.path), "step": prior.step, "classes": prior.classes}
+    settings: dict[str, Any] = {
+        **config.tree(),
+        "prior": str(prior.path),
+        "step": prior.step,
+        "guidance": guidance_of(config, prior),
+        "classes": prior.classes,
+    }
     (out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     print(
         f"{config.n} pictures in {seconds:.1f} s ({config.n / max(seconds, 1e-9):.1f} pictures/s): {out / 'grid.png'}"

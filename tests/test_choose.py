@@ -169,6 +169,11 @@ def test_the_logits_are_not_edited(config: dict[str, Any]) -> None:
     choose(logits, noise, ChooseConfig(**config))
     assert torch.equal(logits, before[0])
     assert torch.equal(noise, before[1])
+    keep_top_k(logits, 2)
+    assert torch.equal(logits, before[0])
+    probabilities = logits.softmax(-1)
+    keep_top_p(probabilities, 0.1)
+    assert torch.equal(probabilities, logits.softmax(-1))
 
 
 def test_a_row_is_chosen_by_itself() -> None:

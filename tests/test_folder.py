@@ -106,21 +106,25 @@ def test_a_name_may_be_any_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
 def test_a_damaged_image_is_named(tmp_path: Path, cache: str) -> None:
-    """Among thousands of files the message has the path of the one to mend, from the threads that fill the cache too."""
+    """Among thousands of files the message has the path of the one to mend, from the cache's threads too."""
     write(tmp_path, *[f"{i}.png" for i in range(60)])
     bad = tmp_path / "7.png"
     bad.write_bytes(bad.read_bytes()[:40])
     config = FolderConfig.from_tree({"root": str(tmp_path), "cache": cache, "image_size": 8})
-    with pytest.raises(BadFileError, match="7.png") as caught:
+
+    def load_all() -> None:
         for split in SPLITS:
             pictures = Pictures(FolderImages(config, split), config, seed=0)
             pictures.batch(np.arange(len(pictures)))
+
+    with pytest.raises(BadFileError) as caught:
+        load_all()
     assert str(bad) in str(caught.value)
 
 
 def test_photographs_load(real_data: Path) -> None:
     """Real JPEG files in class folders: the classes by name, each image once, and pictures with something on them."""
-    config = FolderConfig.from_tree({"root": str(real_data / "flowers"), "image_size": "64,48", "cache": "none"})
+    config = FolderConfig.from_tree({"root": str(real_data / "flowers"), "image_size": [64, 48], "cache": "none"})
     sets = [FolderImages(config, split) for split in SPLITS]
     assert sets[0].classes == sets[1].classes == ("daisy", "dandelion", "rose", "sunflower", "tulip")
     assert sum(map(len, sets)) == len([*(real_data / "flowers").glob("*/*")])
@@ -128,7 +132,7 @@ def test_photographs_load(real_data: Path) -> None:
     pixels, labels = Pictures(sets[1], config, seed=0).batch(np.arange(len(sets[1])))
     assert pixels.shape == (len(sets[1]), 3, 64, 48)
     assert pixels.float().std(dim=(1, 2, 3)).min() > 10
-    assert labels.unique().tolist() == [0, 1, 2, 3, 4]
+    assert set(labels.tolist()) == {0, 1, 2, 3, 4}
     # Dandelions and sunflowers are yellower than the rest: red and green far above blue.
     yellow = (pixels[:, :2].float().mean(dim=(1, 2, 3)) - pixels[:, 2].float().mean(dim=(1, 2))).numpy()
     means = [yellow[labels.numpy() == label].mean() for label in range(5)]

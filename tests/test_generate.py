@@ -139,7 +139,7 @@ def test_pictures_in_the_folder_stay_as_they_are(prior: Path, tmp_path: Path) ->
 @pytest.mark.xfail(strict=True, reason="open_folder looks for *.png alone")
 @pytest.mark.parametrize("name", ["samples.npz", "settings.json"])
 def test_other_results_in_the_folder_stay_as_they_are(prior: Path, tmp_path: Path, name: str) -> None:
-    """A folder whose pictures were moved away may still hold the .npz of an evaluation; it is not written over either."""
+    """A folder whose pictures were moved away may still hold an .npz, which is not written over either."""
     (tmp_path / name).write_text("of an earlier run")
     run(main, "--prior", prior, "--out", tmp_path, "-n", 1)
     assert (tmp_path / name).read_bytes() == b"of an earlier run"

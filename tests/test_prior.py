@@ -60,6 +60,13 @@ def test_draw_is_that_of_a_slow_reference() -> None:
         assert token == passed.index(True)
 
 
+def test_a_large_codebook_is_drawn_from_evenly() -> None:
+    """Trap 29: sums of 50,000 small probabilities in float32 blur their borders; token i owns [i, i + 1) / V."""
+    size, ids = 50_000, torch.arange(0, 50_000, 97)
+    noise = (ids.double() + 1e-4) / size
+    assert torch.equal(draw(torch.full((len(ids), size), 1 / size), noise), ids)
+
+
 @pytest.mark.parametrize("noise", [0.0, LAST, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_token_of_probability_zero_is_never_drawn(noise: float, dtype: torch.dtype) -> None:

@@ -138,6 +138,7 @@ def test_each_image_is_extracted_once_on_three_processes(tmp_path: Path, extract
     ("change", "views", "seed"),
     [
         ({}, 1, 0),
+        ({}, 3, 0),
         ({}, 2, 1),
         ({"drawing_seed": 1}, 2, 0),
         ({"palette": 3}, 2, 0),

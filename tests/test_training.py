@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from tests.processes import RankFailedError, run_processes
-from tests.training import checksums, log, part, train
+from tests.training import assert_close, checksums, log, part, train
 
 EVERYTHING_RANDOM: dict[str, Any] = {
     "network.kind": "vqgan",
@@ -54,7 +54,8 @@ def test_a_weight_of_zero_is_no_discriminator(tmp_path: Path) -> None:
 
 
 def test_accumulation_adds_up_to_the_whole_batch(tmp_path: Path) -> None:
-    """Trap 20: two micro-batches give the weights of one batch, of both models.
+    """Trap 20: two micro-batches give the weights of one batch, of both models. Adam's moments are compared too, since
+    its steps hardly depend on the gradient's scale, and a forgotten division would not be seen.
 
     Left out is what a micro-batch cannot know of the other half: an EMA codebook takes a step per forward pass (so here
     it learns by gradient), k-means and revival draw from the vectors at hand, lambda is taken per micro-batch, and
@@ -66,17 +67,14 @@ def test_accumulation_adds_up_to_the_whole_batch(tmp_path: Path) -> None:
         "bottleneck.revive_below": 0.0,
         "adversarial.adaptive": False,
         "adversarial.start": 1,
+        "optim.clip": 0.0,
         "steps": 3,
     }
     for number in (1, 2, 4):
         run_processes(1, train, tmp_path / str(number), {**options, "accumulation": number})
-    for name in ("tokenizer", "ema", "discriminator"):
-        whole, start = part(tmp_path / "1", 3, name), part(tmp_path / "1", 1, name)
-        assert any((whole[key] - start[key]).abs().max() > 1e-4 for key in whole if whole[key].is_floating_point())
+    for name in ("tokenizer", "ema", "optimizer", "discriminator", "discriminator_optimizer"):
         for accumulation in ("2", "4"):
-            pieces = part(tmp_path / accumulation, 3, name)
-            for key, tensor in whole.items():
-                assert torch.allclose(pieces[key], tensor, rtol=1e-4, atol=2e-5), (name, key)
+            assert_close(part(tmp_path / accumulation, 3, name), part(tmp_path / "1", 3, name))
 
 
 @pytest.mark.xfail(strict=True, reason="Adam's moments come back in another memory layout: see test_state.py")

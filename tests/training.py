@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
@@ -98,6 +99,16 @@ def part(out: Path, step: int, name: str) -> dict[str, Tensor]:
     """A part (`tokenizer`, `ema`, `optimizer`, `discriminator`, ...) as it was saved after `step` steps."""
     tensors: dict[str, Tensor] = load_file(out / "state" / f"step-{step:08d}" / f"{name}.safetensors")
     return tensors
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Equal up to float32's rounding over a few steps, on each tensor's own scale."""
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        scale = float(tensor.double().abs().max())
+        torch.testing.assert_close(
+            ours[key], tensor, rtol=1e-3, atol=1e-4 * scale, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def checksums(out: Path, step: int) -> dict[str, str]:
