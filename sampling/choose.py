@@ -11,6 +11,10 @@ from stage1_tokenizer.config import Config
 from stage2_prior.prior import draw
 
 
+class NotFiniteError(ValueError):
+    """Logits from which nothing can be chosen."""
+
+
 class ChooseConfig(Config):
     """How a token is chosen. The defaults draw from the prior's own distribution, unfiltered."""
 
@@ -26,15 +30,17 @@ def choose(logits: Tensor, noise: Tensor, config: ChooseConfig) -> Tensor:
     """logits (B, V), noise (B,) uniform in [0, 1) -> tokens (B,). The logits are not edited.
 
     Raises:
-        ValueError: a logit is NaN, or a whole row is -inf. (Greedy choice would silently take token 0.)
+        NotFiniteError: a logit is NaN, or a whole row is -inf. (Greedy choice would silently take token 0.)
     """
     largest = logits.amax(dim=-1, keepdim=True)
     if not torch.isfinite(largest).all():
-        raise ValueError("the prior gave logits that are not finite; its weights are damaged or its training diverged")
+        raise NotFiniteError(
+            "the prior gave logits that are not finite: its weights are damaged or its training diverged"
+        )
     if config.temperature == 0.0:
         return logits.argmax(dim=-1)
-    # Relative to the largest one, so that a tiny temperature cannot overflow.
-    scaled = (logits - largest) / config.temperature
+    # Relative to the largest one and in float64, so that a tiny temperature neither overflows nor becomes 0.
+    scaled = (logits - largest).double() / config.temperature
     return draw(keep_top_p(keep_top_k(scaled, config.top_k).softmax(dim=-1), config.top_p), noise)
 
 

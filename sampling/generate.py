@@ -20,15 +20,15 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from sampling.choose import ChooseConfig, choose
+from sampling.choose import ChooseConfig, NotFiniteError, choose
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import to_uint8
-from stage1_tokenizer.errors import ConfigError, run_command
+from stage1_tokenizer.errors import BadFileError, ConfigError, StorageError, run_command
 from stage1_tokenizer.run import start_accelerator
 from stage1_tokenizer.seeds import uniforms
 from stage1_tokenizer.tokenizer import Tokenizer
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior, generate, label_of
+from stage2_prior.prior import PRIOR_FILE, LoadedPrior, check_guidance, generate, label_of
 
 DECODE_CHUNK = 16
 """Codes are decoded in chunks of just this many images, the last one filled up: with another batch size, convolutions
@@ -64,6 +64,7 @@ def main() -> None:
     path = Path(config.prior) if config.prior else newest_run(Path("runs/stage2"))
     prior = LoadedPrior.load(path, accelerator.device)
     label = None if config.class_ is None else label_of(config.class_, prior.classes)
+    check_guidance(prior.model, guidance_of(config, prior))
     out = open_folder(config, prior.path.parent, accelerator)
     accelerator.print(f"sampling {config.n} pictures from {prior.path} (step {prior.step}) to {out}")
 
@@ -96,14 +97,17 @@ def sample(
     """The pictures of these numbers: (n, H, W, C) uint8. Raises ConfigError where guidance does not fit the prior."""
     noise = uniforms(config.seed, "sample", np.zeros_like(indices), indices, prior.model.shape.length)  # (n, L)
     labels = labels_of(indices, label, len(prior.classes))
-    codes = generate(
-        prior.model,
-        torch.from_numpy(labels).to(device),
-        torch.from_numpy(noise).to(device),
-        partial(choose, config=config),
-        guidance_of(config, prior),
-        progress,
-    )
+    try:
+        codes = generate(
+            prior.model,
+            torch.from_numpy(labels).to(device),
+            torch.from_numpy(noise).to(device),
+            partial(choose, config=config),
+            guidance_of(config, prior),
+            progress,
+        )
+    except NotFiniteError as error:
+        raise BadFileError(f"{prior.path}: {error}") from None
     return to_pictures(prior.tokenizer.tokenizer, codes)
 
 
@@ -147,8 +151,8 @@ def open_folder(config: GenerateConfig, run: Path, accelerator: Accelerator) -> 
         out = Path(config.out)
         if out.exists() and not out.is_dir():
             raise ConfigError(f"--out {out}: is a file, not a folder")
-        if any(out.glob("*.png")):
-            raise ConfigError(f"--out {out}: holds pictures already; choose another folder or move them away")
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"--out {out}: is not empty, and nothing is written over; choose another folder")
     else:
         number = 1
         while (run / "generated" / f"{number:03d}").exists():
@@ -156,7 +160,10 @@ def open_folder(config: GenerateConfig, run: Path, accelerator: Accelerator) -> 
         out = run / "generated" / f"{number:03d}"
     accelerator.wait_for_everyone()  # all have looked before one of them writes
     if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"--out {out}: cannot be made ({error.strerror})") from None
     accelerator.wait_for_everyone()
     return out
 

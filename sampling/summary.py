@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import NonNegativeInt, PositiveInt
 
 from sampling.agreement import agreement
 from sampling.generate import GenerateConfig, labels_of, newest_run, sample
 from stage1_tokenizer.config import CommandConfig, parse_command_line
-from stage1_tokenizer.data import DataConfig, build_pictures
+from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.errors import ConfigError, run_command
 from stage2_prior.prior import LoadedPrior
 
@@ -106,7 +106,7 @@ def prior_figures(run: Path) -> list[Figure]:
 
 
 def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
-    data: DataConfig = TypeAdapter(DataConfig).validate_python(prior.data)
+    data = data_config(prior.data, str(prior.path))
     train, validation = (build_pictures(data, "train", config.seed), build_pictures(data, "validation", config.seed))
     indices = np.arange(config.samples, dtype=np.int64)
     device = next(prior.model.parameters()).device
@@ -114,9 +114,14 @@ def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
     pictures = np.concatenate(
         [sample(prior, part, settings, None, device) for part in np.array_split(indices, max(1, len(indices) // 100))]
     )
-    found = agreement(
-        train, validation, pictures, labels_of(indices, None, len(prior.classes)), config.classifier_steps, config.seed
-    )
+    missing = [name for name in prior.classes if name not in train.classes]
+    if missing:
+        raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")
+    # The classifier learns the data's labels as they are now; the prior has those of its training.
+    labels = np.array([train.classes.index(name) for name in prior.classes])[
+        labels_of(indices, None, len(prior.classes))
+    ]
+    found = agreement(train, validation, pictures, labels, config.classifier_steps, config.seed)
     return [
         Figure("classifier, right on held-out images", f"{found.held_out:.1%}", "95 %", found.held_out >= 0.95),
         Figure(

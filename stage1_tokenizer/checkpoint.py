@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
 
 
@@ -122,7 +124,9 @@ def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapp
         raise StorageError(f"cannot write {final}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _states(folder)[keep:]:
+    # States of later steps are those that were damaged when this run resumed before them.
+    forsaken = [state for state in _states(folder) if state.name > final.name]
+    for old in forsaken + _states(folder)[len(forsaken) + keep :]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -154,7 +158,7 @@ def load_state(state: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, A
         if isinstance(part, nn.Module):
             load_strict(part, tensors, str(path))
         else:
-            _unpack_optimizer(part, tensors, header)
+            _unpack_optimizer(part, tensors, header, str(path))
     return manifest["step"], manifest["scalars"]
 
 
@@ -166,17 +170,17 @@ def _states(folder: Path) -> list[Path]:
 def _problem(state: Path) -> str | None:
     try:
         manifest = json.loads((state / "manifest.json").read_text())
+        if state.name != f"step-{manifest['step']:08d}":
+            return f"its manifest is that of step {manifest['step']}"
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']}, this version reads {FORMAT}"
         for name, entry in manifest["files"].items():
             data = (state / name).read_bytes()
-            if len(data) != entry["bytes"]:
-                return f"{name} has {len(data)} bytes instead of {entry['bytes']}"
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                return f"{name} is damaged: its checksum differs"
+            if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                return f"{name} is damaged: {len(data)} of {entry['bytes']} bytes, or its checksum differs"
     except FileNotFoundError as error:
         return f"it is incomplete: {Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
     return None
 
@@ -195,12 +199,23 @@ def _pack(part: Part) -> bytes:
     return serialise(_portable(tensors), {"groups": json.dumps(state["param_groups"])})
 
 
-def _unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], header: Header) -> None:
+def _unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], header: Header, source: str
+) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": json.loads(header["groups"])})
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": json.loads(header["groups"])})
+    except (ValueError, KeyError) as error:
+        raise BadFileError(f"{source}: does not fit the optimizer: {error}") from None
+    # Files hold plain row-major tensors. The fused step goes through parameter and moments alike in memory, so the
+    # moments of a channels_last parameter must lie as it does, or the resumed run differs.
+    for parameter, entry in optimizer.state.items():
+        for name, value in entry.items():
+            if value.shape == parameter.shape:
+                entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _sync_folder(folder: Path) -> None:

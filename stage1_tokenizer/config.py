@@ -7,7 +7,9 @@ kinds are a union of small classes, and choosing another kind drops the keys of 
 
 import difflib
 import json
+import re
 import sys
+from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -61,9 +63,11 @@ def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -
         ConfigError: an unknown key or flag, a value that does not fit, or a config file that cannot be read.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    defaults = _defaults(cls)
     try:
         given: Tree = CliSettingsSource(
             cls,  # type: ignore[arg-type]  # any model will do, as its documentation says
+            formatter_class=_help_formatter(defaults),
             cli_parse_args=argv,
             cli_exit_on_error=False,
             cli_avoid_json=True,
@@ -73,10 +77,8 @@ def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -
         )()
     except SettingsError as error:
         raise ConfigError(_explain_flags(cls, str(error))) from None
-    tree = _defaults(cls)
-    if given.get("config"):
-        tree = merge(tree, read_yaml(given["config"]))
-    return cls.from_tree(merge(tree, given), "configuration")
+    tree = merge(defaults, read_yaml(given["config"])) if given.get("config") else defaults
+    return cls.from_tree(merge(tree, _with_nulls(given)), "configuration")
 
 
 def read_yaml(path: str | Path) -> Tree:
@@ -162,6 +164,29 @@ def _defaults(cls: type[Config]) -> Tree:
     ).tree()
 
 
+def _with_nulls(given: Tree) -> Tree:
+    """`--key null` for a key that takes several values arrives as [None]."""
+    return {
+        key: _with_nulls(value) if isinstance(value, dict) else None if value == [None] else value
+        for key, value in given.items()
+    }
+
+
+def _help_formatter(defaults: Tree) -> type[RawDescriptionHelpFormatter]:
+    """For -h. Of a choice of kinds, pydantic-settings shows the last one as the default; this shows the true one."""
+
+    class Formatter(RawDescriptionHelpFormatter):
+        def _expand_help(self, action: Action) -> str:
+            text = super()._expand_help(action) or ""
+            name = "".join(action.option_strings[:1]).removeprefix("--").removesuffix(".kind")
+            if name in defaults and name != "".join(action.option_strings[:1]).removeprefix("--"):
+                kind = (defaults[name] or {}).get("kind", "null")
+                text = re.sub(r"\(default: [^)]*\)", f"(default: {kind})", text)
+            return text
+
+    return Formatter
+
+
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     """The config classes that a field's annotation admits."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -228,9 +253,7 @@ def _explain_flags(cls: type[BaseModel], message: str) -> str:
     head, _, rest = message.partition("unrecognized arguments: ")
     if not rest:
         return head.removeprefix("error parsing CLI: ")
-    flags = [word.lstrip("-").split("=")[0] for word in rest.split() if word.startswith("--")] or [rest.split()[0]]
+    words = [word.split("=")[0] for word in rest.split() if word.startswith("-")] or rest.split()[:1]
     known = set(_keys(cls))
-    return (
-        "\n  ".join(f"--{flag}: there is no such option{_nearest(flag, known)}" for flag in flags)
-        + "\n  (-h lists all options)"
-    )
+    lines = [f"{word}: there is no such option{_nearest(word.lstrip('-'), known)}" for word in words]
+    return "\n  ".join([*lines, "(-h lists all options)"])

@@ -46,7 +46,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     kernels = {
         id(layer.weight)
         for layer in module.modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and config.weight_decay > 0
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and config.weight_decay > 0
     }
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [

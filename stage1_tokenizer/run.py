@@ -75,6 +75,12 @@ def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None
         )
 
 
+def check_share(images: int, processes: int) -> None:
+    """Raises ConfigError unless each process has at least one image of the validation split."""
+    if images < processes:
+        raise ConfigError(f"{images} validation images are fewer than the {processes} processes that share them")
+
+
 class Run:
     """A run's folder and log. Only the main process writes.
 
@@ -82,13 +88,14 @@ class Run:
     samples/NAME-STEP.png, state/.
     """
 
-    def __init__(self, folder: Path, config: Tree, steps: int, accelerator: Accelerator) -> None:
-        """Open a run, new or begun earlier.
+    def __init__(self, folder: Path, config: Tree, steps: int, accelerator: Accelerator, weights: str) -> None:
+        """Open a run, new or begun earlier. `weights` is the name of the file that it is to produce.
 
         Raises:
-            ConfigError: the folder holds a run of another config (the keys that differ are listed), or is no folder.
+            ConfigError: the folder holds a run of another config (the keys that differ are listed), or weights without
+                a state to continue from, or is no folder.
         """
-        self.folder, self._steps, self._accelerator = folder, steps, accelerator
+        self.folder, self._steps, self._accelerator, self._weights = folder, steps, accelerator, weights
         self._main: bool = accelerator.is_main_process
         self._check_folder(config)
         accelerator.wait_for_everyone()
@@ -164,10 +171,11 @@ class Run:
         save_image(grid, self.folder / "samples" / f"{name}-{step:08d}.png")
         self._writer.add_image(name, grid, step)
 
-    def check_finite(self, step: int, losses: Mapping[str, float]) -> None:
-        """Raises DivergedError, naming the first loss that is not finite."""
-        for name, value in losses.items():
-            if not math.isfinite(value):
+    def check_finite(self, step: int, values: Mapping[str, float]) -> None:
+        """Raises DivergedError, naming the first loss or gradient norm that is not finite."""
+        for name, value in values.items():
+            # Under float16, gradients overflow now and then; the scaler skips such a step.
+            if not math.isfinite(value) and not (self._accelerator.scaler and name == "train/gradient_norm"):
                 raise DivergedError(
                     f"{name} is {value} at step {step}; the states saved before it are intact. "
                     "Lower optim.lr, or give optim.clip, and start again in a new folder (--out)"
@@ -184,10 +192,15 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"--out {self.folder}: is a file, not a folder")
         saved_file = self.folder / "config.yaml"
+        if not any((self.folder / "state").glob("step-*")):
+            if (self.folder / self._weights).exists():
+                raise ConfigError(
+                    f"{self.folder} holds {self._weights}, but no state to continue from; it would be written over. "
+                    "Give another --out, or move it away"
+                )
+            return  # nothing was trained yet
         if not saved_file.exists():
-            if any((self.folder / "state").glob("step-*")):
-                raise BadFileError(f"{self.folder}: holds states of a run but no config.yaml; choose another --out")
-            return
+            raise BadFileError(f"{self.folder}: holds states of a run but no config.yaml; choose another --out")
         changed = differences(_compared(read_yaml(saved_file)), _compared(config))
         if changed:
             raise ConfigError(

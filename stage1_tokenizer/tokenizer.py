@@ -139,14 +139,14 @@ class LoadedTokenizer:
     step: int
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Load `tokenizer.safetensors`, given as the file or as the folder that holds it.
+    def load(cls, path: str | Path, device: torch.device | str = "cpu", option: str = "--tokenizer") -> Self:
+        """Load `tokenizer.safetensors`, given as the file or as the folder that holds it; `option` is named in errors.
 
         Raises:
             ConfigError: there is nothing at this path.
             BadFileError: the file is damaged, or is not a tokenizer.
         """
-        file = resolve(path, TOKENIZER_FILE, "--tokenizer")
+        file = resolve(path, TOKENIZER_FILE, option)
         tensors, header = read_weights(file, kind="tokenizer")
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
         tokenizer = Tokenizer(config)

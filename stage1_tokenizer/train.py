@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
@@ -38,7 +38,7 @@ from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
-from stage1_tokenizer.run import Run, check_batch_size, start_accelerator
+from stage1_tokenizer.run import Run, check_batch_size, check_share, start_accelerator
 from stage1_tokenizer.seeds import derive_seed
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, TokenizerConfig
 
@@ -50,7 +50,7 @@ class TrainTokenizerConfig(CommandConfig):
     """The run's folder; default: runs/stage1/ and the name of the config file, or DATA_BOTTLENECK."""
     seed: int = 0
     """Everything random in the run follows from it."""
-    steps: PositiveInt = 1200
+    steps: PositiveInt = 1500
     """Optimizer steps."""
     batch_size: PositiveInt = 64
     """Images per optimizer step, over all processes and micro-batches."""
@@ -69,7 +69,7 @@ class TrainTokenizerConfig(CommandConfig):
     """Steps between validations on the whole validation split; also at the end."""
     save_every: PositiveInt = 300
     """Steps between saved states; also at the end."""
-    keep: PositiveInt = 2
+    keep: int = Field(2, ge=2)
     """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
     pictures: NonNegativeInt = 16
     """Images in the grids of reconstructions."""
@@ -89,6 +89,7 @@ def main() -> None:
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     train_set = build_pictures(config.data, "train", config.seed)
     validation_set = build_pictures(config.data, "validation", config.seed)
+    check_share(len(validation_set), processes)
     tokenizer = Tokenizer(
         TokenizerConfig(
             image_size=config.data.image_size,
@@ -110,12 +111,18 @@ def main() -> None:
         parts |= {"discriminator": critic, "discriminator_optimizer": critic_optimizer}
         critic_model, critic_optimizer = accelerator.prepare(critic, critic_optimizer)
 
-    run = Run(config.folder, config.tree(), config.steps, accelerator)
+    run = Run(config.folder, config.tree(), config.steps, accelerator, TOKENIZER_FILE)
     first, _ = run.resume(parts)
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
     batches = training_batches(train_set, order, first, config.steps, config.data.workers)
     header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
 
+    def save_weights(done: int) -> None:
+        if accelerator.is_main_process:
+            write_weights(run.folder / TOKENIZER_FILE, ema.module, "tokenizer", {**header, "step": str(done)})
+
+    if first:  # the stop may have come after the state was saved and before the weights were
+        save_weights(first)
     for step, (pixels, _) in zip(range(first, config.steps), batches, strict=True):
         torch.manual_seed(derive_seed(config.seed, "model", step, rank))
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
@@ -188,8 +195,7 @@ def main() -> None:
             run.pictures(done, "reconstructions", pairs(ema.module, validation_set, config.pictures, device), columns=8)
         if saves:
             run.save(done, parts, {}, config.keep)
-            if accelerator.is_main_process:
-                write_weights(run.folder / TOKENIZER_FILE, ema.module, "tokenizer", {**header, "step": str(done)})
+            save_weights(done)
 
     run.finish()
     accelerator.print(f"tokenizer: {run.folder / TOKENIZER_FILE}")

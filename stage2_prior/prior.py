@@ -80,6 +80,15 @@ def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:
     return draw(logits.softmax(dim=-1), noise)
 
 
+def check_guidance(prior: Prior, guidance: float) -> None:
+    """Raises ConfigError where guidance is asked of a prior that does not know images both with and without a class."""
+    if guidance != 1.0 and (prior.classes == 0 or prior.config.label_dropout == 0.0):
+        reason = "has no classes" if prior.classes == 0 else "was trained with label_dropout 0"
+        raise ConfigError(
+            f"guidance {guidance}: this prior {reason}, so it does not know images without a class; use guidance 1"
+        )
+
+
 @torch.inference_mode()
 def generate(
     prior: Prior,
@@ -97,12 +106,8 @@ def generate(
     Raises:
         ConfigError: guidance, but the prior has no classes or was trained without label dropout.
     """
+    check_guidance(prior, guidance)
     guided = guidance != 1.0
-    if guided and (prior.classes == 0 or prior.config.label_dropout == 0.0):
-        reason = "has no classes" if prior.classes == 0 else "was trained with label_dropout 0"
-        raise ConfigError(
-            f"guidance {guidance}: this prior {reason}, so it does not know images without a class; use guidance 1"
-        )
     shape, batch = prior.shape, len(labels)
     both = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guided else labels
     decoding = prior.begin(both)
@@ -164,7 +169,7 @@ class LoadedPrior:
         file = resolve(path, PRIOR_FILE, "--prior")
         tensors, raw = read_weights(file, kind="prior")
         header = config_from_json(PriorHeader, raw.get("config"), str(file))
-        tokenizer = LoadedTokenizer.load(file.parent, device)
+        tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
         if tokenizer.fingerprint != header.tokenizer:
             raise BadFileError(
                 f"{file} was trained on the codes of the tokenizer {header.tokenizer}, but {tokenizer.path} is "
@@ -186,7 +191,7 @@ def label_of(name: str, classes: tuple[str, ...]) -> int:
     """
     if name in classes:
         return classes.index(name)
-    if name.isdigit() and int(name) < len(classes):
+    if name.isdecimal() and int(name) < len(classes):
         return int(name)
     known = ", ".join(f"{label} {known}" for label, known in enumerate(classes)) or "none: this prior is unconditional"
     raise ConfigError(f"class {json.dumps(name)}: there is no such class; the classes are: {known}")

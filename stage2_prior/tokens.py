@@ -104,6 +104,8 @@ def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
     """
     if tokens.classes == classes:
         return tokens
+    if not tokens.classes:
+        raise ConfigError(f"the data has no classes, but the run was begun with {', '.join(classes)}")
     unknown = [name for name in tokens.classes if name not in classes]
     if unknown:
         raise ConfigError(
@@ -180,8 +182,11 @@ def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str
     if not paths or sum(map(len, labels)) != total:
         return None
     tokens = TokenSet(torch.cat(codes), torch.cat(labels), tuple(json.loads(classes)))
-    size = provenance["shape"][3]
-    if tokens.codes.min() < 0 or tokens.codes.max() >= size:
-        say(f"{folder}: holds codes outside 0..{size - 1}; it is made anew")
-        return None
+    for name, values, limit in (
+        ("codes", tokens.codes, provenance["shape"][3]),
+        ("labels", tokens.labels, max(1, len(tokens.classes))),
+    ):
+        if values.min() < 0 or values.max() >= limit:
+            say(f"{folder}: holds {name} outside 0..{limit - 1}; it is made anew")
+            return None
     return tokens

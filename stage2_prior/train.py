@@ -6,7 +6,6 @@ Writes runs/stage2/NAME/prior.safetensors with the tokenizer beside it. The same
 """
 
 import math
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from einops import rearrange
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import Part, write_weights
+from stage1_tokenizer.checkpoint import Part, write_file, write_weights
 from stage1_tokenizer.config import CommandConfig, parse_command_line
-from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.order import BatchOrder, share
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import run_command
@@ -61,8 +60,8 @@ class TrainPriorConfig(CommandConfig):
     """Steps between validations on the whole validation split; also at the end."""
     save_every: PositiveInt = 500
     """Steps between saved states; also at the end."""
-    keep: PositiveInt = 2
-    """Saved states to keep."""
+    keep: int = Field(2, ge=2)
+    """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
     samples: NonNegativeInt = 20
     """Images to sample at each validation; 0: none."""
 
@@ -81,10 +80,11 @@ def main() -> None:
     check_batch_size(config.batch_size, config.accumulation, processes)
 
     tokenizer = LoadedTokenizer.load(config.tokenizer, device)
-    data: DataConfig = config.data or TypeAdapter(DataConfig).validate_python(tokenizer.data)
+    data = config.data or data_config(tokenizer.data, str(tokenizer.path))
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
-    run = Run(config.folder, {**config.tree(), "tokenizer": tokenizer.fingerprint}, config.steps, accelerator)
+    settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
+    run = Run(config.folder, settings, config.steps, accelerator, PRIOR_FILE)
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
         load_or_extract(accelerator, tokenizer, data, split, views, config.seed, run.folder / "tokens")
@@ -100,14 +100,22 @@ def main() -> None:
     parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer}
     model, optimizer = accelerator.prepare(prior, optimizer)
     first, _ = run.resume(parts)
-    if accelerator.is_main_process:
-        shutil.copyfile(tokenizer.path, run.folder / TOKENIZER_FILE)
+    copy = run.folder / TOKENIZER_FILE
+    if accelerator.is_main_process and not (copy.exists() and copy.samefile(tokenizer.path)):
+        write_file(copy, tokenizer.path.read_bytes())
     order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
     accelerator.print(
         f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}"
     )
 
+    def save_weights(done: int) -> None:
+        if accelerator.is_main_process:
+            described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
+            write_weights(run.folder / PRIOR_FILE, ema.module, "prior", described)
+
+    if first:  # the stop may have come after the state was saved and before the weights were
+        save_weights(first)
     for step in range(first, config.steps):
         torch.manual_seed(derive_seed(config.seed, "model", step, rank))
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
@@ -135,9 +143,9 @@ def main() -> None:
         if done % config.log_every == 0 or saves:  # a state is saved only after a look at its losses
             nats = float(torch.stack(losses).mean())
             values = {"train/nats_per_token": nats, "train/bits_per_token": nats / math.log(2)}
+            values |= {"train/gradient_norm": float(gradient_norm)}
             run.check_finite(done, values)
             values |= {
-                "train/gradient_norm": float(gradient_norm),
                 "train/lr": optimizer.param_groups[0]["lr"],
                 "train/images_per_second": run.images_per_second,
             }
@@ -152,9 +160,7 @@ def main() -> None:
                 )
         if saves:
             run.save(done, parts, {}, config.keep)
-            if accelerator.is_main_process:
-                described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
-                write_weights(run.folder / PRIOR_FILE, ema.module, "prior", described)
+            save_weights(done)
 
     run.finish()
     accelerator.print(f"prior: {run.folder / PRIOR_FILE}")

@@ -114,7 +114,6 @@ CASES: dict[str, tuple[str, str, int, str]] = {
     "out below a file": (SAMPLER, "--prior {}/prior --out {}/list.yaml/x", 5, "list.yaml"),
     "run in a file": (PRIOR, "--tokenizer {}/tok --out {}/list.yaml", 2, "--out .*list.yaml: is a file"),
 }
-UNCAUGHT = {"out below a file": "open_folder lets mkdir's NotADirectoryError through"}
 REAL = ("wrong key", "prior as tokenizer", "no pictures")
 
 
@@ -127,13 +126,7 @@ def check(ended: Ended, code: int, message: str) -> None:
     assert len(ended.err) < 1500, "a wall of text is not a message"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=UNCAUGHT[name]) if name in UNCAUGHT else ())
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_a_mistake_is_one_message(name: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Faults 13, 27, 31-36: exit code, what was given, what is allowed, the way out; nothing is written over."""
     script, arguments, code, message = CASES[name]
@@ -174,7 +167,6 @@ def test_a_run_is_not_continued_as_another(world: Path, tmp_path: Path) -> None:
     assert train(world, tmp_path / "run", log_every=2, keep=5).code == 0, "how often is no other run"
 
 
-@pytest.mark.xfail(strict=True, reason="the data config of a tokenizer's header is validated without config_from_json")
 def test_a_tokenizer_of_an_unknown_data_set_is_a_bad_file(tmp_path: Path) -> None:
     """Fault 50: a header that this version cannot read, e.g. of a later one, is a file to name and not a traceback."""
     write_tokenizer(tmp_path / "tok", data={"kind": "imagenet", "image_size": shapes().image_size})

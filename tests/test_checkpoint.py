@@ -159,7 +159,6 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "new" / "x").read_bytes() == b"data"
 
 
-@pytest.mark.xfail(strict=True, reason="write_file's cleaning up raises in its turn", raises=NotADirectoryError)
 def test_a_folder_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
     """What cannot be written is said in a message, not in a traceback."""
     (tmp_path / "file").touch()

@@ -139,21 +139,19 @@ def test_an_error_says_what_and_where(parse: Parse, yaml: str | None, argv: list
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-@pytest.mark.xfail(reason="_nearest looks among the keys of all kinds, the refused one too", strict=True)
 def test_a_key_of_another_kind_is_not_its_own_advice(parse: Parse) -> None:
-    """'There is no fruit.worms; did you mean fruit.worms?' leaves the user no way out."""
+    """'There is no fruit.worms; did you mean fruit.worms?' would leave the user no way out."""
     with pytest.raises(ConfigError) as caught:
         parse("fruit: {kind: pear, stem: s}", "--fruit.worms 3")
+    assert "fruit.worms" in str(caught.value)
     assert "did you mean fruit.worms" not in str(caught.value)
 
 
-@pytest.mark.xfail(reason="pydantic-settings makes [None] of `null` where the field is a tuple", strict=True)
 def test_a_tuple_can_be_null_on_the_command_line(parse: Parse) -> None:
     """`--data.size null` is how the help says one gets the lecture's shapes."""
     assert parse(None, "--span null").span is None
 
 
-@pytest.mark.xfail(reason="_explain_flags prints -- before every word", strict=True)
 @pytest.mark.parametrize("word", ["-n", "stray"])
 def test_an_unknown_word_is_shown_as_it_was_typed(parse: Parse, word: str) -> None:
     """A message about `---n` or `--stray` names something that the user never wrote."""
@@ -217,7 +215,6 @@ def test_help_lists_every_option(train_config: type[CommandConfig], capsys: pyte
     assert "Peak learning rate." in text
 
 
-@pytest.mark.xfail(reason="pydantic-settings takes a union's defaults from its last member", strict=True)
 def test_help_shows_the_default_kind(train_config: type[CommandConfig], capsys: pytest.CaptureFixture[str]) -> None:
     """-h says `--data.kind (default: folder)` where the default is shapes, so a reader believes the wrong run."""
     with pytest.raises(SystemExit):

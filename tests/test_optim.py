@@ -83,7 +83,6 @@ def test_only_kernels_decay() -> None:
     assert {"bottleneck.library._codebook.embed", "embedding.weight"} <= dict(model.named_parameters()).keys()
 
 
-@pytest.mark.xfail(strict=True, reason="build_optimizer looks for Linear and Conv2d, and ConvTranspose2d is neither")
 def test_transposed_convolutions_are_convolutions() -> None:
     """The config says "matrices and kernels", and the sonnet decoder's larger ones are of transposed convolutions."""
     model = tokenizer()

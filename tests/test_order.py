@@ -118,7 +118,6 @@ def test_validation_sees_each_picture_once(processes: int) -> None:
         assert Counter(p.numpy().tobytes() for p in seen) == Counter(p.numpy().tobytes() for p in plain)
 
 
-@pytest.mark.xfail(reason="lru_cache around a bound method cannot be pickled", strict=True)
 def test_an_order_can_be_sent_to_a_worker() -> None:
     """Where workers are not forked (macOS, Windows, Python 3.14 everywhere) the loader pickles what they work with."""
     order = BatchOrder(20, 4, seed=3, rank=1, processes=2)

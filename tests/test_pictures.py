@@ -200,9 +200,6 @@ def test_each_level_survives_the_way_to_the_network_and_back() -> None:
     assert torch.equal(levels, torch.arange(256, dtype=torch.uint8)), "the pictures themselves are left as they are"
 
 
-@pytest.mark.xfail(
-    reason="resize scales the whole of an extreme panorama before the crop: 64 x 64,000,000 pixels", strict=True
-)
 def test_a_narrow_picture_takes_little_memory() -> None:
     """A file of a few kB may hold 1 x 60,000,000 pixels, and scaled to cover 64 x 64 these fill any memory."""
     made = pictures(Fixed(np.zeros((4000, 1, 3), dtype=np.uint8)), image_size=(64, 64))

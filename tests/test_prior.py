@@ -62,7 +62,7 @@ def test_draw_is_that_of_a_slow_reference() -> None:
 
 def test_a_large_codebook_is_drawn_from_evenly() -> None:
     """Trap 29: sums of 50,000 small probabilities in float32 blur their borders; token i owns [i, i + 1) / V."""
-    size, ids = 50_000, torch.arange(0, 50_000, 97)
+    size, ids = 50_000, torch.arange(0, 50_000, 997)
     noise = (ids.double() + 1e-4) / size
     assert torch.equal(draw(torch.full((len(ids), size), 1 / size), noise), ids)
 
@@ -189,7 +189,6 @@ def test_a_missing_prior_is_named(tmp_path: Path) -> None:
         LoadedPrior.load(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="LoadedPrior.load blames --tokenizer, an option which generate.py does not have")
 def test_a_missing_tokenizer_is_named_by_the_option_that_was_given(tmp_path: Path) -> None:
     """Who gave --prior must not be sent to look for a --tokenizer."""
     write_prior(tmp_path)
@@ -213,7 +212,6 @@ def test_an_unknown_class_lists_the_known_ones(name: str) -> None:
         label_of(name, ())
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason='"²".isdigit() is true, and int("²") raises: use isdecimal')
 def test_a_superscript_is_no_number() -> None:
     """An odd key stroke is a usage error like any other, not a traceback."""
     with pytest.raises(ConfigError, match="0 cat, 1 dog"):

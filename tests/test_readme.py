@@ -26,7 +26,7 @@ def documents() -> list[str]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(script, arguments) of each command line in the fenced blocks of the README, the docs and the configs' comments."""
+    """(script, arguments) of each command in the fenced blocks of README and docs, and in the configs' comments."""
     blocks = [block for text in documents() for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)]
     blocks += [path.read_text(encoding="utf-8").replace("#", "") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
     found = []

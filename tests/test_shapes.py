@@ -144,9 +144,6 @@ def test_objects_have_the_size_asked_for(holed: bool) -> None:
         assert 53.0 < max(extents) < 60.0 + (3.0 if kind == "disk" else 1.5), kind  # a disk's radius is a whole number
 
 
-@pytest.mark.xfail(
-    reason="ShapesConfig.size is not validated: numpy raises, or divides by zero, while drawing", strict=True
-)
 @pytest.mark.parametrize("size", [[0.8, 0.4], [0.0, 0.0], [-0.5, 0.5]])
 def test_a_size_that_cannot_be_drawn_is_refused(size: list[float]) -> None:
     """The user learns of it before the training starts, and without a traceback."""

@@ -2,8 +2,9 @@
 
 from typing import Annotated, assert_never
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
+from stage1_tokenizer.config import Tree
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
 from stage1_tokenizer.data.pictures import ImageSet, Pictures, Split
 from stage1_tokenizer.data.shapes import Shapes, ShapesConfig
@@ -14,10 +15,24 @@ from stage1_tokenizer.data.torchvision_sets import (
     MnistConfig,
     TorchvisionImages,
 )
+from stage1_tokenizer.errors import BadFileError
 
 DataConfig = Annotated[
     ShapesConfig | Cifar10Config | MnistConfig | FashionMnistConfig | FolderConfig, Field(discriminator="kind")
 ]
+
+
+def data_config(tree: Tree, source: str) -> DataConfig:
+    """The data config that a checkpoint's header carries.
+
+    Raises:
+        BadFileError: this version has no such data set, or knows other keys of it.
+    """
+    try:
+        config: DataConfig = TypeAdapter(DataConfig).validate_python(tree)
+    except ValidationError as error:
+        raise BadFileError(f"{source}: its header names data that this version cannot read: {error}") from None
+    return config
 
 
 def build_images(config: DataConfig, split: Split) -> ImageSet:

@@ -51,7 +51,7 @@ class FolderImages:
     def identity(self) -> str:
         """A hash of the names and sizes of this split's files."""
         listing = "\n".join(f"{name} {(self._root / name).stat().st_size}" for name in self._names)
-        return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(listing.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -72,4 +72,7 @@ def _image_names(root: Path) -> list[str]:
 
 def _unit_hash(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") / 2.0**64
+    return (
+        int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
+        / 2.0**64
+    )

@@ -28,7 +28,6 @@ class BatchOrder:
             raise ConfigError(f"batch_size {batch_size} cannot be shared evenly by {processes} processes")
         self._n, self._batch, self._seed = n, batch_size, seed
         self._share = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
-        self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
 
     def places(self, step: int) -> Places:
         """This process's (indices, epochs) at a step, each (B / processes,)."""
@@ -37,11 +36,13 @@ class BatchOrder:
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = self._permutation(int(epoch))[positions[here] % self._n]
+            indices[here] = _permutation(self._n, self._seed, int(epoch))[positions[here] % self._n]
         return indices, epochs
 
-    def _draw_permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng(derive_seed(self._seed, "order", epoch)).permutation(self._n)
+
+@lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(n)
 
 
 def share(n: int, rank: int, processes: int) -> range:

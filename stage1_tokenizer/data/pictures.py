@@ -25,6 +25,10 @@ from stage1_tokenizer.seeds import uniforms
 Picture = NDArray[np.uint8]
 Split = Literal["train", "validation"]
 
+LONGEST = 16
+"""Of a picture that is longer than this many times its width, only the middle is used: scaled up whole to cover the
+image size, a line of pixels would fill any memory."""
+
 
 class ImageSet(Protocol):
     """One split of a data set, before any processing."""
@@ -126,6 +130,9 @@ class Pictures:
 
 def resize(picture: Picture, image_size: tuple[int, int], short_side: int | None = None) -> Picture:
     """Scale (h', w', C), antialiased, so that it covers `image_size`, and to a short side of `short_side` if given."""
+    longest = LONGEST * min(picture.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in picture.shape[:2])
+    picture = picture[top : top + longest, left : left + longest]
     height, width = picture.shape[:2]
     scale = max(image_size[0] / height, image_size[1] / width)
     if short_side is not None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
 from stage1_tokenizer.seeds import derive_seed
@@ -35,6 +35,12 @@ class ShapesConfig(SizedConfig):
     validation_images: PositiveInt = 2_000
     drawing_seed: int = 0
     """Another seed is another data set of the same kind."""
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "ShapesConfig":
+        if self.size is not None and not 0.0 < self.size[0] <= self.size[1] <= 1.0:
+            raise ValueError(f"size must be two shares, 0 < least <= greatest <= 1, got {self.size}")
+        return self
 
 
 class Shapes:
@@ -62,7 +68,8 @@ class Shapes:
         kind = 0
         for _ in range(rng.integers(1, self._config.max_shapes + 1)):
             kind = int(rng.integers(len(KINDS)))
-            mask, radius = _draw(rng, KINDS[kind], self._config)
+            points, radius = _draw(rng, KINDS[kind], self._config)
+            mask = _place(rng, points, np.asarray(picture.any(axis=-1)))
             colour = _colour(rng, self._config.palette)
             if self._config.palette is None and KINDS[kind] == "disk":
                 colour[0] = radius  # as the source has it: its disks are red by as many levels as their radius
@@ -70,8 +77,8 @@ class Shapes:
         return picture, kind
 
 
-def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[Mask, int]:
-    """A mask (H, W) of one object wholly inside the frame, and its radius in pixels (of use for disks)."""
+def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[NDArray[np.int64], int]:
+    """The pixels (n, 2) of one object about the origin, and its radius in pixels (of use for disks)."""
     frame = config.image_size
     pixel = min(frame) / 64.0  # the lecture's sizes are given in pixels of a 64 x 64 frame
     extent = None if config.size is None else rng.uniform(*config.size) * min(frame)
@@ -84,11 +91,12 @@ def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[Ma
             sides = np.array([extent, extent * rng.uniform(0.4, 0.6)])
         points = _mapped_forward(kind, sides, turn) if config.holes else _filled(kind, sides, turn)
     elif kind == "disk":
-        # The source's radii, 5..11 pixels, are the rarer the larger: counts fall linearly.
-        size = 5.0 + np.floor(7.0 * (1.0 - np.sqrt(rng.uniform()))) if extent is None else extent / 2.0 / pixel
+        # The source's radii, 5..11 pixels, are the rarer the larger: their counts fall as 8, 7, ... 2.
+        weights = np.arange(8, 1, -1) / 35.0
+        size = rng.choice(np.arange(5, 12), p=weights) if extent is None else extent / 2.0 / pixel
         radius = max(1, round(size * pixel))
         across = np.arange(-radius, radius + 1)
-        inside = across[:, None] ** 2 + across[None, :] ** 2 <= (radius + 0.68) ** 2
+        inside = across[:, None] ** 2 + across[None, :] ** 2 <= (radius + 0.66) ** 2
         points = np.argwhere(inside) - radius
     else:
         if kind == "triangle":
@@ -101,7 +109,7 @@ def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[Ma
             radii = size * np.tile([1.0, 0.382], 5)  # a regular pentagram
         angles = turn + 2.0 * np.pi * np.arange(corners) / corners
         points = _polygon(np.stack([np.sin(angles), np.cos(angles)], axis=1) * radii[:, None])
-    return _place(rng, points, frame), radius
+    return points, radius
 
 
 def _mapped_forward(kind: str, sides: NDArray[np.float64], turn: float) -> NDArray[np.int64]:
@@ -138,16 +146,21 @@ def _polygon(corners: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.stack([rows[inside], columns[inside]], axis=1)
 
 
-def _place(rng: np.random.Generator, points: NDArray[np.int64], frame: tuple[int, int]) -> Mask:
-    """Move pixels to a random place at which all of them are inside the frame; what is larger than it is cut off."""
-    mask = np.zeros(frame, dtype=bool)
-    if len(points) == 0:
-        points = np.zeros((1, 2), dtype=np.int64)
-    points = points - points.min(axis=0)
-    room = np.maximum(0, np.array(frame) - 1 - points.max(axis=0))
-    points = points + rng.integers(0, room + 1)
-    points = points[(points < frame).all(axis=1)]
-    mask[points[:, 0], points[:, 1]] = True
+def _place(rng: np.random.Generator, points: NDArray[np.int64], taken: Mask) -> Mask:
+    """A mask (H, W) of an object's pixels (n, 2), moved to a random place wholly inside the frame.
+
+    The source's objects overlap more rarely than chance would have it, as if a place were tried up to three times for
+    one that is free. What is larger than the frame is cut off.
+    """
+    mask = np.zeros(taken.shape, dtype=bool)
+    points = points - points.min(axis=0) if len(points) else np.zeros((1, 2), dtype=np.int64)
+    room = np.maximum(0, np.array(taken.shape) - 1 - points.max(axis=0))
+    points = points[(points < taken.shape).all(axis=1)]
+    for _ in range(3):
+        rows, columns = (points + rng.integers(0, room + 1)).T
+        if not taken[rows, columns].any():
+            break
+    mask[rows, columns] = True
     return mask
 
 

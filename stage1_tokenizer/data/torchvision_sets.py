@@ -48,7 +48,7 @@ class TorchvisionImages:
         """Raises ConfigError, with the option that downloads it, where the folder does not hold the data set."""
         try:
             data = reader(config.root, train=split == "train", download=config.download)
-        except (RuntimeError, OSError) as error:  # not found or incomplete; or the download failed
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:  # not found, cut off, or no network
             advice = "check the network" if config.download else "run the same command with --data.download to get it"
             raise ConfigError(
                 f"data.kind {config.kind}: {Path(config.root).absolute()} does not hold it ({error}); {advice}, "
