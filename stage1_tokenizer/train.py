@@ -249,8 +249,8 @@ def validate(
 
 @torch.inference_mode()
 def pairs(tokenizer: Tokenizer, split: Pictures, n: int, device: torch.device) -> Tensor:
-    """The first n images of a split, each followed by its reconstruction: (2n, C, H, W) in [-1, 1]."""
-    pixels, _ = split.batch(np.arange(min(n, len(split))))
+    """n images from all over a split, each followed by its reconstruction: (2n, C, H, W) in [-1, 1]."""
+    pixels, _ = split.batch(np.linspace(0, len(split) - 1, min(n, len(split)), dtype=np.int64))
     x = normalise(pixels.to(device))
     return torch.stack([x, tokenizer(x)[0].float()], dim=1).flatten(0, 1)
 
