@@ -50,7 +50,7 @@ class TrainTokenizerConfig(CommandConfig):
     """The run's folder; default: runs/stage1/ and the name of the config file, or DATA_BOTTLENECK."""
     seed: int = 0
     """Everything random in the run follows from it."""
-    steps: PositiveInt = 1500
+    steps: PositiveInt = 1300
     """Optimizer steps."""
     batch_size: PositiveInt = 64
     """Images per optimizer step, over all processes and micro-batches."""
@@ -65,9 +65,9 @@ class TrainTokenizerConfig(CommandConfig):
     optim: OptimConfig = OptimConfig()
     log_every: PositiveInt = 20
     """Steps between log entries."""
-    validate_every: PositiveInt = 300
+    validate_every: PositiveInt = 325
     """Steps between validations on the whole validation split; also at the end."""
-    save_every: PositiveInt = 300
+    save_every: PositiveInt = 325
     """Steps between saved states; also at the end."""
     keep: int = Field(2, ge=2)
     """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
