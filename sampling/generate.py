@@ -6,6 +6,7 @@ Image i depends on (seed, i) alone: not on the number of images, the batch size 
 """
 
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,7 @@ def main() -> None:
     out = open_folder(config, prior.path.parent, accelerator)
     accelerator.print(f"sampling {config.n} pictures from {prior.path} (step {prior.step}) to {out}")
 
+    began = time.monotonic()
     mine = np.asarray(share(config.n, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     bar = tqdm(
         total=len(mine) * prior.model.shape.length, unit="token", disable=None if accelerator.is_main_process else True
@@ -82,7 +84,7 @@ def main() -> None:
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        finish(config, prior, label, out, seconds=bar.format_dict["elapsed"])
+        finish(config, prior, label, out, seconds=time.monotonic() - began)
     accelerator.end_training()
 
 

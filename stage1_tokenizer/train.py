@@ -55,7 +55,8 @@ class TrainTokenizerConfig(CommandConfig):
     batch_size: PositiveInt = 64
     """Images per optimizer step, over all processes and micro-batches."""
     accumulation: PositiveInt = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step. Gradients are those of the whole batch; an EMA codebook and k-means, which
+    learn in the forward pass, see each micro-batch as a batch of its own."""
     data: DataConfig = ShapesConfig()
     network: NetworkConfig = SonnetNetworkConfig(local=True)
     bottleneck: BottleneckConfig = VqConfig()

@@ -72,7 +72,7 @@ class Gpt(nn.Module):
                 ff_glu=True,
                 attn_qk_norm=True,
                 attn_qk_norm_dim_scale=True,
-                # On CPU the plain product is faster at these lengths: 172 ms a training step of the quickstart, 249 fused.
+                # On CPU the plain product is faster at these lengths: 172 ms a step of the quickstart, 249 fused.
                 attn_flash=torch.cuda.is_available(),
                 attn_dropout=config.dropout,
                 ff_dropout=config.dropout,

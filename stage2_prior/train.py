@@ -42,7 +42,7 @@ class TrainPriorConfig(CommandConfig):
     """The run's folder; default: runs/stage2/ and the name of the config file, or TOKENIZER_PRIOR."""
     seed: int = 0
     """Everything random in the run follows from it."""
-    steps: PositiveInt = 1100
+    steps: PositiveInt = 1500
     """Optimizer steps."""
     batch_size: PositiveInt = 64
     """Images per optimizer step, over all processes and micro-batches."""
@@ -56,9 +56,9 @@ class TrainPriorConfig(CommandConfig):
     optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
     log_every: PositiveInt = 20
     """Steps between log entries."""
-    validate_every: PositiveInt = 275
+    validate_every: PositiveInt = 375
     """Steps between validations on the whole validation split; also at the end."""
-    save_every: PositiveInt = 275
+    save_every: PositiveInt = 375
     """Steps between saved states; also at the end."""
     keep: int = Field(2, ge=2)
     """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""

@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Two threads of a busy machine wait for each other a hundred times longer than these tests' tensors take to compute.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
