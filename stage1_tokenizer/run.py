@@ -110,13 +110,15 @@ class Run:
         self._seen = 0
         self._began = time.monotonic()
 
-    def resume(self, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
-        """Load the newest whole state into the parts. Returns the steps done (0: a new run) and the saved scalars."""
+    def resume(self, parts: Mapping[str, Part]) -> int:
+        """Load the newest whole state into the parts. Returns the steps done, 0 for a new run."""
         self._accelerator.wait_for_everyone()
         newest = newest_state(self.folder / "state", warn=self._accelerator.print)
         step, scalars = (0, {}) if newest is None else load_state(newest, parts)
         if newest is not None:
             self._accelerator.print(f"continuing {self.folder} from step {step}")
+        if self._accelerator.scaler and "scaler" in scalars:
+            self._accelerator.scaler.load_state_dict(scalars["scaler"])
         if self._main:
             self._forget_after(step)
             self._writer = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
@@ -124,11 +126,13 @@ class Run:
                 total=self._steps, initial=step, desc=self.folder.name, unit="step", disable=None, dynamic_ncols=True
             )
         self._began, self._seen = time.monotonic(), 0
-        return step, scalars
+        return step
 
-    def save(self, step: int, parts: Mapping[str, Part], scalars: Mapping[str, Any], keep: int) -> None:
+    def save(self, step: int, parts: Mapping[str, Part], keep: int) -> None:
         """Save a state that `resume` continues from; every process calls it and waits until it is on disk."""
         if self._main:
+            scaler = self._accelerator.scaler  # of float16's loss; none in other precisions
+            scalars = {"scaler": scaler.state_dict()} if scaler else {}
             save_state(self.folder / "state", step, parts, scalars, keep)
         self._accelerator.wait_for_everyone()
 

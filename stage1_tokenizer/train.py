@@ -113,7 +113,7 @@ def main() -> None:
         critic_model, critic_optimizer = accelerator.prepare(critic, critic_optimizer)
 
     run = Run(config.folder, config.tree(), config.steps, accelerator, TOKENIZER_FILE)
-    first, _ = run.resume(parts)
+    first = run.resume(parts)
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
     batches = training_batches(train_set, order, first, config.steps, config.data.workers)
     header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
@@ -195,7 +195,7 @@ def main() -> None:
             run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
             run.pictures(done, "reconstructions", pairs(ema.module, validation_set, config.pictures, device), columns=8)
         if saves:
-            run.save(done, parts, {}, config.keep)
+            run.save(done, parts, config.keep)
             save_weights(done)
 
     run.finish()

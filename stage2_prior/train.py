@@ -99,7 +99,7 @@ def main() -> None:
     optimizer = build_optimizer(prior, config.optim)
     parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer}
     model, optimizer = accelerator.prepare(prior, optimizer)
-    first, _ = run.resume(parts)
+    first = run.resume(parts)
     copy = run.folder / TOKENIZER_FILE
     if accelerator.is_main_process and not (copy.exists() and copy.samefile(tokenizer.path)):
         write_file(copy, tokenizer.path.read_bytes())
@@ -159,7 +159,7 @@ def main() -> None:
                     done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10
                 )
         if saves:
-            run.save(done, parts, {}, config.keep)
+            run.save(done, parts, config.keep)
             save_weights(done)
 
     run.finish()
