@@ -102,5 +102,7 @@ def test_the_three_commands_of_daily_use_run_one_after_the_other(
         assert ended.code == 0, ended.err
     out = tmp_path / "runs/stage2/shapes_vq_gpt/generated/001"
     assert sorted(path.name for path in out.glob("0*.png")) == [f"{index:06d}.png" for index in range(64)]
-    assert np.load(out / "samples.npz")["arr_0"].shape == (64, 32, 32, 3)
-    assert Image.open(out / "grid.png").width > 8 * 32
+    with np.load(out / "samples.npz") as saved:
+        assert saved["arr_0"].shape == (64, 32, 32, 3)
+    with Image.open(out / "grid.png") as grid:
+        assert grid.width > 8 * 32
