@@ -48,7 +48,8 @@ def main() -> None:
         config.prior or newest_run(Path("runs/stage2")), "cuda" if torch.cuda.is_available() else "cpu"
     )
     run = prior.path.parent
-    lines = tokenizer_figures(tokenizer_run(config, prior)) + prior_figures(run)
+    stage1 = tokenizer_run(config, prior)
+    lines = tokenizer_figures(stage1) + prior_figures(run)
     if config.samples and prior.classes:
         lines += class_figures(config, prior)
     width = max(len(line.name) for line in lines)
@@ -57,7 +58,8 @@ def main() -> None:
         print(f"  {line.name:<{width}}  {line.value:>10}   bar {line.bar}{'' if line.reached else '   MISSED'}")
     grids = sorted(run.glob("generated/*/grid.png"))
     print("look at:")
-    for picture in [*grids[-1:], *sorted(run.glob("samples/*.png"))[-1:], *reconstructions(config, prior)[-1:]]:
+    reconstructions = sorted(stage1.glob("samples/*.png")) if stage1 else []
+    for picture in [*grids[-1:], *sorted(run.glob("samples/*.png"))[-1:], *reconstructions[-1:]]:
         print(f"  {picture}")
     print(f"curves:    .venv/bin/tensorboard --logdir {run.parent.parent}")
 
@@ -79,11 +81,6 @@ def tokenizer_run(config: SummaryConfig, prior: LoadedPrior) -> Path | None:
     same = prior.tokenizer.path.read_bytes()
     files = [file for file in Path("runs/stage1").glob(f"*/{prior.tokenizer.path.name}") if file.read_bytes() == same]
     return files[0].parent if files else None
-
-
-def reconstructions(config: SummaryConfig, prior: LoadedPrior) -> list[Path]:
-    run = tokenizer_run(config, prior)
-    return sorted(run.glob("samples/*.png")) if run else []
 
 
 def tokenizer_figures(run: Path | None) -> list[Figure]:

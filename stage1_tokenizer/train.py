@@ -73,7 +73,7 @@ class TrainTokenizerConfig(CommandConfig):
     keep: int = Field(2, ge=2)
     """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
     pictures: NonNegativeInt = 16
-    """Images in the grids of reconstructions."""
+    """Images in the grids of reconstructions; 0: no grids."""
 
     @property
     def folder(self) -> Path:
@@ -193,7 +193,9 @@ def main() -> None:
             figures = validate(accelerator, ema.module, validation_set, config, perceptual)
             run.log(done, figures)
             run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-            run.pictures(done, "reconstructions", pairs(ema.module, validation_set, config.pictures, device), columns=8)
+            if config.pictures:
+                grid = pairs(ema.module, validation_set, config.pictures, device)
+                run.pictures(done, "reconstructions", grid, columns=8)
         if saves:
             run.save(done, parts, config.keep)
             save_weights(done)

@@ -85,13 +85,10 @@ class Pictures:
         if config.cache == "memory" or (config.cache == "auto" and self._fits_in_memory()):
             with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
                 self._cached = list(threads.map(self._load, range(len(images))))
+        self.channels: int = self._item(0)[0].shape[2]
 
     def __len__(self) -> int:
         return len(self._images)
-
-    @property
-    def channels(self) -> int:
-        return self._item(0)[0].shape[2]
 
     def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
         """Pictures (B, C, H, W) uint8 and labels (B,) int64.
