@@ -1,7 +1,12 @@
-"""Figures over a whole split: PSNR, and how the codebook is used."""
+"""Figures over a whole split: PSNR, NMSE, and how the codebook is used."""
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from stage1_tokenizer.data.pictures import Pictures, normalise
+
+VARIANCE_IMAGES = 2000
 
 
 def psnr(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -14,15 +19,32 @@ def psnr(x: Tensor, x_hat: Tensor) -> Tensor:
     return 10.0 * torch.log10(4.0 / error.clamp_min(4e-10))
 
 
-class CodeUse:
-    """Histogram of the codes over a split; add up `counts` over processes before reading the figures."""
+def pixel_variance(pictures: Pictures, at_most: int = VARIANCE_IMAGES) -> float:
+    """Variance of all pixels and channels of a split on the scale of [-1, 1], from up to `at_most` of its images,
+    evenly spaced. Mean squared error over it is the NMSE: 1 is what a picture in the data's mean grey would have."""
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(at_most, len(pictures)), dtype=np.int64))
+    count, total, squares = 0, 0.0, 0.0
+    for part in np.array_split(chosen, -(-len(chosen) // 256)):
+        x = normalise(pictures.batch(part)[0]).double()
+        count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
+    return max(squares / count - (total / count) ** 2, 1e-12)
 
-    def __init__(self, codebook_size: int, device: torch.device) -> None:
-        self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
+
+class CodeUse:
+    """Histogram of the codes, one for each of the K codes of a position.
+
+    Add up `counts` over processes before reading the figures; with K codebooks they are means over these.
+    """
+
+    def __init__(self, depth: int, codebook_size: int, device: torch.device) -> None:
+        self.counts = torch.zeros(depth, codebook_size, dtype=torch.int64, device=device)
 
     def add(self, codes: Tensor) -> None:
-        """Any shape, ids in 0..V-1."""
-        self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts))
+        """codes (..., K), ids in 0..V-1."""
+        depth, size = self.counts.shape
+        # scatter_add and not bincount, which would wait for a GPU. The k-th histogram begins at k * V.
+        places = (codes.reshape(-1, depth) + torch.arange(depth, device=codes.device) * size).flatten()
+        self.counts.view(-1).scatter_add_(0, places, torch.ones_like(places))
 
     @property
     def usage(self) -> float:
@@ -32,10 +54,18 @@ class CodeUse:
     @property
     def entropy_bits(self) -> float:
         """Entropy of the codes' frequencies (the unigram entropy), in bits per token."""
-        share = self.counts.double() / self.counts.sum().clamp_min(1)
-        return float(-(share * share.clamp_min(1e-300).log2()).sum())
+        share = self.counts.double() / self.counts.sum(dim=1, keepdim=True).clamp_min(1)
+        return float(-(share * share.clamp_min(1e-300).log2()).sum(dim=1).mean())
 
     @property
     def perplexity(self) -> float:
         """2 ** entropy: the number of equally frequent codes that would have this entropy."""
         return float(2.0**self.entropy_bits)
+
+    def figures(self) -> dict[str, float]:
+        """All three under the names that they have in the log."""
+        return {
+            "code_usage": self.usage,
+            "code_perplexity": self.perplexity,
+            "code_entropy_bits": self.entropy_bits,
+        }

@@ -1,7 +1,6 @@
 """What a training run has around its loop: processes, a folder, a log, a progress bar, and how it resumes."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from stage1_tokenizer.checkpoint import Part, load_state, newest_state, save_state
 from stage1_tokenizer.config import Tree, differences, read_yaml, write_yaml
-from stage1_tokenizer.errors import BadFileError, ConfigError, DivergedError, StorageError
+from stage1_tokenizer.errors import BadFileError, ConfigError, StorageError
 
 # Keys that say where and how often, not what: a resumed run may change them.
 FREE_KEYS = ("config", "out", "log_every", "validate_every", "save_every", "keep", "cache", "workers")
@@ -84,8 +83,8 @@ def check_share(images: int, processes: int) -> None:
 class Run:
     """A run's folder and log. Only the main process writes.
 
-    config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), events.out...,
-    samples/NAME-STEP.png, state/.
+    config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), alarms.jsonl
+    (one per alarm: `step`, `alarm`, `message`), events.out..., samples/NAME-STEP.png, state/.
     """
 
     def __init__(self, folder: Path, config: Tree, steps: int, accelerator: Accelerator, weights: str) -> None:
@@ -161,6 +160,22 @@ class Run:
                 " ".join(f"{name.split('/')[-1]} {scalars[name]:.4g}" for name in show), refresh=False
             )
 
+    def logged(self) -> list[dict[str, float]]:
+        """The log's entries so far, {"step", scalars}, on the main process; elsewhere none."""
+        log = self.folder / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if self._main and log.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def alarm(self, step: int, name: str, message: str) -> None:
+        """Record that something goes wrong though the training goes on, and say so."""
+        self.say(f"step {step}: ALARM {name}: {message}")
+        if not self._main:
+            return
+        assert self._writer is not None
+        self._writer.add_text(f"alarms/{name}", message, step)
+        with (self.folder / "alarms.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "alarm": name, "message": message}) + "\n")
+
     def say(self, message: str) -> None:
         """One line on the console, above the progress bar."""
         if self._main:
@@ -174,16 +189,6 @@ class Run:
         grid = make_grid(images.float().clamp(-1, 1).add(1).div(2).cpu(), nrow=columns, padding=2, pad_value=0.5)
         save_image(grid, self.folder / "samples" / f"{name}-{step:08d}.png")
         self._writer.add_image(name, grid, step)
-
-    def check_finite(self, step: int, values: Mapping[str, float]) -> None:
-        """Raises DivergedError, naming the first loss or gradient norm that is not finite."""
-        for name, value in values.items():
-            # Under float16, gradients overflow now and then; the scaler skips such a step.
-            if not math.isfinite(value) and not (self._accelerator.scaler and name == "train/gradient_norm"):
-                raise DivergedError(
-                    f"{name} is {value} at step {step}; the states saved before it are intact. "
-                    "Lower optim.lr, or give optim.clip, and start again in a new folder (--out)"
-                )
 
     def finish(self) -> None:
         if self._bar is not None:
@@ -215,17 +220,17 @@ class Run:
 
     def _forget_after(self, step: int) -> None:
         """Drop the log entries of steps that are about to be run again."""
-        log = self.folder / "metrics.jsonl"
-        if not log.exists():
-            return
-        kept = []
-        for line in log.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue  # a line cut off by the stop
-        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        for log in (self.folder / "metrics.jsonl", self.folder / "alarms.jsonl"):
+            if not log.exists():
+                continue
+            kept = []
+            for line in log.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except (ValueError, KeyError):
+                    continue  # a line cut off by the stop
+            log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def _compared(tree: Tree) -> Tree:

@@ -6,26 +6,33 @@ Writes runs/stage1/NAME/tokenizer.safetensors. The same command again continues 
 """
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from stage1_tokenizer.alarms import build_alarms
+from stage1_tokenizer.alarms.latents import Codes
 from stage1_tokenizer.bottlenecks import BottleneckConfig
+from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.checkpoint import Part, write_weights
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures
-from stage1_tokenizer.data.order import BatchOrder, training_batches, validation_batches
-from stage1_tokenizer.data.pictures import Pictures, normalise
+from stage1_tokenizer.data.order import BatchOrder, training_batches
+from stage1_tokenizer.data.pictures import normalise
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.discriminator import PatchDiscriminator
 from stage1_tokenizer.errors import run_command
+from stage1_tokenizer.finite import FiniteGuard, clip
 from stage1_tokenizer.losses import (
     AdversarialConfig,
+    DiscriminatorLoss,
+    GeneratorLoss,
     PixelConfig,
     adaptive_weight,
     adversarial_loss,
@@ -33,7 +40,7 @@ from stage1_tokenizer.losses import (
     generator_loss,
     reconstruction_loss,
 )
-from stage1_tokenizer.metrics import CodeUse, psnr
+from stage1_tokenizer.metrics import CodeUse, pixel_variance
 from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
@@ -41,6 +48,7 @@ from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.run import Run, check_batch_size, check_share, start_accelerator
 from stage1_tokenizer.seeds import derive_seed
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, TokenizerConfig
+from stage1_tokenizer.validation import pairs, validate
 
 
 class TrainTokenizerConfig(CommandConfig):
@@ -55,8 +63,7 @@ class TrainTokenizerConfig(CommandConfig):
     batch_size: PositiveInt = 64
     """Images per optimizer step, over all processes and micro-batches."""
     accumulation: PositiveInt = 1
-    """Micro-batches per optimizer step. Gradients are those of the whole batch; an EMA codebook and k-means, which
-    learn in the forward pass, see each micro-batch as a batch of its own."""
+    """Micro-batches per optimizer step; gradients and codebooks learn from the whole batch."""
     data: DataConfig = ShapesConfig()
     network: NetworkConfig = SonnetNetworkConfig(local=True)
     bottleneck: BottleneckConfig = VqConfig()
@@ -101,6 +108,7 @@ def main() -> None:
         processes,
     ).to(device)
     tokenizer.to(memory_format=torch.channels_last)
+    bottleneck = tokenizer.bottleneck
     ema = Ema(tokenizer, config.optim.ema_decay)
     perceptual = Perceptual(config.perceptual, config.data.image_size).to(device) if config.perceptual.weight else None
     optimizer = build_optimizer(tokenizer, config.optim)
@@ -116,82 +124,135 @@ def main() -> None:
     first = run.resume(parts)
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
     batches = training_batches(train_set, order, first, config.steps, config.data.workers)
+    use = CodeUse(bottleneck.depth, bottleneck.codebook_size, device)
+    variance = pixel_variance(train_set)
+    positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
+    alarms = build_alarms(
+        config.bottleneck,
+        config.adversarial,
+        config.optim,
+        Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions),
+    )
+    for entry in run.logged():  # what an uninterrupted run has seen by now
+        alarms.look(int(entry["step"]), entry)
     header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
 
     def save_weights(done: int) -> None:
         if accelerator.is_main_process:
             write_weights(run.folder / TOKENIZER_FILE, ema.module, "tokenizer", {**header, "step": str(done)})
 
+    def record(done: int, values: dict[str, float], show: tuple[str, ...] = ()) -> None:
+        run.log(done, values, show)
+        for name, message in alarms.look(done, values):
+            run.alarm(done, name, message)
+
+    def reconstruct(
+        model: torch.nn.Module, x: Tensor, adversarial_now: bool
+    ) -> tuple[Tensor, Bottlenecked, GeneratorLoss]:
+        x_hat, bottlenecked = model(x)
+        reconstruction, terms = reconstruction_loss(x, x_hat, config.pixel, perceptual, config.perceptual.weight)
+        if not adversarial_now:
+            return x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked)
+        adversarial = adversarial_loss(critic, x_hat, config.adversarial.loss)
+        weight = torch.full((), config.adversarial.weight, device=device)
+        if config.adversarial.adaptive:
+            weight = weight * adaptive_weight(
+                reconstruction,
+                adversarial,
+                tokenizer.decoder.last_weight,
+                average=lambda gradient: accelerator.reduce(gradient, "mean"),
+                loss_scale=accelerator.scaler.get_scale() if accelerator.scaler else 1.0,
+            )
+        return x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked, adversarial, weight)
+
+    def judge(model: torch.nn.Module, x: Tensor, x_hat: Tensor) -> DiscriminatorLoss:
+        real, fake = model(x, x_hat)
+        return discriminator_loss(real, fake, config.adversarial.loss)
+
+    models = {name: part for name, part in {**parts, "perceptual": perceptual}.items() if name != "ema"}
+    taking_part = {name: model for name, model in models.items() if isinstance(model, torch.nn.Module)}
+    guard = FiniteGuard(
+        accelerator, run.folder, taking_part, lambda x, adversarial_now: reconstruct(tokenizer, x, adversarial_now)[-1]
+    )
+    if config.adversarial.weight:
+        critic_guard = FiniteGuard(accelerator, run.folder, {"discriminator": critic}, partial(judge, critic))
+
     if first:  # the stop may have come after the state was saved and before the weights were
         save_weights(first)
-    for step, (pixels, _) in zip(range(first, config.steps), batches, strict=True):
-        torch.manual_seed(derive_seed(config.seed, "model", step, rank))
+    for step, (pixels, labels) in zip(range(first, config.steps), batches, strict=True):
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
         adversarial_now = bool(config.adversarial.weight) and step >= config.adversarial.start
         model.train()
-        images = normalise(pixels.to(device, non_blocking=True)).contiguous(
-            memory_format=torch.channels_last
-        )  # (B, C, H, W)
-        micro_batches = images.chunk(config.accumulation)
-        reconstructions = []
+        images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W)
+        micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)
+        reconstructions, parts_of = [], []
+        if step == 0:
+            with torch.no_grad(), accelerator.autocast():
+                latents = torch.cat([tokenizer.encoder(x) for x in micro_batches])
+                bottleneck.start(latents.nan_to_num(posinf=0.0, neginf=0.0))  # the guard will say where they come from
 
+        seed, batch = derive_seed(config.seed, "model", step, rank), partial(kept, order, step, pixels, labels)
+        torch.manual_seed(seed)
         for number, x in enumerate(micro_batches, start=1):
             with nullcontext() if number == config.accumulation else accelerator.no_sync(model):
-                x_hat, bottlenecked = model(x)
-                reconstruction, terms = reconstruction_loss(
-                    x, x_hat, config.pixel, perceptual, config.perceptual.weight
-                )
-                adversarial, weight = None, torch.zeros((), device=device)
-                if adversarial_now:
-                    adversarial = adversarial_loss(critic, x_hat, config.adversarial.loss)
-                    weight = config.adversarial.weight * (
-                        adaptive_weight(
-                            reconstruction,
-                            adversarial,
-                            tokenizer.decoder.last_weight,
-                            average=lambda gradient: accelerator.reduce(gradient, "mean"),
-                            loss_scale=accelerator.scaler.get_scale() if accelerator.scaler else 1.0,
-                        )
-                        if config.adversarial.adaptive
-                        else torch.ones((), device=device)
-                    )
-                loss = generator_loss(reconstruction, terms, bottlenecked, adversarial, weight)
+                x_hat, bottlenecked, loss = reconstruct(model, x, adversarial_now)
                 accelerator.backward(loss.total / config.accumulation)
             reconstructions.append(x_hat.detach())
-        gradient_norm = clip(accelerator, tokenizer, config.optim.clip)
+            parts_of.append(loss.parts)
+            if bottlenecked.codes is not None:
+                use.add(bottlenecked.codes)
+        scalars = means("train", parts_of)
+        inputs: list[tuple[Any, ...]] = [(x, adversarial_now) for x in micro_batches]
+        norm = guard.check(step + 1, scalars["train/total"], inputs, seed, batch)
+        clip(tokenizer, config.optim.clip, norm)
         optimizer.step()
         optimizer.zero_grad()
+        bottleneck.finish_step()
         ema.update(tokenizer, step)
-        scalars = {f"train/{name}": value for name, value in loss.parts.items()} | {
-            "train/gradient_norm": gradient_norm
-        }
+        scalars["train/gradient_norm"] = norm
 
         if adversarial_now:
             set_learning_rate(
                 critic_optimizer,
                 learning_rate(config.optim, config.adversarial.lr or config.optim.lr, step, config.steps),
             )
+            critic_parts = []
             for number, (x, x_hat) in enumerate(zip(micro_batches, reconstructions, strict=True), start=1):
                 with nullcontext() if number == config.accumulation else accelerator.no_sync(critic_model):
-                    real, fake = critic_model(x, x_hat)
-                    critic_loss = discriminator_loss(real, fake, config.adversarial.loss)
+                    critic_loss = judge(critic_model, x, x_hat)
                     accelerator.backward(critic_loss.total / config.accumulation)
-            clip(accelerator, critic, config.optim.clip)
+                critic_parts.append(critic_loss.parts)
+            scalars |= means("discriminator", critic_parts)
+            inputs = list(zip(micro_batches, reconstructions, strict=True))
+            norm = critic_guard.check(step + 1, scalars["discriminator/total"], inputs, seed, batch)
+            clip(critic, config.optim.clip, norm)
             critic_optimizer.step()
             critic_optimizer.zero_grad()
-            scalars |= {f"discriminator/{name}": value for name, value in critic_loss.parts.items()}
 
         run.advance(config.batch_size)
         done, last = step + 1, step + 1 == config.steps
         saves = done % config.save_every == 0 or last
-        if done % config.log_every == 0 or saves:  # a state is saved only after a look at its losses
-            values = {name: float(value) for name, value in scalars.items()}
-            run.check_finite(done, values)
+        if done % config.log_every == 0 or saves:
+            values = over_processes(accelerator, scalars)
+            values["train/nmse"] = values["train/l2"] / variance
+            if bottleneck.depth:
+                use.counts = accelerator.reduce(use.counts, "sum")
+                values |= {f"train/{name}": figure for name, figure in use.figures().items()}
+                use.counts.zero_()
             values |= {"train/lr": optimizer.param_groups[0]["lr"], "train/images_per_second": run.images_per_second}
-            run.log(done, values, show=("train/total", "train/images_per_second"))
+            record(done, values, show=("train/total", "train/images_per_second"))
         if done % config.validate_every == 0 or last:
-            figures = validate(accelerator, ema.module, validation_set, config, perceptual)
-            run.log(done, figures)
+            figures = validate(
+                accelerator,
+                ema.module,
+                validation_set,
+                config.batch_size,
+                variance,
+                config.pixel,
+                perceptual,
+                config.perceptual.weight,
+            )
+            record(done, {f"validation/{name}": figure for name, figure in figures.items()})
             run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
             if config.pictures:
                 grid = pairs(ema.module, validation_set, config.pictures, device)
@@ -206,56 +267,21 @@ def main() -> None:
         accelerator.print(f"next: python stage2_prior/train.py --tokenizer {run.folder}")
 
 
-def clip(accelerator: Accelerator, module: torch.nn.Module, largest: float) -> Tensor:
-    """Clip the gradient's norm (0: do not); returns the norm () before clipping."""
-    norm: Tensor = accelerator.clip_grad_norm_(module.parameters(), largest or float("inf"))
-    return norm
+def kept(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What is saved of a batch that was not learned from."""
+    indices, epochs = map(torch.from_numpy, order.places(step))
+    return {"pixels": pixels, "labels": labels, "indices": indices, "epochs": epochs}
 
 
-@torch.inference_mode()
-def validate(
-    accelerator: Accelerator,
-    tokenizer: Tokenizer,
-    split: Pictures,
-    config: TrainTokenizerConfig,
-    perceptual: Perceptual | None,
-) -> dict[str, float]:
-    """Figures over the whole split, each image once over all processes."""
-    device = accelerator.device
-    sums: dict[str, Tensor] = {}
-    use = CodeUse(tokenizer.bottleneck.codebook_size, device)
-    size = max(1, config.batch_size // accelerator.num_processes)
-    for pixels, _ in validation_batches(split, size, accelerator.process_index, accelerator.num_processes):
-        x = normalise(pixels.to(device))
-        with accelerator.autocast():
-            x_hat, bottlenecked = tokenizer(x)
-        reconstruction, terms = reconstruction_loss(
-            x, x_hat.float(), config.pixel, perceptual, config.perceptual.weight
-        )
-        means = generator_loss(reconstruction, terms, bottlenecked).parts | {"psnr": psnr(x, x_hat).mean()}
-        for name, mean in means.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + mean * len(x)
-        if bottlenecked.codes is not None:
-            use.add(bottlenecked.codes)
-    figures = {
-        f"validation/{name}": float(accelerator.reduce(total, "sum")) / len(split) for name, total in sums.items()
-    }
-    if tokenizer.bottleneck.depth:
-        use.counts = accelerator.reduce(use.counts, "sum")
-        figures |= {
-            "validation/code_usage": use.usage,
-            "validation/code_perplexity": use.perplexity,
-            "validation/code_entropy_bits": use.entropy_bits,
-        }
-    return figures
+def means(prefix: str, parts_of: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each named part () over the micro-batches, under prefix/name."""
+    return {f"{prefix}/{name}": torch.stack([parts[name] for parts in parts_of]).mean() for name in parts_of[0]}
 
 
-@torch.inference_mode()
-def pairs(tokenizer: Tokenizer, split: Pictures, n: int, device: torch.device) -> Tensor:
-    """n images from all over a split, each followed by its reconstruction: (2n, C, H, W) in [-1, 1]."""
-    pixels, _ = split.batch(np.linspace(0, len(split) - 1, min(n, len(split)), dtype=np.int64))
-    x = normalise(pixels.to(device))
-    return torch.stack([x, tokenizer(x)[0].float()], dim=1).flatten(0, 1)
+def over_processes(accelerator: Accelerator, scalars: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of each scalar over all processes."""
+    together: Tensor = accelerator.reduce(torch.stack([scalar.float() for scalar in scalars.values()]), "mean")
+    return dict(zip(scalars, together.tolist(), strict=True))
 
 
 if __name__ == "__main__":

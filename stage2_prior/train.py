@@ -7,6 +7,7 @@ Writes runs/stage2/NAME/prior.safetensors with the tokenizer beside it. The same
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from torch import Tensor
 from stage1_tokenizer.checkpoint import Part, write_file, write_weights
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, data_config
-from stage1_tokenizer.data.order import BatchOrder, share
+from stage1_tokenizer.data.order import BatchOrder, Places, share
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import run_command
+from stage1_tokenizer.finite import FiniteGuard, clip
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.run import Run, check_batch_size, start_accelerator
@@ -114,10 +116,16 @@ def main() -> None:
             described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
             write_weights(run.folder / PRIOR_FILE, ema.module, "prior", described)
 
+    def loss_again(codes: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return token_loss(prior(codes, labels), codes), {}
+
+    guard = FiniteGuard(accelerator, run.folder, {"prior": prior}, loss_again)
+
     if first:  # the stop may have come after the state was saved and before the weights were
         save_weights(first)
     for step in range(first, config.steps):
-        torch.manual_seed(derive_seed(config.seed, "model", step, rank))
+        seed = derive_seed(config.seed, "model", step, rank)
+        torch.manual_seed(seed)
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
         model.train()
         places = order.places(step)
@@ -132,7 +140,9 @@ def main() -> None:
                 loss = token_loss(model(codes_part, labels_part), codes_part)
                 accelerator.backward(loss / config.accumulation)
             losses.append(loss.detach())
-        gradient_norm = accelerator.clip_grad_norm_(prior.parameters(), config.optim.clip or float("inf"))
+        nats = torch.stack(losses).mean()
+        gradient_norm = guard.check(step + 1, nats, micro_batches, seed, partial(kept, places, codes, labels))
+        clip(prior, config.optim.clip, gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
         ema.update(prior, step)
@@ -140,11 +150,9 @@ def main() -> None:
         run.advance(config.batch_size)
         done, last = step + 1, step + 1 == config.steps
         saves = done % config.save_every == 0 or last
-        if done % config.log_every == 0 or saves:  # a state is saved only after a look at its losses
-            nats = float(torch.stack(losses).mean())
-            values = {"train/nats_per_token": nats, "train/bits_per_token": nats / math.log(2)}
+        if done % config.log_every == 0 or saves:
+            values = {"train/nats_per_token": float(nats), "train/bits_per_token": float(nats) / math.log(2)}
             values |= {"train/gradient_norm": float(gradient_norm)}
-            run.check_finite(done, values)
             values |= {
                 "train/lr": optimizer.param_groups[0]["lr"],
                 "train/images_per_second": run.images_per_second,
@@ -167,6 +175,12 @@ def main() -> None:
     accelerator.print(f"next: python sampling/generate.py -n 64 --prior {run.folder}")
 
 
+def kept(places: Places, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What is saved of a batch that was not learned from."""
+    indices, views = map(torch.from_numpy, places)
+    return {"codes": codes, "labels": labels, "indices": indices, "views": views}
+
+
 def token_loss(logits: Tensor, codes: Tensor) -> Tensor:
     """Mean cross entropy () in nats over all L tokens, the first included: logits (B, L, V), codes (B, h, w, K)."""
     return F.cross_entropy(logits.float().flatten(0, 1), rearrange(codes, "B h w K -> (B h w K)"))
@@ -180,7 +194,7 @@ def validate(
     device, shape = accelerator.device, prior.shape
     mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    use = CodeUse(shape.V, device)
+    use = CodeUse(shape.K, shape.V, device)
     for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
         codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
         with accelerator.autocast():

@@ -57,7 +57,7 @@ def write_tokenizer(
     if isinstance(bottleneck, VqConfig):
         with torch.no_grad():  # codes are put where the latents are
             z = model.encoder(torch.rand(64, channels, *size) * 2 - 1)
-            model.bottleneck.codebook.copy_(z.permute(0, 2, 3, 1).flatten(0, 2)[: bottleneck.codebook_size])  # type: ignore[attr-defined]
+            model.bottleneck.codebook.weight.copy_(z.permute(0, 2, 3, 1).flatten(0, 2)[: bottleneck.codebook_size])
             model.decoder[-1].weight.mul_(20.0)  # type: ignore[operator]
     tree = dict(data) if isinstance(data, Mapping) else data.tree()
     header = {"config": model.config.model_dump_json(), "data": json.dumps(tree), "step": "7"}

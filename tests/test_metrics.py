@@ -1,17 +1,21 @@
 """PSNR and the use of the codebook, against closed forms."""
 
 import math
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stage1_tokenizer.metrics import CodeUse, psnr
+from stage1_tokenizer.data.pictures import Pictures
+from stage1_tokenizer.metrics import CodeUse, pixel_variance, psnr
 
 
 def use_of(counts: list[int], pieces: int = 1) -> CodeUse:
     """A histogram that came in so many pieces."""
-    use = CodeUse(len(counts), torch.device("cpu"))
+    use = CodeUse(1, len(counts), torch.device("cpu"))
     codes = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     shuffled = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))]
     for piece in shuffled.tensor_split(pieces):
@@ -33,7 +37,7 @@ def use_of(counts: list[int], pieces: int = 1) -> CodeUse:
 def test_a_known_histogram_has_known_figures(counts: list[int], usage: float, entropy: float, pieces: int) -> None:
     """Trap 13: usage, entropy and perplexity are those of the whole split, however it was cut into batches."""
     use = use_of(counts, pieces)
-    assert use.counts.tolist() == counts
+    assert use.counts.tolist() == [counts]
     assert use.usage == usage
     assert math.isclose(use.entropy_bits, entropy, abs_tol=1e-12)
     assert math.isclose(use.perplexity, 2.0**entropy)
@@ -48,10 +52,44 @@ def test_histograms_add_up() -> None:
 
 def test_many_codes_do_not_overflow() -> None:
     """Counts are whole numbers beyond what float32 can count one by one."""
-    use = CodeUse(2, torch.device("cpu"))
-    use.counts[0] = 2**24
-    use.add(torch.zeros(1, dtype=torch.int64))
-    assert int(use.counts[0]) == 2**24 + 1
+    use = CodeUse(1, 2, torch.device("cpu"))
+    use.counts[0, 0] = 2**24
+    use.add(torch.zeros(1, 1, dtype=torch.int64))
+    assert int(use.counts[0, 0]) == 2**24 + 1
+
+
+def test_each_code_of_a_position_has_a_histogram_of_its_own() -> None:
+    """Trap 13: pooled, a first codebook in full use would hide that the second has one code left."""
+    use = CodeUse(2, 4, torch.device("cpu"))
+    use.add(torch.stack([torch.arange(8) % 4, torch.zeros(8, dtype=torch.int64)], dim=-1).reshape(2, 2, 2, 2))
+    assert use.counts.tolist() == [[2, 2, 2, 2], [8, 0, 0, 0]]
+    assert (use.usage, use.entropy_bits, use.perplexity) == (0.625, 1.0, 2.0)
+
+
+class Levels:
+    """A data set of grey pictures, picture i at level i."""
+
+    channels = 1
+
+    def __len__(self) -> int:
+        return 256
+
+    def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        pictures = torch.from_numpy(indices).to(torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+        return pictures, torch.zeros(len(indices), dtype=torch.int64)
+
+
+@pytest.mark.parametrize("at_most", [256, 10_000])
+def test_the_variance_of_the_data(at_most: int) -> None:
+    """NMSE is the squared error over this; 256 equally frequent levels of [-1, 1] have a variance of 1/3 and a bit."""
+    levels = np.arange(256) / 127.5 - 1
+    assert math.isclose(pixel_variance(cast("Pictures", Levels()), at_most), float(levels.var()), rel_tol=1e-6)
+
+
+def test_the_variance_from_a_part_of_the_data() -> None:
+    """The images are taken from all over the split: a folder is sorted by class, and its first ones are alike."""
+    part = pixel_variance(cast("Pictures", Levels()), 16)
+    assert math.isclose(part, float((np.arange(256) / 127.5 - 1).var()), rel_tol=0.15)
 
 
 def constant(value: float, B: int = 2) -> Tensor:

@@ -54,17 +54,15 @@ def test_a_weight_of_zero_is_no_discriminator(tmp_path: Path) -> None:
 
 
 def test_accumulation_adds_up_to_the_whole_batch(tmp_path: Path) -> None:
-    """Trap 20: two micro-batches give the weights of one batch, of both models. Adam's moments are compared too, since
-    its steps hardly depend on the gradient's scale, and a forgotten division would not be seen.
+    """Traps 10 and 20: two micro-batches give the weights of one batch, of both models, and its EMA codebook, with
+    k-means and revival. Adam's moments are compared too, since its steps hardly depend on the gradient's scale, and a
+    forgotten division would not be seen.
 
-    Left out is what a micro-batch cannot know of the other half: an EMA codebook takes a step per forward pass (so here
-    it learns by gradient), k-means and revival draw from the vectors at hand, lambda is taken per micro-batch, and
-    batch norm normalises with what it sees.
+    Left out is what a micro-batch cannot know of the other half: lambda is taken per micro-batch, and batch norm
+    normalises with what it sees.
     """
     options = {
-        "bottleneck.update": "gradient",
-        "bottleneck.kmeans_init": False,
-        "bottleneck.revive_below": 0.0,
+        "bottleneck.revive_below": 1.5,
         "adversarial.adaptive": False,
         "adversarial.start": 1,
         "optim.clip": 0.0,
@@ -75,6 +73,8 @@ def test_accumulation_adds_up_to_the_whole_batch(tmp_path: Path) -> None:
     for name in ("tokenizer", "ema", "optimizer", "discriminator", "discriminator_optimizer"):
         for accumulation in ("2", "4"):
             assert_close(part(tmp_path / accumulation, 3, name), part(tmp_path / "1", 3, name))
+    logged = [[entry["train/l1"] for entry in log(tmp_path / n) if "train/l1" in entry] for n in ("1", "4")]
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4), "what is logged is the whole batch's"
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -131,7 +131,7 @@ def test_what_is_saved_is_the_running_mean(tmp_path: Path) -> None:
     assert weights.keys() == mean.keys() == own.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in mean.items())
     assert not torch.equal(mean["encoder.0.weight"], own["encoder.0.weight"])
-    assert torch.equal(mean["bottleneck.library._codebook.embed"], own["bottleneck.library._codebook.embed"])
+    assert torch.equal(mean["bottleneck.codebook.weight"], own["bottleneck.codebook.weight"])
     assert (loaded.step, loaded.tokenizer.shape) == (4, (4, 4, 1, 8))
 
 

@@ -5,10 +5,30 @@ from typing import Annotated, assert_never
 from pydantic import Field
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck
+from stage1_tokenizer.bottlenecks.dictionary import Dictionary, DictionaryConfig
+from stage1_tokenizer.bottlenecks.fsq import FiniteScalarQuantizer, FsqConfig
+from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedResidualQuantizer, GroupedRvqConfig
+from stage1_tokenizer.bottlenecks.kl import KlBottleneck, KlConfig
+from stage1_tokenizer.bottlenecks.lfq import LfqConfig, LookupFreeQuantizer
 from stage1_tokenizer.bottlenecks.none import NoBottleneck, NoBottleneckConfig
+from stage1_tokenizer.bottlenecks.rvq import ResidualQuantizer, RvqConfig
+from stage1_tokenizer.bottlenecks.simvq import SimVq, SimVqConfig
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
+from stage1_tokenizer.bottlenecks.vq_library import LibraryVectorQuantizer, VqLibraryConfig
 
-BottleneckConfig = Annotated[VqConfig | NoBottleneckConfig, Field(discriminator="kind")]
+BottleneckConfig = Annotated[
+    VqConfig
+    | VqLibraryConfig
+    | RvqConfig
+    | GroupedRvqConfig
+    | FsqConfig
+    | LfqConfig
+    | SimVqConfig
+    | NoBottleneckConfig
+    | KlConfig
+    | DictionaryConfig,
+    Field(discriminator="kind"),
+]
 
 
 def build_bottleneck(config: BottleneckConfig, latent_channels: int, processes: int = 1) -> Bottleneck:
@@ -16,7 +36,23 @@ def build_bottleneck(config: BottleneckConfig, latent_channels: int, processes: 
     match config:
         case VqConfig():
             return VectorQuantizer(config, latent_channels, processes)
+        case VqLibraryConfig():
+            return LibraryVectorQuantizer(config, latent_channels, processes)
+        case FsqConfig():
+            return FiniteScalarQuantizer(config, latent_channels)
+        case LfqConfig():
+            return LookupFreeQuantizer(config, latent_channels, processes)
+        case SimVqConfig():
+            return SimVq(config, latent_channels)
+        case RvqConfig():
+            return ResidualQuantizer(config, latent_channels, processes)
+        case GroupedRvqConfig():
+            return GroupedResidualQuantizer(config, latent_channels, processes)
         case NoBottleneckConfig():
             return NoBottleneck()
+        case KlConfig():
+            return KlBottleneck(config, latent_channels)
+        case DictionaryConfig():
+            return Dictionary(config, latent_channels)
         case _:
             assert_never(config)

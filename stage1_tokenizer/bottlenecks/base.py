@@ -1,9 +1,9 @@
 """What every bottleneck returns, and what it must be able to do."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,39 @@ class Bottlenecked:
     stats: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Bottleneck(Protocol):
-    """A module between encoder and decoder."""
+class Bottleneck(nn.Module, ABC):
+    """A module between encoder and decoder.
 
-    depth: int
+    What it learns by gradient are parameters. What it learns otherwise (running means, warm-up) it learns in `start`
+    and `finish_step`, which the training loop calls in every process, and never in `forward`: so a step of several
+    micro-batches is one step, and a batch that turns out not to be finite has changed nothing.
+    """
+
+    depth: int = 0
     """K, the codes per position; 0 where the bottleneck is continuous."""
-    codebook_size: int
+    codebook_size: int = 0
     """V; 0 where the bottleneck is continuous."""
+    noise_channels: int = 0
+    """Channels of the normal noise that `sample` turns into latents; 0 where a prior must be trained for sampling."""
 
-    def __call__(self, z: Tensor) -> Bottlenecked:
+    @abstractmethod
+    def forward(self, z: Tensor) -> Bottlenecked:
         """z (B, D, h, w) -> Bottlenecked."""
-        ...
 
     def vectors(self, codes: Tensor) -> Tensor:
         """codes (B, h, w, K) -> z_q (B, D, h, w), exactly what the forward pass in eval mode decodes."""
-        ...
+        raise AssertionError("a continuous bottleneck has no codes; Tokenizer.decode_codes refuses before this")
+
+    def codebooks(self) -> list[Tensor]:
+        """The code vectors of each of the K codes, (V, d) float32, detached; empty where there are none."""
+        return []
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """noise (B, noise_channels, h, w) from N(0, 1) -> z_q (B, D, h, w): a draw from the bottleneck's own prior."""
+        raise AssertionError("this bottleneck has no prior of its own; noise_channels says so")
+
+    def start(self, z: Tensor) -> None:
+        """Before the first step of a run: z (B, D, h, w), this process's latents of the whole first batch."""
+
+    def finish_step(self) -> None:
+        """After each step of the optimizer: learn from what the forward passes in train mode have seen since."""

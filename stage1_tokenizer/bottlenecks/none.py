@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from stage1_tokenizer.bottlenecks.base import Bottlenecked
+from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.config import Config
 
 
@@ -14,14 +14,8 @@ class NoBottleneckConfig(Config):
     kind: Literal["none"] = "none"
 
 
-class NoBottleneck(nn.Module):
+class NoBottleneck(Bottleneck):
     """z (B, D, h, w) as it is."""
-
-    depth = 0
-    codebook_size = 0
 
     def forward(self, z: Tensor) -> Bottlenecked:
         return Bottlenecked(z_q=z, codes=None, loss=z.new_zeros(()))
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        raise AssertionError("a continuous bottleneck has no codes; Tokenizer.decode_codes refuses before this")

@@ -1,0 +1,91 @@
+"""Finite scalar quantization: each coordinate of a short latent vector is bounded and rounded to one of a few levels.
+
+Mentzer, Minnen, Agustsson and Tschannen, "Finite Scalar Quantization: VQ-VAE Made Simple" (2023), section 3.1 and
+appendix A.1:
+
+    z_q = round(f(z))    with f(z) = tanh(z + shift) * (L - 1) / 2 - offset   for a coordinate of L levels
+
+The code vectors are the product of the levels, so there is no codebook to learn and nothing for it to lose: the loss is
+zero. Bounding, rounding and numbering are vector_quantize_pytorch's.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+from vector_quantize_pytorch import FSQ
+
+from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
+from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
+from stage1_tokenizer.config import Config
+
+# Beyond these the library, which numbers codes in float32 and bounds 0.1 % wider than the levels, gives wrong codes.
+MOST_LEVELS = 999
+MOST_CODES = 2**20
+
+
+class FsqConfig(Config):
+    """Finite scalar quantizer: a grid of levels instead of a codebook, and no auxiliary loss."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    """Levels of each coordinate of the code vectors; V is their product (here 1000). The paper's table 1 advises 8,6,5
+    for about 2^8 codes, 8,5,5,5 for 2^10, 7,5,5,5,5 for 2^12, 8,8,8,6,5 for 2^14, 8,8,8,5,5,5 for 2^16; five or more
+    levels each."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FsqConfig":
+        if not self.levels or not all(3 <= level <= MOST_LEVELS for level in self.levels):
+            raise ValueError(
+                f"levels must be one or more numbers from 3 to {MOST_LEVELS}, e.g. 8,5,5,5; "
+                f"got {','.join(map(str, self.levels))} (for two levels, which are a sign, take kind: lfq)"
+            )
+        if math.prod(self.levels) > MOST_CODES:
+            raise ValueError(f"the product of levels is V = {math.prod(self.levels)}; at most {MOST_CODES} can be told")
+        return self
+
+
+class FiniteScalarQuantizer(Bottleneck):
+    """z (B, D, h, w) -> Bottlenecked with codes (B, h, w, 1)."""
+
+    depth = 1
+
+    def __init__(self, config: FsqConfig, latent_channels: int) -> None:
+        super().__init__()
+        code_dim = len(config.levels)
+        self.codebook_size = math.prod(config.levels)
+        self.space = CodeSpace(latent_channels, code_dim)
+        self.library = FSQ(
+            levels=config.levels,
+            dim=code_dim,  # equal to the number of levels: no projections of the library's own
+            num_codebooks=1,
+            preserve_symmetry=False,  # that is a later variant (arXiv 2411.19842), as are the next three
+            noise_dropout=0.0,
+            bound_hard_clamp=False,
+            orthogonal_rotation=False,
+            force_quantization_f32=False,  # done below, on every device
+        )
+
+    def forward(self, z: Tensor) -> Bottlenecked:
+        vectors = self.space.into(z)  # (N, d), N = B * h * w
+        # float32 with autocast off on every device: bf16 cannot tell which side of a level's border a latent is on, nor
+        # can it number the codes. (The library switches autocast off for CUDA alone.)
+        with torch.autocast(z.device.type, enabled=False):
+            # The gradient is the tanh's; rounding passes it straight through. (The library's x + (round(x) - x) is
+            # exactly round(x), since the difference of two numbers within a factor of two of each other is exact.)
+            quantized, codes = self.library(vectors[None])  # (1, N, d), (1, N) int32
+            # Where |z| > 2 the tanh passes less than 7 % of the gradient: such coordinates hardly move any more.
+            stats = {"saturation": (vectors.detach().abs() > 2).float().mean()}
+        grid = grid_of(z)
+        return Bottlenecked(
+            self.space.back(quantized[0], grid), codes.long().view(*grid, 1), vectors.new_zeros(()), stats
+        )
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """codes (B, h, w, 1) -> z_q (B, D, h, w)."""
+        return self.space.back(self.library.implicit_codebook[codes.flatten()], codes.shape[:3])
+
+    def codebooks(self) -> list[Tensor]:
+        return [self.library.implicit_codebook]

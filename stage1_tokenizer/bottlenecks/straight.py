@@ -1,0 +1,26 @@
+"""Two ways past a step without a gradient: forward the code, backward something else."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def straight_through(vectors: Tensor, nearest: Tensor) -> Tensor:
+    """Forward `nearest`, exactly; backward as if it were `vectors` (Bengio et al. 2013). Any shape, both alike."""
+    # Not vectors + (nearest - vectors), which is only nearly the code in floating point.
+    return nearest.detach() + (vectors - vectors.detach())
+
+
+def rotate(vectors: Tensor, nearest: Tensor) -> Tensor:
+    """Forward `nearest`, exactly; backward turned and scaled as the code is to the vector: (..., d) twice -> (..., d).
+
+    Fifty et al., "Restructuring Vector Quantization with the Rotation Trick" (2024), section 4.2: with unit vectors
+    z, q of vector and code and r = (z + q) / |z + q|, the rotation of z to q is R = I - 2 r r' + 2 q z', held constant.
+    """
+    z = F.normalize(vectors.detach(), dim=-1)
+    q = F.normalize(nearest.detach(), dim=-1)
+    r = F.normalize(z + q, dim=-1)
+    scale = nearest.detach().norm(dim=-1, keepdim=True) / vectors.detach().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    turned = scale * (
+        vectors - 2 * r * (r * vectors).sum(dim=-1, keepdim=True) + 2 * q * (z * vectors).sum(dim=-1, keepdim=True)
+    )  # lambda R z, which is the code but for rounding
+    return nearest.detach() + (turned - turned.detach())

@@ -1,0 +1,189 @@
+"""The guard before each optimizer step: what is not finite is never learned from, and its origin is named.
+
+    loss, gradients -> check -> optimizer step, codebook, EMA
+
+Until the check has passed, nothing has changed: gradients are not clipped yet, and a bottleneck learns in finish_step.
+Where it fails, every process raises the same DivergedError. It names the first of these that is not finite, in the
+order in which they are computed, and the ranks on which it was found:
+
+    input batch -> parameter or buffer -> output of a module -> term of the loss -> gradient of a parameter
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.errors import DivergedError, StorageError
+
+SMALLEST_SCALE = 2.0**-14
+"""float16's least normal number. A gradient that overflows although the loss was multiplied by less than this is no
+matter of the scale, and the grad scaler would skip steps for ever."""
+NOT_AGAIN = "its loss or gradient (once; computed again, all is finite: an overflowing sum over ranks, or the device)"
+NAME_BYTES = 240
+
+
+class Finding(NamedTuple):
+    """The first tensor that is not finite on one rank; of several ranks' findings the least came first."""
+
+    stage: int
+    position: int
+    name: str
+
+
+INPUT, PARAMETER, OUTPUT, TERM, GRADIENT, UNKNOWN = range(6)
+
+
+class FiniteGuard:
+    """Looks at each step's losses and gradients before they are used. Every process must call it alike."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        modules: Mapping[str, nn.Module],
+        again: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    ) -> None:
+        """The first of `modules` is the one that learns, the others take part in its loss. `again` computes that loss
+        (the total and its named parts) from one micro-batch, without DistributedDataParallel. `folder` is the run's."""
+        self._accelerator, self._folder, self._modules, self._again = accelerator, folder, modules, again
+        self._name, self._module = next(iter(modules.items()))
+
+    def check(
+        self,
+        done: int,
+        loss: Tensor,
+        inputs: Sequence[tuple[Any, ...]],
+        seed: int,
+        batch: Callable[[], dict[str, Tensor]],
+    ) -> Tensor:
+        """The norm () of the gradients before clipping, once it and the step's loss () are known to be finite.
+
+        `done` counts this step too, as in the log. The rest is for naming what is not finite: `inputs` are `again`'s
+        arguments for each micro-batch, `seed` that of the step's random numbers, `batch` gives the tensors to save.
+
+        Raises:
+            DivergedError: in all processes, whichever has met with something that is not finite.
+        """
+        self._accelerator.unscale_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._module.parameters() if p.grad is not None])
+        # One wait, for the device and the other processes, in each step of an optimizer: the price of never learning
+        # from a NaN. (The discriminator's loss cannot be looked at together with the generator's, for under float16 the
+        # generator's step sets the scale of its gradients.)
+        bad = ~torch.stack([loss.detach().isfinite(), norm.isfinite()])
+        bad_losses, bad_norms = self._accelerator.reduce(bad.int(), "sum").tolist()
+        if not bad_losses and (not bad_norms or self._overflow_is_due()):
+            return norm
+        finding = self._locate(inputs, seed)
+        header = {"kind": "batch", "step": str(done), "seed": str(seed), "found": finding.name}
+        raise DivergedError(self._report(done, finding, header, batch))
+
+    def _overflow_is_due(self) -> bool:
+        """Under float16, gradients overflow now and then; the scaler skips such a step and lowers its scale."""
+        scaler = self._accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= SMALLEST_SCALE
+
+    def _locate(self, inputs: Sequence[tuple[Any, ...]], seed: int) -> Finding:
+        """What this rank finds first. All ranks go all the way, since a forward pass may wait for the others."""
+        found, looked_at = [Finding(UNKNOWN, 0, NOT_AGAIN)], count()
+
+        def look(stage: int, name: str, value: Any) -> None:
+            for tensor in _tensors_in(value):
+                position, fault = next(looked_at), _fault(tensor)
+                if fault:
+                    found.append(Finding(stage, position, name + fault))
+
+        def look_at_output(name: str, module: nn.Module, _: Any, output: Any) -> None:
+            look(OUTPUT, f"the output of {name} ({type(module).__name__})", output)
+
+        look(INPUT, "the input batch", inputs)
+        for prefix, module in self._modules.items():
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                look(PARAMETER, f"the parameter {prefix}.{name}", tensor)
+        hooks = [
+            part.register_forward_hook(partial(look_at_output, f"{prefix}.{name}".rstrip(".")))
+            for prefix, module in self._modules.items()
+            for name, part in module.named_modules()
+        ]
+        trained = [(name, parameter) for name, parameter in self._module.named_parameters() if parameter.requires_grad]
+        hooks += [
+            parameter.register_hook(  # type: ignore[no-untyped-call]
+                partial(look, GRADIENT, f"the gradient of {self._name}.{name}")
+            )
+            for name, parameter in trained
+        ]
+        torch.manual_seed(seed)
+        for micro_batch in inputs:
+            total, parts = self._again(*micro_batch)
+            for name, part in [(name, part) for name, part in parts.items() if name != "total"] + [("total", total)]:
+                look(TERM, f"the loss's {name}", part)
+            # Not backward: this rank's gradients, not those that DistributedDataParallel has averaged.
+            torch.autograd.grad(total, [parameter for _, parameter in trained], allow_unused=True)
+        for hook in hooks:
+            hook.remove()
+        return min(found)
+
+    def _report(self, done: int, own: Finding, header: dict[str, str], batch: Callable[[], dict[str, Tensor]]) -> str:
+        """The message, the same in all processes; those that are concerned save their batch first."""
+        findings = self._gather(own)
+        first = min(findings)
+        # What one rank has spoilt may reach another through a sum over both, but only in a later place.
+        found_on = [rank for rank, finding in enumerate(findings) if finding[:2] == first[:2]]
+        files = {rank: self._folder / f"nonfinite-step-{done:08d}-rank-{rank}.safetensors" for rank in found_on}
+        rank, trouble = self._accelerator.process_index, ""
+        if rank in files:
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in batch().items()}
+            try:
+                write_file(files[rank], serialise(tensors, header))
+            except StorageError as error:
+                trouble = f" ({error})"
+        self._accelerator.wait_for_everyone()  # lest a launcher ends a process that is still writing
+        states = sorted(state.name for state in (self._folder / "state").glob("step-*"))
+        intact = f"what was saved before is intact ({', '.join(states[-3:])})" if states else "no state was saved yet"
+        return (
+            f"step {done} of the {self._name}: {first.name} is not finite, on rank {', '.join(map(str, files))} of "
+            f"{len(findings)}. Nothing was learned from this step, and {intact}. The batch is in "
+            f"{', '.join(map(str, files.values()))}{trouble}. Lower optim.lr, or give a smaller optim.clip, or float32 "
+            "(ACCELERATE_MIXED_PRECISION=no), and start again in a new folder (--out): the same command would come "
+            "here again"
+        )
+
+    def _gather(self, own: Finding) -> list[Finding]:
+        """The findings of all ranks, in their order."""
+        text = own.name.encode()[:NAME_BYTES].ljust(NAME_BYTES)
+        row = torch.tensor([[own.stage, own.position, *text]], device=self._accelerator.device)
+        rows = self._accelerator.gather(row).tolist()
+        return [Finding(stage, position, bytes(text).decode().strip()) for stage, position, *text in rows]
+
+
+def clip(module: nn.Module, largest: float, norm: Tensor) -> None:
+    """Scale the gradients, whose norm () is known, to a norm of at most `largest`; 0: leave them."""
+    if largest:
+        torch.nn.utils.clip_grads_with_norm_(module.parameters(), largest, norm)
+
+
+def _fault(tensor: Tensor) -> str:
+    """How much of a tensor is not finite; empty where all of it is."""
+    bad = tensor.numel() - int(tensor.detach().isfinite().sum())
+    kind = "NaN" if bool(tensor.detach().isnan().any()) else "infinite"
+    return f" ({bad} of {tensor.numel()} values, {kind})" if bad else ""
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of what a module takes or returns: a tensor, a tuple, or a dataclass such as Bottlenecked."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors_in(part)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors_in(getattr(value, field.name))

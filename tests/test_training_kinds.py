@@ -1,0 +1,42 @@
+"""Every kind of bottleneck in train.py itself: it trains, stops, goes on bit for bit, and its file can be opened."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from tests.processes import run_processes
+from tests.quantizers import EVERY_KIND, Tree
+from tests.training import checksums, log, train
+
+KINDS = list({tree["kind"]: tree for tree in reversed(EVERY_KIND)}.values())
+
+
+def flags(tree: Tree) -> dict[str, object]:
+    """A bottleneck's config as command-line options."""
+    values = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in tree.items()}
+    return {f"bottleneck.{key}": value for key, value in values.items()}
+
+
+@pytest.mark.parametrize("tree", KINDS, ids=lambda tree: tree["kind"])
+def test_every_kind_resumes_bit_for_bit(tmp_path: Path, tree: Tree) -> None:
+    """Trap 41: all that a bottleneck has learned is in the state, and noise, revival and warm-up depend on the step."""
+    options = {**flags(tree), "adversarial.weight": 0.0, "network.latent_channels": 8, "keep": 2}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_processes(1, train, whole, options)
+    run_processes(1, train, resumed, options, ("save", 2))
+    (seen,) = run_processes(1, train, resumed, options)
+    assert len(seen["batches"]) == 2, "it continued, and did not begin again"
+    assert checksums(resumed, 4) == checksums(whole, 4)
+    assert log(resumed) == log(whole)
+    ours, theirs = load_file(resumed / TOKENIZER_FILE), load_file(whole / TOKENIZER_FILE)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+    tokenizer = LoadedTokenizer.load(whole).tokenizer
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.inference_mode():
+        x_hat, bottlenecked = tokenizer(x)
+        if bottlenecked.codes is not None:
+            assert torch.equal(tokenizer.decode_codes(tokenizer.encode_codes(x)), x_hat)
