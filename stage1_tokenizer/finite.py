@@ -148,12 +148,13 @@ class FiniteGuard:
         self._accelerator.wait_for_everyone()  # lest a launcher ends a process that is still writing
         states = sorted(state.name for state in (self._folder / "state").glob("step-*"))
         intact = f"what was saved before is intact ({', '.join(states[-3:])})" if states else "no state was saved yet"
+        reduced = self._accelerator.mixed_precision != "no"
+        precision = " or float32 (ACCELERATE_MIXED_PRECISION=no)" if reduced else ""
         return (
             f"step {done} of the {self._name}: {first.name} is not finite, on rank {', '.join(map(str, files))} of "
             f"{len(findings)}. Nothing was learned from this step, and {intact}. The batch is in "
-            f"{', '.join(map(str, files.values()))}{trouble}. Lower optim.lr, or give a smaller optim.clip, or float32 "
-            "(ACCELERATE_MIXED_PRECISION=no), and start again in a new folder (--out): the same command would come "
-            "here again"
+            f"{', '.join(map(str, files.values()))}{trouble}. Lower optim.lr, or give a smaller "
+            f"optim.clip{precision}, and start again in a new folder (--out): the same command would come here again"
         )
 
     def _gather(self, own: Finding) -> list[Finding]:

@@ -54,7 +54,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         check_image_size(config.image_size, config.network.factor)
         self.config = config
-        self.encoder, self.decoder = build_network(config.network, config.image_channels)
+        self.encoder, self.decoder = build_network(config.network, config.image_channels, config.image_size)
         self.bottleneck = build_bottleneck(config.bottleneck, config.network.latent_channels, processes)
 
     @property

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sampling.generate import grid_of, main, newest_run
+from sampling.generate import main, newest_run
+from sampling.picture_files import grid_of
 from stage1_tokenizer.errors import ConfigError
 from stage2_prior.prior import PRIOR_FILE
 from tests.artefacts import IMAGE_SIZE, edit_weights, files_of, write_prior

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sampling.generate import DECODE_CHUNK, grid_of, main, save_png, to_pictures
+from sampling.generate import main
+from sampling.picture_files import DECODE_CHUNK, grid_of, save_png, to_pictures
 from stage1_tokenizer.data.pictures import normalise
 from stage1_tokenizer.tokenizer import Tokenizer
 from tests.artefacts import IMAGE_SIZE, write_prior, write_tokenizer
@@ -43,7 +44,7 @@ def test_pictures_are_rounded_and_clamped(tmp_path: Path) -> None:
             torch.full((1, 3, 16, 16), -7.0),
         ]
     )
-    pictures = to_pictures(Showing(images), torch.arange(4)[:, None, None, None])
+    pictures = to_pictures(Showing(images).decode_codes, torch.arange(4)[:, None, None, None])
     wanted = levels[0].permute(1, 2, 0).numpy()
     assert np.array_equal(pictures[0], wanted)
     assert np.array_equal(pictures[1], wanted)
@@ -59,8 +60,8 @@ def test_codes_decode_in_chunks_of_one_size(tmp_path: Path, n: int) -> None:
     """Trap 36: filled-up chunks give n pictures, each the one that its codes give alone."""
     tokenizer = write_tokenizer(tmp_path).tokenizer
     codes = torch.randint(16, (n, *tokenizer.shape[:3]), generator=torch.Generator().manual_seed(n))
-    alone = [to_pictures(tokenizer, codes[i : i + 1])[0] for i in range(n)]
-    assert np.array_equal(to_pictures(tokenizer, codes), np.stack(alone))
+    alone = [to_pictures(tokenizer.decode_codes, codes[i : i + 1])[0] for i in range(n)]
+    assert np.array_equal(to_pictures(tokenizer.decode_codes, codes), np.stack(alone))
 
 
 @pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (5, 2, 3), (7, 3, 3)])

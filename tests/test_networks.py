@@ -25,7 +25,7 @@ NETWORKS: list[tuple[NetworkConfig, int]] = [
 
 def built(config: NetworkConfig, channels: int = 3) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
-    return build_network(config, channels)
+    return build_network(config, channels, image_size=(16, 16))
 
 
 @pytest.mark.parametrize(("config", "factor"), NETWORKS, ids=lambda value: str(value)[:60])

@@ -3,7 +3,7 @@
 import json
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,10 +48,15 @@ class StoppedError(Exception):
 
 
 def train(
-    _: Accelerator, out: Path, options: dict[str, Any], stop: tuple[Literal["log", "save"], int] | None = None
+    accelerator: Accelerator,
+    out: Path,
+    options: dict[str, Any],
+    stop: tuple[Literal["log", "save"], int] | None = None,
+    change: Callable[[dict[str, Any], int], object] = lambda names, rank: None,
 ) -> dict[str, Any]:
     """Run train.py's main with the options over those of TINY, up to the moment at which `stop` says that it dies:
-    after it has logged or saved that step. To be called by run_processes, since a run leaves its process changed.
+    after it has logged or saved that step. `change` is given the script's names, to edit, and the rank. To be called by
+    run_processes, since a run leaves its process changed.
 
     Returns the pictures of each step on this rank (`batches`), and how often `adaptive_weight` was called.
     """
@@ -82,6 +87,7 @@ def train(
                 raise StoppedError
 
     names.update(training_batches=recorded_batches, adaptive_weight=counted_weight, Run=StoppingRun)
+    change(names, accelerator.process_index)
     sys.argv = [str(SCRIPT), "--out", str(out)]
     ours = {key: value for key, value in TINY.items() if f"{key.split('.')[0]}.kind" not in options}
     for key, value in {**ours, **options}.items():

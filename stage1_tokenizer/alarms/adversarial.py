@@ -30,8 +30,8 @@ class LambdaAtItsClamp(Alarm):
             )
         return (
             f"lambda is {value:.4g}, the largest allowed: the discriminator's gradient has vanished, and what noise is "
-            "left of it is multiplied by that. Let the tokenizer learn before it (a larger --adversarial.start), give it "
-            "a lower --adversarial.lr, or take a fixed weight with --no-adversarial.adaptive"
+            "left of it is multiplied by that. Let the tokenizer learn before it (a larger --adversarial.start), "
+            "give it a lower --adversarial.lr, or take a fixed weight with --no-adversarial.adaptive"
         )
 
 
@@ -55,8 +55,8 @@ class DiscriminatorWinning(Alarm):
         return (
             f"the discriminator's loss is {loss:.4g} ({self._undecided:.4g} would be a guess), its logits {real:.3g} "
             f"for images and {fake:.3g} for reconstructions: it rejects whatever the decoder does, and its gradient "
-            "does not say what would be better. Lower --adversarial.lr or --adversarial.weight, begin later with a larger "
-            "--adversarial.start, or make it smaller with --adversarial.discriminator.channels"
+            "does not say what would be better. Lower --adversarial.lr or --adversarial.weight, begin later with a "
+            "larger --adversarial.start, or make it smaller with --adversarial.discriminator.channels"
         )
 
 

@@ -8,7 +8,7 @@ and the loss is shaped as in van den Oord et al. 2017, equation 3:
 
 each over D. Two ways to the coefficients:
 
-    softmax   amplitude * softmax(logits), logits from a linear map of z, the amplitude >= 0 that suits z best
+    softmax   amplitude * softmax(logits), logits from a linear map of z / |z|, the amplitude >= 0 that suits z best
     ista      the minimum of 1/2 |z - a A|^2 + l1 |a|_1 by iterative shrinkage (Daubechies, Defrise and De Mol 2004)
 """
 
@@ -93,12 +93,13 @@ class Dictionary(Bottleneck):
 
     def _softmax(self, vectors: Tensor, atoms: Tensor) -> Tensor:
         """vectors (N, D), atoms (atoms, D) -> coefficients (N, atoms) >= 0, of which at most `top` are not 0."""
-        logits = self.map(vectors)  # (N, atoms)
+        # Of the direction alone, lest the softmax become one-hot where the encoder's latents are long.
+        logits = self.map(F.rms_norm(vectors, vectors.shape[-1:]))  # (N, atoms)
         largest, chosen = logits.topk(self.config.top, dim=-1)  # (N, top)
         # The softmax of the largest logits alone is that of all of them, cut off and renormalised.
         shares = torch.zeros_like(logits).scatter(-1, chosen, largest.softmax(dim=-1))
-        # Shares of unit vectors make a u with |u| <= 1, which reaches no longer z. So they are scaled by the c >= 0 that
-        # minimises 1/2 |z - c u|^2 + l1 c; there the derivative by c is zero, and c needs no gradient.
+        # Shares of unit vectors make a u with |u| <= 1, which reaches no longer z. So they are scaled by the c >= 0
+        # that minimises 1/2 |z - c u|^2 + l1 c; there the derivative by c is zero, and c needs no gradient.
         u = (shares @ atoms).detach()  # (N, D)
         along = (vectors * u).sum(dim=-1, keepdim=True) - self.config.l1  # (N, 1)
         return shares * (along.clamp_min(0.0) / u.square().sum(dim=-1, keepdim=True).clamp_min(1e-6))

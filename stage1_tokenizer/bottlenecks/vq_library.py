@@ -100,7 +100,11 @@ class LibraryVectorQuantizer(Bottleneck):
 
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
-        self.library._codebook.init_embed_(self._vectors(z)[None])
+        codebook = self.library._codebook
+        codebook.init_embed_(self._vectors(z)[None])
+        if self.config.kmeans_init:  # what codebook.py does at its start, and why, is said there
+            codebook.cluster_size.mul_(1.0 - self.config.decay)
+            codebook.embed_avg.mul_(1.0 - self.config.decay)
 
     @torch.no_grad()
     def finish_step(self) -> None:

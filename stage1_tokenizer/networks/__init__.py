@@ -5,18 +5,23 @@ from typing import Annotated, assert_never
 from pydantic import Field
 from torch import nn
 
+from stage1_tokenizer.networks.mlp import MlpDecoder, MlpEncoder, MlpNetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetDecoder, SonnetEncoder, SonnetNetworkConfig
 from stage1_tokenizer.networks.vqgan import VqganDecoder, VqganEncoder, VqganNetworkConfig
 
-NetworkConfig = Annotated[SonnetNetworkConfig | VqganNetworkConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[SonnetNetworkConfig | VqganNetworkConfig | MlpNetworkConfig, Field(discriminator="kind")]
 
 
-def build_network(config: NetworkConfig, image_channels: int) -> tuple[nn.Module, SonnetDecoder | VqganDecoder]:
+def build_network(
+    config: NetworkConfig, image_channels: int, image_size: tuple[int, int]
+) -> tuple[nn.Module, SonnetDecoder | VqganDecoder | MlpDecoder]:
     """(encoder, decoder). Every config knows its `factor` and `latent_channels`, every decoder its `last_weight`."""
     match config:
         case SonnetNetworkConfig():
             return SonnetEncoder(image_channels, config), SonnetDecoder(image_channels, config)
         case VqganNetworkConfig():
             return VqganEncoder(image_channels, config), VqganDecoder(image_channels, config)
+        case MlpNetworkConfig():
+            return MlpEncoder(image_channels, image_size, config), MlpDecoder(image_channels, image_size, config)
         case _:
             assert_never(config)

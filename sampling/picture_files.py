@@ -1,0 +1,71 @@
+"""From codes or noise to files: decoding in chunks of one size, the folder, the PNGs, the grid."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from stage1_tokenizer.data.pictures import to_uint8
+from stage1_tokenizer.errors import ConfigError, StorageError
+
+DECODE_CHUNK = 16
+"""Pictures are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
+round differently, and now and then a pixel of the same picture would differ by one level."""
+
+
+@torch.inference_mode()
+def to_pictures(decode: Callable[[Tensor], Tensor], inputs: Tensor) -> NDArray[np.uint8]:
+    """Codes or noise (n, ...), decoded to images (n, C, H, W) in [-1, 1] -> pictures (n, H, W, C) uint8."""
+    chunks = []
+    for start in range(0, len(inputs), DECODE_CHUNK):
+        chunk = inputs[start : start + DECODE_CHUNK]
+        filled = torch.cat([chunk, chunk.new_zeros(DECODE_CHUNK - len(chunk), *chunk.shape[1:])])
+        chunks.append(to_uint8(decode(filled))[: len(chunk)].cpu())
+    return torch.cat(chunks).permute(0, 2, 3, 1).numpy()
+
+
+def open_folder(given: str | None, run: Path, accelerator: Accelerator) -> Path:
+    """The folder to write to, made by the main process. Raises ConfigError where it holds pictures already."""
+    if given is not None:
+        out = Path(given)
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"--out {out}: is a file, not a folder")
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"--out {out}: is not empty, and nothing is written over; choose another folder")
+    else:
+        number = 1
+        while (run / "generated" / f"{number:03d}").exists():
+            number += 1
+        out = run / "generated" / f"{number:03d}"
+    accelerator.wait_for_everyone()  # all have looked before one of them writes
+    if accelerator.is_main_process:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"--out {out}: cannot be made ({error.strerror})") from None
+    accelerator.wait_for_everyone()
+    return out
+
+
+def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """picture (H, W, C) uint8; the file appears whole or not at all."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def grid_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(n, H, W, C) -> one picture, as square as n allows, row by row, two grey pixels between them."""
+    n, height, width, channels = pictures.shape
+    columns = int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    grid = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), 128, dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + 2) + 2, index % columns * (width + 2) + 2
+        grid[top : top + height, left : left + width] = picture
+    return grid

@@ -1,0 +1,62 @@
+"""Fully connected encoder and decoder, as in the first autoencoders: every latent number sees every pixel."""
+
+from itertools import pairwise
+from typing import Literal
+
+from einops.layers.torch import Rearrange
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from stage1_tokenizer.config import Config
+
+
+class MlpNetworkConfig(Config):
+    """A multilayer perceptron, for small images: its weights fit one image size, and grow with the number of pixels."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[PositiveInt, ...] = (300, 300)
+    """Widths of the encoder's hidden layers; the decoder has them in reverse."""
+    factor: PositiveInt = 7
+    """Image size over latent size: 7 makes a grid of 4x4 of MNIST's 28x28."""
+    latent_channels: PositiveInt = 64
+    """D, the channels of the latent that the bottleneck receives."""
+
+
+def _layers(widths: list[int]) -> list[nn.Module]:
+    """Linear layers between these widths, with a ReLU after each but the last."""
+    layers: list[nn.Module] = []
+    for width, next_width in pairwise(widths):
+        layers += [nn.Linear(width, next_width), nn.ReLU()]
+    return layers[:-1]
+
+
+class MlpEncoder(nn.Sequential):
+    """(B, C, H, W) in [-1, 1], of the one size that it was built for -> (B, D, H / factor, W / factor)."""
+
+    def __init__(self, image_channels: int, image_size: tuple[int, int], config: MlpNetworkConfig) -> None:
+        (H, W), C, D = image_size, image_channels, config.latent_channels
+        h, w = H // config.factor, W // config.factor
+        super().__init__(
+            # The sizes are stated, so that another image size is an error, and not another order of the same numbers.
+            Rearrange("B C H W -> B (C H W)", C=C, H=H, W=W),
+            *_layers([C * H * W, *config.hidden, D * h * w]),
+            Rearrange("B (D h w) -> B D h w", D=D, h=h, w=w),
+        )
+
+
+class MlpDecoder(nn.Sequential):
+    """(B, D, h, w) -> (B, C, h * factor, w * factor), meant to lie in [-1, 1] but not clamped to it."""
+
+    def __init__(self, image_channels: int, image_size: tuple[int, int], config: MlpNetworkConfig) -> None:
+        (H, W), C, D = image_size, image_channels, config.latent_channels
+        h, w = H // config.factor, W // config.factor
+        super().__init__(
+            Rearrange("B D h w -> B (D h w)", D=D, h=h, w=w),
+            *_layers([D * h * w, *reversed(config.hidden), C * H * W]),
+            Rearrange("B (C H W) -> B C H W", C=C, H=H, W=W),
+        )
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The last layer's weight, at which the adaptive weight compares gradients."""
+        return self[-2].weight  # type: ignore[return-value]
