@@ -1,4 +1,4 @@
-"""The vector quantizer against vector_quantize_pytorch's.   python -m benchmarks.quantizer [--vectors 8192] [--repeats 5]
+"""The vector quantizer against vector_quantize_pytorch's.   python -m benchmarks.quantizer [--out FOLDER]
 
 Both quantize the same vectors with the same codebook; ids must be equal before anything is timed. Ours and theirs take
 turns within one run (A B A B, one warm-up each), and the median counts. eval: the forward pass. train: forward,
@@ -51,7 +51,7 @@ def calls(name: str, ours: VectorQuantizer, theirs: VectorQuantize, z: Tensor) -
     def run(mode: str) -> Tensor:
         module: Any = ours if name == "ours" else theirs
         module.train(mode == "train")
-        leaf = z.clone().requires_grad_(mode == "train")
+        leaf = z.detach().requires_grad_(mode == "train")
         with torch.set_grad_enabled(mode == "train"):
             if name == "ours":
                 out = ours(leaf)
@@ -67,7 +67,9 @@ def calls(name: str, ours: VectorQuantizer, theirs: VectorQuantize, z: Tensor) -
 
 
 def latents(n: int, dim: int) -> Tensor:
-    return torch.randn(n // GRID**2, dim, GRID, GRID, generator=torch.Generator().manual_seed(1)) * dim**-0.5
+    """As an encoder in channels_last gives them."""
+    z = torch.randn(n // GRID**2, dim, GRID, GRID, generator=torch.Generator().manual_seed(1)) * dim**-0.5
+    return z.contiguous(memory_format=torch.channels_last)
 
 
 def extra_memory(name: str, mode: str, codebook_size: int, dim: int, n: int, pipe: Any) -> None:

@@ -103,8 +103,8 @@ class Codebook(nn.Module):
         every = max(1, len(vectors) // (KMEANS_VECTORS * size))
         means, ids = self._kmeans(vectors[::every])
         self.weight.copy_(self._group.agree(means))
-        # As if running means that were empty had seen one step, so that the next ones count as much as this one. Counted in
-        # full, the codes would stay for a hundred steps where an encoder without any training yet had its latents.
+        # As if empty running means had seen one step, so that the next ones count as much as this one. Counted in full,
+        # the codes would stay for a hundred steps where an encoder without any training had its latents.
         uses = torch.bincount(ids, minlength=size) * every * (1.0 - self._config.decay)
         self.counts.copy_(self._group.agree(uses))
         if self._config.update == "ema":

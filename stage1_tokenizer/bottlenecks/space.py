@@ -22,11 +22,11 @@ class CodeSpace(nn.Module):
     def back(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
         """vectors (B * h * w, d), grid (B, h, w) -> z_q (B, D, h, w).
 
-        Contiguous, whatever the strides of the vectors: the last bit of a convolution depends on its input's layout,
-        and what the forward pass decodes must be what its codes decode to.
+        In channels_last, whatever the strides of the vectors: the last bit of a convolution depends on its input's
+        layout, and what the forward pass decodes must be what its codes decode to.
         """
         B, h, w = grid
-        return self.project_out(rearrange(vectors, "(B h w) d -> B d h w", B=B, h=h, w=w).contiguous())
+        return self.project_out(rearrange(vectors.contiguous(), "(B h w) d -> B d h w", B=B, h=h, w=w))
 
 
 def grid_of(z: Tensor) -> tuple[int, ...]:

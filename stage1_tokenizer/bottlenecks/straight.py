@@ -1,13 +1,29 @@
 """Two ways past a step without a gradient: forward the code, backward something else."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+class _Replace(torch.autograd.Function):
+    """Forward the second argument, backward to the first. In arithmetic, nearest + (vectors - vectors) in some order,
+    the value is only nearly the code or the memory is written three times."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, nearest: Tensor) -> Tensor:
+        return nearest.view_as(nearest)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 def straight_through(vectors: Tensor, nearest: Tensor) -> Tensor:
     """Forward `nearest`, exactly; backward as if it were `vectors` (Bengio et al. 2013). Any shape, both alike."""
-    # Not vectors + (nearest - vectors), which is only nearly the code in floating point.
-    return nearest.detach() + (vectors - vectors.detach())
+    through: Tensor = _Replace.apply(vectors, nearest.detach())
+    return through
 
 
 def rotate(vectors: Tensor, nearest: Tensor) -> Tensor:
@@ -23,4 +39,4 @@ def rotate(vectors: Tensor, nearest: Tensor) -> Tensor:
     turned = scale * (
         vectors - 2 * r * (r * vectors).sum(dim=-1, keepdim=True) + 2 * q * (z * vectors).sum(dim=-1, keepdim=True)
     )  # lambda R z, which is the code but for rounding
-    return nearest.detach() + (turned - turned.detach())
+    return straight_through(turned, nearest)
