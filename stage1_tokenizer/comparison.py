@@ -100,8 +100,8 @@ def measure(
     )
     if not n:
         return row, None
-    originals, images = pairs(tokenizer, split, n, accelerator.device).cpu().unflatten(0, (-1, 2)).unbind(1)
-    return row, Reconstructions(row, originals, images)
+    shown = pairs(tokenizer, split, n, accelerator.device).cpu()  # (2n, C, H, W), each original and its reconstruction
+    return row, Reconstructions(row, shown[::2], shown[1::2])
 
 
 def learned_numbers(tokenizer: Tokenizer) -> int:

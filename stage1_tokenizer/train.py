@@ -265,6 +265,9 @@ def main() -> None:
     accelerator.print(f"tokenizer: {run.folder / TOKENIZER_FILE}")
     if tokenizer.bottleneck.depth:
         accelerator.print(f"next: python stage2_prior/train.py --tokenizer {run.folder}")
+    if tokenizer.bottleneck.noise_channels:
+        accelerator.print(f"next: python sampling/generate.py --tokenizer {run.folder}")
+    accelerator.print(f"pictures that explain it: python stage1_tokenizer/analyze.py --tokenizer {run.folder}")
 
 
 def kept(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:

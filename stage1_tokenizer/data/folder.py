@@ -3,9 +3,9 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from stage1_tokenizer.data.decode import EXTENSIONS, decode
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
@@ -18,7 +18,7 @@ class FolderConfig(SizedConfig):
     kind: Literal["folder"] = "folder"
     root: str
     """The folder."""
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], BeforeValidator(lambda given: {"1": 1, "3": 3}.get(str(given), given))] = 3
     """1 converts to grey."""
     validation_share: float = Field(0.1, gt=0.0, lt=1.0)
     """Share of the images in the validation split. A hash of an image's path decides, so adding images moves none."""
