@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
-from stage1_tokenizer.bottlenecks.vq import VqConfig
+from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 from stage1_tokenizer.checkpoint import write_weights
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.shapes import ShapesConfig
@@ -57,6 +57,7 @@ def write_tokenizer(
     if isinstance(bottleneck, VqConfig):
         with torch.no_grad():  # codes are put where the latents are
             z = model.encoder(torch.rand(64, channels, *size) * 2 - 1)
+            assert isinstance(model.bottleneck, VectorQuantizer)
             model.bottleneck.codebook.weight.copy_(z.permute(0, 2, 3, 1).flatten(0, 2)[: bottleneck.codebook_size])
             model.decoder[-1].weight.mul_(20.0)  # type: ignore[operator]
     tree = dict(data) if isinstance(data, Mapping) else data.tree()

@@ -226,7 +226,7 @@ def test_help_shows_the_default_kind(train_config: type[CommandConfig], capsys: 
 
 def test_a_choice_among_numbers_can_be_made_on_the_command_line(train_config: type[CommandConfig]) -> None:
     """There every value is a word, and "1" is none of the numbers 1 and 3."""
-    words = "--data.kind folder --data.root pictures --data.channels".split()
+    words = ["--data.kind", "folder", "--data.root", "pictures", "--data.channels"]
     assert parse_command_line(train_config, [*words, "1"]).tree()["data"]["channels"] == 1
     with pytest.raises(ConfigError, match=r"data\.channels.*1 or 3, got '2'"):
         parse_command_line(train_config, [*words, "2"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
+from stage1_tokenizer.bottlenecks.vq_library import LibraryVectorQuantizer, VqLibraryConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.networks.vqgan import VqganNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
@@ -80,7 +81,7 @@ def test_only_kernels_decay() -> None:
         f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
     }
     assert isinstance(model.bottleneck, VectorQuantizer)
-    assert {"bottleneck.library._codebook.embed", "embedding.weight"} <= dict(model.named_parameters()).keys()
+    assert {"bottleneck.codebook.weight", "embedding.weight"} <= dict(model.named_parameters()).keys()
 
 
 def test_transposed_convolutions_are_convolutions() -> None:
@@ -149,5 +150,11 @@ def test_the_mean_shares_nothing_with_the_model() -> None:
     ema = Ema(model, decay=0.9)
     theirs = {tensor.data_ptr() for tensor in model.state_dict().values()}
     assert not theirs & {tensor.data_ptr() for tensor in ema.module.state_dict().values()}
-    assert isinstance(ema.module.bottleneck, VectorQuantizer)
-    assert ema.module.bottleneck.library._codebook.replace_sample_fn.__self__ is ema.module.bottleneck
+
+
+def test_the_librarys_hooks_belong_to_the_copy() -> None:
+    """The library calls back into the bottleneck that it was built for; in a copy that must be the copy."""
+    mine = LibraryVectorQuantizer(VqLibraryConfig(codebook_size=4), latent_channels=4)
+    copied = Ema(mine, decay=0.9).module
+    codebook: Any = copied.library._codebook
+    assert codebook.sample_fn.__self__ is codebook.replace_sample_fn.__self__ is copied
