@@ -185,3 +185,13 @@ def test_draws_are_in_proportion_to_their_weights() -> None:
     assert torch.allclose(share, weights / 8, atol=4 * 0.5 / 4000**0.5)
     assert share[2] == 0
     assert sorted(draw(weights, 9, 0).tolist()) == [0, 1, 3], "without replacement, and never those of weight 0"
+
+
+def test_kmeans_looks_at_vectors_from_everywhere() -> None:
+    """Of a large first batch only some vectors are looked at; every eighth of a grid of eight would be one column."""
+    z = torch.zeros(64, D, 8, 8)
+    z += 10.0 * torch.arange(8)  # each column is a cluster of its own
+    vq = quantizer(kmeans_init=True, codebook_size=8)
+    vq.start(z + 0.01 * latents(B=64, h=8, w=8))
+    assert len(vq.eval()(z).codes.unique()) == 8
+    assert torch.allclose(book(vq).counts, torch.full((8,), 0.01 * 64 * 8), rtol=0.3)

@@ -100,12 +100,13 @@ class Codebook(nn.Module):
             return
         vectors = self._group.gather(vectors)
         size = self._config.codebook_size
-        every = max(1, len(vectors) // (KMEANS_VECTORS * size))
-        means, ids = self._kmeans(vectors[::every])
+        some = draw(torch.ones(len(vectors)), KMEANS_VECTORS * size, derive_seed(0, "k-means vectors"))
+        means, ids = self._kmeans(vectors[some.sort().values.to(vectors.device)])
         self.weight.copy_(self._group.agree(means))
         # As if empty running means had seen one step, so that the next ones count as much as this one. Counted in full,
         # the codes would stay for a hundred steps where an encoder without any training had its latents.
-        uses = torch.bincount(ids, minlength=size) * every * (1.0 - self._config.decay)
+        share = len(some) / len(vectors)
+        uses = torch.bincount(ids, minlength=size) / share * (1.0 - self._config.decay)
         self.counts.copy_(self._group.agree(uses))
         if self._config.update == "ema":
             self.sums.copy_(means * self.counts[:, None])
