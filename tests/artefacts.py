@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -125,3 +126,14 @@ def write_image_folder(
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, to say later what was touched."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pictures_of(out: Path) -> dict[str, bytes]:
+    """The files of the pictures that generate.py wrote, by name."""
+    return {path.name: path.read_bytes() for path in sorted(out.glob("0*.png"))}
+
+
+def pixels_of(path: Path) -> NDArray[np.uint8]:
+    """(H, W, C), or (H, W) where it is grey."""
+    with Image.open(path) as image:
+        return np.asarray(image)

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from sampling.generate import main, newest_run
 from sampling.picture_files import grid_of
 from stage1_tokenizer.errors import ConfigError
 from stage2_prior.prior import PRIOR_FILE
-from tests.artefacts import IMAGE_SIZE, edit_weights, files_of, write_prior
+from tests.artefacts import IMAGE_SIZE, edit_weights, files_of, pictures_of, pixels_of, write_prior
 from tests.commands import Ended, run, run_script
 from tests.processes import run_processes
 
@@ -36,15 +34,6 @@ def generate(prior: Path, out: Path, *arguments: object) -> Ended:
     ended = run(main, "--prior", prior, "--out", out, *arguments)
     assert ended.code == 0, ended.err
     return ended
-
-
-def pictures_of(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.glob("0*.png"))}
-
-
-def pixels_of(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def labels_in(out: Path) -> list[int]:

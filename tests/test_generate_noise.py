@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from sampling import noise as noise_module
 from sampling.generate import main
@@ -22,7 +21,7 @@ from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.seeds import uniforms
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
-from tests.artefacts import IMAGE_SIZE, edit_weights, files_of, write_prior, write_tokenizer
+from tests.artefacts import IMAGE_SIZE, edit_weights, files_of, pictures_of, pixels_of, write_prior, write_tokenizer
 from tests.commands import Ended, run, run_script
 from tests.processes import run_processes
 
@@ -48,15 +47,6 @@ def generate(tokenizer: Path, out: Path, *arguments: object) -> Ended:
     ended = run(main, "--tokenizer", tokenizer, "--out", out, *arguments)
     assert ended.code == 0, ended.err
     return ended
-
-
-def pictures_of(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.glob("0*.png"))}
-
-
-def pixels_of(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def test_picture_i_depends_on_seed_and_i_alone(tokenizer: Path, tmp_path: Path) -> None:
