@@ -14,6 +14,8 @@ from tests.commands import ROOT, names_of, run
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {
     "stage1_tokenizer/train.py": "TrainTokenizerConfig",
+    "stage1_tokenizer/analyze.py": "AnalyzeConfig",
+    "stage1_tokenizer/compare.py": "CompareConfig",
     "stage2_prior/train.py": "TrainPriorConfig",
     "sampling/generate.py": "GenerateConfig",
     "sampling/summary.py": "SummaryConfig",
@@ -27,7 +29,8 @@ def documents() -> list[str]:
 
 def commands() -> list[tuple[str, list[str]]]:
     """(script, arguments) of each command in the fenced blocks of README and docs, and in the configs' comments."""
-    blocks = [block for text in documents() for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)]
+    fenced = [found for text in documents() for found in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S)]
+    blocks = [block for language, block in fenced if not language]
     blocks += [path.read_text(encoding="utf-8").replace("#", "") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
     found = []
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
@@ -49,7 +52,10 @@ def test_every_command_that_the_documents_show_is_understood(monkeypatch: pytest
     found = commands()
     assert {script for script, _ in found} >= set(SCRIPTS) - {"sampling/summary.py"}
     for script, arguments in found:
-        parse_command_line(config_class(script), arguments)
+        own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        parse_command_line(config_class(script), own)
+        if own != arguments:  # the rest is for each training
+            parse_command_line(config_class("stage1_tokenizer/train.py"), arguments[len(own) + 1 :])
 
 
 def test_every_option_in_the_readmes_table_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +79,9 @@ def test_every_config_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_file_that_the_readme_names_is_there() -> None:
     """Links, pictures and the map of the code."""
+    for path in (ROOT / "docs").glob("*.md"):
+        for name in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / name).exists(), (path.name, name)
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
     named = re.findall(r"`((?:stage1_tokenizer|stage2_prior|sampling|configs|docs)/[\w/.]*)`", README)
     assert links
