@@ -53,9 +53,10 @@ def test_every_command_that_the_documents_show_is_understood(monkeypatch: pytest
     assert {script for script, _ in found} >= set(SCRIPTS) - {"sampling/summary.py"}
     for script, arguments in found:
         own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-        parse_command_line(config_class(script), own)
-        if own != arguments:  # the rest is for each training
-            parse_command_line(config_class("stage1_tokenizer/train.py"), arguments[len(own) + 1 :])
+        config = parse_command_line(config_class(script), own)
+        for preset in getattr(config, "presets", ()):  # the rest is for each training
+            words = ["--config", f"configs/stage1/{preset}.yaml", *arguments[len(own) + 1 :]]
+            parse_command_line(config_class("stage1_tokenizer/train.py"), words)
 
 
 def test_every_option_in_the_readmes_table_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
