@@ -1,4 +1,4 @@
-"""The whole way on a CUDA device, in bfloat16: skipped where there is none."""
+"""The whole way on a CUDA device, in bfloat16, and every bottleneck there: skipped where there is none."""
 
 import subprocess
 import sys
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from stage1_tokenizer.bottlenecks.nearest import nearest
 from tests.commands import ROOT
+from tests.quantizers import EVERY_KIND, Tree, bottleneck, latents, name_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -34,3 +36,33 @@ def test_the_three_commands_run_on_a_gpu_and_a_finished_run_is_not_trained_again
     command(tmp_path, "stage2_prior/train.py", "--tokenizer runs/stage1/shapes_vq --steps 4 --batch_size 16")
     command(tmp_path, "sampling/generate.py", "-n 5")
     assert len(list((tmp_path / "runs/stage2/shapes_vq_gpt/generated/001").glob("0*.png"))) == 5
+
+
+@pytest.mark.parametrize("tree", EVERY_KIND, ids=name_of)
+def test_every_bottleneck_learns_on_a_gpu_and_its_codes_decode_exactly(tree: Tree) -> None:
+    """k-means, running means, revival and noise on the device, under autocast; in eval mode codes -> vectors is the
+    forward pass bit for bit there too."""
+    made = bottleneck(tree).cuda()
+    made.start(latents(B=8).cuda())
+    for seed in range(3):
+        z = latents(B=8, seed=seed).cuda().requires_grad_()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            out = made(z)
+        torch.autograd.backward(out.loss + out.z_q.float().sum())
+        made.finish_step()
+        assert z.grad is not None
+        assert z.grad.isfinite().all()
+    assert all(tensor.is_cuda and tensor.isfinite().all() for tensor in made.state_dict().values())
+    made.eval()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        out = made(latents(B=8).cuda())
+        if out.codes is not None:
+            assert torch.equal(made.vectors(out.codes), out.z_q)
+
+
+@pytest.mark.parametrize("size", [64, 1024, 16_384])
+def test_the_nearest_codes_are_those_of_the_cpu(size: int) -> None:
+    """Trap 6: float32 there too, not TF32, by the same rule for ties."""
+    generator = torch.Generator().manual_seed(0)
+    x, codes = torch.randn(5000, 32, generator=generator), torch.randn(size, 32, generator=generator)
+    assert (nearest(x.cuda(), codes.cuda()).cpu() == nearest(x, codes)).float().mean() > 0.999
