@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from tests.commands import names_of, run
 from tests.processes import run_processes
 from tests.quantizers import EVERY_KIND, Tree
-from tests.training import checksums, log, train
+from tests.training import TINY, checksums, log, train
 
 KINDS = list({tree["kind"]: tree for tree in reversed(EVERY_KIND)}.values())
 
@@ -40,3 +41,31 @@ def test_every_kind_resumes_bit_for_bit(tmp_path: Path, tree: Tree) -> None:
         x_hat, bottlenecked = tokenizer(x)
         if bottlenecked.codes is not None:
             assert torch.equal(tokenizer.decode_codes(tokenizer.encode_codes(x)), x_hat)
+
+
+@pytest.mark.parametrize("tree", KINDS, ids=lambda tree: tree["kind"])
+def test_every_kind_gives_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Tree) -> None:
+    """From a tokenizer to new pictures, by the commands: through a prior over its codes, by its own noise, or refused
+    with a word of what would do."""
+    monkeypatch.chdir(tmp_path)
+    small = {key: value for key, value in TINY.items() if not key.startswith(("bottleneck", "adversarial"))}
+    options = {**small, **flags(tree), "network.latent_channels": 8, "steps": 2}
+    words = [
+        word for key, value in options.items() for word in ([f"--{key}"] if value is True else [f"--{key}", value])
+    ]
+    trained = run(names_of("stage1_tokenizer/train.py")["main"], "--out", "tokenizer", *words)
+    assert trained.code == 0, trained.err
+    if tree["kind"] in ("none", "dictionary"):
+        refused = run(names_of("sampling/generate.py")["main"], "--tokenizer", "tokenizer", "-n", 3)
+        assert refused.code == 2
+        assert "--bottleneck.kind kl" in refused.err
+        return
+    source = ["--tokenizer", "tokenizer"]
+    if tree["kind"] != "kl":
+        tiny = "--steps 2 --batch_size 8 --prior.layers 1 --prior.width 16 --prior.heads 2 --samples 0 --out prior"
+        prior = run(names_of("stage2_prior/train.py")["main"], *source, *tiny.split())
+        assert prior.code == 0, prior.err
+        source = ["--prior", "prior"]
+    sampled = run(names_of("sampling/generate.py")["main"], *source, "-n", 3, "--out", "pictures")
+    assert sampled.code == 0, sampled.err
+    assert len(list(Path("pictures").glob("0*.png"))) == 3
