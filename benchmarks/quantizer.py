@@ -24,6 +24,7 @@ from vector_quantize_pytorch import VectorQuantize
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 
 CASES = [(1024, 256), (16_384, 256), (16_384, 8)]
+LARGE = (65_536, 256)
 GRID = 32
 
 
@@ -103,12 +104,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=8192, help="a multiple of 1024")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--large", action="store_true", help="65,536 codes too: the library takes 12 GB and minutes")
     parser.add_argument("--out", type=Path, help="folder for quantizer.json")
     options = parser.parse_args()
     rows = []
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.vectors} vectors")
     print("codes   dim  mode   ours ms  theirs ms  times   ours MiB  theirs MiB  ids equal")
-    for codebook_size, dim in CASES:
+    for codebook_size, dim in [*CASES, *([LARGE] if options.large else [])]:
         ours, theirs = pair(codebook_size, dim)
         z = latents(options.vectors, dim)
         runs = {name: calls(name, ours, theirs, z) for name in ("ours", "theirs")}
