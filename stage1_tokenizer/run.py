@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
@@ -28,13 +28,7 @@ def start_accelerator() -> Accelerator:
     Raises:
         ConfigError: several processes were started, but each would believe itself alone and write the same files.
     """
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=_default_precision(),
-        # Codebooks are equal in all processes by what they compute; a broadcast in each forward pass would only hide it
-        # if they were not, and send the large ones over the network for nothing.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_default_precision())
     if accelerator.device.type == "cpu":
         _use_all_cores(accelerator.num_processes)
     started = int(os.environ.get("WORLD_SIZE") or 1)
