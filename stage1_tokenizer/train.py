@@ -263,9 +263,9 @@ def main() -> None:
 
     run.finish()
     accelerator.print(f"tokenizer: {run.folder / TOKENIZER_FILE}")
-    if tokenizer.bottleneck.depth:
+    if bottleneck.depth:
         accelerator.print(f"next: python stage2_prior/train.py --tokenizer {run.folder}")
-    if tokenizer.bottleneck.noise_channels:
+    if bottleneck.noise_channels:
         accelerator.print(f"next: python sampling/generate.py --tokenizer {run.folder}")
     accelerator.print(f"pictures that explain it: python stage1_tokenizer/analyze.py --tokenizer {run.folder}")
 

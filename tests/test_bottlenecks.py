@@ -19,7 +19,6 @@ from tests.quantizers import EVERY_KIND, D, Tree, bottleneck, latents, name_of, 
 every_kind = pytest.mark.parametrize("tree", EVERY_KIND, ids=name_of)
 with_codes = pytest.mark.parametrize("tree", [tree for tree in EVERY_KIND if bottleneck(tree).depth], ids=name_of)
 # These draw noise of their own in training, as dropout does: other noise on another number of processes.
-NOISY = ("temperature", "kl")
 EXACT = [tree for tree in EVERY_KIND if "temperature" not in tree and tree["kind"] != "kl"]
 exact = pytest.mark.parametrize("tree", EXACT, ids=name_of)
 

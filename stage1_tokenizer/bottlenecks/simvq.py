@@ -12,7 +12,6 @@ holds a matrix of all vectors by all codes; ours does not (nearest.py).
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.nearest import nearest
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
+from stage1_tokenizer.bottlenecks.vq import vq_loss
 from stage1_tokenizer.config import Config
 
 
@@ -66,11 +66,9 @@ class SimVq(Bottleneck):
             codebook = self.codebook  # (V, code_dim)
             ids = nearest(vectors.detach(), codebook.detach())  # (N,)
             chosen = codebook[ids]  # (N, code_dim)
-            # Both terms from the raw vectors, before the gradient is rerouted.
-            commitment = F.mse_loss(vectors, chosen.detach())
-            loss = F.mse_loss(chosen, vectors.detach()) + self.config.beta * commitment
+            loss, commitment = vq_loss(vectors, chosen, self.config.beta, by_gradient=True)
             through = (rotate if self.config.rotation else straight_through)(vectors, chosen.detach())
-            stats = {"commitment": commitment.detach(), "latent_norm": vectors.detach().norm(dim=-1).mean()}
+            stats = {"commitment": commitment, "latent_norm": vectors.detach().norm(dim=-1).mean()}
         grid = grid_of(z)
         return Bottlenecked(self.space.back(through, grid), ids.view(*grid, 1), loss, stats)
 

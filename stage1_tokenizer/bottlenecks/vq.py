@@ -34,6 +34,16 @@ class VqConfig(CodebookConfig):
     Fifty et al. 2024), instead of passing it straight through."""
 
 
+def vq_loss(vectors: Tensor, nearest: Tensor, beta: float, by_gradient: bool) -> tuple[Tensor, Tensor]:
+    """vectors and their codes (N, d) -> equation 3 (), without its codebook term unless the codes learn `by_gradient`,
+    and the commitment () alone, unweighted and detached. Both from the raw codes, before the gradient is rerouted."""
+    commitment = F.mse_loss(vectors, nearest.detach())
+    loss = beta * commitment
+    if by_gradient:
+        loss = loss + F.mse_loss(nearest, vectors.detach())
+    return loss, commitment.detach()
+
+
 class VectorQuantizer(Bottleneck):
     """z (B, D, h, w) -> Bottlenecked with codes (B, h, w, 1)."""
 
@@ -51,12 +61,9 @@ class VectorQuantizer(Bottleneck):
         with torch.autocast(z.device.type, enabled=False):
             nearest, ids = self.codebook.look_up(vectors)  # (N, d), (N,)
             self.codebook.note(vectors, ids)
-            commitment = F.mse_loss(vectors, nearest.detach())
-            loss = self.config.beta * commitment
-            if self.config.update == "gradient":
-                loss = loss + F.mse_loss(nearest, vectors.detach())
+            loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
             through = rotate(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
-            stats = {"commitment": commitment.detach(), "latent_norm": vectors.detach().norm(dim=-1).mean()}
+            stats = {"commitment": commitment, "latent_norm": vectors.detach().norm(dim=-1).mean()}
         grid = grid_of(z)
         return Bottlenecked(self.space.back(through, grid), ids.view(*grid, 1), loss, stats)
 

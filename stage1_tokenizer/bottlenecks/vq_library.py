@@ -19,6 +19,7 @@ from stage1_tokenizer.bottlenecks.codebook import CodebookConfig
 from stage1_tokenizer.bottlenecks.group import Group
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import straight_through
+from stage1_tokenizer.bottlenecks.vq import vq_loss
 from stage1_tokenizer.seeds import derive_seed
 
 
@@ -83,11 +84,8 @@ class LibraryVectorQuantizer(Bottleneck):
             nearest = F.embedding(ids, self.library.codebook)  # (N, d)
             if self.training:
                 self._seen.append((vectors.detach(), ids))
-            commitment = F.mse_loss(vectors, nearest.detach())
-            loss = self.config.beta * commitment
-            if self.config.update == "gradient":
-                loss = loss + F.mse_loss(nearest, vectors.detach())
-            stats = {"commitment": commitment.detach(), "latent_norm": vectors.detach().norm(dim=-1).mean()}
+            loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
+            stats = {"commitment": commitment, "latent_norm": vectors.detach().norm(dim=-1).mean()}
         grid = grid_of(z)
         z_q = self.space.back(straight_through(vectors, nearest), grid)
         return Bottlenecked(z_q, ids.view(*grid, 1), loss, stats)
