@@ -185,7 +185,7 @@ def main() -> None:
         model.train()
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W)
         micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)
-        reconstructions, parts_of = [], []
+        reconstructions, parts_of, critic_parts = [], [], []
         if step == 0:
             with torch.no_grad(), accelerator.autocast():
                 latents = torch.cat([tokenizer.encoder(x) for x in micro_batches])
@@ -201,30 +201,26 @@ def main() -> None:
             parts_of.append(loss.parts)
             if bottlenecked.codes is not None:
                 use.add(bottlenecked.codes)
-        scalars = means("train", parts_of)
         inputs: list[tuple[Any, ...]] = [(x, adversarial_now) for x in micro_batches]
-        norm = guard.check(step + 1, scalars["train/total"], inputs, seed, batch)
-        clip(tokenizer, config.optim.clip, norm)
+        gradient_norm = guard.check(step + 1, mean("total", parts_of), inputs, seed, batch)
+        clip(tokenizer, config.optim.clip, gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
         bottleneck.finish_step()
         ema.update(tokenizer, step)
-        scalars["train/gradient_norm"] = norm
 
         if adversarial_now:
             set_learning_rate(
                 critic_optimizer,
                 learning_rate(config.optim, config.adversarial.lr or config.optim.lr, step, config.steps),
             )
-            critic_parts = []
             for number, (x, x_hat) in enumerate(zip(micro_batches, reconstructions, strict=True), start=1):
                 with nullcontext() if number == config.accumulation else accelerator.no_sync(critic_model):
                     critic_loss = judge(critic_model, x, x_hat)
                     accelerator.backward(critic_loss.total / config.accumulation)
                 critic_parts.append(critic_loss.parts)
-            scalars |= means("discriminator", critic_parts)
             inputs = list(zip(micro_batches, reconstructions, strict=True))
-            norm = critic_guard.check(step + 1, scalars["discriminator/total"], inputs, seed, batch)
+            norm = critic_guard.check(step + 1, mean("total", critic_parts), inputs, seed, batch)
             clip(critic, config.optim.clip, norm)
             critic_optimizer.step()
             critic_optimizer.zero_grad()
@@ -233,7 +229,8 @@ def main() -> None:
         done, last = step + 1, step + 1 == config.steps
         saves = done % config.save_every == 0 or last
         if done % config.log_every == 0 or saves:
-            values = over_processes(accelerator, scalars)
+            scalars = means("train", parts_of) | {"train/gradient_norm": gradient_norm}
+            values = over_processes(accelerator, scalars | means("discriminator", critic_parts))
             values["train/nmse"] = values["train/l2"] / variance
             if bottleneck.depth:
                 use.counts = accelerator.reduce(use.counts, "sum")
@@ -276,9 +273,14 @@ def kept(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[s
     return {"pixels": pixels, "labels": labels, "indices": indices, "epochs": epochs}
 
 
+def mean(name: str, parts_of: list[dict[str, Tensor]]) -> Tensor:
+    """The mean of a named part () over the micro-batches."""
+    return torch.stack([parts[name] for parts in parts_of]).mean()
+
+
 def means(prefix: str, parts_of: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each named part () over the micro-batches, under prefix/name."""
-    return {f"{prefix}/{name}": torch.stack([parts[name] for parts in parts_of]).mean() for name in parts_of[0]}
+    """The mean of each named part over the micro-batches, under prefix/name; of none where there are none."""
+    return {f"{prefix}/{name}": mean(name, parts_of) for parts in parts_of[:1] for name in parts}
 
 
 def over_processes(accelerator: Accelerator, scalars: dict[str, Tensor]) -> dict[str, float]:
