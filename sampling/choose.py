@@ -1,14 +1,18 @@
-"""From logits to a token: temperature, then top-k, then top-p, then a draw.
+"""From logits to a code, in this order: temperature, top-k, top-p, min-p, then a draw.
 
-The order matters: filters cut the distribution that is drawn from, so the temperature comes before them.
+The order matters. Filters cut the distribution that is drawn from, so the temperature comes before them; each filter
+sees what the former one left, renormalised, so together they keep no more than each alone would.
 """
+
+import math
+from typing import Literal, assert_never
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.config import Config
-from stage2_prior.prior import draw
+from stage2_prior.generation import draw
 
 
 class NotFiniteError(ValueError):
@@ -16,32 +20,54 @@ class NotFiniteError(ValueError):
 
 
 class ChooseConfig(Config):
-    """How a token is chosen. The defaults draw from the prior's own distribution, unfiltered."""
+    """How a code is chosen. The defaults draw from the prior's own distribution, unfiltered."""
 
     temperature: NonNegativeFloat = 1.0
-    """Divides the logits: below 1 likelier tokens gain; 0 always takes the likeliest."""
+    """Divides the logits: below 1 likelier codes gain; 0 always takes the likeliest."""
+    temperature_end: NonNegativeFloat | None = None
+    """Temperature at the picture's last position, reached from `temperature` at its first along
+    `temperature_schedule`; null: the same everywhere."""
+    temperature_schedule: Literal["linear", "cosine"] = "linear"
+    """The way from one to the other: evenly, or slowly at both ends."""
     top_k: PositiveInt | None = None
-    """Only the k likeliest tokens; more than there are is no filter."""
+    """Only the k likeliest codes; more than there are is no filter."""
     top_p: float = Field(1.0, ge=0.0, le=1.0)
-    """Only the likeliest tokens that together have this probability; at least one token always remains."""
+    """Only the likeliest codes that together have this probability; at least one code always remains."""
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    """Only codes at least this many times as likely as the likeliest one; 1 leaves that alone."""
+
+    def temperature_at(self, progress: float) -> float:
+        """The temperature where `progress` in [0, 1] of the picture lies before."""
+        if self.temperature_end is None:
+            return self.temperature
+        match self.temperature_schedule:
+            case "linear":
+                share = progress
+            case "cosine":
+                share = 0.5 * (1.0 - math.cos(math.pi * progress))
+            case _:
+                assert_never(self.temperature_schedule)
+        return (1.0 - share) * self.temperature + share * self.temperature_end
 
 
-def choose(logits: Tensor, noise: Tensor, config: ChooseConfig) -> Tensor:
-    """logits (B, V), noise (B,) uniform in [0, 1) -> tokens (B,). The logits are not edited.
+def choose(logits: Tensor, noise: Tensor, progress: float, config: ChooseConfig) -> Tensor:
+    """logits (B, V), noise (B,) uniform in [0, 1), progress in [0, 1] -> codes (B,). The logits are not edited.
 
     Raises:
-        NotFiniteError: a logit is NaN, or a whole row is -inf. (Greedy choice would silently take token 0.)
+        NotFiniteError: a logit is NaN, or a whole row is -inf. (Greedy choice would silently take code 0.)
     """
     largest = logits.amax(dim=-1, keepdim=True)
     if not torch.isfinite(largest).all():
         raise NotFiniteError(
             "the prior gave logits that are not finite: its weights are damaged or its training diverged"
         )
-    if config.temperature == 0.0:
+    temperature = config.temperature_at(progress)
+    if temperature == 0.0:
         return logits.argmax(dim=-1)
     # Relative to the largest one and in float64, so that a tiny temperature neither overflows nor becomes 0.
-    scaled = (logits - largest).double() / config.temperature
-    return draw(keep_top_p(keep_top_k(scaled, config.top_k).softmax(dim=-1), config.top_p), noise)
+    scaled = (logits - largest).double() / temperature
+    probabilities = keep_top_k(scaled, config.top_k).softmax(dim=-1)
+    return draw(keep_min_p(keep_top_p(probabilities, config.top_p), config.min_p), noise)
 
 
 def keep_top_k(logits: Tensor, k: int | None) -> Tensor:
@@ -53,14 +79,24 @@ def keep_top_k(logits: Tensor, k: int | None) -> Tensor:
 
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
-    """probabilities (B, V) with 0 for all but the smallest set of the likeliest tokens whose sum reaches p.
+    """probabilities (B, V) with 0 for all but the smallest set of the likeliest codes whose sum reaches p.
 
     Nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), equation 3.
     """
     if p >= 1.0:
         return probabilities
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered  # mass of the tokens that are likelier
+    before = ordered.cumsum(dim=-1) - ordered  # mass of the codes that are likelier
     dropped = before >= p
     dropped[:, 0] = False
     return probabilities.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0.0)
+
+
+def keep_min_p(probabilities: Tensor, p: float) -> Tensor:
+    """probabilities (B, V) with 0 for all that lie below p times the row's largest; equal ones all remain.
+
+    Nguyen et al., "Turning Up the Heat: Min-p Sampling" (2024), equation 2.
+    """
+    if p <= 0.0:
+        return probabilities
+    return probabilities.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), 0.0)

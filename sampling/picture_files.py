@@ -19,18 +19,27 @@ round differently, and now and then a pixel of the same picture would differ by 
 
 
 @torch.inference_mode()
-def to_pictures(decode: Callable[[Tensor], Tensor], inputs: Tensor) -> NDArray[np.uint8]:
-    """Codes or noise (n, ...), decoded to images (n, C, H, W) in [-1, 1] -> pictures (n, H, W, C) uint8."""
+def to_pictures(decode: Callable[[Tensor], Tensor], inputs: Tensor, larger: int = 1) -> NDArray[np.uint8]:
+    """Codes or noise (n, ...), decoded to images (n, C, H, W) in [-1, 1] -> pictures (n, H, W, C) uint8.
+
+    larger: how many times the trained size they are; that many fewer are decoded at once.
+    """
+    size = max(1, DECODE_CHUNK // larger)
     chunks = []
-    for start in range(0, len(inputs), DECODE_CHUNK):
-        chunk = inputs[start : start + DECODE_CHUNK]
-        filled = torch.cat([chunk, chunk.new_zeros(DECODE_CHUNK - len(chunk), *chunk.shape[1:])])
+    for start in range(0, len(inputs), size):
+        chunk = inputs[start : start + size]
+        filled = torch.cat([chunk, chunk.new_zeros(size - len(chunk), *chunk.shape[1:])])
         chunks.append(to_uint8(decode(filled))[: len(chunk)].cpu())
     return torch.cat(chunks).permute(0, 2, 3, 1).numpy()
 
 
-def open_folder(given: str | None, run: Path, accelerator: Accelerator) -> Path:
-    """The folder to write to, made by the main process. Raises ConfigError where it holds pictures already."""
+def open_folder(given: str | None, run: Path, accelerator: Accelerator, name: str = "generated") -> Path:
+    """The folder to write to, made by the main process: the one given, or a new numbered one in the run's folder.
+
+    Raises:
+        ConfigError: the one given holds something already, or is a file.
+        StorageError: it cannot be made.
+    """
     if given is not None:
         out = Path(given)
         if out.exists() and not out.is_dir():
@@ -39,9 +48,9 @@ def open_folder(given: str | None, run: Path, accelerator: Accelerator) -> Path:
             raise ConfigError(f"--out {out}: is not empty, and nothing is written over; choose another folder")
     else:
         number = 1
-        while (run / "generated" / f"{number:03d}").exists():
+        while (run / name / f"{number:03d}").exists():
             number += 1
-        out = run / "generated" / f"{number:03d}"
+        out = run / name / f"{number:03d}"
     accelerator.wait_for_everyone()  # all have looked before one of them writes
     if accelerator.is_main_process:
         try:
@@ -59,13 +68,27 @@ def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
     temporary.replace(path)
 
 
+def read_png(path: Path) -> NDArray[np.uint8]:
+    """What `save_png` wrote: (H, W, C) uint8."""
+    with Image.open(path) as image:
+        picture = np.asarray(image)
+    return picture if picture.ndim == 3 else picture[:, :, None]
+
+
 def grid_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(n, H, W, C) -> one picture, as square as n allows, row by row, two grey pixels between them."""
-    n, height, width, channels = pictures.shape
-    columns = int(np.ceil(np.sqrt(n)))
-    rows = -(-n // columns)
-    grid = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), 128, dtype=np.uint8)
-    for index, picture in enumerate(pictures):
-        top, left = index // columns * (height + 2) + 2, index % columns * (width + 2) + 2
-        grid[top : top + height, left : left + width] = picture
+    columns = int(np.ceil(np.sqrt(len(pictures))))
+    return rows_of([list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)])
+
+
+def rows_of(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+    """Rows of pictures (h, w, C) of any sizes -> one picture, each in the top left of a cell that holds the largest."""
+    height = max(picture.shape[0] for row in rows for picture in row)
+    width = max(picture.shape[1] for row in rows for picture in row)
+    columns, channels = max(map(len, rows)), rows[0][0].shape[2]
+    grid = np.full((len(rows) * (height + 2) + 2, columns * (width + 2) + 2, channels), 128, dtype=np.uint8)
+    for down, row in enumerate(rows):
+        for right, picture in enumerate(row):
+            top, left = down * (height + 2) + 2, right * (width + 2) + 2
+            grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return grid

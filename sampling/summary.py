@@ -12,11 +12,11 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from sampling.agreement import agreement
-from sampling.generate import GenerateConfig, labels_of, newest_run, sample
+from sampling.sampler import Sampler
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.errors import ConfigError, run_command
-from stage2_prior.prior import LoadedPrior
+from stage2_prior.prior import LoadedPrior, load_prior, newest_run
 
 
 class SummaryConfig(CommandConfig):
@@ -44,9 +44,7 @@ class Figure(NamedTuple):
 
 def main() -> None:
     config = parse_command_line(SummaryConfig)
-    prior = LoadedPrior.load(
-        config.prior or newest_run(Path("runs/stage2")), "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    prior = load_prior(config.prior or newest_run(Path("runs/stage2")), "cuda" if torch.cuda.is_available() else "cpu")
     run = prior.path.parent
     stage1 = tokenizer_run(config, prior)
     lines = tokenizer_figures(stage1) + prior_figures(run)
@@ -105,19 +103,13 @@ def prior_figures(run: Path) -> list[Figure]:
 def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
     data = data_config(prior.data, str(prior.path))
     train, validation = (build_pictures(data, "train", config.seed), build_pictures(data, "validation", config.seed))
-    indices = np.arange(config.samples, dtype=np.int64)
-    device = next(prior.model.parameters()).device
-    settings = GenerateConfig(seed=config.seed)
-    pictures = np.concatenate(
-        [sample(prior, part, settings, None, device) for part in np.array_split(indices, max(1, len(indices) // 100))]
-    )
+    sampler = Sampler(prior)
+    pictures = sampler.sample(config.samples, seed=config.seed)
     missing = [name for name in prior.classes if name not in train.classes]
     if missing:
         raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")
     # The classifier learns the data's labels as they are now; the prior has those of its training.
-    labels = np.array([train.classes.index(name) for name in prior.classes])[
-        labels_of(indices, None, len(prior.classes))
-    ]
+    labels = np.array([train.classes.index(name) for name in prior.classes])[sampler.labels(np.arange(config.samples))]
     found = agreement(train, validation, pictures, labels, config.classifier_steps, config.seed)
     return [
         Figure("classifier, right on held-out images", f"{found.held_out:.1%}", "95 %", found.held_out >= 0.95),

@@ -1,117 +1,142 @@
-"""A GPT over code sequences, on x-transformers' decoder.
+"""A GPT over the positions of a latent grid, on x-transformers' layers.
 
-The sequence of an image is its codes in row-major order, (h w K). It is preceded by a start token that says the class
-(or that there is none), whose id lies behind the V codes; the output has V logits, so a start token is never sampled.
+The sequence of an image is its positions in row-major order, preceded by a start vector that says the class (or that
+there is none). Its outputs are contexts, each knowing what came before:
 
-    input    start  t_0  t_1 ... t_{L-2}      (B, L)
-    logits   t_0    t_1  t_2 ... t_{L-1}      (B, L, V)
+    input      start  x_0  x_1 ... x_{h*w-2}      (B, h*w, width)
+    context    of 0   1    2   ... h*w-1          (B, h*w, width)
+
+An image has two axes, and the model is told places on both. A learned vector for its row and one for its column say
+which place an output is *for*; a rotation of queries and keys says where the input *is*, so that attention sees
+distances in rows and columns. The start stands left of the first position.
 """
 
-import warnings
 from typing import Literal
 
 import torch
-from einops import rearrange
-from pydantic import Field, PositiveInt, model_validator
+from einops import rearrange, repeat
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from stage1_tokenizer.config import Config
 from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.base import BasePriorConfig, Grid, Prior
+from stage2_prior.transformer import Cache, layer
 
-with warnings.catch_warnings():  # x-transformers 2.31 calls torch.jit.script at import, deprecated in torch 2.15
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-    from x_transformers import Decoder, TransformerWrapper
-    from x_transformers.x_transformers import LayerIntermediates
+ROTARY_BASE = 100.0
+"""Slowest rotation, in positions: grids are short (Heo et al., "Rotary Position Embedding for Vision Transformer",
+2024, section 3.2)."""
 
 
-class GptConfig(Config):
-    """Decoder-only transformer with RMSNorm, SwiGLU, rotary positions and normalised queries and keys."""
+class GptConfig(BasePriorConfig):
+    """Decoder-only transformer with RMSNorm, SwiGLU, two-axis positions and normalised queries and keys."""
 
     kind: Literal["gpt"] = "gpt"
     layers: PositiveInt = 4
     width: PositiveInt = 128
     """Must be a multiple of heads."""
     heads: PositiveInt = 4
+    feed_forward: PositiveInt | None = None
+    """Inner width of the feed-forward network; null: 4 times the width."""
     positions: Literal["rotary", "learned", "both"] = "both"
-    """How a position is told: by rotating queries and keys, by a learned vector for each place, or both."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Dropout of embeddings, attention and feed-forward."""
-    label_dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    """Share of the training images whose class is withheld, so that guidance can compare; 0: no guidance."""
+    """How a place is told: by rotating queries and keys, by a learned vector for each row and column, or both."""
+    checkpoint: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations: a third slower, and far less
+    memory."""
 
     @model_validator(mode="after")
     def _check(self) -> "GptConfig":
-        if self.width % self.heads or self.width // self.heads % 2:
-            raise ValueError(f"width ({self.width}) must be an even multiple of heads ({self.heads})")
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width ({self.width}) must be a multiple of 4 times heads ({self.heads}): each head turns pairs of "
+                "channels along two axes"
+            )
         return self
 
 
-class Gpt(nn.Module):
+class Gpt(Prior):
     """Prior over codes of one TokenShape, for images of `classes` classes (0: unconditional)."""
 
+    config: GptConfig
+
     def __init__(self, config: GptConfig, shape: TokenShape, classes: int) -> None:
-        super().__init__()
-        self.config, self.shape, self.classes = config, shape, classes
-        head = config.width // config.heads
-        self.transformer = TransformerWrapper(
-            num_tokens=shape.V + classes + 1,  # codes, one start token per class, and the one that says no class
-            logits_dim=shape.V,
-            max_seq_len=shape.length,
-            emb_dropout=config.dropout,
-            input_not_include_cache=True,  # while decoding, the input is the newest token alone
-            attn_layers=Decoder(
-                dim=config.width,
-                depth=config.layers,
-                heads=config.heads,
-                attn_dim_head=head,
-                rotary_pos_emb=config.positions != "learned",
-                rotary_emb_dim=head,
-                disable_abs_pos_emb=config.positions == "rotary",
-                use_rmsnorm=True,
-                ff_swish=True,
-                ff_glu=True,
-                attn_qk_norm=True,
-                attn_qk_norm_dim_scale=True,
-                # On CPU the plain product is faster at these lengths: 172 ms a step of the quickstart, 249 fused.
-                attn_flash=torch.cuda.is_available(),
-                attn_dropout=config.dropout,
-                ff_dropout=config.dropout,
-                verbose=False,
-            ),
+        super().__init__(config, shape, classes)
+        width = config.width
+        self.start = nn.Embedding(classes + 1, width)
+        learned = config.positions != "rotary"
+        self.rows = nn.Embedding(shape.h, width) if learned else None
+        self.columns = nn.Embedding(shape.w, width) if learned else None
+        for embedding in (self.start, self.rows, self.columns):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=width**-0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        inner = config.feed_forward or 4 * width
+        self.layers = nn.ModuleList(
+            layer(width, config.heads, width // config.heads, inner, config.dropout) for _ in range(config.layers)
         )
+        self.norm = nn.RMSNorm(width)
 
-    @property
-    def null_label(self) -> int:
-        """The label that stands for "no class given"."""
-        return self.classes
+    def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
+        """Embedded positions (B, h*w, width), labels (B,) -> contexts (B, h*w, width)."""
+        x = torch.cat([self.start(labels)[:, None], embedded[:, :-1]], dim=1)  # (B, h*w, width)
+        places, angles = self.places(grid, x.device)
+        if places is not None:
+            x = x + places
+        x = self.dropout(x)
+        for each in self.layers:
+            if self.config.checkpoint and self.training:
+                x = checkpoint(each, x, use_reentrant=False, rotary_pos_emb=angles)
+            else:
+                x = each(x, rotary_pos_emb=angles)
+        return self.norm(x)
 
-    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """codes (B, h, w, K) in 0..V-1, labels (B,) in 0..classes -> logits (B, L, V)."""
-        tokens = rearrange(codes, "B h w K -> B (h w K)")
-        logits: Tensor = self.transformer(torch.cat([self._start(labels), tokens[:, :-1]], dim=1))
-        return logits
+    def begin_contexts(self, labels: Tensor, grid: Grid) -> "GptContexts":
+        """Contexts with a key-value cache."""
+        return GptContexts(self, labels, grid)
 
-    def begin(self, labels: Tensor) -> "GptDecoding":
-        """Start to decode sequences of these labels (B,)."""
-        return GptDecoding(self, self._start(labels))
+    def places(self, grid: Grid, device: torch.device) -> tuple[Tensor | None, tuple[Tensor, float] | None]:
+        """What says where things are: learned vectors (h*w, width) of the places that outputs are for, and the angles
+        (1, h*w, head width) by which the inputs are turned, in x-transformers' form. None for what is not used."""
+        learned = None
+        if self.rows is not None and self.columns is not None:
+            rows, columns = self.rows.weight[: grid[0]], self.columns.weight[: grid[1]]
+            learned = rearrange(rows[:, None] + columns[None, :], "h w D -> (h w) D")
+        if self.config.positions == "learned":
+            return learned, None
+        quarter = self.config.width // self.config.heads // 4
+        frequencies = ROTARY_BASE ** -(torch.arange(quarter, device=device) / quarter)
+        index = torch.arange(-1, grid[0] * grid[1] - 1, device=device)  # input t is position t - 1
+        row, column = index // grid[1], index % grid[1]
+        row[0], column[0] = 0, -1  # the start
+        angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)  # (h*w, head width / 2)
+        return learned, (repeat(angles, "n d -> 1 n (d two)", two=2), 1.0)  # two neighbouring channels turn together
 
-    def _start(self, labels: Tensor) -> Tensor:
-        """labels (B,) -> ids of the start tokens (B, 1)."""
-        return (self.shape.V + labels)[:, None]
 
+class GptContexts:
+    """Contexts with a key-value cache: what came in since the last one goes through the layers, all at once."""
 
-class GptDecoding:
-    """Decoding with a key-value cache: each step feeds one token and gives the logits of the next."""
+    def __init__(self, gpt: Gpt, labels: Tensor, grid: Grid) -> None:
+        self._gpt = gpt
+        self._learned, self._angles = gpt.places(grid, labels.device)
+        self._caches: list[Cache | None] = [None] * len(gpt.layers)
+        self._done = 0  # inputs that are in the caches
+        self._waiting = [gpt.start(labels)[:, None]]  # (B, n, width) each
 
-    def __init__(self, gpt: Gpt, start: Tensor) -> None:
-        self._gpt, self._last = gpt, start
-        self._cache: LayerIntermediates | None = None
+    def next(self) -> Tensor:
+        """(B, width) of the next position."""
+        x = torch.cat(self._waiting, dim=1)  # (B, n, width)
+        done, new = self._done, x.shape[1]
+        if self._learned is not None:
+            x = x + self._learned[done : done + new]
+        angles = None if self._angles is None else (self._angles[0][:, : done + new], 1.0)
+        for index, each in enumerate(self._gpt.layers):
+            x, self._caches[index] = each(
+                x, cache=self._caches[index], cache_age=new, rotary_pos_emb=angles, return_hiddens=True
+            )
+        self._done, self._waiting = done + new, []
+        context: Tensor = self._gpt.norm(x[:, -1])
+        return context
 
-    def logits(self) -> Tensor:
-        """(B, V) float32 for the next position."""
-        logits, self._cache = self._gpt.transformer(self._last, cache=self._cache, return_intermediates=True)
-        return logits[:, -1].float()
-
-    def append(self, tokens: Tensor) -> None:
-        """The tokens (B,) chosen at this position."""
-        self._last = tokens[:, None]
+    def take(self, embedded: Tensor) -> None:
+        """The embedded codes (B, n, width) of the next n positions."""
+        self._waiting.append(embedded)

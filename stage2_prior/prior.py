@@ -1,128 +1,42 @@
-"""What a prior is: logits for training, generation for sampling, and how one is loaded from disk.
+"""Which priors there are, and how one is loaded from disk.
 
-forward(codes (B, h, w, K), labels (B,)) -> logits (B, L, V)
-generate(prior, labels (B,), noise (B, L), choose) -> codes (B, h, w, K)
+    from stage2_prior.prior import load_prior
+
+    prior = load_prior("runs/stage2/shapes_vq_gpt")     # a run's folder; prior.tokenizer is its tokenizer
+    logits = prior.model(codes, labels)                 # codes (B, h, w, K), labels (B,) -> (B, L, V)
+
+`base.py` says what a prior is; `generation.py` samples from one; `likelihood.py` scores with one.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Annotated, Self, assert_never
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from pydantic import Field
+from torch import nn
 
 from stage1_tokenizer.checkpoint import load_strict, read_weights
 from stage1_tokenizer.config import Config, Tree, config_from_json
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape, config_tree, resolve
+from stage2_prior.base import Prior
 from stage2_prior.gpt import Gpt, GptConfig
+from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
-PriorConfig = GptConfig
-Choose = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, V) float32, noise (B,) uniform in [0, 1)) -> tokens (B,) int64."""
+PriorConfig = Annotated[GptConfig | PixelCnnConfig, Field(discriminator="kind")]
 
 
-class Decoding(Protocol):
-    """A generation under way."""
-
-    def logits(self) -> Tensor:
-        """(B, V) float32 for the next position."""
-        ...
-
-    def append(self, tokens: Tensor) -> None:
-        """Take the tokens (B,) that were chosen there."""
-        ...
-
-
-class Prior(Protocol):
-    """A distribution over the code sequences of images, given a class."""
-
-    shape: TokenShape
-    classes: int
-    config: PriorConfig
-
-    @property
-    def null_label(self) -> int:
-        """The label that stands for "no class given"."""
-        ...
-
-    def __call__(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """codes (B, h, w, K), labels (B,) -> logits (B, L, V)."""
-        ...
-
-    def begin(self, labels: Tensor) -> Decoding:
-        """Start to generate sequences of these labels (B,)."""
-        ...
-
-
-def build_prior(config: PriorConfig, shape: TokenShape, classes: int) -> Gpt:
+def build_prior(config: PriorConfig, shape: TokenShape, classes: int) -> Prior:
     """A prior over codes of a shape, for images of `classes` classes (0: unconditional)."""
-    return Gpt(config, shape, classes)
-
-
-def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
-    """Tokens (B,) from probabilities (B, V), by inverting the distribution function at noise (B,) in [0, 1).
-
-    One number per token decides, so what an image becomes depends on its own noise and not on its batch. A token of
-    probability 0 is never drawn.
-    """
-    cumulative = probabilities.double().cumsum(dim=-1)  # (B, V)
-    target = noise.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
-
-
-def sample_softmax(logits: Tensor, noise: Tensor) -> Tensor:
-    """The prior's own distribution, unfiltered: logits (B, V), noise (B,) -> tokens (B,)."""
-    return draw(logits.softmax(dim=-1), noise)
-
-
-def check_guidance(prior: Prior, guidance: float) -> None:
-    """Raises ConfigError where guidance is asked of a prior that does not know images both with and without a class."""
-    if guidance != 1.0 and (prior.classes == 0 or prior.config.label_dropout == 0.0):
-        reason = "has no classes" if prior.classes == 0 else "was trained with label_dropout 0"
-        raise ConfigError(
-            f"guidance {guidance}: this prior {reason}, so it does not know images without a class; use guidance 1"
-        )
-
-
-@torch.inference_mode()
-def generate(
-    prior: Prior,
-    labels: Tensor,
-    noise: Tensor,
-    choose: Choose = sample_softmax,
-    guidance: float = 1.0,
-    progress: Callable[[int], object] | None = None,
-) -> Tensor:
-    """Codes (B, h, w, K) for labels (B,), from uniform noise (B, L).
-
-    `guidance` s mixes logits with and without the class, uncond + s (cond - uncond) (Ho and Salimans 2022): 1 is the
-    conditional prior, 0 the unconditional one. `progress` is called with the number of tokens after each position.
-
-    Raises:
-        ConfigError: guidance, but the prior has no classes or was trained without label dropout.
-    """
-    check_guidance(prior, guidance)
-    guided = guidance != 1.0
-    shape, batch = prior.shape, len(labels)
-    both = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guided else labels
-    decoding = prior.begin(both)
-    tokens = []
-    for position in range(shape.length):
-        logits = decoding.logits()
-        if guided:
-            conditional, unconditional = logits[:batch], logits[batch:]
-            logits = unconditional + guidance * (conditional - unconditional)
-        chosen = choose(logits, noise[:, position])  # (B,)
-        tokens.append(chosen)
-        decoding.append(chosen.repeat(2) if guided else chosen)
-        if progress is not None:
-            progress(batch)
-    return rearrange(torch.stack(tokens, dim=1), "B (h w K) -> B h w K", h=shape.h, w=shape.w)
+    match config:
+        case GptConfig():
+            return Gpt(config, shape, classes)
+        case PixelCnnConfig():
+            return PixelCnn(config, shape, classes)
+    assert_never(config)
 
 
 class PriorHeader(Config):
@@ -150,7 +64,7 @@ def saved_classes(folder: Path) -> tuple[str, ...]:
 class LoadedPrior:
     """A prior and its tokenizer from a run's folder, in eval mode, without gradients."""
 
-    model: Gpt
+    model: Prior
     tokenizer: LoadedTokenizer
     classes: tuple[str, ...]
     data: Tree
@@ -181,6 +95,27 @@ class LoadedPrior:
         return cls(
             model, tokenizer, header.classes, config_tree(raw.get("data"), str(file)), file, int(raw.get("step", 0))
         )
+
+
+def load_prior(path: str | Path, device: torch.device | str = "cpu") -> LoadedPrior:
+    """A trained prior and its tokenizer, from a run's folder or its `prior.safetensors`.
+
+    Raises:
+        ConfigError: there is none.
+        BadFileError: a file is damaged or of another kind, or the tokenizer is not that of the prior's training.
+    """
+    return LoadedPrior.load(path, device)
+
+
+def newest_run(folder: Path) -> Path:
+    """The run under a folder whose prior was written last. Raises ConfigError where there is none."""
+    files = sorted(folder.glob(f"*/{PRIOR_FILE}"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise ConfigError(
+            f"there is no run to sample from: no {folder}/*/{PRIOR_FILE}; train one with "
+            "`python stage2_prior/train.py --tokenizer runs/stage1/NAME`, or name one with --prior"
+        )
+    return files[-1].parent
 
 
 def label_of(name: str, classes: tuple[str, ...]) -> int:

@@ -5,16 +5,13 @@
 Writes runs/stage2/NAME/prior.safetensors with the tokenizer beside it. The same command again continues a stopped run.
 """
 
-import math
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from einops import rearrange
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -30,8 +27,12 @@ from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_r
 from stage1_tokenizer.run import Run, check_batch_size, start_accelerator
 from stage1_tokenizer.seeds import derive_seed, uniforms
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
-from stage2_prior.gpt import Gpt, GptConfig
-from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, generate, parameters_of, saved_classes
+from stage2_prior.base import Prior
+from stage2_prior.baselines import bigram_bits
+from stage2_prior.generation import generate
+from stage2_prior.gpt import GptConfig
+from stage2_prior.likelihood import bits, image_nats, token_loss
+from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
 from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, relabel
 
 
@@ -94,6 +95,7 @@ def main() -> None:
     ]
     classes = saved_classes(run.folder) or tokens[0].classes
     train_set, validation_set = (relabel(part, classes) for part in tokens)
+    bigram = bigram_bits(train_set, validation_set, shape.V)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     prior = build_prior(config.prior, shape, len(classes)).to(device)
@@ -151,7 +153,7 @@ def main() -> None:
         done, last = step + 1, step + 1 == config.steps
         saves = done % config.save_every == 0 or last
         if done % config.log_every == 0 or saves:
-            values = {"train/nats_per_token": float(nats), "train/bits_per_token": float(nats) / math.log(2)}
+            values = {"train/nats_per_token": float(nats), "train/bits_per_token": bits(float(nats))}
             values |= {"train/gradient_norm": float(gradient_norm)}
             values |= {
                 "train/lr": optimizer.param_groups[0]["lr"],
@@ -160,6 +162,7 @@ def main() -> None:
             run.log(done, values, show=("train/bits_per_token", "train/images_per_second"))
         if done % config.validate_every == 0 or last:
             figures = validate(accelerator, ema.module, validation_set, config, tokenizer)
+            figures["validation/bigram_bits_per_token"] = bigram
             run.log(done, figures)
             run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
             if config.samples and accelerator.is_main_process:
@@ -181,14 +184,9 @@ def kept(places: Places, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"codes": codes, "labels": labels, "indices": indices, "views": views}
 
 
-def token_loss(logits: Tensor, codes: Tensor) -> Tensor:
-    """Mean cross entropy () in nats over all L tokens, the first included: logits (B, L, V), codes (B, h, w, K)."""
-    return F.cross_entropy(logits.float().flatten(0, 1), rearrange(codes, "B h w K -> (B h w K)"))
-
-
 @torch.inference_mode()
 def validate(
-    accelerator: Accelerator, prior: Gpt, split: TokenSet, config: TrainPriorConfig, tokenizer: LoadedTokenizer
+    accelerator: Accelerator, prior: Prior, split: TokenSet, config: TrainPriorConfig, tokenizer: LoadedTokenizer
 ) -> dict[str, float]:
     """Cross entropy over the whole split, each image once over all processes, with its class given."""
     device, shape = accelerator.device, prior.shape
@@ -198,24 +196,23 @@ def validate(
     for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
         codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
         with accelerator.autocast():
-            logits = prior(codes, labels)
-        total += token_loss(logits, codes).double() * len(labels)
+            total += image_nats(prior, codes, labels).sum()
         use.add(codes)
-    nats = float(accelerator.reduce(total, "sum")) / len(split.labels)
+    nats = float(accelerator.reduce(total, "sum")) / len(split.labels) / shape.length
     use.counts = accelerator.reduce(use.counts, "sum")
     height, width = tokenizer.tokenizer.config.image_size
     values = tokenizer.tokenizer.config.image_channels * height * width
     return {
         "validation/nats_per_token": nats,
-        "validation/bits_per_token": nats / math.log(2),
+        "validation/bits_per_token": bits(nats),
         # The entropy of the tokens' frequencies is what a prior that ignores all context would need.
         "validation/unigram_bits_per_token": use.entropy_bits,
         # The length of the codes, per colour value of the image: not the likelihood of its pixels.
-        "validation/code_bits_per_dim": nats / math.log(2) * shape.length / values,
+        "validation/code_bits_per_dim": bits(nats) * shape.length / values,
     }
 
 
-def sample(prior: Gpt, tokenizer: LoadedTokenizer, n: int, seed: int, device: torch.device) -> Tensor:
+def sample(prior: Prior, tokenizer: LoadedTokenizer, n: int, seed: int, device: torch.device) -> Tensor:
     """n images (n, C, H, W) in [-1, 1] from the unfiltered prior, the classes in turn; the same noise at every step."""
     indices = np.arange(n, dtype=np.int64)
     noise = uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)

@@ -4,7 +4,7 @@ Grids are not square, and no two sizes are equal, so that a mixed-up order or a 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.seeds import uniforms
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, Tokenizer, TokenizerConfig, TokenShape
+from stage2_prior.base import Prior
 from stage2_prior.gpt import Gpt, GptConfig
+from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior, PriorHeader
 
 # Two threads of a busy machine wait for each other a hundred times longer than these tensors take to compute.
@@ -73,9 +75,23 @@ def gpt(shape: TokenShape, classes: int = 2, seed: int = 0, **options: Any) -> G
     model = Gpt(GptConfig(**{"layers": 2, "width": 24, "heads": 2, **options}), shape, classes)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "to_v" in name or "to_out" in name or "to_logits" in name or ".ff." in name:
+            if "to_v" in name or "to_out" in name or "head.output" in name or ".ff." in name:
                 parameter.mul_(3.0)
     return model.eval().requires_grad_(False)
+
+
+def pixelcnn(shape: TokenShape, classes: int = 2, seed: int = 0, **options: Any) -> PixelCnn:
+    """A PixelCNN of random weights in eval mode, which reaches the whole of a small grid; like `gpt` otherwise."""
+    torch.manual_seed(seed)
+    model = PixelCnn(PixelCnnConfig(**{"layers": 4, "width": 24, **options}), shape, classes)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(20.0 if ".label." in name else 2.0)
+    return model.eval().requires_grad_(False)
+
+
+MAKERS: dict[str, Callable[..., Prior]] = {"gpt": gpt, "pixelcnn": pixelcnn}
+"""Every kind of prior."""
 
 
 def write_prior(
@@ -83,12 +99,13 @@ def write_prior(
     classes: tuple[str, ...] = ("cat", "dog"),
     seed: int = 0,
     tokenizer: Mapping[str, Any] | None = None,
+    kind: str = "gpt",
     **options: Any,
 ) -> LoadedPrior:
     """A prior of random weights in a folder, its tokenizer beside it."""
     beside = write_tokenizer(folder, **(tokenizer or {}))
     shape = beside.tokenizer.shape
-    model = gpt(shape, len(classes), seed, **options)
+    model = MAKERS[kind](shape, len(classes), seed, **options)
     header = PriorHeader(prior=model.config, shape=shape, classes=classes, tokenizer=beside.fingerprint)
     described = {"config": header.model_dump_json(), "data": json.dumps(beside.data), "step": "9"}
     write_weights(folder / PRIOR_FILE, model, "prior", described)

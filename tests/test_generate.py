@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sampling.generate import main, newest_run
+from sampling.generate import main
 from sampling.picture_files import grid_of
+
 from stage1_tokenizer.errors import ConfigError
 from stage2_prior.prior import PRIOR_FILE
 from tests.artefacts import IMAGE_SIZE, edit_weights, files_of, pictures_of, pixels_of, write_prior
@@ -183,7 +184,7 @@ def test_without_an_argument_the_newest_run_is_taken(tmp_path: Path, monkeypatch
 def test_damaged_weights_give_no_pictures(tmp_path: Path, temperature: int) -> None:
     """Fault 45: NaN in the weights ends the command with an error that says so, not with one picture n times."""
     write_prior(tmp_path / "run")
-    edit_weights(tmp_path / "run" / PRIOR_FILE, **{"transformer.to_logits.weight": torch.full((16, 24), float("nan"))})
+    edit_weights(tmp_path / "run" / PRIOR_FILE, **{"head.output.weight": torch.full((16, 24), float("nan"))})
     ended = run(main, "--prior", tmp_path / "run", "--out", tmp_path / "out", "-n", 2, "--temperature", temperature)
     assert ended.code == 3
     assert re.search(r"prior\.safetensors: .*not finite.*damaged", ended.err)

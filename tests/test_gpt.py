@@ -1,22 +1,23 @@
-"""The GPT: what a position may see, what it may say, and that decoding with a cache says the same."""
+"""The GPT: what a position may see, how it is told places, what it may say, and what checkpointing must not change."""
 
 import math
 from typing import Any
 
 import pytest
 import torch
-from einops import rearrange
 from torch import Tensor
+from x_transformers.x_transformers import apply_rotary_pos_emb
 
 from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.generation import generate
 from stage2_prior.gpt import Gpt, GptConfig
-from stage2_prior.prior import generate
+from stage2_prior.likelihood import token_loss
 from tests.artefacts import gpt
-from tests.commands import names_of
 
 SHAPE = TokenShape(2, 3, 2, 11)  # not square, and two codes at each position
 B, L, V, CLASSES = 3, SHAPE.length, SHAPE.V, 2
 POSITIONS = ["rotary", "learned", "both"]
+LARGE = TokenShape(5, 7, 1, 11)
 
 
 def codes_of(seed: int = 1, batch: int = B) -> Tensor:
@@ -32,14 +33,17 @@ def at(codes: Tensor, t: int) -> tuple[slice, int, int, int]:
     return slice(None), t // (SHAPE.w * SHAPE.K), t // SHAPE.K % SHAPE.w, t % SHAPE.K
 
 
-def decoded_logits(model: Gpt, codes: Tensor, labels: Tensor) -> Tensor:
-    """Logits (B, L, V) by decoding step by step with the cache, fed with these codes."""
-    decoding = model.begin(labels)
-    steps = []
-    for t in range(L):
-        steps.append(decoding.logits())
-        decoding.append(codes[at(codes, t)])
-    return torch.stack(steps, dim=1)
+def angles_of(model: Gpt) -> Tensor:
+    """(1 + h*w, head width): the angles of the start and of each position but the last."""
+    _, rotation = model.places((model.shape.h, model.shape.w), torch.device("cpu"))
+    assert rotation is not None
+    assert rotation[1] == 1.0
+    return rotation[0][0]
+
+
+def place(row: int, column: int) -> int:
+    """Where a position of the large grid stands among the inputs, the start being the first."""
+    return 1 + row * LARGE.w + column
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -63,35 +67,127 @@ def test_every_position_knows_the_label() -> None:
         assert ((logits[one] - logits[other]).abs().amax(dim=-1) > 1e-4).all()
 
 
-def test_start_tokens_are_no_codes() -> None:
-    """Trap 27: what a code's embedding is does not matter to the first position, so no start id is a code's id."""
+def test_start_vectors_are_no_codes() -> None:
+    """Trap 27: what a code's embedding is does not matter to the first token, so no start is a code."""
     model, codes, labels = gpt(SHAPE, CLASSES), codes_of(), labels_of(0, 1, 2)
     before = model(codes, labels)
-    embedding = model.transformer.token_emb.emb.weight
-    embedding[:V] += torch.randn_like(embedding[:V])
+    model.embedding.weight += torch.randn_like(model.embedding.weight)
     after = model(codes, labels)
     assert torch.equal(after[:, 0], before[:, 0])
     assert not torch.isclose(after[:, 1:], before[:, 1:]).all(dim=-1).any()
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_only_codes_are_ever_sampled(seed: int) -> None:
-    """Trap 27: there are V logits, so even wild weights, which love the start tokens, cannot sample one of them."""
-    model = gpt(SHAPE, CLASSES, seed)
-    model.transformer.token_emb.emb.weight[V:] *= 1e3
-    model.transformer.to_logits.weight *= 1e3
+@pytest.mark.parametrize("K", [1, 2])
+def test_only_codes_are_ever_sampled(seed: int, K: int) -> None:
+    """Trap 27: there are V logits for V codes, so even wild weights have nothing else to say."""
+    model = gpt(SHAPE._replace(K=K), CLASSES, seed)
+    for weight in (model.start.weight, *model.head.parameters()):
+        weight *= 1e3
     labels = labels_of(0, 1, 2)
-    assert model(codes_of(), labels).shape == (B, L, V)
+    assert model(codes_of()[..., :K], labels).shape == (B, SHAPE.h * SHAPE.w * K, V)
     assert model.begin(labels).logits().shape == (B, V)
-    codes = generate(model, labels, torch.rand(B, L))
-    assert codes.shape == (B, *SHAPE[:3])
+    codes = generate(model, labels, torch.rand(B, SHAPE.h * SHAPE.w * K))
+    assert codes.shape == (B, SHAPE.h, SHAPE.w, K)
     assert codes.dtype == torch.int64
     assert 0 <= int(codes.min()) <= int(codes.max()) < V
 
 
+def test_rotations_tell_rows_and_columns() -> None:
+    """Half of the channels turn with the row alone and half with the column alone, each by equal steps; else a
+    position would lie nearer to the one at the other end of the former row than to the one above it."""
+    angles = angles_of(gpt(LARGE, heads=2))
+    by_row, by_column = angles.chunk(2, dim=1)
+    for row in range(LARGE.h):
+        for column in range(LARGE.w - (row == LARGE.h - 1)):
+            assert torch.allclose(by_row[place(row, column)], row * by_row[place(1, 0)])
+            assert torch.allclose(by_column[place(row, column)], column * by_column[place(0, 1)])
+    assert torch.allclose(by_row[0], 0 * by_row[0])
+    assert torch.allclose(by_column[0], -by_column[place(0, 1)]), "the start stands left of the first position"
+    steps = by_row[place(1, 0)][::2]
+    assert torch.equal(steps, by_row[place(1, 0)][1::2]), "two neighbouring channels turn together"
+    assert torch.allclose(steps, by_column[place(0, 1)][::2])
+    assert float(steps[0]) == 1.0
+    assert (steps[1:] < steps[:-1]).all()
+
+
+def test_attention_depends_on_differences_of_rows_and_columns() -> None:
+    """Two places as far apart along both axes must relate alike wherever they are, and others must not."""
+    angles = angles_of(gpt(LARGE, heads=2))
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, angles.shape[1], generator=generator).double()
+    queries, keys = (apply_rotary_pos_emb(x.expand(1, len(angles), -1), angles[None].double())[0] for x in (query, key))
+    scores = queries @ keys.T
+    found: dict[tuple[int, int], float] = {}
+    places = [(row, column) for row in range(LARGE.h) for column in range(LARGE.w)][:-1]
+    for one in places:
+        for other in places:
+            score = float(scores[place(*one), place(*other)])
+            difference = one[0] - other[0], one[1] - other[1]
+            assert found.setdefault(difference, score) == pytest.approx(score, abs=1e-5)
+    assert len({round(score, 3) for score in found.values()}) > 0.95 * len(found)
+
+
+def test_a_window_of_content_may_move() -> None:
+    """A layer that knows places by rotation alone says the same about a 2x3 block of inputs anywhere in the grid, and
+    something else about the same inputs as a block of 3x2."""
+    model = gpt(LARGE, heads=2, positions="rotary")
+    angles, x = angles_of(model), torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(0))
+
+    def output(top: int, left: int, rows: int, columns: int) -> Tensor:
+        index = [place(top + row, left + column) for row in range(rows) for column in range(columns)]
+        return model.layers[0](x, rotary_pos_emb=(angles[index][None], 1.0))
+
+    for top, left in ((0, 2), (1, 0), (2, 4)):
+        assert torch.allclose(output(top, left, 2, 3), output(0, 0, 2, 3), atol=1e-4)
+        assert not torch.allclose(output(top, left, 3, 2), output(0, 0, 2, 3), atol=0.05)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_only_the_positions_that_were_asked_for_are_there(positions: str) -> None:
+    """A row and a column that are never trained would be noise, and so would a rotation that nobody asked for."""
+    model = gpt(LARGE, positions=positions)
+    learned, rotation = model.places((2, 3), torch.device("cpu"))
+    assert (learned is None) == (positions == "rotary")
+    assert (rotation is None) == (positions == "learned")
+    assert any(name.startswith(("rows", "columns")) for name in model.state_dict()) == (positions != "rotary")
+    if model.rows is not None and model.columns is not None and learned is not None:
+        for t in range(6):
+            assert torch.equal(learned[t], model.rows.weight[t // 3] + model.columns.weight[t % 3])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_checkpointing_changes_neither_loss_nor_gradients(dropout: float) -> None:
+    """The backward pass computes each layer a second time, with the same dropout, and nothing else is different."""
+    codes, labels = codes_of(), labels_of(0, 1, 2)
+    found = []
+    for checkpoint in (False, True):
+        model = gpt(SHAPE, CLASSES, dropout=dropout, checkpoint=checkpoint).train().requires_grad_(True)
+        calls = [0] * len(model.layers)
+        for index, each in enumerate(model.layers):
+
+            def count(*_: object, index: int = index) -> None:
+                calls[index] += 1
+
+            each.register_forward_pre_hook(count)
+        torch.manual_seed(7)
+        loss = token_loss(model(codes, labels), codes)
+        loss.backward()
+        assert calls == [1 + checkpoint] * len(model.layers)
+        calls[:] = [0] * len(calls)
+        model.eval()(codes, labels)
+        assert calls == [1] * len(calls)
+        found.append((loss, [parameter.grad for parameter in model.parameters()]))
+    (loss, gradients), (again, recomputed) = found
+    assert torch.equal(loss, again)
+    for one, other in zip(gradients, recomputed, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_the_loss_counts_every_token() -> None:
     """Trap 28: the first token is scored like all others (x-transformers' own wrapper never scores it)."""
-    token_loss = names_of("stage2_prior/train.py")["token_loss"]
     logits = torch.randn(B, L, V).requires_grad_()
     codes = codes_of()
     token_loss(logits, codes).backward()
@@ -106,44 +202,10 @@ def test_the_loss_counts_every_token() -> None:
 
 def test_uniform_logits_cost_ln_v() -> None:
     """Trap 28: a prior that knows nothing pays exactly ln V nats for each of the L tokens."""
-    token_loss = names_of("stage2_prior/train.py")["token_loss"]
     model = gpt(SHAPE, CLASSES)
-    model.transformer.to_logits.weight.zero_()
+    for output in model.head.get_submodule("outputs").parameters():
+        output.zero_()
     assert float(token_loss(model(codes_of(), labels_of(0, 1, 2)), codes_of())) == pytest.approx(math.log(V), abs=1e-6)
-
-
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_the_cache_changes_no_logits(positions: str) -> None:
-    """Trap 30: decoding with the cache gives the training-time logits at each position, also for a guidance pair."""
-    model, codes = gpt(SHAPE, CLASSES, positions=positions), codes_of(batch=2)
-    labels = labels_of(0, 1)
-    pair = torch.cat([codes, codes]), torch.cat([labels, torch.full_like(labels, model.null_label)])
-    for given in ((codes, labels), pair):
-        wanted = model(*given)
-        assert wanted.std() > 0.5, "the logits must be such that an error would show"
-        assert torch.allclose(decoded_logits(model, *given), wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_generated_codes_are_in_row_major_order() -> None:
-    """Trap 37: the t-th token that is chosen lands at row-major place t of the grid, as `forward` reads it."""
-    noise = ((torch.arange(L) + 0.5) / V)[None].expand(B, L).double()  # token t has the noise of code t
-    shape = TokenShape(SHAPE.h, SHAPE.w, SHAPE.K, L)
-    codes = generate(gpt(shape, CLASSES), labels_of(0, 1, 2), noise, choose=lambda _, noise: (noise * V).long())
-    assert torch.equal(codes, rearrange(torch.arange(L), "(h w K) -> 1 h w K", h=SHAPE.h, w=SHAPE.w).expand_as(codes))
-    for t in range(L):
-        assert (codes[at(codes, t)] == t).all()
-
-
-def test_generation_follows_what_was_chosen() -> None:
-    """Trap 30: the logits given to `choose` are those of `forward` for the codes that it has chosen so far."""
-    model, labels, seen = gpt(SHAPE, CLASSES), labels_of(0, 1, 2), []
-
-    def greedy(logits: Tensor, _: Tensor) -> Tensor:
-        seen.append(logits)
-        return logits.argmax(dim=-1)
-
-    codes = generate(model, labels, torch.zeros(B, L), greedy)
-    assert torch.allclose(torch.stack(seen, dim=1), model(codes, labels), rtol=1e-5, atol=1e-5)
 
 
 def test_eval_has_no_dropout() -> None:
@@ -156,8 +218,9 @@ def test_eval_has_no_dropout() -> None:
     assert not torch.allclose(model(codes, labels), model(codes, labels))
 
 
-@pytest.mark.parametrize("options", [{"width": 25, "heads": 2}, {"width": 6, "heads": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"width": 25, "heads": 2}, {"width": 12, "heads": 2}], ids=str)
 def test_a_width_that_heads_do_not_divide_is_refused(options: dict[str, Any]) -> None:
-    """Rotary positions turn pairs of channels, so each head needs an even number; the error has both figures."""
+    """Rotary positions turn pairs of channels along two axes, so a head's width is a multiple of four; the error has
+    both figures."""
     with pytest.raises(ValueError, match=rf"width \({options['width']}\).*heads \(2\)"):
         GptConfig(**options)

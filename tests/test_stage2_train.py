@@ -107,7 +107,7 @@ def figures_on_a_rank(accelerator: Accelerator, folder: Path, weight: float) -> 
     """What `validate` says of random tokens and of a prior whose logits are scaled by `weight`."""
     tokenizer = LoadedTokenizer.load(folder)
     prior = gpt(tokenizer.tokenizer.shape, classes=5, label_dropout=0.9)
-    prior.transformer.to_logits.weight *= weight
+    prior.head.output.weight *= weight
     names = names_of(SCRIPT)
     config = names["TrainPriorConfig"](tokenizer=str(folder), batch_size=4)
     figures: dict[str, float] = names["validate"](accelerator, prior, random_tokens(), config, tokenizer)

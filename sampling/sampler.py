@@ -1,0 +1,233 @@
+"""A trained prior as a thing to call: from a seed to pictures.
+
+    from sampling.sampler import Sampler
+
+    sampler = Sampler.load("runs/stage2/shapes_vq_gpt")
+    pictures = sampler.sample(16, classes="disk", seed=0)     # uint8 (16, H, W, C)
+
+Picture i follows from (seed, i), its class and the settings: not from the number of pictures, how many are computed at
+once, or by how many processes. `generate.py`, `complete.py` and `summary.py` are command lines around this class.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from sampling.choose import ChooseConfig, NotFiniteError, choose
+from sampling.picture_files import to_pictures
+from stage1_tokenizer.config import Size
+from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.networks.mlp import MlpNetworkConfig
+from stage1_tokenizer.seeds import uniforms
+from stage1_tokenizer.tokenizer import check_image_size
+from stage2_prior.base import Grid
+from stage2_prior.generation import Known, generate
+from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
+from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
+from stage2_prior.prior import LoadedPrior, label_of, load_prior, newest_run
+from stage2_prior.windows import check_window
+
+DEFAULT_TOP_P = 0.9
+Progress = Callable[[int], object]
+"""Called with a number of codes that are done."""
+
+
+class SamplingConfig(ChooseConfig):
+    """How pictures are drawn from a prior."""
+
+    top_p: float = Field(DEFAULT_TOP_P, ge=0.0, le=1.0)
+    """Only the likeliest codes that together have this probability. With `guidance 1` and `top_p 1` the pictures are
+    drawn from the prior as trained: more varied, and less clean."""
+    guidance: NonNegativeFloat | None = None
+    """Classifier-free guidance: 1 is the prior as trained, 0 ignores the class, more insists on it; null: 2 where the
+    prior was trained for it, else 1."""
+    guidance_schedule: GuidanceSchedule = "constant"
+    """Where in the picture it applies: everywhere; rising from 1 along a line or a cosine from first to last position;
+    or in an interval."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """For the schedule interval: from which share of the positions to which."""
+    size: Size | None = None
+    """Height and width of the pictures in pixels; larger ones than trained are made through a sliding window."""
+    window: Size | None = None
+    """Rows and columns of codes that the sliding window shows; null: the grid of training."""
+    stride: PositiveInt = 1
+    """Columns by which the window moves at once: 1 centres it on every position, more is faster."""
+    candidates: PositiveInt = 1
+    """Draw this many for each picture and keep the best one, so `n` pictures are the best of n times as many."""
+    best_by: Literal["score", "class"] = "score"
+    """Which candidate is best: the likeliest, which is also the plainest; or the one whose class is surest, by the
+    prior's own judgement."""
+    batch_size: PositiveInt = 64
+    """Pictures sampled at once by each process; bounded by memory, without effect on the pictures."""
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Self:
+        low, high = self.guidance_interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"guidance_interval ({low}, {high}) must rise within 0 to 1")
+        return self
+
+
+class Sampler:
+    """A prior, its tokenizer, and how to draw from them."""
+
+    def __init__(self, prior: LoadedPrior, config: SamplingConfig | None = None) -> None:
+        """Raises ConfigError where the settings do not fit the prior: guidance, size, window, or best_by."""
+        self.prior, self.config = prior, config or SamplingConfig()
+        self.device = next(prior.model.parameters()).device
+        shape, tokenizer = prior.model.shape, prior.tokenizer.tokenizer.config
+        self.factor = tokenizer.network.factor
+        self.size = self.config.size or tokenizer.image_size
+        check_image_size(self.size, self.factor)
+        self.grid: Grid = (self.size[0] // self.factor, self.size[1] // self.factor)
+        trained = (shape.h, shape.w)
+        self.check_size(self.grid)
+        self.window = check_window(self.config.window or trained, trained, self.grid, self.config.stride)
+        self.guidance = Guidance(self._scale(), self.config.guidance_schedule, self.config.guidance_interval)
+        check_guidance(prior.model.config, prior.model.classes, self.guidance)
+        if self.config.candidates > 1 and self.config.best_by == "class" and not prior.classes:
+            raise ConfigError("best_by class: this prior has no classes; use best_by score")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        config: SamplingConfig | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """From a stage-two run's folder or its prior.safetensors; None: the newest run under runs/stage2.
+
+        Raises:
+            ConfigError: there is no prior, or the settings do not fit it.
+            BadFileError: its files are damaged or do not belong together.
+        """
+        return cls(load_prior(path or newest_run(Path("runs/stage2")), device), config)
+
+    @property
+    def codes_per_picture(self) -> int:
+        return self.grid[0] * self.grid[1] * self.prior.model.shape.K
+
+    def check_size(self, grid: Grid) -> None:
+        """Raises ConfigError where pictures of this grid cannot be made, or cannot be compared as candidates."""
+        shape, tokenizer = self.prior.model.shape, self.prior.tokenizer.tokenizer.config
+        if grid != (shape.h, shape.w) and isinstance(tokenizer.network, MlpNetworkConfig):
+            raise ConfigError(
+                "pictures of another size: this tokenizer's network is a multilayer perceptron, which decodes "
+                f"{tokenizer.image_size[0]}x{tokenizer.image_size[1]} alone"
+            )
+        if self.config.candidates > 1 and (grid[0] > shape.h or grid[1] > shape.w):
+            raise ConfigError(
+                f"candidates {self.config.candidates}: pictures larger than trained have no score to compare, since no "
+                "window sees all of one; use candidates 1"
+            )
+
+    def sample(
+        self, n: int, classes: str | int | Sequence[str | int] | None = None, seed: int = 0
+    ) -> NDArray[np.uint8]:
+        """Pictures 0..n-1 of a seed: (n, H, W, C) uint8.
+
+        classes: a name or number for all pictures, one for each, or None for the classes in turn.
+
+        Raises:
+            ConfigError: n is not positive, an unknown class (lists those there are), or as many classes as pictures
+                are not given.
+            BadFileError: the prior gives logits that are not finite.
+        """
+        if n < 1:
+            raise ConfigError(f"n is {n}, but at least one picture must be asked for")
+        indices = np.arange(n, dtype=np.int64)
+        labels = self.labels(indices, classes)
+        parts = np.array_split(indices, -(-n // self.config.batch_size))
+        return np.concatenate([self.pictures(part, labels[part], seed) for part in parts])
+
+    def labels(
+        self, indices: NDArray[np.int64], classes: str | int | Sequence[str | int] | None = None
+    ) -> NDArray[np.int64]:
+        """The label of each picture (n,): those asked for, else the classes in turn by the picture's number."""
+        known = self.prior.classes
+        if classes is None:
+            return indices % max(1, len(known))
+        if isinstance(classes, str | int):
+            return np.full_like(indices, label_of(str(classes), known))
+        if len(classes) != len(indices):
+            raise ConfigError(f"{len(classes)} classes for {len(indices)} pictures: give one for each, or one for all")
+        return np.array([label_of(str(name), known) for name in classes], dtype=np.int64)
+
+    def pictures(
+        self, indices: NDArray[np.int64], labels: NDArray[np.int64], seed: int, progress: Progress | None = None
+    ) -> NDArray[np.uint8]:
+        """The pictures of these numbers and labels, all at once: (n, H, W, C) uint8."""
+        return self.decode(self.codes(indices, labels, seed, progress=progress))
+
+    def codes(
+        self,
+        indices: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        seed: int,
+        variant: int = 0,
+        known: Known | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """The codes (n, h, w, K) of these pictures: of several candidates each, the best. `variant` is another try."""
+        where = torch.from_numpy(labels).to(self.device)
+        tries = [
+            self._generate(indices, where, seed, variant * self.config.candidates + number, known, progress)
+            for number in range(self.config.candidates)
+        ]
+        if len(tries) == 1:
+            return tries[0]
+        scores = torch.stack([self._score(codes, where) for codes in tries])  # (candidates, n)
+        return torch.stack(tries)[scores.argmax(dim=0), torch.arange(len(indices))]
+
+    def decode(self, codes: Tensor) -> NDArray[np.uint8]:
+        """Codes (n, h, w, K) of any grid -> pictures (n, H, W, C) uint8."""
+        shape = self.prior.model.shape
+        larger = -(-codes.shape[1] * codes.shape[2] // (shape.h * shape.w))
+        return to_pictures(self.prior.tokenizer.tokenizer.decode_codes, codes, larger)
+
+    def _generate(
+        self,
+        indices: NDArray[np.int64],
+        labels: Tensor,
+        seed: int,
+        attempt: int,
+        known: Known | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        grid = self.grid if known is None else (known.mask.shape[0], known.mask.shape[1])
+        draws = grid[0] * grid[1] * self.prior.model.shape.K
+        noise = uniforms(seed, "sample", np.full_like(indices, attempt), indices, draws)  # (n, draws)
+        try:
+            return generate(
+                self.prior.model,
+                labels,
+                torch.from_numpy(noise).to(self.device),
+                partial(choose, config=self.config),
+                self.guidance,
+                grid,
+                self.window,
+                self.config.stride,
+                known,
+                progress,
+            )
+        except NotFiniteError as error:
+            raise BadFileError(f"{self.prior.path}: {error}") from None
+
+    def _score(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """How good candidates are (n,)."""
+        if self.config.best_by == "score":
+            return -image_nats(self.prior.model, codes, labels)
+        return class_log_probabilities(nats_by_class(self.prior.model, codes)).gather(1, labels[:, None])[:, 0]
+
+    def _scale(self) -> float:
+        """The guidance asked for, or what suits the prior."""
+        if self.config.guidance is not None:
+            return self.config.guidance
+        return 2.0 if self.prior.classes and self.prior.model.config.label_dropout > 0 else 1.0

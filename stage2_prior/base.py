@@ -1,0 +1,137 @@
+"""What a prior is: a distribution over the codes of images, given a class. It factorises position by position,
+row-major, and within a position code by code (Lee et al., "Autoregressive Image Generation using Residual
+Quantization", 2022, equation 5):
+
+    p(codes | label) = product over positions t, depths k of  p(codes[t, k] | codes[< t], codes[t, < k], label)
+
+    codes (B, h, w, K) -> embedding -> contexts (B, h*w, width) -> head -> logits (B, h*w*K, V)
+
+The context of a position knows all codes before the position; a kind of prior (`gpt.py`, `pixelcnn.py`) is a way to
+compute contexts. The head (`head.py`) turns a context, and the position's own codes so far, into logits. So training,
+likelihood and sampling share one factorisation, for both kinds and for any K.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+from einops import rearrange
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from stage1_tokenizer.config import Config
+from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.head import build_head
+
+Grid = tuple[int, int]
+"""Rows and columns of codes."""
+
+
+class BasePriorConfig(Config):
+    """What every kind of prior has."""
+
+    width: PositiveInt = 128
+    """Channels of embeddings and contexts."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the activations that training drops, wherever the kind does so."""
+    label_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of the training images whose class is withheld, so that guidance can compare; 0: no guidance."""
+    depth_layers: PositiveInt = 2
+    """Layers of the transformer over the K codes of a position, where the tokenizer has several (rvq and its kin)."""
+
+
+class Contexts(Protocol):
+    """Contexts one after the other, while codes come in: what a kind of prior keeps between two positions."""
+
+    def next(self) -> Tensor:
+        """(B, width): the context of the first position whose codes are not known yet."""
+        ...
+
+    def take(self, embedded: Tensor) -> None:
+        """The embedded codes (B, n, width) of the next n positions."""
+        ...
+
+
+class Prior(nn.Module, ABC):
+    """A prior over codes of one TokenShape, for images of `classes` classes (0: unconditional)."""
+
+    def __init__(self, config: BasePriorConfig, shape: TokenShape, classes: int) -> None:
+        super().__init__()
+        self.config, self.shape, self.classes = config, shape, classes
+        width = config.width
+        # Row k * V + c is code c at depth k.
+        self.embedding = nn.Embedding(shape.K * shape.V, width)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.head = build_head(width, config.depth_layers, shape)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no class given"."""
+        return self.classes
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """codes (B, h, w, K) in 0..V-1, labels (B,) in 0..classes -> logits (B, L, V).
+
+        The grid may be smaller than the trained one, as a window's is, but not larger.
+        """
+        grid = self._checked((codes.shape[1], codes.shape[2]))
+        embedded = self.embed(rearrange(codes, "B h w K -> B (h w) K"))  # (B, h*w, K, width)
+        contexts = self.contexts(embedded.sum(dim=2), labels, grid)  # (B, h*w, width)
+        return rearrange(self.head(contexts, embedded), "B p K V -> B (p K) V")
+
+    def embed(self, codes: Tensor, first: int = 0) -> Tensor:
+        """codes (..., k) of the depths first..first+k-1 -> (..., k, width)."""
+        depths = torch.arange(first, first + codes.shape[-1], device=codes.device)
+        embedded: Tensor = self.embedding(codes + depths * self.shape.V)
+        return embedded
+
+    def begin(self, labels: Tensor, grid: Grid | None = None) -> "Decoding":
+        """Start to decode sequences of these labels (B,), on the trained grid or a smaller one."""
+        return Decoding(self, labels, self._checked(grid or (self.shape.h, self.shape.w)))
+
+    @abstractmethod
+    def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
+        """Embedded positions (B, h*w, width) -> contexts (B, h*w, width); that of position t knows those before t."""
+
+    @abstractmethod
+    def begin_contexts(self, labels: Tensor, grid: Grid) -> Contexts:
+        """The same contexts one by one, each computed from what was kept of the former ones."""
+
+    def _checked(self, grid: Grid) -> Grid:
+        assert 0 < grid[0] <= self.shape.h, f"{grid[0]} rows, trained on {self.shape.h}"
+        assert 0 < grid[1] <= self.shape.w, f"{grid[1]} columns, trained on {self.shape.w}"
+        return grid
+
+
+class Decoding:
+    """A generation under way: codes go in one by one, or several positions at once; logits of the next one come out."""
+
+    def __init__(self, prior: Prior, labels: Tensor, grid: Grid) -> None:
+        self._prior, self._contexts = prior, prior.begin_contexts(labels, grid)
+        self._context: Tensor | None = None  # (B, width) of the present position, once somebody asked
+        self._chosen: list[Tensor] = []  # (B,) each: the present position's codes so far
+
+    def logits(self) -> Tensor:
+        """(B, V) float32 for the next code."""
+        if self._context is None:
+            self._context = self._contexts.next()
+        chosen = self._prior.embed(self._codes()) if self._chosen else self._context[:, None, :][:, :0]
+        logits: Tensor = self._prior.head.next(self._context, chosen)
+        return logits.float()
+
+    def append(self, codes: Tensor) -> None:
+        """The codes (B,) that were chosen there."""
+        self._chosen.append(codes)
+        if len(self._chosen) == self._prior.shape.K:
+            whole = self._codes()[:, None]  # (B, 1, K)
+            self._chosen = []
+            self.prefill(whole)
+
+    def prefill(self, codes: Tensor) -> None:
+        """Known codes (B, n, K) of the next n whole positions; cheaper than asking for logits at each."""
+        assert not self._chosen, "the present position has codes already"
+        self._context = None
+        self._contexts.take(self._prior.embed(codes).sum(dim=2))
+
+    def _codes(self) -> Tensor:
+        return torch.stack(self._chosen, dim=-1)  # (B, k)

@@ -1,0 +1,118 @@
+"""Generation: a prior, labels and noise in, codes out. A function of its arguments alone.
+
+    for each position, row by row, and each of its K codes:   logits -> guidance -> choose(logits, noise) -> code
+
+Codes that are known (a picture's kept part) are not chosen but fed in. A grid larger than the trained one is generated
+through a sliding window (`windows.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from stage2_prior.base import Grid, Prior
+from stage2_prior.guidance import Guidance, check_guidance, mix
+from stage2_prior.windows import check_window, placements
+
+Choose = Callable[[Tensor, Tensor, float], Tensor]
+"""(logits (B, V) float32, noise (B,) uniform in [0, 1), progress in [0, 1]) -> codes (B,) int64. Progress is the share
+of the picture's positions that lie before this one: 0 at the first, 1 at the last."""
+NO_GUIDANCE = Guidance()
+
+
+@dataclass(frozen=True)
+class Known:
+    """Codes that are given."""
+
+    codes: Tensor
+    """(B, h, w, K) int64; what stands where `mask` is false is not read."""
+    mask: Tensor
+    """(h, w) bool."""
+
+
+def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """Codes (B,) from probabilities (B, V), by inverting the distribution function at noise (B,) in [0, 1).
+
+    One number per code decides, so what an image becomes depends on its own noise and not on its batch. A code of
+    probability 0 is never drawn.
+    """
+    cumulative = probabilities.double().cumsum(dim=-1)  # (B, V)
+    target = noise.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
+
+
+def sample_softmax(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
+    """The prior's own distribution, unfiltered: logits (B, V), noise (B,) -> codes (B,)."""
+    del progress
+    return draw(logits.softmax(dim=-1), noise)
+
+
+@torch.inference_mode()
+def generate(
+    prior: Prior,
+    labels: Tensor,
+    noise: Tensor,
+    choose: Choose = sample_softmax,
+    guidance: Guidance = NO_GUIDANCE,
+    grid: Grid | None = None,
+    window: Grid | None = None,
+    stride: int = 1,
+    known: Known | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Codes (B, h, w, K) for labels (B,), from uniform noise (B, h*w*K).
+
+    grid: rows and columns, of any size; None: those of training. window, stride: see `windows.py`; None: the trained
+    grid. `progress` is called with a number of codes, which add up to B*h*w*K.
+
+    Raises:
+        ConfigError: guidance, but the prior has no classes or was trained without label dropout; a window that is
+            larger than the trained grid.
+    """
+    check_guidance(prior.config, prior.classes, guidance)
+    shape, batch = prior.shape, len(labels)
+    trained = (shape.h, shape.w)
+    height, width = grid = grid or trained
+    window = check_window(window or trained, trained, grid, stride)
+    both = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guidance.is_needed else labels
+    codes = noise.new_zeros((batch, height, width, shape.K), dtype=torch.int64)
+    given = torch.zeros(grid, dtype=torch.bool) if known is None else known.mask.cpu()
+    if known is not None:
+        codes = torch.where(known.mask[..., None].to(codes.device), known.codes, codes)
+    last = max(height * width - 1, 1)
+    noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
+
+    def feed(part: Tensor) -> None:
+        """Known codes (B, n, K) of the next positions."""
+        decoding.prefill(part.repeat(2, 1, 1) if guidance.is_needed else part)
+
+    place = None  # of the window of the decoding under way
+    decoded = 0  # positions of that window that it has been fed
+    for top, left, row, columns in placements(grid, window, stride):
+        unknown = [column for column in columns if not given[row, column]]
+        if progress is not None:
+            progress(batch * shape.K * (len(columns) - len(unknown)))
+        if not unknown:
+            continue
+        view = rearrange(codes[:, top : top + window[0], left : left + window[1]], "B h w K -> B (h w) K")
+        if place != (top, left):
+            decoding, place, decoded = prior.begin(both, window), (top, left), 0
+        for column in unknown:
+            here = (row - top) * window[1] + column - left
+            if decoded < here:
+                feed(view[:, decoded:here])
+            for depth in range(shape.K):
+                logits = decoding.logits()
+                share = (row * width + column) / last
+                if guidance.is_needed:
+                    logits = mix(logits[:batch], logits[batch:], guidance.at(share))
+                chosen = choose(logits, noise[:, row, column, depth], share)  # (B,)
+                codes[:, row, column, depth] = chosen
+                decoding.append(chosen.repeat(2) if guidance.is_needed else chosen)
+            decoded = here + 1
+            if progress is not None:
+                progress(batch * shape.K)
+    return codes
