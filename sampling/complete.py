@@ -95,24 +95,27 @@ def main() -> None:
     accelerator.print(f"completing {len(chosen.pictures)} pictures with {sampler.prior.path} to {out}")
 
     began = time.monotonic()
-    mine = np.asarray(share(len(chosen.pictures), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
-    total = len(mine) * config.variants * config.candidates * codes_made(sampler, margins)
+    number = len(chosen.pictures) * config.variants
+    mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    total = len(mine) * config.candidates * codes_made(sampler, margins)
     bar = tqdm(total=total, unit="code", disable=None if accelerator.is_main_process else True)
     for part in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
         if not len(part):
             continue
-        originals = chosen.pictures[part]
-        save(out, part, "original", originals)
-        save(out, part, "kept", framed(originals, keep, margins, sampler.factor))
-        for variant in range(config.variants):
-            task = Task(originals, part, chosen.labels[part], config.seed, variant)
-            made = (
-                grow(sampler, task, margins, config.paste, bar.update)
-                if keep is None
-                else complete(sampler, task, keep, config.paste, bar.update)
-            )
-            save(out, part, str(variant), made)
+        indices, variants = np.divmod(part, config.variants)
+        task = Task(chosen.pictures[indices], indices, chosen.labels[indices], config.seed, variants)
+        if keep is None:
+            made = grow(sampler, task, margins, config.paste, bar.update)
+        else:
+            made = complete(sampler, task, keep, config.paste, bar.update)
+        for index, variant, picture in zip(indices, variants, made, strict=True):
+            save_png(out / f"{index:06d}-{variant}.png", picture)
     bar.close()
+    if accelerator.is_main_process:
+        kept = framed(chosen.pictures, keep, margins, sampler.factor)
+        for index, (picture, part_kept) in enumerate(zip(chosen.pictures, kept, strict=True)):
+            save_png(out / f"{index:06d}-original.png", picture)
+            save_png(out / f"{index:06d}-kept.png", part_kept)
     accelerator.wait_for_everyone()
     finish(accelerator, config, sampler, chosen, out, seconds=time.monotonic() - began)
     accelerator.end_training()
@@ -192,11 +195,6 @@ def codes_made(sampler: Sampler, margins: Margins) -> int:
         height, width = height + down, width + right
         total += height * width * depth if down or right else 0
     return total or sampler.codes_per_picture
-
-
-def save(out: Path, indices: NDArray[np.int64], what: str, pictures: Pictures) -> None:
-    for index, picture in zip(indices, pictures, strict=True):
-        save_png(out / f"{index:06d}-{what}.png", picture)
 
 
 def finish(

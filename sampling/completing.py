@@ -34,7 +34,8 @@ class Task(NamedTuple):
     labels: NDArray[np.int64]
     """(n,)."""
     seed: int
-    variant: int
+    variants: NDArray[np.int64]
+    """(n,) which try at its picture each one is."""
 
 
 class Margins(NamedTuple):
@@ -68,7 +69,7 @@ def complete(
     """
     mask = torch.from_numpy(kept_codes(keep, sampler.factor))
     known = Known(encode(sampler, task.pictures), mask)
-    made = sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variant, known, progress))
+    made = sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))
     return np.where(keep[None, :, :, None], task.pictures, made) if paste else made
 
 
@@ -95,7 +96,7 @@ def _grow(sampler: Sampler, task: Task, down: int, right: int, paste: bool, prog
     mask = torch.zeros(larger.shape[1:3], dtype=torch.bool)
     mask[:height, :width] = True
     known = Known(larger, mask)
-    made = sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variant, known, progress))
+    made = sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))
     if paste:
         made[:, : task.pictures.shape[1], : task.pictures.shape[2]] = task.pictures
     return made

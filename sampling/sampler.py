@@ -171,14 +171,18 @@ class Sampler:
         indices: NDArray[np.int64],
         labels: NDArray[np.int64],
         seed: int,
-        variant: int = 0,
+        variants: NDArray[np.int64] | None = None,
         known: Known | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """The codes (n, h, w, K) of these pictures: of several candidates each, the best. `variant` is another try."""
+        """The codes (n, h, w, K) of these pictures: of several candidates each, the best.
+
+        variants (n,): which try at its picture each one is; None: the first.
+        """
         where = torch.from_numpy(labels).to(self.device)
+        first = (np.zeros_like(indices) if variants is None else variants) * self.config.candidates
         tries = [
-            self._generate(indices, where, seed, variant * self.config.candidates + number, known, progress)
+            self._generate(indices, where, seed, first + number, known, progress)
             for number in range(self.config.candidates)
         ]
         if len(tries) == 1:
@@ -197,13 +201,13 @@ class Sampler:
         indices: NDArray[np.int64],
         labels: Tensor,
         seed: int,
-        attempt: int,
+        attempts: NDArray[np.int64],
         known: Known | None,
         progress: Progress | None,
     ) -> Tensor:
         grid = self.grid if known is None else (known.mask.shape[0], known.mask.shape[1])
         draws = grid[0] * grid[1] * self.prior.model.shape.K
-        noise = uniforms(seed, "sample", np.full_like(indices, attempt), indices, draws)  # (n, draws)
+        noise = uniforms(seed, "sample", attempts, indices, draws)  # (n, draws)
         try:
             return generate(
                 self.prior.model,

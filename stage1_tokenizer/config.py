@@ -212,7 +212,7 @@ def _nearest(key: str, known: set[str]) -> str:
     close = difflib.get_close_matches(key, known, 1, 0.75) or [
         by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, 0.7)
     ]
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {'-' * (len(close[0]) == 1)}{close[0]}?" if close else ""
 
 
 def _explain(cls: type[BaseModel], details: Tree) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sampling import agreement as judging
 from sampling import summary
 from sampling.agreement import BATCH, Agreement, Classifier, agreement, share_right, train_classifier
+from sampling.sampler import Sampler
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.pictures import Picture, Pictures, SizedConfig
 from tests.artefacts import IMAGE_SIZE, write_image_folder, write_prior
@@ -135,11 +136,14 @@ def test_the_summary_matches_classes_by_name(tmp_path: Path, monkeypatch: pytest
     data = FolderConfig(root=str(tmp_path / "images"), image_size=IMAGE_SIZE, validation_share=0.3)
     prior = write_prior(tmp_path / "run", classes=("cat", "dog"), tokenizer={"data": data})
     asked: list[str] = []
+    judged: list[NDArray[np.uint8]] = []
 
     def judge(train: Pictures, validation: Pictures, pictures: Any, labels: Any, *_: Any) -> Agreement:
         asked.extend(train.classes[label] for label in labels)
+        judged.append(pictures)
         return Agreement(1.0, 1.0)
 
     monkeypatch.setattr(summary, "agreement", judge)
     summary.class_figures(summary.SummaryConfig(samples=4), prior)
     assert asked == ["cat", "dog", "cat", "dog"]
+    assert np.array_equal(judged[0], Sampler(prior).sample(4, asked, summary.SummaryConfig().seed))

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sampling.choose import ChooseConfig, choose, keep_top_k, keep_top_p
+from sampling.choose import ChooseConfig, choose, keep_min_p, keep_top_k, keep_top_p
 from tests.artefacts import noise_of
 
 B, V = 5, 12
@@ -21,7 +21,7 @@ def logits_of(seed: int = 0, batch: int = B, spread: float = 3.0) -> Tensor:
 
 
 def reference(logits: list[float], config: ChooseConfig) -> list[float]:
-    """Probabilities after temperature, top-k and top-p, in that order, in plain numbers; for logits without ties."""
+    """Probabilities after temperature, top-k, top-p and min-p, in plain numbers; for logits without ties."""
     scaled = [value / config.temperature for value in logits]
     ranked = sorted(range(len(scaled)), key=lambda token: -scaled[token])[: config.top_k]
     weights = {token: math.exp(scaled[token] - scaled[ranked[0]]) for token in ranked}
@@ -33,22 +33,27 @@ def reference(logits: list[float], config: ChooseConfig) -> list[float]:
             break
         kept[token] = weights[token] / total
         mass += kept[token]
+    kept = {token: share for token, share in kept.items() if share >= config.min_p * kept[ranked[0]]}
+    mass = sum(kept.values())
     return [kept.get(token, 0.0) / mass for token in range(len(logits))]
 
 
 def chosen_share(logits: Tensor, config: ChooseConfig, n: int = 5_000) -> Tensor:
     """The distribution (V,) of what is chosen from one row of logits: evenly spread noise, which has no luck."""
     noise = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    tokens = choose(logits.expand(n, -1), noise, config)
+    tokens = choose(logits.expand(n, -1), noise, 0.0, config)
     return torch.bincount(tokens, minlength=logits.shape[-1]) / n
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [None, 1, 5, V + 3])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
-def test_the_filters_are_those_of_the_reference(temperature: float, top_k: int | None, top_p: float) -> None:
-    """Traps 29 and 33: temperature first, then top-k, then top-p of what that left; any other order draws otherwise."""
-    config = ChooseConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+@pytest.mark.parametrize("min_p", [0.0, 0.2])
+def test_the_filters_are_those_of_the_reference(
+    temperature: float, top_k: int | None, top_p: float, min_p: float
+) -> None:
+    """Traps 29 and 33: temperature, top-k, top-p of what that left, min-p; any other order draws otherwise."""
+    config = ChooseConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     for row in logits_of():
         wanted = torch.tensor(reference(row.tolist(), config))
         share = chosen_share(row, config)
@@ -68,11 +73,38 @@ def test_the_order_of_the_filters_shows() -> None:
     assert wrong > B
 
 
+def kept_by(probabilities: list[float], **options: Any) -> set[int]:
+    """The codes that can be chosen from these probabilities."""
+    share = chosen_share(torch.tensor(probabilities, dtype=torch.float64).log(), ChooseConfig(**options))
+    return set(share.nonzero()[:, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "options", "wanted"),
+    [
+        # Top-p of the five likeliest alone needs two of them; of all ten codes it would need four.
+        pytest.param([0.3, 0.2, 0.1, 0.1, 0.05] + [0.05] * 5, {"top_k": 5, "top_p": 0.65}, {0, 1}, id="k then p"),
+        # At temperature 2 these are 4:2:1:1, so 0.2 of the largest is below all; at 1, 16:4:1:1, it would drop two.
+        pytest.param(
+            [16 / 22, 4 / 22, 1 / 22, 1 / 22], {"temperature": 2, "min_p": 0.2}, {0, 1, 2, 3}, id="t then min"
+        ),
+        pytest.param([16 / 22, 4 / 22, 1 / 22, 1 / 22], {"temperature": 2, "top_p": 0.7}, {0, 1}, id="t then p"),
+        # Top-p sees all four: 0.4 + 0.3 < 0.75, so three. After min-p, renormalised, 0.4 + 0.3 of 0.9 would do.
+        pytest.param([0.4, 0.3, 0.2, 0.1], {"top_p": 0.75, "min_p": 0.4}, {0, 1, 2}, id="p then min"),
+    ],
+)
+def test_the_order_where_another_would_keep_other_codes(
+    probabilities: list[float], options: dict[str, Any], wanted: set[int]
+) -> None:
+    """Traps 29 and 33: by hand, sets that come out of the documented order alone."""
+    assert kept_by(probabilities, **options) == wanted
+
+
 def test_nothing_is_filtered_by_default() -> None:
     """Trap 29: x-transformers keeps the top tenth of the vocabulary unasked; here the histogram is the softmax's."""
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)) * 1.5
     n = 50_000
-    counts = torch.bincount(choose(logits.expand(n, -1), noise_of(n, 1)[:, 0], ChooseConfig()), minlength=40)
+    counts = torch.bincount(choose(logits.expand(n, -1), noise_of(n, 1)[:, 0], 0.0, ChooseConfig()), minlength=40)
     expected = logits[0].double().softmax(-1) * n
     assert expected.min() > 20, "chi-square wants more than a few expected in each cell"
     chi_square = float(((counts - expected) ** 2 / expected).sum())
@@ -113,11 +145,61 @@ def test_top_p_among_ties(p: float) -> None:
     assert torch.equal((kept > 0).sum(-1), torch.full((2,), max(1, math.ceil(p * 8))))
 
 
+@pytest.mark.parametrize("p", [0.0, 1e-300, 0.1, 0.5, 0.9, 1.0])
+def test_min_p_keeps_exactly_what_reaches_p_times_the_largest(p: float) -> None:
+    """Trap 33: of float32 and float64 rows; 0 is no filter, ties with the limit stay, 1 leaves the maxima."""
+    rows = torch.cat([logits_of(seed=5, batch=20).softmax(-1), torch.tensor([[0.2, 0.1, 0.02, 0.18] * 3])]).double()
+    for probabilities in (rows, rows.float()):
+        kept = keep_min_p(probabilities, p)
+        for before, after in zip(probabilities.tolist(), kept.tolist(), strict=True):
+            assert after[before.index(max(before))] == max(before)
+            for old, new in zip(before, after, strict=True):
+                assert new in {0.0, old}
+                assert (new == old) == (old >= p * max(before) - 1e-9) or abs(old - p * max(before)) < 1e-7
+
+
+@pytest.mark.parametrize(("p", "left"), [(0.5, 4), (0.25, 8), (math.nextafter(0.5, 1.0), 2), (1.0, 2), (0.125, 12)])
+def test_min_p_among_ties(p: float, left: int) -> None:
+    """Trap 33: codes just at the limit all stay, unlike top-k's; 1 keeps all the likeliest; these ratios are exact."""
+    probabilities = torch.tensor([[4.0] * 2 + [2.0] * 2 + [1.0] * 4 + [0.5] * 4]).double() / 18
+    assert int((keep_min_p(probabilities, p) > 0).sum()) == left
+    assert kept_by([4 / 18] * 2 + [2 / 18] * 2, min_p=1) == {0, 1}
+
+
+ADVERSARIAL = torch.tensor(
+    [
+        [0.0] * V,
+        [100.0] + [0.0] * (V - 1),
+        [float("-inf")] * (V - 1) + [0.0],
+        [float("-inf")] * 6 + [1.0] * 6,
+        [-1e38] * V,
+        [3e38, 2.9e38] + [-3e38] * (V - 2),
+    ]
+)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("top_k", [None, 1, 3])
+@pytest.mark.parametrize("top_p", [0.0, 1e-300, 0.5, 1.0])
+def test_one_code_always_remains(temperature: float, top_k: int | None, top_p: float) -> None:
+    """Trap 33: in no combination is a row left empty, nor a code chosen that was filtered or had probability 0."""
+    for min_p in (0.0, 1e-300, 0.5, 1.0):
+        config = ChooseConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        for noise in EDGES:
+            codes = choose(ADVERSARIAL, torch.full((len(ADVERSARIAL),), noise, dtype=torch.float64), 0.0, config)
+            assert ADVERSARIAL.gather(1, codes[:, None]).isfinite().all()
+            assert codes[1] == 0 or temperature == 1e9
+            assert codes[2] == V - 1
+            if top_p <= 1e-300 or top_k == 1:  # filters that keep just one, the first among equals
+                assert codes.tolist() == ADVERSARIAL.argmax(-1).tolist()
+
+
 @pytest.mark.parametrize("noise", EDGES)
 @pytest.mark.parametrize(
     "config",
     [
         {"top_p": 0.0},
+        {"min_p": 1.0},
         {"top_p": 1e-300},
         {"top_k": 1},
         {"temperature": 0.0},
@@ -129,13 +211,13 @@ def test_top_p_among_ties(p: float) -> None:
 def test_all_narrow_settings_take_the_likeliest(config: dict[str, Any], noise: float) -> None:
     """Trap 33: p = 0, k = 1 and a temperature near 0 are greedy and never leave a row empty, NaN or overflown."""
     logits = torch.cat([logits_of(), logits_of(seed=1) * 1e30, torch.tensor([[float("-inf")] * (V - 1) + [-1e38]])])
-    tokens = choose(logits, torch.full((len(logits),), noise, dtype=torch.float64), ChooseConfig(**config))
+    tokens = choose(logits, torch.full((len(logits),), noise, dtype=torch.float64), 0.0, ChooseConfig(**config))
     assert torch.equal(tokens, logits.argmax(-1))
 
 
 def test_the_tiniest_temperature_takes_the_likeliest() -> None:
     """Trap 33: 1e-300 is a legal temperature, and it is not a float32; no temperature may give a row of NaN."""
-    tokens = choose(logits_of(), torch.full((B,), 0.5), ChooseConfig(temperature=1e-300))
+    tokens = choose(logits_of(), torch.full((B,), 0.5), 0.0, ChooseConfig(temperature=1e-300))
     assert torch.equal(tokens, logits_of().argmax(-1))
 
 
@@ -153,40 +235,62 @@ def test_logits_that_are_not_finite_are_an_error(temperature: float, bad: float)
     logits = logits_of()
     logits[2, 3] = bad
     with pytest.raises(ValueError, match="not finite"):
-        choose(logits, noise_of(B, 1)[:, 0], ChooseConfig(temperature=temperature))
+        choose(logits, noise_of(B, 1)[:, 0], 0.0, ChooseConfig(temperature=temperature))
     with pytest.raises(ValueError, match="not finite"):
-        choose(torch.full((1, V), float("-inf")), noise_of(1, 1)[:, 0], ChooseConfig(temperature=temperature))
+        choose(torch.full((1, V), float("-inf")), noise_of(1, 1)[:, 0], 0.0, ChooseConfig(temperature=temperature))
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.5}], ids=str
+    "config",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 3},
+        {"top_p": 0.5},
+        {"min_p": 0.5},
+        {"top_k": 3, "top_p": 0.5, "min_p": 0.1, "temperature_end": 0.2},
+    ],
+    ids=str,
 )
 def test_the_logits_are_not_edited(config: dict[str, Any]) -> None:
     """Trap 33: the caller mixes or logs its logits afterwards; a filter in place would have spoilt them."""
     logits, noise = logits_of(), noise_of(B, 1)[:, 0]
     before = logits.clone(), noise.clone()
-    choose(logits, noise, ChooseConfig(**config))
+    choose(logits, noise, 0.5, ChooseConfig(**config))
     assert torch.equal(logits, before[0])
     assert torch.equal(noise, before[1])
     keep_top_k(logits, 2)
     assert torch.equal(logits, before[0])
     probabilities = logits.softmax(-1)
     keep_top_p(probabilities, 0.1)
+    keep_min_p(probabilities, 0.9)
     assert torch.equal(probabilities, logits.softmax(-1))
 
 
 def test_a_row_is_chosen_by_itself() -> None:
     """Trap 36: what else is in the batch does not matter to a row."""
-    config = ChooseConfig(temperature=0.8, top_k=6, top_p=0.9)
+    config = ChooseConfig(temperature=0.8, temperature_end=1.5, top_k=6, top_p=0.9, min_p=0.01)
     logits, noise = logits_of(batch=64), noise_of(64, 1)[:, 0]
-    together = choose(logits, noise, config)
-    alone = torch.cat([choose(logits[i : i + 1], noise[i : i + 1], config) for i in range(64)])
+    together = choose(logits, noise, 0.5, config)
+    alone = torch.cat([choose(logits[i : i + 1], noise[i : i + 1], 0.5, config) for i in range(64)])
     assert torch.equal(together, alone)
     assert len(Counter(together.tolist())) > 3
 
 
 @pytest.mark.parametrize(
-    "bad", [{"top_k": 0}, {"top_k": -1}, {"temperature": -0.1}, {"top_p": 1.1}, {"top_p": -0.1}], ids=str
+    "bad",
+    [
+        {"top_k": 0},
+        {"top_k": -1},
+        {"temperature": -0.1},
+        {"temperature_end": -0.1},
+        {"temperature_schedule": "step"},
+        {"top_p": 1.1},
+        {"top_p": -0.1},
+        {"min_p": 1.1},
+        {"min_p": -0.1},
+    ],
+    ids=str,
 )
 def test_settings_without_a_meaning_are_refused(bad: dict[str, Any]) -> None:
     """Trap 33: k = 0 would leave nothing to draw from, so the config does not take it."""

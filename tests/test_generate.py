@@ -11,10 +11,9 @@ import torch
 
 from sampling.generate import main
 from sampling.picture_files import grid_of
-
 from stage1_tokenizer.errors import ConfigError
-from stage2_prior.prior import PRIOR_FILE
-from tests.artefacts import IMAGE_SIZE, edit_weights, files_of, pictures_of, pixels_of, write_prior
+from stage2_prior.prior import PRIOR_FILE, newest_run
+from tests.artefacts import IMAGE_SIZE, MAKERS, edit_weights, files_of, pictures_of, pixels_of, write_prior
 from tests.commands import Ended, run, run_script
 from tests.processes import run_processes
 
@@ -23,11 +22,16 @@ PLAIN = ("--guidance", 1, "--top_p", 1)
 
 
 @pytest.fixture(scope="module")
-def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a prior over cats and dogs."""
-    folder = tmp_path_factory.mktemp("prior")
-    write_prior(folder)
-    return folder
+def priors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of a prior over cats and dogs, of each kind."""
+    folder = tmp_path_factory.mktemp("priors")
+    return {kind: write_prior(folder / kind, kind=kind).path.parent for kind in MAKERS}
+
+
+@pytest.fixture
+def prior(priors: dict[str, Path]) -> Path:
+    """That of one kind, where the kind does not matter."""
+    return priors["gpt"]
 
 
 def generate(prior: Path, out: Path, *arguments: object) -> Ended:
@@ -43,8 +47,10 @@ def labels_in(out: Path) -> list[int]:
         return labels
 
 
-def test_picture_i_depends_on_seed_and_i_alone(prior: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", MAKERS)
+def test_picture_i_depends_on_seed_and_i_alone(priors: dict[str, Path], tmp_path: Path, kind: str) -> None:
     """Trap 36: the same bytes at any batch size and any n, on one process or two; another seed gives other pictures."""
+    prior = priors[kind]
     generate(prior, tmp_path / "7", "-n", 7, "--batch_size", 7, *PLAIN)
     wanted = pictures_of(tmp_path / "7")
     assert list(wanted) == [f"{i:06d}.png" for i in range(7)]
@@ -121,6 +127,60 @@ def test_guidance_reaches_the_prior(prior: Path, tmp_path: Path) -> None:
     assert pictures["cat-5"] != pictures["cat-1"]
 
 
+FREE: dict[str, object] = {"guidance": 3, "top_p": 1}
+WINDOWED: dict[str, object] = {**FREE, "size": "16,24"}
+CHANGES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    # name: settings, and what changes the pictures when it is added to them
+    "linear guidance": (FREE, {"guidance_schedule": "linear"}),
+    "cosine guidance": ({**FREE, "guidance_schedule": "linear"}, {"guidance_schedule": "cosine"}),
+    "guidance in an interval": (FREE, {"guidance_schedule": "interval", "guidance_interval": "0.5,1.0"}),
+    "interval": ({**FREE, "guidance_schedule": "interval"}, {"guidance_interval": "0.0,0.4"}),
+    "top p": ({**FREE, "top_p": 0.9}, {"top_p": 0.3}),
+    "top k": (FREE, {"top_k": 2}),
+    "min p": (FREE, {"min_p": 0.4}),
+    "temperature": (FREE, {"temperature": 0.3}),
+    "temperature end": (FREE, {"temperature_end": 0.1}),
+    "temperature schedule": ({**FREE, "temperature_end": 0.0}, {"temperature_schedule": "cosine"}),
+    "candidates": (FREE, {"candidates": 3}),
+    "best by": ({**FREE, "candidates": 3}, {"best_by": "class"}),
+    "window": (WINDOWED, {"window": "1,2"}),
+    "stride": (WINDOWED, {"stride": 2}),
+    "seed": (FREE, {"seed": 1}),
+    "class": (FREE, {"class": "dog"}),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_option_changes_the_pictures(priors: dict[str, Path], tmp_path: Path, kind: str, name: str) -> None:
+    """Trap 29: an option that is parsed and not passed on is a sweep over nothing; and settings.json says what was."""
+    pictures, settings = [], {}
+    for out, options in (("without", CHANGES[name][0]), ("with", CHANGES[name][0] | CHANGES[name][1])):
+        words = [word for option, value in options.items() for word in (f"--{option}", value)]
+        generate(priors[kind], tmp_path / out, "-n", 24, *words)
+        pictures.append(pictures_of(tmp_path / out))
+        settings[out] = json.loads((tmp_path / out / "settings.json").read_text())
+        for option, value in options.items():
+            saved = settings[out][option]
+            assert value == (",".join(map(str, saved)) if isinstance(saved, list) else saved)
+    assert pictures[0].keys() == pictures[1].keys()
+    assert pictures[0] != pictures[1]
+    assert settings["without"] != settings["with"]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("size", ["16,24", "12,8", "8,20", "4"])
+def test_pictures_of_another_size(priors: dict[str, Path], tmp_path: Path, kind: str, size: str) -> None:
+    """Trap 37: height and width are those asked for, in this order, in the files, the .npz and the grid."""
+    height, width = (int(side) for side in (size if "," in size else f"{size},{size}").split(","))
+    generate(priors[kind], tmp_path, "-n", 2, "--size", size)
+    with np.load(tmp_path / "samples.npz") as saved:
+        assert saved["arr_0"].shape == (2, height, width, 3)
+        for i, picture in enumerate(saved["arr_0"]):
+            assert np.array_equal(picture, pixels_of(tmp_path / f"{i:06d}.png"))
+    assert pixels_of(tmp_path / "grid.png").shape == (height + 4, 2 * width + 6, 3)
+
+
 def test_guidance_is_2_only_where_the_prior_was_trained_for_it(prior: Path, tmp_path: Path) -> None:
     """Trap 32: the default asks no prior for images without a class that it never saw; settings say which."""
     generate(prior, tmp_path / "default", "-n", 4)
@@ -180,10 +240,11 @@ def test_without_an_argument_the_newest_run_is_taken(tmp_path: Path, monkeypatch
         newest_run(Path("runs/none"))
 
 
+@pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_damaged_weights_give_no_pictures(tmp_path: Path, temperature: int) -> None:
+def test_damaged_weights_give_no_pictures(tmp_path: Path, kind: str, temperature: int) -> None:
     """Fault 45: NaN in the weights ends the command with an error that says so, not with one picture n times."""
-    write_prior(tmp_path / "run")
+    write_prior(tmp_path / "run", kind=kind)
     edit_weights(tmp_path / "run" / PRIOR_FILE, **{"head.output.weight": torch.full((16, 24), float("nan"))})
     ended = run(main, "--prior", tmp_path / "run", "--out", tmp_path / "out", "-n", 2, "--temperature", temperature)
     assert ended.code == 3

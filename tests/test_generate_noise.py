@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sampling import noise as noise_module
-from sampling.generate import main
+from sampling.generate import MEANS_NOTHING, GenerateConfig, main
 from sampling.noise import normals
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.dictionary import DictionaryConfig
@@ -161,18 +161,38 @@ def test_noise_of_a_picture_is_not_that_of_a_prior() -> None:
     assert abs(np.corrcoef(tokens.flatten(), noise.flatten())[0, 1]) < 0.2
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--class", "cat"), ("--guidance", 1), ("--top_k", 5), ("--top_p", 0.5), ("--prior", "runs")]
-)
-def test_options_of_a_prior_are_refused(tokenizer: Path, tmp_path: Path, option: str, value: object) -> None:
+FOR_A_PRIOR: dict[str, tuple[object, str]] = {
+    "class": ("cat", "no classes"),
+    "guidance": (1, "with and without a class"),
+    "guidance_schedule": ("cosine", "with and without a class"),
+    "top_k": (5, "filters codes"),
+    "top_p": (0.5, "filters codes"),
+    "min_p": (0.1, "filters codes"),
+    "temperature_end": (0.5, "no positions"),
+    "size": ("16,24", "size of training"),
+    "window": ("1,2", "size of training"),
+    "candidates": (2, "which one is best"),
+    "prior": ("runs", "exclude each other"),
+}
+"""Option: a value that is not its default, and what the refusal says."""
+
+
+@pytest.mark.parametrize("option", FOR_A_PRIOR)
+def test_options_of_a_prior_are_refused(tokenizer: Path, tmp_path: Path, option: str) -> None:
     """They would have no effect, and who sweeps over them would not know; the message says why."""
-    ended = run(main, "--tokenizer", tokenizer, "--out", tmp_path / "out", "-n", 1, option, value)
+    value, reason = FOR_A_PRIOR[option]
+    ended = run(main, "--tokenizer", tokenizer, "--out", tmp_path / "out", "-n", 1, f"--{option}", value)
     assert ended.code == 2
-    assert option in ended.err
+    assert f"--{option}" in ended.err
     assert "--tokenizer" in ended.err
-    reason = {"--class": "no classes", "--guidance": "with and without a class", "--prior": "exclude each other"}
-    assert reason.get(option, "tokens") in ended.err
+    assert reason in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_refused_options_are_all_there_are() -> None:
+    """The list above grows with the one in the code, and each entry there is an option that exists."""
+    assert {name.removesuffix("_") for name in MEANS_NOTHING} == FOR_A_PRIOR.keys() - {"prior"}
+    assert set(MEANS_NOTHING) <= set(GenerateConfig.model_fields)
 
 
 @pytest.mark.parametrize("bottleneck", [NoBottleneckConfig(), DictionaryConfig(atoms=8, top=2)], ids=lambda c: c.kind)

@@ -56,12 +56,20 @@ def test_pictures_are_rounded_and_clamped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [1, DECODE_CHUNK - 1, DECODE_CHUNK, 2 * DECODE_CHUNK + 1])
-def test_codes_decode_in_chunks_of_one_size(tmp_path: Path, n: int) -> None:
-    """Trap 36: filled-up chunks give n pictures, each the one that its codes give alone."""
+@pytest.mark.parametrize("larger", [1, 3, 1000])
+def test_codes_decode_in_chunks_of_one_size(tmp_path: Path, n: int, larger: int) -> None:
+    """Trap 36: filled-up chunks give n pictures, each the one that its codes give alone; of larger ones, fewer."""
     tokenizer = write_tokenizer(tmp_path).tokenizer
     codes = torch.randint(16, (n, *tokenizer.shape[:3]), generator=torch.Generator().manual_seed(n))
-    alone = [to_pictures(tokenizer.decode_codes, codes[i : i + 1])[0] for i in range(n)]
-    assert np.array_equal(to_pictures(tokenizer.decode_codes, codes), np.stack(alone))
+    alone = [to_pictures(tokenizer.decode_codes, codes[i : i + 1], larger)[0] for i in range(n)]
+    sizes = []
+
+    def decode(part: Tensor) -> Tensor:
+        sizes.append(len(part))
+        return tokenizer.decode_codes(part)
+
+    assert np.array_equal(to_pictures(decode, codes, larger), np.stack(alone))
+    assert set(sizes) == {max(1, DECODE_CHUNK // larger)}
 
 
 @pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (5, 2, 3), (7, 3, 3)])

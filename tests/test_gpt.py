@@ -1,6 +1,7 @@
 """The GPT: what a position may see, how it is told places, what it may say, and what checkpointing must not change."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -46,6 +47,10 @@ def place(row: int, column: int) -> int:
     return 1 + row * LARGE.w + column
 
 
+def count(calls: list[int], index: int, *_: object) -> None:
+    calls[index] += 1
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_a_position_sees_just_the_tokens_before_it(positions: str) -> None:
     """Traps 28 and 37: token t, in row-major order, changes the logits of each later position and of no other."""
@@ -83,7 +88,7 @@ def test_only_codes_are_ever_sampled(seed: int, K: int) -> None:
     """Trap 27: there are V logits for V codes, so even wild weights have nothing else to say."""
     model = gpt(SHAPE._replace(K=K), CLASSES, seed)
     for weight in (model.start.weight, *model.head.parameters()):
-        weight *= 1e3
+        weight.mul_(1e3)
     labels = labels_of(0, 1, 2)
     assert model(codes_of()[..., :K], labels).shape == (B, SHAPE.h * SHAPE.w * K, V)
     assert model.begin(labels).logits().shape == (B, V)
@@ -165,14 +170,10 @@ def test_checkpointing_changes_neither_loss_nor_gradients(dropout: float) -> Non
         model = gpt(SHAPE, CLASSES, dropout=dropout, checkpoint=checkpoint).train().requires_grad_(True)
         calls = [0] * len(model.layers)
         for index, each in enumerate(model.layers):
-
-            def count(*_: object, index: int = index) -> None:
-                calls[index] += 1
-
-            each.register_forward_pre_hook(count)
+            each.register_forward_pre_hook(partial(count, calls, index))
         torch.manual_seed(7)
         loss = token_loss(model(codes, labels), codes)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         assert calls == [1 + checkpoint] * len(model.layers)
         calls[:] = [0] * len(calls)
         model.eval()(codes, labels)
@@ -190,7 +191,7 @@ def test_the_loss_counts_every_token() -> None:
     """Trap 28: the first token is scored like all others (x-transformers' own wrapper never scores it)."""
     logits = torch.randn(B, L, V).requires_grad_()
     codes = codes_of()
-    token_loss(logits, codes).backward()
+    token_loss(logits, codes).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     wanted = torch.zeros(B, L, V)
     for t in range(L):  # d loss / d logits = (softmax - one-hot) / number of tokens

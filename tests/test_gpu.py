@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from stage1_tokenizer.bottlenecks.nearest import nearest
+from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.generation import generate
+from tests.artefacts import MAKERS, noise_of
 from tests.commands import ROOT
 from tests.quantizers import EVERY_KIND, Tree, bottleneck, latents, name_of
 
@@ -36,6 +39,30 @@ def test_the_three_commands_run_on_a_gpu_and_a_finished_run_is_not_trained_again
     command(tmp_path, "stage2_prior/train.py", "--tokenizer runs/stage1/shapes_vq --steps 4 --batch_size 16")
     command(tmp_path, "sampling/generate.py", "-n 5")
     assert len(list((tmp_path / "runs/stage2/shapes_vq_gpt/generated/001").glob("0*.png"))) == 5
+    pixelcnn = "--tokenizer runs/stage1/shapes_vq --prior.kind pixelcnn --steps 4 --batch_size 16"
+    command(tmp_path, "stage2_prior/train.py", pixelcnn)
+    command(tmp_path, "sampling/complete.py", "-n 2 --variants 2 --grow.right 8 --prior runs/stage2/shapes_vq_pixelcnn")
+    assert "bits per token" in command(tmp_path, "stage2_prior/score.py", "-n 16 --by_class")
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_decoding_says_what_a_forward_pass_says_on_a_gpu(
+    kind: str, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 30: caches and fused attention there too; without TF32, whose rounding is a thousand times as coarse."""
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", False)
+    shape = TokenShape(3, 4, depth, 11)
+    prior, labels, seen = MAKERS[kind](shape, 2).cuda(), torch.tensor([0, 1], device="cuda"), []
+
+    def greedy(logits: torch.Tensor, noise: torch.Tensor, progress: float) -> torch.Tensor:
+        del noise, progress
+        seen.append(logits)
+        return logits.argmax(dim=-1)
+
+    codes = generate(prior, labels, noise_of(2, shape.length).cuda(), greedy)
+    wanted = prior(codes, labels)
+    assert torch.allclose(torch.stack(seen, dim=1), wanted, atol=1e-4 * float(wanted.std()) + 1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tree", EVERY_KIND, ids=name_of)

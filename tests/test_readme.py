@@ -17,7 +17,10 @@ SCRIPTS = {
     "stage1_tokenizer/analyze.py": "AnalyzeConfig",
     "stage1_tokenizer/compare.py": "CompareConfig",
     "stage2_prior/train.py": "TrainPriorConfig",
+    "stage2_prior/score.py": "ScoreConfig",
+    "stage2_prior/plan.py": "PlanConfig",
     "sampling/generate.py": "GenerateConfig",
+    "sampling/complete.py": "CompleteConfig",
     "sampling/summary.py": "SummaryConfig",
 }
 TINY_SHAPES = "--data.train_images 12 --data.validation_images 6 --network.channels 8 --network.residual_channels 4"
@@ -33,7 +36,8 @@ def commands() -> list[tuple[str, list[str]]]:
     blocks = [block for language, block in fenced if not language]
     blocks += [path.read_text(encoding="utf-8").replace("#", "") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
     found = []
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+    text = "\n".join(blocks).replace("\\\n", " ").replace("python -m stage2_prior.plan", "python stage2_prior/plan.py")
+    for line in text.splitlines():
         words = shlex.split(line, comments=True) if ".py" in line else []
         scripts = [index for index, word in enumerate(words) if word in SCRIPTS]
         if scripts:

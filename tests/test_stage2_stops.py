@@ -15,7 +15,8 @@ from sampling import generate
 from stage1_tokenizer.data.folder import FolderConfig
 from stage2_prior.gpt import Gpt
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
-from tests.artefacts import IMAGE_SIZE, write_image_folder, write_tokenizer
+from tests import prior_training
+from tests.artefacts import IMAGE_SIZE, MAKERS, write_image_folder, write_tokenizer
 from tests.commands import run
 from tests.prior_training import train
 from tests.training import checksums
@@ -82,13 +83,20 @@ def test_a_stop_before_the_weights_were_written_is_made_good(tmp_path: Path) -> 
     assert (tmp_path / "run" / PRIOR_FILE).exists()
 
 
-def test_a_run_can_be_continued_with_its_own_tokenizer(tmp_path: Path) -> None:
-    """A prior's folder is self-sufficient, so it can be continued when the run of its tokenizer is gone."""
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_run_can_be_continued_with_its_own_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A prior's folder is self-sufficient: it is continued, bit for bit, when the run of its tokenizer is gone."""
+    if kind == "pixelcnn":
+        monkeypatch.delitem(prior_training.TINY, "prior.heads")
+    options: dict[str, Any] = {"steps": 4, "prior__kind": kind}
     write_tokenizer(tmp_path / "stage1")
-    assert train(tmp_path / "run", tmp_path / "stage1", stop_after=2, steps=4).code == -9
-    assert train(tmp_path / "whole", tmp_path / "stage1", steps=4).code == 0
+    assert train(tmp_path / "run", tmp_path / "stage1", stop_after=2, **options).code == -9
+    assert train(tmp_path / "whole", tmp_path / "stage1", **options).code == 0
     shutil.rmtree(tmp_path / "stage1")
-    assert train(tmp_path / "run", tmp_path / "run", steps=4).code == 0
+    assert train(tmp_path / "run", tmp_path / "run", **options).code == 0
+    assert LoadedPrior.load(tmp_path / "run").model.config.kind == kind  # type: ignore[attr-defined]
     assert checksums(tmp_path / "run", 4) == checksums(tmp_path / "whole", 4)
 
 

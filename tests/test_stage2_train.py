@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sampling import generate
+from stage1_tokenizer.data import data_config
 from stage1_tokenizer.data.order import BatchOrder
+from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.seeds import derive_seed
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from stage2_prior.baselines import bigram_bits
 from stage2_prior.gpt import Gpt
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
-from stage2_prior.tokens import TokenSet
+from stage2_prior.tokens import TokenSet, load_or_extract
 from tests.artefacts import gpt, shapes, write_tokenizer
 from tests.commands import lone_accelerator, names_of, run, run_script
 from tests.prior_training import SCRIPT, flags, train
@@ -59,6 +62,20 @@ def test_the_saved_prior_is_the_mean_of_the_weights(tokenizer: Path, tmp_path: P
     prior = LoadedPrior.load(tmp_path)
     assert prior.step == 3
     assert prior.tokenizer.fingerprint == LoadedTokenizer.load(tokenizer).fingerprint
+
+
+def test_the_bigram_stands_beside_each_validation(tokenizer: Path, tmp_path: Path) -> None:
+    """A prior that does not beat it knows nothing of pictures; it follows from the tokens of both splits."""
+    train(tmp_path, tokenizer, steps=4, validate_every=2, views=2)
+    loaded, splits = LoadedTokenizer.load(tokenizer), []
+    wanted_of: tuple[tuple[Split, int], ...] = (("train", 2), ("validation", 1))
+    for split, views in wanted_of:
+        data = data_config(loaded.data, "")
+        splits.append(load_or_extract(lone_accelerator(), loaded, data, split, views, 0, tmp_path / "tokens"))
+    validations = [entry for entry in log(tmp_path) if "validation/bits_per_token" in entry]
+    assert [entry["step"] for entry in validations] == [2, 4]
+    wanted = bigram_bits(splits[0], splits[1], codebook_size=16)
+    assert [entry["validation/bigram_bits_per_token"] for entry in validations] == pytest.approx([wanted] * 2)
 
 
 def test_micro_batches_make_the_same_step(tokenizer: Path, tmp_path: Path) -> None:
@@ -107,7 +124,7 @@ def figures_on_a_rank(accelerator: Accelerator, folder: Path, weight: float) -> 
     """What `validate` says of random tokens and of a prior whose logits are scaled by `weight`."""
     tokenizer = LoadedTokenizer.load(folder)
     prior = gpt(tokenizer.tokenizer.shape, classes=5, label_dropout=0.9)
-    prior.head.output.weight *= weight
+    dict(prior.named_parameters())["head.output.weight"].mul_(weight)
     names = names_of(SCRIPT)
     config = names["TrainPriorConfig"](tokenizer=str(folder), batch_size=4)
     figures: dict[str, float] = names["validate"](accelerator, prior, random_tokens(), config, tokenizer)
