@@ -5,10 +5,10 @@ sees what the former one left, renormalised, so together they keep no more than 
 """
 
 import math
-from typing import Literal, assert_never
+from typing import Literal, Self, assert_never
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config import Config
@@ -22,9 +22,9 @@ class NotFiniteError(ValueError):
 class ChooseConfig(Config):
     """How a code is chosen. The defaults draw from the prior's own distribution, unfiltered."""
 
-    temperature: NonNegativeFloat = 1.0
+    temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
     """Divides the logits: below 1 likelier codes gain; 0 always takes the likeliest."""
-    temperature_end: NonNegativeFloat | None = None
+    temperature_end: float | None = Field(None, ge=0.0, allow_inf_nan=False)
     """Temperature at the picture's last position, reached from `temperature` at its first along
     `temperature_schedule`; null: the same everywhere."""
     temperature_schedule: Literal["linear", "cosine"] = "linear"
@@ -35,6 +35,14 @@ class ChooseConfig(Config):
     """Only the likeliest codes that together have this probability; at least one code always remains."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     """Only codes at least this many times as likely as the likeliest one; 1 leaves that alone."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.temperature_end is None and self.temperature_schedule != "linear":
+            raise ValueError(
+                f"temperature_schedule {self.temperature_schedule} says how temperature_end is reached; give that too"
+            )
+        return self
 
     def temperature_at(self, progress: float) -> float:
         """The temperature where `progress` in [0, 1] of the picture lies before."""

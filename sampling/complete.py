@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
-from sampling.completing import Margins, Pictures, Task, complete, grow
+from sampling.completing import HIDDEN, Margins, Pictures, Task, complete, grow
 from sampling.picture_files import open_folder, read_png, rows_of, save_png
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
@@ -27,9 +27,6 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.errors import ConfigError, run_command
 from stage1_tokenizer.run import start_accelerator
-
-HIDDEN = 128
-"""Grey level of what is not kept."""
 
 
 class GrowConfig(Config):

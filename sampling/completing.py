@@ -23,6 +23,8 @@ from stage2_prior.generation import Known
 
 Pictures = NDArray[np.uint8]
 """(n, H, W, C)."""
+HIDDEN = 128
+"""Grey level of what is not kept, and has nothing kept nearby."""
 
 
 class Task(NamedTuple):
@@ -52,6 +54,25 @@ def kept_codes(pixels: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
     return reduce(pixels, "(h a) (w b) -> h w", "min", a=factor, b=factor)
 
 
+def filled(pictures: Pictures, keep: NDArray[np.bool_]) -> Pictures:
+    """The pictures (n, H, W, C) with every pixel that is not kept (H, W) replaced by a kept one nearby, or by grey.
+
+    An encoder's kernels reach over the edge of a code's own square, so codes that are kept would tell of pixels that
+    are not. What is hidden has to be hidden before it is encoded.
+    """
+    known = keep.copy()
+    result = np.where(known[:, :, None], pictures, np.uint8(HIDDEN))
+    while known.any() and not known.all():  # what is kept spreads by one pixel in each of four directions
+        for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+            reached = np.roll(known, step, axis)
+            edge = (slice(None),) * axis + (0 if step == 1 else -1,)
+            reached[edge] = False  # nothing comes round from the other side
+            reached &= ~known
+            result = np.where(reached[:, :, None], np.roll(result, step, axis + 1), result)
+            known |= reached
+    return result
+
+
 @torch.inference_mode()
 def encode(sampler: Sampler, pictures: Pictures) -> Tensor:
     """Pictures (n, H, W, C) -> codes (n, h, w, K)."""
@@ -68,7 +89,7 @@ def complete(
     paste: put the kept pixels back as they were; otherwise they are the tokenizer's reconstruction.
     """
     mask = torch.from_numpy(kept_codes(keep, sampler.factor))
-    known = Known(encode(sampler, task.pictures), mask)
+    known = Known(encode(sampler, filled(task.pictures, keep)), mask)
     made = sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))
     return np.where(keep[None, :, :, None], task.pictures, made) if paste else made
 

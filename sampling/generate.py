@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from tqdm import tqdm
 
 from sampling.noise import NoiseSource
@@ -37,9 +37,11 @@ MEANS_NOTHING = {
     "temperature_end": "there are no positions one after the other",
     "size": "its noise has the size of training",
     "window": "its noise has the size of training",
+    "stride": "its noise has the size of training",
     "candidates": "only a prior can say which one is best",
 }
-"""Options that are for a prior, and why a tokenizer alone cannot follow them."""
+"""Options that are for a prior, and why a tokenizer alone cannot follow them. (Those that only go with one of these are
+refused without it.)"""
 
 
 class GenerateConfig(CommandConfig, SamplingConfig):
@@ -57,7 +59,7 @@ class GenerateConfig(CommandConfig, SamplingConfig):
     """Picture i follows from (seed, i)."""
     class_: str | None = Field(None, alias="class")
     """Name or number of the class of all pictures; null: the classes in turn."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
     """Divides the prior's logits: below 1 likelier codes gain; 0 always takes the likeliest. With `--tokenizer` it is
     the standard deviation of the noise: below 1 pictures are nearer to the mean one, and 0 gives that alone."""
 

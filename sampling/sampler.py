@@ -17,7 +17,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from sampling.choose import ChooseConfig, NotFiniteError, choose
@@ -45,33 +45,38 @@ class SamplingConfig(ChooseConfig):
     top_p: float = Field(DEFAULT_TOP_P, ge=0.0, le=1.0)
     """Only the likeliest codes that together have this probability. With `guidance 1` and `top_p 1` the pictures are
     drawn from the prior as trained: more varied, and less clean."""
-    guidance: NonNegativeFloat | None = None
+    guidance: float | None = Field(None, ge=0.0, le=100.0)
     """Classifier-free guidance: 1 is the prior as trained, 0 ignores the class, more insists on it; null: 2 where the
     prior was trained for it, else 1."""
     guidance_schedule: GuidanceSchedule = "constant"
     """Where in the picture it applies: everywhere; rising from 1 along a line or a cosine from first to last position;
     or in an interval."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """For the schedule interval: from which share of the positions to which."""
+    guidance_interval: tuple[float, float] | None = None
+    """For the schedule interval: from which share of the positions to which, as in 0.2,0.8."""
     size: Size | None = None
     """Height and width of the pictures in pixels; larger ones than trained are made through a sliding window."""
     window: Size | None = None
     """Rows and columns of codes that the sliding window shows; null: the grid of training."""
     stride: PositiveInt = 1
-    """Columns by which the window moves at once: 1 centres it on every position, more is faster."""
+    """Columns by which the window moves at once: 1 centres it on every position, more is faster. Without effect where
+    the window covers the picture's width."""
     candidates: PositiveInt = 1
     """Draw this many for each picture and keep the best one, so `n` pictures are the best of n times as many."""
-    best_by: Literal["score", "class"] = "score"
-    """Which candidate is best: the likeliest, which is also the plainest; or the one whose class is surest, by the
-    prior's own judgement."""
+    best_by: Literal["score", "class"] | None = None
+    """Which candidate is best: the likeliest, which is also the plainest (null does that); or the one whose class is
+    surest, by the prior's own judgement."""
     batch_size: PositiveInt = 64
     """Pictures sampled at once by each process; bounded by memory, without effect on the pictures."""
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:
-        low, high = self.guidance_interval
+        if (self.guidance_interval is not None) != (self.guidance_schedule == "interval"):
+            raise ValueError("guidance_schedule interval and guidance_interval belong together; give both, or neither")
+        low, high = self.guidance_interval or (0.0, 1.0)
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"guidance_interval ({low}, {high}) must rise within 0 to 1")
+        if self.best_by is not None and self.candidates == 1:
+            raise ValueError(f"best_by {self.best_by}: with one candidate there is nothing to choose; give candidates")
         return self
 
 
@@ -85,13 +90,17 @@ class Sampler:
         shape, tokenizer = prior.model.shape, prior.tokenizer.tokenizer.config
         self.factor = tokenizer.network.factor
         self.size = self.config.size or tokenizer.image_size
-        check_image_size(self.size, self.factor)
+        check_image_size(self.size, self.factor, "size")
         self.grid: Grid = (self.size[0] // self.factor, self.size[1] // self.factor)
         trained = (shape.h, shape.w)
         self.check_size(self.grid)
         self.window = check_window(self.config.window or trained, trained, self.grid, self.config.stride)
-        self.guidance = Guidance(self._scale(), self.config.guidance_schedule, self.config.guidance_interval)
+        self.guidance = Guidance(
+            self._scale(), self.config.guidance_schedule, self.config.guidance_interval or (0.0, 1.0)
+        )
         check_guidance(prior.model.config, prior.model.classes, self.guidance)
+        if self.guidance.schedule != "constant" and not self.guidance.is_needed:
+            raise ConfigError(f"guidance_schedule {self.guidance.schedule}: the guidance is 1, so nothing would change")
         if self.config.candidates > 1 and self.config.best_by == "class" and not prior.classes:
             raise ConfigError("best_by class: this prior has no classes; use best_by score")
 
@@ -119,8 +128,8 @@ class Sampler:
         shape, tokenizer = self.prior.model.shape, self.prior.tokenizer.tokenizer.config
         if grid != (shape.h, shape.w) and isinstance(tokenizer.network, MlpNetworkConfig):
             raise ConfigError(
-                "pictures of another size: this tokenizer's network is a multilayer perceptron, which decodes "
-                f"{tokenizer.image_size[0]}x{tokenizer.image_size[1]} alone"
+                f"pictures of {grid[0] * self.factor}x{grid[1] * self.factor}: this tokenizer's network is a "
+                f"multilayer perceptron, which decodes {tokenizer.image_size[0]}x{tokenizer.image_size[1]} alone"
             )
         if self.config.candidates > 1 and (grid[0] > shape.h or grid[1] > shape.w):
             raise ConfigError(
@@ -154,7 +163,7 @@ class Sampler:
         known = self.prior.classes
         if classes is None:
             return indices % max(1, len(known))
-        if isinstance(classes, str | int):
+        if isinstance(classes, str | int | np.integer):
             return np.full_like(indices, label_of(str(classes), known))
         if len(classes) != len(indices):
             raise ConfigError(f"{len(classes)} classes for {len(indices)} pictures: give one for each, or one for all")
@@ -226,9 +235,9 @@ class Sampler:
 
     def _score(self, codes: Tensor, labels: Tensor) -> Tensor:
         """How good candidates are (n,)."""
-        if self.config.best_by == "score":
-            return -image_nats(self.prior.model, codes, labels)
-        return class_log_probabilities(nats_by_class(self.prior.model, codes)).gather(1, labels[:, None])[:, 0]
+        if self.config.best_by == "class":
+            return class_log_probabilities(nats_by_class(self.prior.model, codes)).gather(1, labels[:, None])[:, 0]
+        return -image_nats(self.prior.model, codes, labels)
 
     def _scale(self) -> float:
         """The guidance asked for, or what suits the prior."""

@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from stage1_tokenizer.errors import BadFileError, ConfigError
@@ -152,7 +152,7 @@ def _as_pair(value: Any) -> Any:
     return (value, value) if isinstance(value, (int, str)) else value
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(_as_pair)]
+Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_pair)]
 """Height and width in pixels; a single number means a square. On the command line: `64` or `64,96`."""
 
 

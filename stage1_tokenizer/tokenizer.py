@@ -106,14 +106,14 @@ class Tokenizer(nn.Module):
         return self.decode(self.bottleneck.vectors(codes))
 
 
-def check_image_size(size: tuple[int, int], factor: int) -> None:
-    """Raises ConfigError, naming the nearest sizes that fit, unless both sides are divisible by the factor."""
+def check_image_size(size: tuple[int, int], factor: int, key: str = "data.image_size") -> None:
+    """Raises ConfigError, naming the key and the nearest sizes that fit, unless the factor divides both sides."""
     if size[0] % factor == 0 and size[1] % factor == 0:
         return
     below = [max(factor, side // factor * factor) for side in size]
     above = [-(-side // factor) * factor for side in size]
     raise ConfigError(
-        f"data.image_size {size[0]}x{size[1]} is not divisible by the tokenizer's factor {factor}; "
+        f"{key} {size[0]}x{size[1]} is not divisible by the tokenizer's factor {factor}; "
         f"the nearest sizes are {below[0]}x{below[1]} and {above[0]}x{above[1]}"
     )
 

@@ -134,7 +134,10 @@ CHANGES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "linear guidance": (FREE, {"guidance_schedule": "linear"}),
     "cosine guidance": ({**FREE, "guidance_schedule": "linear"}, {"guidance_schedule": "cosine"}),
     "guidance in an interval": (FREE, {"guidance_schedule": "interval", "guidance_interval": "0.5,1.0"}),
-    "interval": ({**FREE, "guidance_schedule": "interval"}, {"guidance_interval": "0.0,0.4"}),
+    "another interval": (
+        {**FREE, "guidance_schedule": "interval", "guidance_interval": "0.5,1.0"},
+        {"guidance_interval": "0.0,0.4"},
+    ),
     "top p": ({**FREE, "top_p": 0.9}, {"top_p": 0.3}),
     "top k": (FREE, {"top_k": 2}),
     "min p": (FREE, {"min_p": 0.4}),

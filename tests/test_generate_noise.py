@@ -171,6 +171,7 @@ FOR_A_PRIOR: dict[str, tuple[object, str]] = {
     "temperature_end": (0.5, "no positions"),
     "size": ("16,24", "size of training"),
     "window": ("1,2", "size of training"),
+    "stride": (2, "size of training"),
     "candidates": (2, "which one is best"),
     "prior": ("runs", "exclude each other"),
 }

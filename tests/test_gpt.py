@@ -116,6 +116,19 @@ def test_rotations_tell_rows_and_columns() -> None:
     assert (steps[1:] < steps[:-1]).all()
 
 
+@pytest.mark.parametrize("grid", [(2, 3), (5, 2), (1, 7)], ids=str)
+def test_a_smaller_grid_has_the_places_of_its_own_rows(grid: tuple[int, int]) -> None:
+    """A window is shorter than a trained row: what stands below a position must still be one row away from it."""
+    model = gpt(LARGE, heads=2)
+    _, rotation = model.places(grid, torch.device("cpu"))
+    assert rotation is not None
+    angles, large = rotation[0][0], angles_of(model)
+    assert len(angles) == grid[0] * grid[1]
+    assert torch.equal(angles[0], large[0])
+    for t in range(1, len(angles)):
+        assert torch.equal(angles[t], large[place((t - 1) // grid[1], (t - 1) % grid[1])])
+
+
 def test_attention_depends_on_differences_of_rows_and_columns() -> None:
     """Two places as far apart along both axes must relate alike wherever they are, and others must not."""
     angles = angles_of(gpt(LARGE, heads=2))

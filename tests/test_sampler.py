@@ -177,7 +177,7 @@ def test_settings_that_the_training_ruled_out(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(artefacts, "SonnetNetworkConfig", lambda **_: perceptron)
     mlp = write_prior(tmp_path / "mlp", tokenizer={"bottleneck": FsqConfig(levels=(4, 4))})
     for size in ((16, 24), (4, 4)):
-        with pytest.raises(ConfigError, match=r"size.*perceptron.*8x12 alone"):
+        with pytest.raises(ConfigError, match=r"pictures of.*perceptron.*8x12 alone"):
             Sampler(mlp, SamplingConfig(size=size))
     assert Sampler(mlp, SamplingConfig(size=IMAGE_SIZE)).sample(2).shape == (2, *IMAGE_SIZE, 3)
 

@@ -1,0 +1,99 @@
+"""The plan: its counts are those of the model that would be made."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.gpt import GptConfig
+from stage2_prior.pixelcnn import PixelCnnConfig
+from stage2_prior.plan import main, plan
+from stage2_prior.prior import PriorConfig, build_prior, parameters_of
+from tests.artefacts import write_prior
+from tests.commands import ROOT, run
+
+SHAPE = TokenShape(4, 6, 1, 32)
+CONFIGS: list[PriorConfig] = [GptConfig(layers=2, width=32, heads=2), PixelCnnConfig(layers=3, width=24)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_parameters_and_state_are_those_of_the_model(config: PriorConfig, depth: int) -> None:
+    """Five numbers per parameter: itself, its gradient, Adam's two means, and the running mean of the weights."""
+    shape = SHAPE._replace(K=depth)
+    counted, made = plan(config, shape, 7, micro_batch=2), build_prior(config, shape, 7)
+    assert counted.parameters == parameters_of(made)
+    assert counted.state_bytes == 5 * 4 * counted.parameters
+    assert all(parameter.device.type == "cpu" for parameter in made.parameters())
+
+
+def test_arithmetic_is_two_for_each_weight_and_token_and_the_attention() -> None:
+    """By hand for a GPT: 2 per weight of a matrix and token, 4 * width * L^2 per layer for the attention's products."""
+    config, length = GptConfig(layers=2, width=32, heads=2), SHAPE.length
+    matrices = 2 * (4 * 32 * 32 + 3 * 32 * 128) + 32 * SHAPE.V
+    counted = plan(config, SHAPE, 7, micro_batch=3)
+    assert counted.forward_flops == 2 * matrices * length + 2 * 4 * 32 * length**2
+    assert counted.training_flops == pytest.approx(9 * counted.forward_flops, rel=0.02), (
+        "a backward pass is two forwards"
+    )
+
+
+def test_micro_batches_share_the_memory_and_not_the_work() -> None:
+    """Accumulation is for memory: the same arithmetic with half of the activations."""
+    whole, halves = plan(CONFIGS[0], SHAPE, 7, 8), plan(CONFIGS[0], SHAPE, 7, 4, accumulation=2)
+    assert halves.training_flops == whole.training_flops
+    assert halves.activation_bytes == pytest.approx(whole.activation_bytes / 2, rel=0.05)
+
+
+def test_checkpointing_keeps_little_and_computes_the_layers_again() -> None:
+    """What `checkpoint` is for, in figures: the memory of a fraction for a third more arithmetic."""
+    deep = GptConfig(layers=12, width=32, heads=2)
+    kept, again = (plan(deep.model_copy(update={"checkpoint": on}), SHAPE, 7, 8) for on in (False, True))
+    assert again.activation_bytes < 0.2 * kept.activation_bytes
+    # A third, but for the end of each layer, which nothing in its backward pass asks for.
+    assert 1.2 < again.training_flops / kept.training_flops < 4 / 3
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    """The same count on real tensors, by their storage."""
+    torch.manual_seed(0)
+    model = build_prior(CONFIGS[0], SHAPE, 7)
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        model(torch.zeros(8, *SHAPE[:3], dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    # The plan's step ends with the loss, whose log-probabilities are kept too.
+    log_probabilities = 8 * SHAPE.length * SHAPE.V * 4
+    assert plan(CONFIGS[0], SHAPE, 7, 8).activation_bytes == pytest.approx(real + log_probabilities, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "millions"), [("b", 111), ("l", 343), ("xl", 775), ("xxl", 1411)])
+def test_the_llamagen_presets_have_llamagens_sizes(size: str, millions: int) -> None:
+    """Sun et al. 2024, table 1: 111M, 343M, 775M and 1.4B parameters; nothing of that size is ever allocated."""
+    preset = ROOT / f"configs/stage2/imagenet256_llamagen_{size}.yaml"
+    ended = run(main, "--config", preset, "--shape", "16,16,1,16384", "--classes", 1000, "--batch_size", 8)
+    assert ended.code == 0, ended.err
+    found = re.search(r"^parameters +([\d,]+)$", ended.out, flags=re.MULTILINE)
+    assert found is not None
+    assert int(found.group(1).replace(",", "")) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_the_shape_comes_from_a_tokenizer_or_by_hand(tmp_path: Path) -> None:
+    """Without either, the message says how to give one; a shape stands in for a tokenizer that is not there yet."""
+    write_prior(tmp_path)
+    ended = run(main, "--tokenizer", tmp_path, "--prior.layers", 1)
+    assert "2x3 positions, 1 of 16 each: 6 tokens" in ended.out
+    assert run(main).code == 2
+    ended = run(main, "--tokenizer", tmp_path / "none")
+    assert ended.code == 2
+    assert "--shape" in ended.err
