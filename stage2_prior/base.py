@@ -79,9 +79,9 @@ class Prior(nn.Module, ABC):
         contexts = self.contexts(embedded.sum(dim=2), labels, grid)  # (B, h*w, width)
         return rearrange(self.head(contexts, embedded), "B p K V -> B (p K) V")
 
-    def embed(self, codes: Tensor, first: int = 0) -> Tensor:
-        """codes (..., k) of the depths first..first+k-1 -> (..., k, width)."""
-        depths = torch.arange(first, first + codes.shape[-1], device=codes.device)
+    def embed(self, codes: Tensor) -> Tensor:
+        """The first k codes of positions, (..., k) -> (..., k, width)."""
+        depths = torch.arange(codes.shape[-1], device=codes.device)
         embedded: Tensor = self.embedding(codes + depths * self.shape.V)
         return embedded
 

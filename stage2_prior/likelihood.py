@@ -30,8 +30,10 @@ def image_nats(prior: Prior, codes: Tensor, labels: Tensor) -> Tensor:
 @torch.inference_mode()
 def nats_by_class(prior: Prior, codes: Tensor) -> Tensor:
     """-ln p(codes | c) for each class c: codes (B, h, w, K) -> (B, classes), float64."""
-    each = [image_nats(prior, codes, codes.new_full((len(codes),), label)) for label in range(prior.classes)]
-    return torch.stack(each, dim=1)
+    by_class = torch.zeros(len(codes), prior.classes, dtype=torch.float64, device=codes.device)
+    for label in range(prior.classes):
+        by_class[:, label] = image_nats(prior, codes, codes.new_full((len(codes),), label))
+    return by_class
 
 
 def class_log_probabilities(by_class: Tensor) -> Tensor:

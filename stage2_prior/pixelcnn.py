@@ -20,7 +20,8 @@ from stage2_prior.pixelcnn_decoding import PixelCnnContexts
 
 
 class PixelCnnConfig(BasePriorConfig):
-    """Gated PixelCNN. To reach a whole grid of n rows, first_kernel // 2 + (layers - 1) * (kernel // 2) must be n."""
+    """Gated PixelCNN. To reach all of a grid of n rows and columns, first_kernel // 2 + (layers - 1) * (kernel // 2)
+    must be at least n - 1."""
 
     kind: Literal["pixelcnn"] = "pixelcnn"
     layers: PositiveInt = 8

@@ -50,10 +50,8 @@ class PixelCnnContexts:
             first.put_above(row, column, embedded[:, :now])
             first.put_left(column, embedded[:, :now])
             self._position += now
-            if column + now == self._w:
+            if column + now == self._w:  # what `left` holds of this row is written over before it is read
                 self._columns_done = 0
-                for state in self._layers:
-                    state.left.zero_()
             embedded = embedded[:, now:]
 
     def _vertical(self, start: int, stop: int) -> None:
