@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
-from sampling.completing import HIDDEN, Margins, Pictures, Task, complete, grow
+from sampling.completing import HIDDEN, Margins, Pictures, Task, complete, grow, kept_codes
 from sampling.picture_files import open_folder, read_png, rows_of, save_png
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
@@ -174,6 +174,11 @@ def kept_pixels(config: CompleteConfig, sampler: Sampler) -> NDArray[np.bool_]:
     kept = ~kept if config.invert else kept
     if kept.all():
         raise ConfigError("everything is kept, so there is nothing to complete; --invert makes the kept part anew")
+    if not kept_codes(kept, sampler.factor).any():
+        raise ConfigError(
+            f"what is kept covers no code whole, so the prior would not see it: a code of this tokenizer covers "
+            f"{sampler.factor}x{sampler.factor} pixels"
+        )
     return kept
 
 

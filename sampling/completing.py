@@ -77,8 +77,13 @@ def filled(pictures: Pictures, keep: NDArray[np.bool_]) -> Pictures:
 def encode(sampler: Sampler, pictures: Pictures) -> Tensor:
     """Pictures (n, H, W, C) -> codes (n, h, w, K)."""
     images = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n H W C -> n C H W")
-    parts = [normalise(part.to(sampler.device)) for part in torch.split(images, DECODE_CHUNK)]
-    return torch.cat([sampler.prior.tokenizer.tokenizer.encode_codes(part) for part in parts])
+    codes = []
+    for part in torch.split(images, DECODE_CHUNK):
+        # Always as many at once: what an image's codes are must not depend on how many are completed beside it.
+        filled = torch.cat([part, part.new_zeros(DECODE_CHUNK - len(part), *part.shape[1:])])
+        encoded = sampler.prior.tokenizer.tokenizer.encode_codes(normalise(filled.to(sampler.device)))
+        codes.append(encoded[: len(part)])
+    return torch.cat(codes)
 
 
 def complete(

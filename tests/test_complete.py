@@ -227,6 +227,7 @@ def test_files_are_completed_without_a_class_or_with_one(folder: Path, tmp_path:
         (("--grow.right", 3), "grow.right 3.*0 and 4"),
         (("--box", "0,0,9,4"), "box 0,0,9,4.*8x12"),
         (("--box", "0,0,8,12"), "nothing to complete"),
+        (("--box", "1,1,4,4"), "no code whole.*4x4 pixels"),
         (("--mask", "none.png"), "no such file"),
         (("--images", "none"), "there is no such file or folder"),
         (("--class", "cat"), "rectangle.*star"),
