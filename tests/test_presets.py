@@ -251,9 +251,11 @@ def test_takes_a_step(
 
 @pytest.mark.parametrize("path", STAGE2, ids=lambda path: path.stem)
 def test_a_prior_names_a_tokenizer_that_there_is(path: Path) -> None:
-    """Its command follows that of a stage-one preset, whose run has the preset's name."""
+    """Its command follows that of a stage-one preset, whose run has the preset's name, or that of the defaults."""
     config = parse_command_line(names_of("stage2_prior/train.py")["TrainPriorConfig"], ["--config", str(path)])
-    assert (FOLDER / f"{Path(config.tree()['tokenizer']).name}.yaml").is_file()
+    defaults = parse_command_line(names_of("stage1_tokenizer/train.py")["TrainTokenizerConfig"], [])
+    runs = {str(defaults.folder), *(f"runs/stage1/{preset.stem}" for preset in FOLDER.glob("*.yaml"))}
+    assert config.tree()["tokenizer"] in runs
 
 
 def test_presets_are_found_by_name_or_path(tmp_path: Path) -> None:
