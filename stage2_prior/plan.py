@@ -8,6 +8,7 @@ without contents: so the figures are counted on the real code and not on a formu
 machine.
 """
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,8 @@ class Plan(NamedTuple):
     """Of a forward pass over one image."""
     activation_bytes: int
     """What a micro-batch's forward pass keeps for the backward pass, in float32."""
+    autocast_activation_bytes: int
+    """The same under bfloat16 autocast, with its copies of the weights."""
     state_bytes: int
     """Weights, gradients, Adam's two means and the running mean of the weights."""
     cache_bytes: int
@@ -90,17 +93,20 @@ def plan(config: PriorConfig, shape: TokenShape, classes: int, micro_batch: int,
         with FlopCounterMode(display=False) as forward, torch.no_grad():
             prior.eval()(*one)
         prior.train()
-        kept = Kept(prior)
+        kept, kept_by_autocast = Kept(prior), Kept(prior)
         with FlopCounterMode(display=False) as training:
-            with torch.autograd.graph.saved_tensors_hooks(kept.count, lambda tensor: tensor):
+            with kept.counting():
                 loss = token_loss(prior(*batch), batch[0])
             loss.backward()  # type: ignore[no-untyped-call]
+        with kept_by_autocast.counting(), torch.autocast("cpu", dtype=torch.bfloat16):
+            token_loss(prior(*batch), batch[0])
     parameters = parameters_of(prior)
     return Plan(
         parameters,
         training.get_total_flops() * accumulation,
         forward.get_total_flops(),
         kept.bytes,
+        kept_by_autocast.bytes,
         5 * BYTES * parameters,
         cache_bytes(prior),
     )
@@ -120,7 +126,12 @@ class Kept:
         self._held: list[Tensor] = []  # alive, so that no later tensor gets the same address
         self.bytes = 0
 
-    def count(self, tensor: Tensor) -> Tensor:
+    def counting(self) -> AbstractContextManager[None]:
+        """Counts what a forward pass in this context keeps."""
+        hooks: AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(self._count, lambda kept: kept)
+        return hooks
+
+    def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
@@ -150,7 +161,8 @@ def report(config: PlanConfig, shape: TokenShape, counted: Plan) -> None:
         "training step": f"{flops(counted.training_flops)} for {config.batch_size} images"
         + (", each layer twice (checkpoint)" if checkpointed else ""),
         "training memory": f"{size(counted.state_bytes)} for weights, gradients, AdamW and the weights' mean, "
-        f"and {size(counted.activation_bytes)} of activations for {micro} images (float32; autocast keeps about half)",
+        f"and activations of {micro} images: {size(counted.activation_bytes)}, "
+        f"{size(counted.autocast_activation_bytes)} with bf16",
         "sampling memory": f"{size(BYTES * counted.parameters)} for weights, and {size(counted.cache_bytes)} per image",
     }
     for name, text in lines.items():
