@@ -7,9 +7,6 @@ a forward pass over the result. One full forward pass is the floor: the arithmet
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.record import write
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate, sample_softmax
 from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
@@ -122,14 +120,7 @@ def main() -> None:
             flush=True,
         )
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        (options.out / "pixelcnn.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), "utf-8")
+        write(options.out, "pixelcnn", rows=rows)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ the first call, each in a process of its own.
 """
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +18,7 @@ import torch
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
+from benchmarks.record import write
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 
 CASES = [(1024, 256), (16_384, 256), (16_384, 8)]
@@ -143,15 +141,7 @@ def main() -> None:
                 flush=True,
             )
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        result = {"machine": machine, "vectors": options.vectors, "rows": rows}
-        (options.out / "quantizer.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write(options.out, "quantizer", vectors=options.vectors, rows=rows)
 
 
 if __name__ == "__main__":
