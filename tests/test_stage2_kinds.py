@@ -34,7 +34,7 @@ def test_two_processes_are_one_and_the_prior_samples(tmp_path: Path, kind: str, 
     logs = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in "12"]
     assert logs[0]["validation/bits_per_token"] == pytest.approx(logs[1]["validation/bits_per_token"], abs=1e-4)
 
-    assert load_prior(tmp_path / "1").model.shape.K == depth
+    assert depth == load_prior(tmp_path / "1").model.shape.K
     sampled = run(names_of("sampling/generate.py")["main"], "--prior", tmp_path / "1", "-n", 3, "--out", tmp_path / "o")
     assert sampled.code == 0, sampled.err
     assert len(list((tmp_path / "o").glob("0*.png"))) == 3
