@@ -55,7 +55,7 @@ class CodeUse:
     def entropy_bits(self) -> float:
         """Entropy of the codes' frequencies (the unigram entropy), in bits per token."""
         share = self.counts.double() / self.counts.sum(dim=1, keepdim=True).clamp_min(1)
-        return float(-(share * share.clamp_min(1e-300).log2()).sum(dim=1).mean())
+        return float(-(share * share.clamp_min(1e-300).log2()).sum(dim=1).mean()) + 0.0  # and not -0.0
 
     @property
     def perplexity(self) -> float:
