@@ -17,6 +17,7 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.transformer import layer
 
 HEAD_WIDTH = 64
+"""Of an attention head, about: the width of the prior need not be a multiple of it."""
 
 
 class CodeHead(nn.Module):
@@ -44,7 +45,7 @@ class DepthHead(nn.Module):
         super().__init__()
         heads = max(1, width // HEAD_WIDTH)
         self.depths = nn.Parameter(torch.randn(shape.K, width) * width**-0.5)
-        self.layers = nn.ModuleList(layer(width, heads, min(HEAD_WIDTH, width), 4 * width) for _ in range(layers))
+        self.layers = nn.ModuleList(layer(width, heads, width // heads, 4 * width) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
         # One for each depth: the code books of a residual quantizer are different ones.
         self.outputs = nn.ModuleList(nn.Linear(width, shape.V, bias=False) for _ in range(shape.K))

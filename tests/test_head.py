@@ -124,3 +124,15 @@ def test_a_context_is_told_the_sum_of_a_positions_codes(kind: str) -> None:
     summed = model.embed(codes).sum(dim=3).flatten(1, 2)
     logits = model.head(model.contexts(summed, labels, (2, 3)), model.embed(codes).flatten(1, 2))
     assert torch.allclose(logits.flatten(1, 2), model(codes, labels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [12, 72, 112, 200])
+def test_a_prior_of_any_width_has_a_head_over_the_depth(width: int) -> None:
+    """A PixelCNN's width need not divide into heads, and x-transformers gives a lone head no projection back."""
+    shape = TokenShape(1, 2, 3, 5)
+    head = build_head(width, 1, shape)
+    contexts, embedded = torch.randn(2, 2, width), torch.randn(2, 2, 3, width)
+    logits = head(contexts, embedded)
+    assert logits.shape == (2, 2, 3, 5)
+    for depth in range(3):
+        assert torch.allclose(head.next(contexts[:, 1], embedded[:, 1, :depth]), logits[:, 1, depth], atol=1e-5)
