@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sampling.picture_files import DECODE_CHUNK
+from sampling.picture_files import DECODE_CHUNK, in_chunks
 from sampling.sampler import Progress, Sampler
 from stage1_tokenizer.data.pictures import normalise
 from stage1_tokenizer.seeds import derive_seed
@@ -77,13 +77,9 @@ def filled(pictures: Pictures, keep: NDArray[np.bool_]) -> Pictures:
 def encode(sampler: Sampler, pictures: Pictures) -> Tensor:
     """Pictures (n, H, W, C) -> codes (n, h, w, K)."""
     images = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n H W C -> n C H W")
-    codes = []
-    for part in torch.split(images, DECODE_CHUNK):
-        # Always as many at once: what an image's codes are must not depend on how many are completed beside it.
-        filled = torch.cat([part, part.new_zeros(DECODE_CHUNK - len(part), *part.shape[1:])])
-        encoded = sampler.prior.tokenizer.tokenizer.encode_codes(normalise(filled.to(sampler.device)))
-        codes.append(encoded[: len(part)])
-    return torch.cat(codes)
+    encode_codes = sampler.prior.tokenizer.tokenizer.encode_codes
+    # What a picture's codes are must not depend on how many are completed beside it.
+    return in_chunks(lambda part: encode_codes(normalise(part.to(sampler.device))), images, DECODE_CHUNK)
 
 
 def complete(

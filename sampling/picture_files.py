@@ -24,13 +24,17 @@ def to_pictures(decode: Callable[[Tensor], Tensor], inputs: Tensor, larger: int 
 
     larger: how many times the trained size they are; that many fewer are decoded at once.
     """
-    size = max(1, DECODE_CHUNK // larger)
+    pixels = in_chunks(lambda chunk: to_uint8(decode(chunk)).cpu(), inputs, max(1, DECODE_CHUNK // larger))
+    return pixels.permute(0, 2, 3, 1).numpy()
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
+    """A function of rows, applied to just `size` of them at a time, the last ones filled up: (n, ...) -> (n, ...)."""
     chunks = []
-    for start in range(0, len(inputs), size):
-        chunk = inputs[start : start + size]
+    for chunk in torch.split(inputs, size):
         filled = torch.cat([chunk, chunk.new_zeros(size - len(chunk), *chunk.shape[1:])])
-        chunks.append(to_uint8(decode(filled))[: len(chunk)].cpu())
-    return torch.cat(chunks).permute(0, 2, 3, 1).numpy()
+        chunks.append(function(filled)[: len(chunk)])
+    return torch.cat(chunks)
 
 
 def open_folder(given: str | None, run: Path, accelerator: Accelerator, name: str = "generated") -> Path:

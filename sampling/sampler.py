@@ -101,7 +101,7 @@ class Sampler:
         check_guidance(prior.model.config, prior.model.classes, self.guidance)
         if self.guidance.schedule != "constant" and not self.guidance.is_needed:
             raise ConfigError(f"guidance_schedule {self.guidance.schedule}: the guidance is 1, so nothing would change")
-        if self.config.candidates > 1 and self.config.best_by == "class" and not prior.classes:
+        if self.config.best_by == "class" and not prior.classes:
             raise ConfigError("best_by class: this prior has no classes; use best_by score")
 
     @classmethod

@@ -11,7 +11,7 @@ from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.decode import EXTENSIONS, decode
 from stage1_tokenizer.data.pictures import resize
 from stage1_tokenizer.errors import ConfigError
-from stage2_prior.prior import LoadedPrior, label_of
+from stage2_prior.prior import label_of, labels_for
 
 
 class ToComplete(NamedTuple):
@@ -37,17 +37,14 @@ def read_pictures(sampler: Sampler, source: str | None, n: int, class_: str | No
         paths = _paths(Path(source))[:n]
         channels = sampler.prior.tokenizer.tokenizer.config.image_channels
         pictures = [_fitted(resize(decode(path, channels), sampler.size), sampler.size) for path in paths]
-        label = _no_label(sampler.prior) if given is None else given
+        label = labels_for(sampler.prior, ())[0] if given is None else given
         return ToComplete(np.stack(pictures), np.full(len(paths), label, dtype=np.int64), [str(path) for path in paths])
     data = data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": sampler.size})
     split = build_pictures(data, "validation", seed)
     indices = np.arange(min(n, len(split)), dtype=np.int64)
     pixels, labels = split.batch(indices)
     names = [f"validation picture {index} of {data.kind}" for index in indices]
-    if given is not None or not sampler.prior.classes:
-        own = np.full(len(indices), given or 0, dtype=np.int64)
-    else:  # the data may list its classes in another order than at training
-        own = np.array([label_of(split.classes[int(label)], sampler.prior.classes) for label in labels])
+    own = labels_for(sampler.prior, split.classes)[labels.numpy()] if given is None else np.full(len(indices), given)
     return ToComplete(pixels.permute(0, 2, 3, 1).numpy(), own, names)
 
 
@@ -65,13 +62,3 @@ def _fitted(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
     """The middle (H, W, C) of a picture that covers it."""
     top, left = (picture.shape[0] - size[0]) // 2, (picture.shape[1] - size[1]) // 2
     return picture[top : top + size[0], left : left + size[1]]
-
-
-def _no_label(prior: LoadedPrior) -> int:
-    """The label of a picture of which no class is known."""
-    if prior.classes and prior.model.config.label_dropout == 0.0:
-        raise ConfigError(
-            "images: nothing says which classes they have, and this prior was trained with label_dropout 0, so it "
-            f"does not know images without one; give --class, one of {', '.join(prior.classes)}"
-        )
-    return prior.model.null_label

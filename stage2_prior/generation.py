@@ -85,10 +85,6 @@ def generate(
     last = max(height * width - 1, 1)
     noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
 
-    def feed(part: Tensor) -> None:
-        """Known codes (B, n, K) of the next positions."""
-        decoding.prefill(part.repeat(2, 1, 1) if guidance.is_needed else part)
-
     place = None  # of the window of the decoding under way
     decoded = 0  # positions of that window that it has been fed
     for top, left, row, columns in placements(grid, window, stride):
@@ -103,7 +99,8 @@ def generate(
         for column in unknown:
             here = (row - top) * window[1] + column - left
             if decoded < here:
-                feed(view[:, decoded:here])
+                before = view[:, decoded:here]  # (B, n, K)
+                decoding.prefill(before.repeat(2, 1, 1) if guidance.is_needed else before)
             for depth in range(shape.K):
                 logits = decoding.logits()
                 share = (row * width + column) / last

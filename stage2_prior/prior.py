@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self, assert_never
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
@@ -130,6 +132,25 @@ def label_of(name: str, classes: tuple[str, ...]) -> int:
         return int(name)
     known = ", ".join(f"{label} {known}" for label, known in enumerate(classes)) or "none: this prior is unconditional"
     raise ConfigError(f"class {json.dumps(name)}: there is no such class; the classes are: {known}")
+
+
+def labels_for(prior: LoadedPrior, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """The prior's label for each label of a data set with these classes, matched by name: (max(1, classes),).
+
+    Raises:
+        ConfigError: a class is not among the prior's, and the prior does not know images without one.
+    """
+    if not prior.classes:
+        return np.zeros(max(1, len(classes)), dtype=np.int64)
+    null = prior.model.null_label
+    labels = [prior.classes.index(name) if name in prior.classes else null for name in classes] or [null]
+    if null in labels and prior.model.config.label_dropout == 0.0:
+        unknown = [name for name in classes if name not in prior.classes]
+        raise ConfigError(
+            f"{'the class ' + unknown[0] if unknown else 'images without a class'}: this prior was trained on "
+            f"{', '.join(prior.classes)} with label_dropout 0, so it does not know images of no class"
+        )
+    return np.array(labels, dtype=np.int64)
 
 
 def parameters_of(module: nn.Module) -> int:

@@ -31,7 +31,7 @@ from stage1_tokenizer.errors import BadFileError, ConfigError, run_command
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage1_tokenizer.run import start_accelerator
 from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class
-from stage2_prior.prior import LoadedPrior, load_prior, newest_run
+from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run
 from stage2_prior.tokens import check_fits
 
 
@@ -97,25 +97,6 @@ def main() -> None:
         report(summary, prior)
         print(f"each image: {out / 'scores.csv'}")
     accelerator.end_training()
-
-
-def labels_for(prior: LoadedPrior, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """The prior's label for each label of a data set with these classes, matched by name: (max(1, classes),).
-
-    Raises:
-        ConfigError: a class is not among the prior's, and the prior does not know images without one.
-    """
-    if not prior.classes:
-        return np.zeros(max(1, len(classes)), dtype=np.int64)
-    null = prior.model.null_label
-    labels = [prior.classes.index(name) if name in prior.classes else null for name in classes] or [null]
-    if null in labels and prior.model.config.label_dropout == 0.0:
-        unknown = [name for name in classes if name not in prior.classes]
-        raise ConfigError(
-            f"{'the class ' + unknown[0] if unknown else 'images without a class'}: this prior was trained on "
-            f"{', '.join(prior.classes)} with label_dropout 0, so it does not know images of no class"
-        )
-    return np.array(labels, dtype=np.int64)
 
 
 @torch.inference_mode()

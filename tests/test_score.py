@@ -12,8 +12,8 @@ import torch
 from stage1_tokenizer.data import build_pictures
 from stage1_tokenizer.data.pictures import normalise
 from stage2_prior.likelihood import nats_of
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior
-from stage2_prior.score import labels_for, main
+from stage2_prior.prior import PRIOR_FILE, LoadedPrior, labels_for
+from stage2_prior.score import main
 from tests.artefacts import MAKERS, edit_weights, shapes, write_image_folder, write_prior
 from tests.commands import Ended, run, run_script
 from tests.processes import run_processes
