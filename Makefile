@@ -3,16 +3,19 @@
 PYTHON ?=
 ARGS ?=
 BIN := .venv/bin
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-header --quiet
 export PYTHON
-# How long an idle OpenMP thread spins before it sleeps. By default it spins long enough to take the cores from those
-# that work: a step of the quickstart's prior took 231 ms so and 151 ms with this, 612 and 375 beside another program.
-export GOMP_SPINCOUNT ?= 2000
+# How long an idle OpenMP thread spins before it sleeps. By default long enough to take the cores from those that work
+# beside it; shorter than this, and the many small products of sampling wait for threads to wake up (16.8 ms a step of a
+# 12-layer GPT with 2000, 12.8 with this and with the default).
+export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help install quickstart test test-fast lint format lock clean
+.PHONY: help install install-bench quickstart bench test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## make .venv and install requirements.lock and this project into it
 
@@ -20,6 +23,12 @@ install: .venv/.installed ## make .venv and install requirements.lock and this p
 .venv/.installed: requirements.lock pyproject.toml
 	.ci/install
 	@touch $@
+
+install-bench: .venv/.installed-bench ## the same, and the peers that benchmarks/ compares with
+
+.venv/.installed-bench: benchmarks/requirements.lock pyproject.toml
+	.ci/install benchmarks/requirements.lock
+	@touch .venv/.installed $@
 
 quickstart: install ## train a tokenizer and a prior on drawn shapes, and make 64 images
 	$(BIN)/accelerate launch stage1_tokenizer/train.py
@@ -29,6 +38,9 @@ quickstart: install ## train a tokenizer and a prior on drawn shapes, and make 6
 
 test: install ## run all tests (ARGS="-k codebook" chooses)
 	$(BIN)/pytest $(ARGS)
+
+bench: install-bench ## compare with the peers, an hour for all (ARGS="gpt_decoding" chooses); see docs/performance.md
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 test-fast: install ## run the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(ARGS)
@@ -42,9 +54,9 @@ format: install ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## bring requirements.lock up to pyproject.toml (needs uv; ARGS=--upgrade takes the newest versions)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \
-		--generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
+lock: ## bring both locks up to pyproject.toml (needs uv; ARGS=--upgrade takes the newest versions)
+	$(COMPILE) --extra dev --output-file requirements.lock $(ARGS)
+	$(COMPILE) --extra dev --extra bench --constraint requirements.lock --output-file benchmarks/requirements.lock
 
 clean: ## remove caches and build artefacts; .venv and runs/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

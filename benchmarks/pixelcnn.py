@@ -1,127 +1,126 @@
-"""PixelCNN sampling, incremental against a forward pass per position.   python -m benchmarks.pixelcnn [--out FOLDER]
+"""PixelCNN sampling, incremental against a forward pass per position.
 
-Three ways to sample the same codes from the same gated PixelCNN (16x16 codes of 512, 15 layers of 128, 10 classes) with
-the same noise: ours; a full forward pass for each position, as every tutorial does; and that on the rows so far alone
-(rosinality). Before anything counts, all three must choose identical codes, and the incremental logits must be those of
-a forward pass over the result. One full forward pass is the floor: the arithmetic that any exact sampler must do.
+Three ways to sample the same codes from the same gated PixelCNN (16x16 codes of 512, 15 layers of 128, kernels of 7 and
+then 3, 10 classes) with the same noise: ours; a full forward pass for each position, as every tutorial does; and that
+on the rows so far alone (rosinality). All three must choose identical codes, and the incremental logits must be those
+of a forward pass over the result. One full forward pass is the floor: what any exact sampler has to compute.
 """
 
-import argparse
-import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.record import write
+from benchmarks.measure import Seconds, compare, seconds
+from benchmarks.record import Results
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate, sample_softmax
 from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
 
 SHAPE = TokenShape(16, 16, 1, 512)
-CASES = [(1, 3), (16, 3)]
-"""Batch, side of the kernels after the first (7)."""
-LARGER_KERNEL = (16, 5)
+CONFIG = PixelCnnConfig(layers=15, width=128, first_kernel=7, kernel=3)
+SMALL_SHAPE = TokenShape(4, 4, 1, 16)
+SMALL_CONFIG = PixelCnnConfig(layers=3, width=16, first_kernel=7, kernel=3)
+BATCHES = (1, 16)
+REPEATS = 2
+"""Of ours, beside each of the others, which run once: at batch 16 they take minutes."""
 
 
-def build(kernel: int) -> PixelCnn:
+def build(config: PixelCnnConfig, shape: TokenShape, device: torch.device) -> PixelCnn:
     """Random weights, scaled so that the distributions are far from uniform and a wrong context shows."""
     torch.manual_seed(0)
-    model = PixelCnn(PixelCnnConfig(layers=15, width=128, first_kernel=7, kernel=kernel), SHAPE, classes=10)
+    model = PixelCnn(config, shape, classes=10)
     with torch.no_grad():
         model.head.get_submodule("output").weight.mul_(40.0)  # type: ignore[operator]
-    return model.eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def by_forward_passes(model: PixelCnn, labels: Tensor, noise: Tensor, cropped: bool) -> Tensor:
     """Codes (B, h, w, 1): a forward pass for each position, over the whole grid or the rows so far."""
-    codes = torch.zeros(len(labels), *SHAPE[:3], dtype=torch.int64)
-    for position in range(SHAPE.length):
-        row, column = divmod(position, SHAPE.w)
+    codes = torch.zeros(len(labels), *model.shape[:3], dtype=torch.int64, device=labels.device)
+    for position in range(model.shape.length):
+        row, column = divmod(position, model.shape.w)
         logits = model(codes[:, : row + 1] if cropped else codes, labels)[:, position]
         codes[:, row, column, 0] = sample_softmax(logits, noise[:, position])
     return codes
-
-
-def seconds(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    began = time.perf_counter()
-    result = call()
-    return time.perf_counter() - began, result
 
 
 @torch.inference_mode()
 def logits_apart(model: PixelCnn, codes: Tensor, labels: Tensor) -> tuple[float, float]:
     """Largest difference between incremental logits and those of one forward pass, and the latter's deviation."""
     decoding, steps = model.begin(labels), []
-    for position in range(SHAPE.length):
+    for position in range(model.shape.length):
         steps.append(decoding.logits())
-        decoding.append(codes[:, position // SHAPE.w, position % SHAPE.w, 0])
+        decoding.append(codes[:, position // model.shape.w, position % model.shape.w, 0])
     wanted = model(codes, labels)
     return float((torch.stack(steps, dim=1) - wanted).abs().max()), float(wanted.std())
 
 
-def case(batch: int, kernel: int, repeats: int) -> dict[str, Any]:
-    model, labels = build(kernel), torch.arange(batch) % 10
-    noise = torch.rand(batch, SHAPE.length, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ways = {
-        "naive": lambda: by_forward_passes(model, labels, noise, cropped=False),
-        "cropped": lambda: by_forward_passes(model, labels, noise, cropped=True),
-        "ours": lambda: generate(model, labels, noise),
+def case(model: PixelCnn, batch: int, device: torch.device) -> dict[str, Any]:
+    labels = torch.arange(batch, device=device) % 10
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.rand(batch, model.shape.length, generator=generator, dtype=torch.float64).to(device)
+    chosen: dict[str, Tensor] = {}
+
+    def keep(name: str, codes: Tensor) -> None:
+        chosen[name] = codes
+
+    ways: dict[str, Callable[[], object]] = {
+        "naive": lambda: keep("naive", by_forward_passes(model, labels, noise, cropped=False)),
+        "cropped": lambda: keep("cropped", by_forward_passes(model, labels, noise, cropped=True)),
+        "ours": lambda: keep("ours", generate(model, labels, noise)),
     }
-    ways["ours"]()  # warm-up
+    ways["ours"]()  # the warm-up; the others' own minutes are warm-up enough
     times: dict[str, list[float]] = {name: [] for name in ways}
-    results = {}
-    for name, way in ways.items():  # the slow ones once, ours beside each of them
-        for _ in range(repeats if name == "ours" else 1):
-            took, results[name] = seconds(way)
-            times[name].append(took)
-        if name != "ours":
-            times["ours"].append(seconds(ways["ours"])[0])
+    for name in ("naive", "cropped"):
+        times[name].append(seconds(ways[name]))
+        times["ours"] += [seconds(ways["ours"]) for _ in range(REPEATS)]
+    equal = torch.equal(chosen["ours"], chosen["naive"]) and torch.equal(chosen["ours"], chosen["cropped"])
+    apart, deviation = logits_apart(model, chosen["ours"], labels)
     with torch.inference_mode():
-        model(results["ours"], labels)
-        floor = median(seconds(lambda: model(results["ours"], labels))[0] for _ in range(5))
-    apart, deviation = logits_apart(model, results["ours"], labels)
-    ours = median(times["ours"])
+        forward = compare({"forward": lambda: model(chosen["ours"], labels)}, 5)["forward"]
+    took = {name: Seconds(all_of) for name, all_of in times.items()}
     return {
         "batch": batch,
-        "kernel": kernel,
-        "ids_equal": torch.equal(results["ours"], results["naive"])
-        and torch.equal(results["ours"], results["cropped"]),
+        "equal": equal,
         "logits_apart": apart,
         "logits_deviation": deviation,
-        "seconds": times,
-        "forward_s": floor,
-        "times_naive": times["naive"][0] / ours,
-        "times_cropped": times["cropped"][0] / ours,
-        "over_floor": ours / floor,
+        **{name: each.row() for name, each in took.items()},
+        "forward": forward.row(),
+        "times_naive": took["naive"].median / took["ours"].median,
+        "times_cropped": took["cropped"].median / took["ours"].median,
+        "over_floor": took["ours"].median / forward.median,
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--larger", action="store_true", help="5x5 kernels too: minutes more")
-    parser.add_argument("--out", type=Path, help="folder for pixelcnn.json")
-    options = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, 15 layers of 128, 16x16 codes of 512")
-    print("batch kernel   naive s  cropped s   ours s  times naive  cropped  over one forward  logits apart  ids equal")
+def measure(device: torch.device, small: bool) -> Results:
+    model = build(SMALL_CONFIG, SMALL_SHAPE, device) if small else build(CONFIG, SHAPE, device)
     rows = []
-    for batch, kernel in [*CASES, *([LARGER_KERNEL] if options.larger else [])]:
-        row = case(batch, kernel, options.repeats)
-        rows.append(row)
-        print(
-            f"{batch:5} {kernel:6} {row['seconds']['naive'][0]:9.2f} {row['seconds']['cropped'][0]:10.2f} "
-            f"{median(row['seconds']['ours']):8.3f} {row['times_naive']:12.1f} {row['times_cropped']:8.1f} "
-            f"{row['over_floor']:17.2f} {row['logits_apart']:13.1e}  {row['ids_equal']}",
-            flush=True,
-        )
-    if options.out:
-        write(options.out, "pixelcnn", rows=rows)
+    for batch in (1, 2) if small else BATCHES:
+        rows.append(case(model, batch, device))
+        assert rows[-1]["equal"], f"batch {batch}: the ways chose different codes, so times would say nothing"
+        print(f"batch {batch}: {rows[-1]['times_naive']:.1f} times as fast as a forward pass per position", flush=True)
+    return {"equal": all(row["equal"] for row in rows), "rows": rows}
 
 
-if __name__ == "__main__":
-    main()
+def table(results: Results) -> str:
+    lines = [
+        "| batch | a forward pass per position, s | on the rows so far, s | ours, s | times as fast "
+        "| one forward pass, s | ours over it | logits apart (deviation) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        cells = [
+            f"{row['batch']}",
+            f"{row['naive']['median_s']:,.2f}",
+            f"{row['cropped']['median_s']:,.2f}",
+            f"{row['ours']['median_s']:,.3f} ± {row['ours']['spread']:.0%}",
+            f"{row['times_naive']:,.1f} and {row['times_cropped']:,.1f}",
+            f"{row['forward']['median_s']:,.3f}",
+            f"{row['over_floor']:,.1f}",
+            f"{row['logits_apart']:.0e} ({row['logits_deviation']:,.0f})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "The codes are identical, all three ways."])

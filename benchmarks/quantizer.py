@@ -1,32 +1,31 @@
-"""The vector quantizer against vector_quantize_pytorch's.   python -m benchmarks.quantizer [--out FOLDER]
+"""The vector quantizer against vector_quantize_pytorch's.
 
-Both quantize the same vectors with the same codebook; ids must be equal before anything is timed. Ours and theirs take
-turns within one run (A B A B, one warm-up each), and the median counts. eval: the forward pass. train: forward,
-backward and the update of the EMA codebook. Memory: how far the peak of the resident set rises above what it was before
-the first call, each in a process of its own.
+Both quantize the same 8,192 vectors with the same codebook; ids must be equal before anything is timed. eval: the
+forward pass. train: forward, backward and the update of the EMA codebook. The floor is one matrix product, every vector
+with every code: the arithmetic of an exact search. Memory: how far the peak rises above what it was before the first
+call, each in a process of its own.
 """
 
-import argparse
-import multiprocessing
-import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
-from benchmarks.record import write
+from benchmarks.measure import compare, measure_floors
+from benchmarks.memory import peak_of
+from benchmarks.record import Results
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 
-CASES = [(1024, 256), (16_384, 256), (16_384, 8)]
-LARGE = (65_536, 256)
+CASES = ((1024, 256), (16_384, 256), (16_384, 8))
+"""Codes, channels."""
+VECTORS = 8192
 GRID = 32
+REPEATS = 5
 
 
-def pair(codebook_size: int, dim: int) -> tuple[VectorQuantizer, VectorQuantize]:
+def pair(codebook_size: int, dim: int, device: torch.device) -> tuple[VectorQuantizer, VectorQuantize]:
     """Ours and theirs with the same codebook, EMA updates, the commitment loss, and nothing else."""
     torch.manual_seed(0)
     config = VqConfig(codebook_size=codebook_size, kmeans_init=False, revive_below=0.0)
@@ -41,13 +40,13 @@ def pair(codebook_size: int, dim: int) -> tuple[VectorQuantizer, VectorQuantize]
     )
     theirs._codebook.embed.data.copy_(ours.codebook.weight[None])
     theirs._codebook.embed_avg.data.copy_(ours.codebook.weight[None])
-    return ours, theirs
+    return ours.to(device), theirs.to(device)
 
 
-def calls(name: str, ours: VectorQuantizer, theirs: VectorQuantize, z: Tensor) -> Callable[[str], Tensor]:
-    """A function of "eval" or "train" that runs one of the two on z and returns its ids."""
+def way(name: str, mode: str, ours: VectorQuantizer, theirs: VectorQuantize, z: Tensor) -> Callable[[], Tensor]:
+    """Runs one of the two on z, in the mode "eval" or "train", and returns its ids (B, h, w)."""
 
-    def run(mode: str) -> Tensor:
+    def run() -> Tensor:
         module: Any = ours if name == "ours" else theirs
         module.train(mode == "train")
         leaf = z.detach().requires_grad_(mode == "train")
@@ -65,84 +64,75 @@ def calls(name: str, ours: VectorQuantizer, theirs: VectorQuantize, z: Tensor) -
     return run
 
 
-def latents(n: int, dim: int) -> Tensor:
+def latents(n: int, dim: int, device: torch.device) -> Tensor:
     """As an encoder in channels_last gives them."""
     z = torch.randn(n // GRID**2, dim, GRID, GRID, generator=torch.Generator().manual_seed(1)) * dim**-0.5
-    return z.contiguous(memory_format=torch.channels_last)
+    return z.contiguous(memory_format=torch.channels_last).to(device)
 
 
-def extra_memory(name: str, mode: str, codebook_size: int, dim: int, n: int, pipe: Any) -> None:
-    """Sends the MiB by which the first call raises the peak."""
-    ours, theirs = pair(codebook_size, dim)
-    z = latents(n, dim)
-    calls(name, *pair(64, dim), latents(GRID**2, dim))(mode)  # so that code and thread pools are there
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = resident("VmRSS")
-    calls(name, ours, theirs, z)(mode)
-    pipe.send(resident("VmHWM") - before)
+def prepare(
+    name: str, mode: str, codebook_size: int, dim: int, vectors: int, device: torch.device
+) -> Callable[[], Any]:
+    """For `peak_of`: after a tiny call, so that code and thread pools are there."""
+    call = way(name, mode, *pair(codebook_size, dim, device), latents(vectors, dim, device))
+    way(name, mode, *pair(64, dim, device), latents(GRID**2, dim, device))()
+    return call
 
 
-def resident(name: str) -> float:
-    """MiB: VmRSS is what the process has in memory now, VmHWM the most it ever had."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-
-
-def memory_of(*arguments: Any) -> float:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=extra_memory, args=(*arguments, theirs))
-    process.start()
-    result: float = ours.recv()
-    process.join()
-    return result
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vectors", type=int, default=8192, help="a multiple of 1024")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--large", action="store_true", help="65,536 codes too: the library takes 12 GB and minutes")
-    parser.add_argument("--out", type=Path, help="folder for quantizer.json")
-    options = parser.parse_args()
+def measure(device: torch.device, small: bool) -> Results:
     rows = []
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.vectors} vectors")
-    print("codes   dim  mode   ours ms  theirs ms  times   ours MiB  theirs MiB  ids equal")
-    for codebook_size, dim in [*CASES, *([LARGE] if options.large else [])]:
-        ours, theirs = pair(codebook_size, dim)
-        z = latents(options.vectors, dim)
-        runs = {name: calls(name, ours, theirs, z) for name in ("ours", "theirs")}
+    vectors = GRID**2 if small else VECTORS
+    for codebook_size, dim in ((64, 8),) if small else CASES:
+        floors = measure_floors(device, small)
+        # Each vector with each code once; what is read is small beside it.
+        floor = floors.seconds(2.0 * vectors * codebook_size * dim, 4.0 * (vectors + codebook_size) * dim)
+        both = pair(codebook_size, dim, device)
+        z = latents(vectors, dim, device)
         for mode in ("eval", "train"):
-            equal = torch.equal(runs["ours"](mode), runs["theirs"](mode))  # the warm-up of both
-            times: dict[str, list[float]] = {"ours": [], "theirs": []}
-            for _ in range(options.repeats):
-                for name, run in runs.items():
-                    began = time.perf_counter()
-                    run(mode)
-                    times[name].append((time.perf_counter() - began) * 1e3)
-            mine, other = median(times["ours"]), median(times["theirs"])
-            memory = {name: memory_of(name, mode, codebook_size, dim, options.vectors) for name in runs}
+            ways = {name: way(name, mode, *both, z) for name in ("ours", "theirs")}
+            equal = torch.equal(ways["theirs"](), ways["ours"]())
+            assert equal, f"{codebook_size} codes of {dim}, {mode}: ids differ, so times would say nothing"
+            took = compare(ways, REPEATS, warmups=0)
+            peaks = {}
+            if not small:
+                for name in ways:
+                    peaks[name] = peak_of(device, prepare, name, mode, codebook_size, dim, vectors, device)
             rows.append(
                 {
                     "codes": codebook_size,
                     "dim": dim,
                     "mode": mode,
-                    "ids_equal": equal,
-                    "ours_ms": times["ours"],
-                    "theirs_ms": times["theirs"],
-                    "times": other / mine,
-                    "ours_MiB": memory["ours"],
-                    "theirs_MiB": memory["theirs"],
+                    "equal": equal,
+                    "ours": {**took["ours"].row(), "MiB": peaks.get("ours")},
+                    "theirs": {**took["theirs"].row(), "MiB": peaks.get("theirs")},
+                    "times": took["theirs"].median / took["ours"].median,
+                    "floors": floors.row(),
+                    "floor_s": floor,
+                    "over_floor": took["ours"].median / floor,
                 }
             )
-            print(
-                f"{codebook_size:6} {dim:4}  {mode:5} {mine:8.0f} {other:10.0f} {other / mine:6.1f} "
-                f"{memory['ours']:10.0f} {memory['theirs']:11.0f}  {equal}",
-                flush=True,
-            )
-    if options.out:
-        write(options.out, "quantizer", vectors=options.vectors, rows=rows)
+            print(f"{codebook_size} codes of {dim}, {mode}: {rows[-1]['times']:.1f} times as fast", flush=True)
+    return {"equal": all(row["equal"] for row in rows), "vectors": vectors, "rows": rows}
 
 
-if __name__ == "__main__":
-    main()
+def table(results: Results) -> str:
+    lines = [
+        f"{results['vectors']:,} vectors; vqp is vector_quantize_pytorch. Ids are equal.",
+        "",
+        "| codes | channels | mode | ours, ms | vqp, ms | times as fast | over the floor | ours, MiB | vqp, MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        ours, theirs = row["ours"], row["theirs"]
+        cells = [
+            f"{row['codes']:,}",
+            f"{row['dim']}",
+            row["mode"],
+            f"{ours['median_s'] * 1e3:,.1f} ± {ours['spread']:.0%}",
+            f"{theirs['median_s'] * 1e3:,.1f} ± {theirs['spread']:.0%}",
+            f"{row['times']:.1f}",
+            f"{row['over_floor']:.1f}",
+            *("-" if each["MiB"] is None else f"{each['MiB']:,.0f}" for each in (ours, theirs)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

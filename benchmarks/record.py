@@ -1,21 +1,50 @@
-"""What a benchmark leaves behind: its rows and the machine they were measured on."""
+"""What a benchmark leaves behind: its rows, the machine they were measured on, and a table of them in the docs."""
 
 import json
 import os
 import platform
+import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+RESULTS = Path(__file__).parent / "results"
+Results = dict[str, Any]
 
-def write(folder: Path, name: str, **results: Any) -> None:
-    """Write results and a description of this machine to folder/NAME.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, as far as one can ask."""
+    described: dict[str, Any] = {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "x-transformers": version("x-transformers"),
     }
-    (folder / f"{name}.json").write_text(json.dumps({"machine": machine, **results}, indent=1), encoding="utf-8")
+    if torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def machine_name() -> str:
+    """A folder's name: what a reader would call this machine."""
+    known = machine()
+    parts = [known["gpu"]] if "gpu" in known else [f"{known['cores']} cores", known["processor"], known["instructions"]]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
+
+
+def write(folder: Path, name: str, results: Results) -> Path:
+    """Write results and a description of this machine to folder/NAME.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _processor() -> str:
+    description = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", description.read_text()) if description.is_file() else []
+    return names[0].strip() if names else platform.processor() or platform.machine()

@@ -82,8 +82,10 @@ def keep_top_k(logits: Tensor, k: int | None) -> Tensor:
     """logits (B, V) with all but exactly the k largest set to -inf; among equal ones the lower ids are kept."""
     if k is None or k >= logits.shape[-1]:
         return logits
-    order = logits.sort(dim=-1, descending=True, stable=True).indices  # (B, V)
-    return logits.scatter(-1, order[:, k:], float("-inf"))
+    least = logits.topk(k, dim=-1).values[:, -1:]  # (B, 1): of those that are kept; far cheaper than to sort all
+    larger, equal = logits > least, logits == least
+    room = k - larger.sum(dim=-1, keepdim=True)  # (B, 1): for codes that are equal to the least one
+    return logits.masked_fill(~(larger | (equal & (equal.cumsum(dim=-1) <= room))), float("-inf"))
 
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:

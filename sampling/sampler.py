@@ -26,12 +26,14 @@ from stage1_tokenizer.config import Size
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage1_tokenizer.seeds import uniforms
+from stage1_tokenizer.tiles import decode_codes, tiles_for
 from stage1_tokenizer.tokenizer import check_image_size
 from stage2_prior.base import Grid
 from stage2_prior.generation import Known, generate
 from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
 from stage2_prior.prior import LoadedPrior, label_of, load_prior, newest_run
+from stage2_prior.products import Precision
 from stage2_prior.windows import check_window
 
 DEFAULT_TOP_P = 0.9
@@ -65,6 +67,10 @@ class SamplingConfig(ChooseConfig):
     best_by: Literal["score", "class"] | None = None
     """Which candidate is best: the likeliest, which is also the plainest (null does that); or the one whose class is
     surest, by the prior's own judgement."""
+    precision: Precision = "float32"
+    """Of a GPT's weights while it samples. bfloat16 is faster on GPUs and on processors that compute in it (AVX-512
+    BF16, AMX), int8 on other processors; both change the logits a little, and so some pictures, as docs/performance.md
+    shows."""
     batch_size: PositiveInt = 64
     """Pictures sampled at once by each process; bounded by memory, without effect on the pictures."""
 
@@ -84,7 +90,7 @@ class Sampler:
     """A prior, its tokenizer, and how to draw from them."""
 
     def __init__(self, prior: LoadedPrior, config: SamplingConfig | None = None) -> None:
-        """Raises ConfigError where the settings do not fit the prior: guidance, size, window, or best_by."""
+        """Raises ConfigError where the settings do not fit the prior: guidance, size, window, best_by, or precision."""
         self.prior, self.config = prior, config or SamplingConfig()
         self.device = next(prior.model.parameters()).device
         shape, tokenizer = prior.model.shape, prior.tokenizer.tokenizer.config
@@ -103,6 +109,7 @@ class Sampler:
             raise ConfigError(f"guidance_schedule {self.guidance.schedule}: the guidance is 1, so nothing would change")
         if self.config.best_by == "class" and not prior.classes:
             raise ConfigError("best_by class: this prior has no classes; use best_by score")
+        self.decoder = prior.model.decoder(self.config.precision)
 
     @classmethod
     def load(
@@ -200,10 +207,11 @@ class Sampler:
         return torch.stack(tries)[scores.argmax(dim=0), torch.arange(len(indices))]
 
     def decode(self, codes: Tensor) -> NDArray[np.uint8]:
-        """Codes (n, h, w, K) of any grid -> pictures (n, H, W, C) uint8."""
+        """Codes (n, h, w, K) of any grid -> pictures (n, H, W, C) uint8; in tiles where they are larger than one."""
         shape = self.prior.model.shape
         larger = -(-codes.shape[1] * codes.shape[2] // (shape.h * shape.w))
-        return to_pictures(self.prior.tokenizer.tokenizer.decode_codes, codes, larger)
+        tokenizer = self.prior.tokenizer.tokenizer
+        return to_pictures(partial(decode_codes, tokenizer, tiles=tiles_for(tokenizer.config)), codes, larger)
 
     def _generate(
         self,
@@ -229,6 +237,7 @@ class Sampler:
                 self.config.stride,
                 known,
                 progress,
+                self.decoder,
             )
         except NotFiniteError as error:
             raise BadFileError(f"{self.prior.path}: {error}") from None

@@ -5,6 +5,7 @@ Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks"
 
 from typing import Literal
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ class PatchDiscriminator(nn.Module):
         for module in self.layers:  # the paper's initialisation
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
+        self.to(memory_format=torch.channels_last)  # like the tokenizer, whose reconstructions it judges
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """Each (B, C, H, W) -> logits (B, 1, h', w'). One by one, so that no norm mixes real and fake."""

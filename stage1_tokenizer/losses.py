@@ -5,6 +5,10 @@ Esser et al. 2021, section 3.1:
     generator       pixel + perceptual + bottleneck + lambda * adversarial
     lambda          weight * |grad_last(pixel + perceptual)| / (|grad_last(adversarial)| + delta)      equation 7
     discriminator   hinge or vanilla loss on real images and (detached) reconstructions
+
+With lambda, each loss is differentiated once, at the reconstruction (`pulled_back`); the last layer's gradients follow
+from there, and the sum goes on into the decoder. Written out as above it would be two passes back through LPIPS, the
+discriminator and the last layer for lambda, and a third for the sum.
 """
 
 from collections.abc import Callable
@@ -118,6 +122,17 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: Literal["hinge", "vanil
     return DiscriminatorLoss(total, {name: part.detach() for name, part in parts.items()})
 
 
+def pulled_back(loss: Tensor, image: Tensor, x_hat: Tensor, loss_scale: float = 1.0) -> Tensor:
+    """A loss () of `image`, which is x_hat (B, C, H, W) cut from its graph, as a loss of x_hat.
+
+    It has the loss's value and its gradient, but a graph that begins at x_hat: the loss's own is run here, once, and
+    freed. `loss_scale` keeps float16 gradients from vanishing on the way; it is divided out again.
+    """
+    (gradient,) = torch.autograd.grad(loss * loss_scale, image)
+    product = (x_hat * gradient).sum() / loss_scale
+    return loss.detach() + (product - product.detach())
+
+
 def adaptive_weight(
     reconstruction: Tensor,
     adversarial: Tensor,
@@ -125,7 +140,7 @@ def adaptive_weight(
     average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     loss_scale: float = 1.0,
 ) -> Tensor:
-    """lambda () of equation 7, in [0, 1e4], detached.
+    """lambda () of equation 7, in [0, 1e4], detached. Both losses () stay differentiable.
 
     `average` must give the mean of a tensor over all processes: `autograd.grad` goes past DistributedDataParallel, so
     without it each process would weigh by its own share of the batch. `loss_scale` keeps float16 gradients from

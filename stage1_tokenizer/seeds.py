@@ -24,7 +24,7 @@ def uniforms(
     A counter-based generator: the finaliser of SplitMix64 (Steele, Lea and Flood 2014) applied to the key and then to
     each coordinate in turn. Vectorised, since an own generator object per image would cost more than the image.
     """
-    state = np.full((len(indices), draws), derive_seed(seed, purpose), dtype=np.uint64)
+    state = np.full((1, 1), derive_seed(seed, purpose), dtype=np.uint64)
     for coordinate in (epochs[:, None], indices[:, None], np.arange(draws)[None, :]):
         state = _mix(state ^ _mix(coordinate.astype(np.uint64) + np.uint64(1)))
     return np.asarray((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)

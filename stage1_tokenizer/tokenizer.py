@@ -129,7 +129,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A frozen tokenizer from disk: in eval mode, without gradients."""
+    """A frozen tokenizer from disk: in eval mode, without gradients, its kernels in channels_last as in training."""
 
     tokenizer: Tokenizer
     path: Path
@@ -151,7 +151,7 @@ class LoadedTokenizer:
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
         tokenizer = Tokenizer(config)
         load_strict(tokenizer, tensors, str(file))
-        tokenizer.requires_grad_(False).eval().to(device)
+        tokenizer.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
         data = config_tree(header.get("data"), str(file))
         return cls(tokenizer, file, fingerprint(tokenizer), data, int(header.get("step", 0)))
 

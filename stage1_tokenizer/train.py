@@ -21,6 +21,7 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.checkpoint import Part, write_weights
+from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures
 from stage1_tokenizer.data.order import BatchOrder, training_batches
@@ -38,6 +39,7 @@ from stage1_tokenizer.losses import (
     adversarial_loss,
     discriminator_loss,
     generator_loss,
+    pulled_back,
     reconstruction_loss,
 )
 from stage1_tokenizer.metrics import CodeUse, pixel_variance
@@ -95,8 +97,8 @@ def main() -> None:
     check_batch_size(config.batch_size, config.accumulation, processes)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
-    train_set = build_pictures(config.data, "train", config.seed)
-    validation_set = build_pictures(config.data, "validation", config.seed)
+    train_set = build_pictures(config.data, "train", config.seed, device)
+    validation_set = build_pictures(config.data, "validation", config.seed, device)
     check_share(len(validation_set), processes)
     tokenizer = Tokenizer(
         TokenizerConfig(
@@ -113,6 +115,8 @@ def main() -> None:
     perceptual = Perceptual(config.perceptual, config.data.image_size).to(device) if config.perceptual.weight else None
     optimizer = build_optimizer(tokenizer, config.optim)
     parts: dict[str, Part] = {"tokenizer": tokenizer, "ema": ema.module, "optimizer": optimizer}
+    adaptive = bool(config.adversarial.weight) and config.adversarial.adaptive
+    compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=adaptive)
     model, optimizer = accelerator.prepare(tokenizer, optimizer)
     if config.adversarial.weight:
         critic = PatchDiscriminator(config.adversarial.discriminator, train_set.channels).to(device)
@@ -150,19 +154,20 @@ def main() -> None:
         model: torch.nn.Module, x: Tensor, adversarial_now: bool
     ) -> tuple[Tensor, Bottlenecked, GeneratorLoss]:
         x_hat, bottlenecked = model(x)
-        reconstruction, terms = reconstruction_loss(x, x_hat, config.pixel, perceptual, config.perceptual.weight)
+        adaptive_now = adversarial_now and adaptive
+        image = x_hat.detach().requires_grad_() if adaptive_now else x_hat
+        with accelerator.autocast():  # for LPIPS: distances are taken in float32 all the same
+            reconstruction, terms = reconstruction_loss(x, image, config.pixel, perceptual, config.perceptual.weight)
         if not adversarial_now:
             return x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked)
-        adversarial = adversarial_loss(critic, x_hat, config.adversarial.loss)
+        adversarial = adversarial_loss(critic, image, config.adversarial.loss)
         weight = torch.full((), config.adversarial.weight, device=device)
-        if config.adversarial.adaptive:
-            weight = weight * adaptive_weight(
-                reconstruction,
-                adversarial,
-                tokenizer.decoder.last_weight,
-                average=lambda gradient: accelerator.reduce(gradient, "mean"),
-                loss_scale=accelerator.scaler.get_scale() if accelerator.scaler else 1.0,
-            )
+        if adaptive_now:
+            scale = accelerator.scaler.get_scale() if accelerator.scaler else 1.0
+            reconstruction, adversarial = (pulled_back(it, image, x_hat, scale) for it in (reconstruction, adversarial))
+            average = partial(accelerator.reduce, reduction="mean")
+            last = tokenizer.decoder.last_weight
+            weight = weight * adaptive_weight(reconstruction, adversarial, last, average, loss_scale=scale)
         return x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked, adversarial, weight)
 
     def judge(model: torch.nn.Module, x: Tensor, x_hat: Tensor) -> DiscriminatorLoss:
@@ -182,6 +187,7 @@ def main() -> None:
     for step, (pixels, labels) in zip(range(first, config.steps), batches, strict=True):
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
         adversarial_now = bool(config.adversarial.weight) and step >= config.adversarial.start
+        compiling.begin_step()
         model.train()
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W)
         micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)

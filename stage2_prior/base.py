@@ -12,6 +12,7 @@ likelihood and sampling share one factorisation, for both kinds and for any K.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.config import Config
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.head import build_head
+from stage2_prior.products import Precision
 
 Grid = tuple[int, int]
 """Rows and columns of codes."""
@@ -50,6 +52,10 @@ class Contexts(Protocol):
     def take(self, embedded: Tensor) -> None:
         """The embedded codes (B, n, width) of the next n positions."""
         ...
+
+
+ContextsDecoder = Callable[[Tensor, Grid], Contexts]
+"""Begins contexts for labels (B,), on a grid."""
 
 
 class Prior(nn.Module, ABC):
@@ -85,17 +91,25 @@ class Prior(nn.Module, ABC):
         embedded: Tensor = self.embedding(codes + depths * self.shape.V)
         return embedded
 
+    def decoder(self, precision: Precision = "float32") -> "Decoder":
+        """Prepare to decode with the present weights; a change of them afterwards does not count.
+
+        Raises:
+            ConfigError: this kind of prior does not decode in this precision here.
+        """
+        return Decoder(self, precision)
+
     def begin(self, labels: Tensor, grid: Grid | None = None) -> "Decoding":
-        """Start to decode sequences of these labels (B,), on the trained grid or a smaller one."""
-        return Decoding(self, labels, self._checked(grid or (self.shape.h, self.shape.w)))
+        """Decode once, in float32: see Decoder.begin."""
+        return self.decoder().begin(labels, grid)
 
     @abstractmethod
     def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
         """Embedded positions (B, h*w, width) -> contexts (B, h*w, width); that of position t knows those before t."""
 
     @abstractmethod
-    def begin_contexts(self, labels: Tensor, grid: Grid) -> Contexts:
-        """The same contexts one by one, each computed from what was kept of the former ones."""
+    def contexts_decoder(self, precision: Precision) -> ContextsDecoder:
+        """What computes the same contexts one by one, each from what was kept of the former ones."""
 
     def _checked(self, grid: Grid) -> Grid:
         assert 0 < grid[0] <= self.shape.h, f"{grid[0]} rows, trained on {self.shape.h}"
@@ -103,11 +117,26 @@ class Prior(nn.Module, ABC):
         return grid
 
 
+class Decoder:
+    """A prior whose weights are prepared for decoding, for as many generations as wanted, one after the other."""
+
+    def __init__(self, prior: Prior, precision: Precision) -> None:
+        self.prior, self.precision = prior, precision
+        self.contexts = prior.contexts_decoder(precision)
+        self.next_logits = prior.head.decoder(precision)
+
+    def begin(self, labels: Tensor, grid: Grid | None = None) -> "Decoding":
+        """Start to decode sequences of these labels (B,), on the trained grid or a smaller one."""
+        shape = self.prior.shape
+        return Decoding(self, labels, self.prior._checked(grid or (shape.h, shape.w)))
+
+
 class Decoding:
     """A generation under way: codes go in one by one, or several positions at once; logits of the next one come out."""
 
-    def __init__(self, prior: Prior, labels: Tensor, grid: Grid) -> None:
-        self._prior, self._contexts = prior, prior.begin_contexts(labels, grid)
+    def __init__(self, decoder: Decoder, labels: Tensor, grid: Grid) -> None:
+        self._prior, self._next_logits = decoder.prior, decoder.next_logits
+        self._contexts = decoder.contexts(labels, grid)
         self._context: Tensor | None = None  # (B, width) of the present position, once somebody asked
         self._chosen: list[Tensor] = []  # (B,) each: the present position's codes so far
 
@@ -116,8 +145,7 @@ class Decoding:
         if self._context is None:
             self._context = self._contexts.next()
         chosen = self._prior.embed(self._codes()) if self._chosen else self._context[:, None, :][:, :0]
-        logits: Tensor = self._prior.head.next(self._context, chosen)
-        return logits.float()
+        return self._next_logits(self._context, chosen).float()
 
     def append(self, codes: Tensor) -> None:
         """The codes (B,) that were chosen there."""

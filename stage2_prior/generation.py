@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from stage2_prior.base import Grid, Prior
+from stage2_prior.base import Decoder, Grid, Prior
 from stage2_prior.guidance import Guidance, check_guidance, mix
 from stage2_prior.windows import check_window, placements
 
@@ -62,17 +62,21 @@ def generate(
     stride: int = 1,
     known: Known | None = None,
     progress: Callable[[int], object] | None = None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """Codes (B, h, w, K) for labels (B,), from uniform noise (B, h*w*K).
 
     grid: rows and columns, of any size; None: those of training. window, stride: see `windows.py`; None: the trained
-    grid. `progress` is called with a number of codes, which add up to B*h*w*K.
+    grid. `progress` is called with a number of codes, which add up to B*h*w*K. decoder: of this prior, prepared before
+    and used again; None: one in float32 is prepared here.
 
     Raises:
         ConfigError: guidance, but the prior has no classes or was trained without label dropout; a window that is
             larger than the trained grid.
     """
     check_guidance(prior.config, prior.classes, guidance)
+    decoder = decoder or prior.decoder()
+    assert decoder.prior is prior
     shape, batch = prior.shape, len(labels)
     trained = (shape.h, shape.w)
     height, width = grid = grid or trained
@@ -95,7 +99,7 @@ def generate(
             continue
         view = rearrange(codes[:, top : top + window[0], left : left + window[1]], "B h w K -> B (h w) K")
         if place != (top, left):
-            decoding, place, decoded = prior.begin(both, window), (top, left), 0
+            decoding, place, decoded = decoder.begin(both, window), (top, left), 0
         for column in unknown:
             here = (row - top) * window[1] + column - left
             if decoded < here:

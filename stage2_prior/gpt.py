@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Grid, Prior
-from stage2_prior.transformer import Cache, layer
+from stage2_prior.decode import GptDecoder
+from stage2_prior.products import Precision
+from stage2_prior.transformer import layer
 
 ROTARY_BASE = 100.0
 """Slowest rotation, in positions: grids are short (Heo et al., "Rotary Position Embedding for Vision Transformer",
@@ -90,9 +92,9 @@ class Gpt(Prior):
                 x = each(x, rotary_pos_emb=angles)
         return self.norm(x)
 
-    def begin_contexts(self, labels: Tensor, grid: Grid) -> "GptContexts":
-        """Contexts with a key-value cache."""
-        return GptContexts(self, labels, grid)
+    def contexts_decoder(self, precision: Precision) -> GptDecoder:
+        """With a key-value cache."""
+        return GptDecoder(self, precision)
 
     def places(self, grid: Grid, device: torch.device) -> tuple[Tensor | None, tuple[Tensor, float] | None]:
         """What says where things are: learned vectors (h*w, width) of the places that outputs are for, and the angles
@@ -110,33 +112,3 @@ class Gpt(Prior):
         row[0], column[0] = 0, -1  # the start
         angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)  # (h*w, head width / 2)
         return learned, (repeat(angles, "n d -> 1 n (d two)", two=2), 1.0)  # two neighbouring channels turn together
-
-
-class GptContexts:
-    """Contexts with a key-value cache: what came in since the last one goes through the layers, all at once."""
-
-    def __init__(self, gpt: Gpt, labels: Tensor, grid: Grid) -> None:
-        self._gpt = gpt
-        self._learned, self._angles = gpt.places(grid, labels.device)
-        self._caches: list[Cache | None] = [None] * len(gpt.layers)
-        self._done = 0  # inputs that are in the caches
-        self._waiting = [gpt.start(labels)[:, None]]  # (B, n, width) each
-
-    def next(self) -> Tensor:
-        """(B, width) of the next position."""
-        x = torch.cat(self._waiting, dim=1)  # (B, n, width)
-        done, new = self._done, x.shape[1]
-        if self._learned is not None:
-            x = x + self._learned[done : done + new]
-        angles = None if self._angles is None else (self._angles[0][:, : done + new], 1.0)
-        for index, each in enumerate(self._gpt.layers):
-            x, self._caches[index] = each(
-                x, cache=self._caches[index], cache_age=new, rotary_pos_emb=angles, return_hiddens=True
-            )
-        self._done, self._waiting = done + new, []
-        context: Tensor = self._gpt.norm(x[:, -1])
-        return context
-
-    def take(self, embedded: Tensor) -> None:
-        """The embedded codes (B, n, width) of the next n positions."""
-        self._waiting.append(embedded)

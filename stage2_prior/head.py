@@ -9,12 +9,19 @@ small transformer runs over the depth, as in the RQ-Transformer (Lee et al. 2022
 The sums are what residual quantization has decoded so far.
 """
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.onednn import OneDnnLinear
+from stage2_prior.products import Precision, prepare
 from stage2_prior.transformer import layer
+
+NextLogits = Callable[[Tensor, Tensor], Tensor]
+"""(context (B, width), the k codes that were chosen at its position, embedded (B, k, width)) -> logits (B, V)."""
 
 HEAD_WIDTH = 64
 """Of an attention head, about: the width of the prior need not be a multiple of it."""
@@ -25,17 +32,17 @@ class CodeHead(nn.Module):
 
     def __init__(self, width: int, shape: TokenShape) -> None:
         super().__init__()
-        self.output = nn.Linear(width, shape.V, bias=False)
+        self.output = OneDnnLinear(width, shape.V, bias=False)
 
     def forward(self, contexts: Tensor, embedded: Tensor) -> Tensor:
         """contexts (B, n, width), the codes embedded (B, n, 1, width) -> logits (B, n, 1, V)."""
         del embedded  # the only code of a position depends on the context alone
         return self.output(contexts)[:, :, None]
 
-    def next(self, context: Tensor, chosen: Tensor) -> Tensor:
-        """context (B, width), no code chosen yet (B, 0, width) -> logits (B, V)."""
-        del chosen
-        return self.output(context)
+    def decoder(self, precision: Precision) -> NextLogits:
+        """The same for one position: its context (B, width) and no code of it yet (B, 0, width) -> logits (B, V)."""
+        product = prepare(self.output.weight, None, precision)
+        return lambda context, chosen: product(context)
 
 
 class DepthHead(nn.Module):
@@ -48,7 +55,7 @@ class DepthHead(nn.Module):
         self.layers = nn.ModuleList(layer(width, heads, width // heads, 4 * width) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
         # One for each depth: the code books of a residual quantizer are different ones.
-        self.outputs = nn.ModuleList(nn.Linear(width, shape.V, bias=False) for _ in range(shape.K))
+        self.outputs = nn.ModuleList(OneDnnLinear(width, shape.V, bias=False) for _ in range(shape.K))
 
     def forward(self, contexts: Tensor, embedded: Tensor) -> Tensor:
         """contexts (B, n, width), the codes embedded (B, n, K, width) -> logits (B, n, K, V)."""
@@ -58,7 +65,12 @@ class DepthHead(nn.Module):
         logits = torch.stack([output(hidden[:, k]) for k, output in enumerate(self.outputs)], dim=1)
         return rearrange(logits, "(B n) K V -> B n K V", B=len(contexts))
 
-    def next(self, context: Tensor, chosen: Tensor) -> Tensor:
+    def decoder(self, precision: Precision) -> NextLogits:
+        """The same for code k of one position. In float32 whatever the precision: K is small."""
+        del precision
+        return self._next
+
+    def _next(self, context: Tensor, chosen: Tensor) -> Tensor:
         """context (B, width), the k codes chosen so far, embedded (B, k, width) -> logits (B, V) of code k."""
         logits: Tensor = self.outputs[chosen.shape[1]](self._hidden(context, chosen)[:, -1])
         return logits

@@ -13,10 +13,12 @@ from einops import rearrange
 from pydantic import PositiveInt, field_validator
 from torch import Tensor, nn
 
+from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.base import BasePriorConfig, Grid, Prior
+from stage2_prior.base import BasePriorConfig, ContextsDecoder, Grid, Prior
 from stage2_prior.gated_layer import GatedLayer
 from stage2_prior.pixelcnn_decoding import PixelCnnContexts
+from stage2_prior.products import Precision
 
 
 class PixelCnnConfig(BasePriorConfig):
@@ -76,6 +78,9 @@ class PixelCnn(Prior):
         context = F.relu(self.output(F.relu(left)))
         return rearrange(context, "B D h w -> B (h w) D")
 
-    def begin_contexts(self, labels: Tensor, grid: Grid) -> PixelCnnContexts:
-        """Contexts that compute only what a new position needs."""
-        return PixelCnnContexts(cast("Iterable[GatedLayer]", self.layers), self.output, labels, grid)
+    def contexts_decoder(self, precision: Precision) -> ContextsDecoder:
+        """Computes only what a new position needs."""
+        if precision != "float32":
+            raise ConfigError(f"precision {precision}: a PixelCNN decodes in float32 alone; leave it out")
+        layers = cast("Iterable[GatedLayer]", self.layers)
+        return lambda labels, grid: PixelCnnContexts(layers, self.output, labels, grid)

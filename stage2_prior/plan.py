@@ -1,32 +1,25 @@
-"""What a prior costs before one is made: parameters, memory and arithmetic.
+"""What a prior costs before one is made: parameters, memory, arithmetic, disk, and time on a device.
 
     python -m stage2_prior.plan --config configs/stage2/imagenet256_llamagen_xxl.yaml \
-        --shape 16,16,1,16384 --classes 1000
+        --shape 16,16,1,16384 --classes 1000 --images 1281167 --validation_images 50000 --device h100
 
-The model is built, and a training step is taken, on fake tensors, which have a shape and lie on torch's `meta` device,
-without contents: so the figures are counted on the real code and not on a formula beside it, and any size fits any
-machine.
+All is counted on the real code, run on tensors without contents (`costs.py`), so any size fits any machine; time
+follows from the rates of a device (`devices.py`).
 """
 
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.errors import ConfigError, run_command
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
-from stage2_prior.base import Prior
-from stage2_prior.gpt import Gpt, GptConfig
-from stage2_prior.likelihood import token_loss
-from stage2_prior.prior import PriorConfig, build_prior, parameters_of
+from stage2_prior.costs import BYTES, Counts, DecodingCounts, count, count_decoding
+from stage2_prior.devices import PUBLISHED, SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH, Device, device_of
+from stage2_prior.gpt import GptConfig
+from stage2_prior.prior import PriorConfig
 
-BYTES = 4
-"""Of a number in float32."""
+SAMPLED_AT_ONCE = (1, 16)
 
 
 class PlanConfig(CommandConfig):
@@ -45,31 +38,43 @@ class PlanConfig(CommandConfig):
     """Images per optimizer step."""
     accumulation: PositiveInt = 1
     """Micro-batches per optimizer step; activations are those of one."""
+    steps: PositiveInt = 1500
+    """Optimizer steps."""
+    images: NonNegativeInt = 0
+    """Training images, for the size of their tokens on disk."""
+    validation_images: NonNegativeInt = 0
+    """Validation images, likewise."""
+    views: PositiveInt = 1
+    """Views of each training image."""
+    keep: int = Field(2, ge=2)
+    """Saved states to keep."""
+    device: str | None = None
+    """How fast: `here` measures this machine for some seconds; a100, h100 and h200 go by published peaks; or three
+    numbers, FLOP per second, bytes per second and seconds a call, as in 130e9,20e9,5e-6. null: no times."""
+    precision: Literal["float32", "bf16"] | None = None
+    """Of training's products; null: bf16 on the devices with published peaks, else float32."""
 
 
-class Plan(NamedTuple):
-    """Counts."""
+class Disk(NamedTuple):
+    """Bytes of a run's folder, but for logs and pictures; the headers of files, some kilobytes, are left out."""
 
-    parameters: int
-    training_flops: int
-    """Multiplications and additions of a training step, forward and backward."""
-    forward_flops: int
-    """Of a forward pass over one image."""
-    activation_bytes: int
-    """What a micro-batch's forward pass keeps for the backward pass, in float32."""
-    autocast_activation_bytes: int
-    """The same under bfloat16 autocast, with its copies of the weights."""
-    state_bytes: int
-    """Weights, gradients, Adam's two means and the running mean of the weights."""
-    cache_bytes: int
-    """What decoding keeps per image beside the weights."""
+    tokens: int
+    weights: int
+    """prior.safetensors, the running mean of the weights."""
+    states: int
+    """What is kept in state/; while one is written, there is one more."""
 
 
 def main() -> None:
     config = parse_command_line(PlanConfig)
     shape = shape_of(config)
-    counted = plan(config.prior, shape, config.classes, config.batch_size // config.accumulation, config.accumulation)
-    report(config, shape, counted)
+    micro_batch = config.batch_size // config.accumulation
+    counted, in_bf16 = (count(config.prior, shape, config.classes, micro_batch, each) for each in ("float32", "bf16"))
+    report(config, shape, counted, in_bf16)
+    if config.device is not None:
+        device = device_of(config.device, config.prior)
+        bf16 = (config.precision or ("bf16" if config.device in PUBLISHED else "float32")) == "bf16"
+        report_times(config, shape, in_bf16 if bf16 else counted, device)
 
 
 def shape_of(config: PlanConfig) -> TokenShape:
@@ -84,87 +89,72 @@ def shape_of(config: PlanConfig) -> TokenShape:
         raise ConfigError(f"{error}; or give --shape ROWS,COLUMNS,CODES_PER_POSITION,CODEBOOK instead") from None
 
 
-def plan(config: PriorConfig, shape: TokenShape, classes: int, micro_batch: int, accumulation: int = 1) -> Plan:
-    """Count for a prior of this kind, shape and number of classes."""
-    with FakeTensorMode():
-        prior = build_prior(config, shape, classes)
-        one = step_inputs(shape, 1)
-        batch = step_inputs(shape, micro_batch)
-        with FlopCounterMode(display=False) as forward, torch.no_grad():
-            prior.eval()(*one)
-        prior.train()
-        kept, kept_by_autocast = Kept(prior), Kept(prior)
-        with FlopCounterMode(display=False) as training:
-            with kept.counting():
-                loss = token_loss(prior(*batch), batch[0])
-            loss.backward()  # type: ignore[no-untyped-call]
-        with kept_by_autocast.counting(), torch.autocast("cpu", dtype=torch.bfloat16):
-            token_loss(prior(*batch), batch[0])
-    parameters = parameters_of(prior)
-    return Plan(
-        parameters,
-        training.get_total_flops() * accumulation,
-        forward.get_total_flops(),
-        kept.bytes,
-        kept_by_autocast.bytes,
-        5 * BYTES * parameters,
-        cache_bytes(prior),
-    )
+def disk(config: PlanConfig, shape: TokenShape, parameters: int) -> Disk:
+    """Codes and labels are int32 (tokens.py); a state is weights, their running mean and Adam's two means."""
+    codes = (config.images * config.views + config.validation_images) * shape.length
+    labels = config.images + config.validation_images
+    weights = BYTES * parameters
+    return Disk(4 * (codes + labels), weights, 4 * weights * config.keep)
 
 
-def step_inputs(shape: TokenShape, batch: int) -> tuple[Tensor, Tensor]:
-    """Codes (B, h, w, K) and labels (B,), on the present device."""
-    return torch.zeros(batch, *shape[:3], dtype=torch.int64), torch.zeros(batch, dtype=torch.int64)
+def step_seconds(counted: Counts, accumulation: int, device: Device) -> float:
+    """A training step, without validation and saving."""
+    return device.training_seconds(counted.step) * accumulation + device.training_seconds([counted.update])
 
 
-class Kept:
-    """Adds up the tensors that autograd keeps, each storage once, and no parameter."""
-
-    def __init__(self, prior: Prior) -> None:
-        # What a forward pass keeps of the weights is there anyway.
-        self._seen = {parameter.untyped_storage()._cdata for parameter in prior.parameters()}
-        self._held: list[Tensor] = []  # alive, so that no later tensor gets the same address
-        self.bytes = 0
-
-    def counting(self) -> AbstractContextManager[None]:
-        """Counts what a forward pass in this context keeps."""
-        hooks: AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(self._count, lambda kept: kept)
-        return hooks
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
-            self._held.append(tensor)
-            self.bytes += storage.nbytes()
-        return tensor
+def image_seconds(counted: DecodingCounts, shape: TokenShape, batch: int, device: Device) -> float:
+    """To draw the codes of an image, of `batch` at once; the tokenizer's decoder comes after that."""
+    traced = device.decoding_seconds(counted.operations, counted.turn_bytes)
+    return traced / counted.positions * shape.h * shape.w / batch
 
 
-def cache_bytes(prior: Prior) -> int:
-    """What decoding one image keeps, in float32: keys and values, or the stacks' features."""
-    shape, width = prior.shape, prior.config.width
-    layers = len(prior.layers)  # type: ignore[arg-type]  # every kind has layers
-    positions = shape.h * shape.w
-    if isinstance(prior, Gpt):
-        return 2 * layers * positions * width * BYTES
-    return layers * (positions + 3 * shape.w) * width * BYTES  # the vertical stack's inputs; two rows of the other
-
-
-def report(config: PlanConfig, shape: TokenShape, counted: Plan) -> None:
+def report(config: PlanConfig, shape: TokenShape, counted: Counts, in_bf16: Counts) -> None:
     per_token = counted.forward_flops / shape.length
     checkpointed = isinstance(config.prior, GptConfig) and config.prior.checkpoint
     micro = config.batch_size // config.accumulation
+    on_disk = disk(config, shape, counted.parameters)
+    cache = count_decoding(config.prior, shape, config.classes, 1).cache_bytes
+    tokens = f"{size(on_disk.tokens)} for the tokens, " if on_disk.tokens else ""
     lines = {
         "codes": f"{shape.h}x{shape.w} positions, {shape.K} of {shape.V} each: {shape.length} tokens per image",
         "parameters": f"{counted.parameters:,}",
         "forward": f"{flops(counted.forward_flops)} per image, {flops(per_token)} per token",
-        "training step": f"{flops(counted.training_flops)} for {config.batch_size} images"
+        "training step": f"{flops(counted.training_flops * config.accumulation)} for {config.batch_size} images"
         + (", each layer twice (checkpoint)" if checkpointed else ""),
-        "training memory": f"{size(counted.state_bytes)} for weights, gradients, AdamW and the weights' mean, "
-        f"and activations of {micro} images: {size(counted.activation_bytes)}, "
-        f"{size(counted.autocast_activation_bytes)} with bf16",
-        "sampling memory": f"{size(BYTES * counted.parameters)} for weights, and {size(counted.cache_bytes)} per image",
+        "training memory": f"{size(counted.training_bytes)}, {size(in_bf16.training_bytes)} with bf16: "
+        f"{size(counted.state_bytes)} for weights, AdamW and the weights' mean, the rest for gradients and "
+        f"activations of {micro} images, of which {size(counted.activation_bytes)}, "
+        f"{size(in_bf16.activation_bytes)} with bf16, wait for the backward pass",
+        "sampling memory": f"{size(BYTES * counted.parameters)} for weights, and {size(cache)} per image",
+        "disk": f"{tokens}{size(on_disk.weights)} for weights, {size(on_disk.states)} for {config.keep} states",
     }
+    show(lines)
+
+
+def report_times(config: PlanConfig, shape: TokenShape, counted: Counts, device: Device) -> None:
+    step = step_seconds(counted, config.accumulation, device)
+    each = [
+        (batch, image_seconds(count_decoding(config.prior, shape, config.classes, batch), shape, batch, device))
+        for batch in SAMPLED_AT_ONCE
+    ]
+    source = {
+        "here": "from this machine's rates, measured now",
+        **dict.fromkeys(
+            PUBLISHED,
+            f"an estimate, checked by nothing: as if {SHARE_OF_ARITHMETIC:.0%} of the published arithmetic and "
+            f"{SHARE_OF_BANDWIDTH:.0%} of the bandwidth were reached",
+        ),
+    }
+    lines = {
+        "times": f"{config.device}: {source.get(str(config.device), 'from the rates given')}",
+        "training time": f"{duration(step)} a step, {1 / step:.3g} steps/s, {config.batch_size / step:.3g} images/s; "
+        f"{duration(step * config.steps)} for {config.steps:,} steps",
+        "sampling time": ", ".join(f"{duration(seconds)} per image at batch {batch}" for batch, seconds in each),
+    }
+    show(lines)
+
+
+def show(lines: dict[str, str]) -> None:
     for name, text in lines.items():
         print(f"{name:<16} {text}")
 
@@ -185,6 +175,17 @@ def flops(number: float) -> str:
             return f"{number:.1f} {unit}FLOP"
         number /= 1000
     return f"{number:.1f} PFLOP"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text."""
+    if seconds < 1.0:
+        return f"{1e3 * seconds:.3g} ms"
+    for unit, length in (("s", 120.0), ("min", 120.0), ("h", 48.0)):
+        if seconds < length:
+            return f"{seconds:.1f} {unit}"
+        seconds /= 60.0 if unit != "h" else 24.0
+    return f"{seconds:.1f} days"
 
 
 if __name__ == "__main__":

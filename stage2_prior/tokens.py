@@ -23,6 +23,7 @@ from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.data import DataConfig, build_images
 from stage1_tokenizer.data.order import Places, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
+from stage1_tokenizer.data.resident import roomy
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
@@ -40,8 +41,13 @@ class TokenSet(NamedTuple):
 
     def batch(self, places: Places) -> tuple[Tensor, Tensor]:
         """Codes (B, h, w, K) and labels (B,), int64, at (indices, epochs); each epoch takes the next view."""
-        indices, epochs = (torch.from_numpy(part) for part in places)
+        indices, epochs = torch.from_numpy(np.stack(places)).to(self.codes.device, non_blocking=True)
         return self.codes[indices, epochs % self.codes.shape[1]].long(), self.labels[indices].long()
+
+    def on(self, device: torch.device) -> "TokenSet":
+        """The same on a device, if they leave it enough room: then only indices travel there. Else as they are."""
+        where = roomy(device, self.codes.nbytes)
+        return TokenSet(self.codes.to(where), self.labels.to(where), self.classes)
 
 
 def load_or_extract(

@@ -16,6 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.checkpoint import Part, write_file, write_weights
+from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.order import BatchOrder, Places, share
@@ -96,12 +97,14 @@ def main() -> None:
     classes = saved_classes(run.folder) or tokens[0].classes
     train_set, validation_set = (relabel(part, classes) for part in tokens)
     bigram = bigram_bits(train_set, validation_set, shape.V)
+    train_set, validation_set = train_set.on(device), validation_set.on(device)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     prior = build_prior(config.prior, shape, len(classes)).to(device)
     ema = Ema(prior, config.optim.ema_decay)
     optimizer = build_optimizer(prior, config.optim)
     parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer}
+    compiling = Compiling(accelerator)
     model, optimizer = accelerator.prepare(prior, optimizer)
     first = run.resume(parts)
     copy = run.folder / TOKENIZER_FILE
@@ -129,11 +132,12 @@ def main() -> None:
         seed = derive_seed(config.seed, "model", step, rank)
         torch.manual_seed(seed)
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
+        compiling.begin_step()
         model.train()
         places = order.places(step)
-        codes, labels = (part.to(device) for part in train_set.batch(places))  # (B, h, w, K), (B,)
+        codes, labels = (part.to(device, non_blocking=True) for part in train_set.batch(places))  # (B, h, w, K), (B,)
         withheld = uniforms(config.seed, "label", places[1], places[0], 1)[:, 0] < config.prior.label_dropout
-        labels = labels.masked_fill(torch.from_numpy(withheld).to(device), prior.null_label)
+        labels = labels.masked_fill(torch.from_numpy(withheld).to(device, non_blocking=True), prior.null_label)
 
         losses = []
         micro_batches = list(zip(codes.chunk(config.accumulation), labels.chunk(config.accumulation), strict=True))

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from stage1_tokenizer.bottlenecks.nearest import nearest
+from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
-from tests.artefacts import MAKERS, noise_of
+from tests.artefacts import MAKERS, gpt, noise_of
 from tests.commands import ROOT
 from tests.quantizers import EVERY_KIND, Tree, bottleneck, latents, name_of
 
@@ -63,6 +64,32 @@ def test_decoding_says_what_a_forward_pass_says_on_a_gpu(
     codes = generate(prior, labels, noise_of(2, shape.length).cuda(), greedy)
     wanted = prior(codes, labels)
     assert torch.allclose(torch.stack(seen, dim=1), wanted, atol=1e-4 * float(wanted.std()) + 1e-5, rtol=1e-4)
+
+
+def test_a_replayed_graph_says_what_a_forward_pass_says() -> None:
+    """Trap 30: captured once, for several generations, after known codes, and for two at once; in bfloat16 nearly."""
+    shape = TokenShape(3, 4, 1, 11)
+    prior, labels = gpt(shape, 2, heads=2).cuda(), torch.tensor([0, 1], device="cuda")
+    for precision, most in (("float32", 1e-4), ("bfloat16", 0.1)):
+        decoder = prior.decoder(precision)  # type: ignore[arg-type]
+        for seed, known in ((0, 0), (1, 5), (2, 0)):
+            codes = torch.randint(11, (2, 12, 1), generator=torch.Generator().manual_seed(seed)).cuda()
+            wanted = prior(codes.view(2, 3, 4, 1), labels)
+            one, other, found = decoder.begin(labels), decoder.begin(labels), []
+            if known:
+                one.prefill(codes[:, :known])
+            for place in range(known, 12):
+                found.append(one.logits())
+                other.logits()  # of other codes
+                one.append(codes[:, place, 0])
+                other.append(codes[:, 11 - place, 0])
+            assert (torch.stack(found, dim=1) - wanted[:, known:]).abs().max() < most * wanted.std()
+
+
+def test_int8_is_for_cpus() -> None:
+    """Refused with what to take instead."""
+    with pytest.raises(ConfigError, match="int8 is for sampling on a CPU"):
+        gpt(TokenShape(3, 4, 1, 11)).cuda().decoder("int8")
 
 
 @pytest.mark.parametrize("tree", EVERY_KIND, ids=name_of)

@@ -89,14 +89,15 @@ def test_rising_schedules_rise_and_are_symmetric(schedule: GuidanceSchedule, sca
 def test_scale_1_samples_the_class(kind: str, schedule: GuidanceSchedule) -> None:
     """Trap 32: guidance 1 is no guidance, under any schedule, and computes no logits of no class."""
     model, noise, batches = MAKERS[kind](SHAPE), noise_of(N, SHAPE.length), set()
-    begin = model.begin
+    decoder = model.decoder()
+    begin = decoder.begin
 
     def spy(labels: Tensor, grid: tuple[int, int] | None = None) -> object:
         batches.add(len(labels))
         return begin(labels, grid)
 
-    model.begin = spy  # type: ignore[assignment, method-assign]
-    guided = generate(model, LABELS, noise, guidance=Guidance(1.0, schedule))
+    decoder.begin = spy  # type: ignore[assignment, method-assign]
+    guided = generate(model, LABELS, noise, guidance=Guidance(1.0, schedule), decoder=decoder)
     assert batches == {N}
     assert torch.equal(guided, generate(model, LABELS, noise))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.networks import NetworkConfig, build_network
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
-from stage1_tokenizer.networks.vqgan import AttentionBlock, VqganNetworkConfig
+from stage1_tokenizer.networks.vqgan import AttentionBlock, Upsample, VqganNetworkConfig
 
 TINY_SONNET: dict[str, Any] = {"channels": 8, "residual_channels": 4, "latent_channels": 5}
 TINY_VQGAN: dict[str, Any] = {"channels": 4, "latent_channels": 5}
@@ -141,3 +141,35 @@ def test_last_weight_is_that_of_the_last_layer(config: NetworkConfig, _factor: i
         after = decoder(z)
     assert not torch.equal(before, after)
     assert torch.equal(after, after[:1, :, :1, :1].expand_as(after))
+
+
+@pytest.mark.parametrize("size", [(32, 16), (16, 16), (4, 5)], ids=str)
+def test_upsampling_is_nearest_neighbour_and_a_convolution(size: tuple[int, int]) -> None:
+    """On a CPU it may be one transposed convolution: forward and both gradients are those of the two steps."""
+    torch.manual_seed(0)
+    layer = Upsample(6).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    expected = layer.conv(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+    output_gradient = torch.randn_like(expected)
+    inputs = [x, *layer.parameters()]
+    for got, wanted in zip(
+        [layer(x), *torch.autograd.grad(layer(x), inputs, output_gradient)],
+        [expected, *torch.autograd.grad(expected, inputs, output_gradient)],
+        strict=True,
+    ):
+        assert torch.allclose(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_without_gradients_the_same_numbers_come_out_and_the_input_is_left_alone() -> None:
+    """Sums and SiLU then write over their arguments; none of these may be one that is needed again."""
+    torch.manual_seed(0)
+    config = VqganNetworkConfig(channels=8, multipliers=(1, 2, 2), attention=(1,), latent_channels=5)
+    encoder, decoder = (network.eval().double() for network in build_network(config, 3, (32, 32)))
+    for network, given in ((encoder, torch.randn(2, 3, 32, 32)), (decoder, torch.randn(2, 5, 24, 24))):
+        x = given.double()
+        expected = network(x)
+        with torch.inference_mode():
+            first, second = network(x), network(x)
+        assert torch.allclose(first, expected, rtol=0, atol=1e-12)
+        assert torch.equal(first, second)
+        assert torch.equal(x, given.double())

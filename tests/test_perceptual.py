@@ -73,6 +73,38 @@ def test_the_gradient_reaches_the_image_and_nothing_else(metric: Perceptual) -> 
     assert all(torch.equal(metric.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_value_and_gradient_are_the_packages(metric: Perceptual, channels: int) -> None:
+    """The distance is taken here and not by lpips: 1e-6 of its value, and the gradient of autograd through it."""
+    x, y = images(channels), images(channels, seed=1)
+    mine, other = y.clone().requires_grad_(), y.clone().requires_grad_()
+    distance, wanted = metric(x, mine), metric.lpips(x, other).mean()  # one channel is spread over three there too
+    assert torch.allclose(distance, wanted, rtol=1e-6, atol=0)
+    torch.autograd.backward([3.0 * distance, 3.0 * wanted])
+    assert mine.grad is not None
+    assert other.grad is not None
+    assert (mine.grad - other.grad).norm() < 1e-5 * other.grad.norm()
+
+
+def test_the_real_image_is_looked_at_without_gradient(metric: Perceptual) -> None:
+    """It is data: its features need no graph, whoever asks for one."""
+    x, y = images().requires_grad_(), images(seed=1)
+    assert not metric(x, y).requires_grad
+    assert metric(x, y.requires_grad_()).requires_grad
+
+
+def test_under_autocast_the_distance_is_taken_in_float32(metric: Perceptual) -> None:
+    """bf16 has three digits, and the features of a good reconstruction differ by less."""
+    x, y = images(), images(seed=1).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        distance = metric(x, y)
+    torch.autograd.backward(distance)
+    assert distance.dtype == torch.float32
+    assert torch.allclose(distance, metric(x, y), rtol=0.02)
+    assert y.grad is not None
+    assert y.grad.isfinite().all()
+
+
 def test_distance_of_an_image_to_itself(metric: Perceptual) -> None:
     """LPIPS(x, x) = 0, symmetric, not negative, and a single number for a batch: its mean."""
     x, y = images(), images(seed=1)

@@ -21,6 +21,7 @@ SCRIPTS = {
     "stage2_prior/plan.py": "PlanConfig",
     "sampling/generate.py": "GenerateConfig",
     "sampling/complete.py": "CompleteConfig",
+    "sampling/reconstruct.py": "ReconstructConfig",
     "sampling/summary.py": "SummaryConfig",
 }
 TINY_SHAPES = "--data.train_images 12 --data.validation_images 6 --network.channels 8 --network.residual_channels 4"

@@ -22,6 +22,7 @@ from stage2_prior.tokens import TokenSet, load_or_extract
 from tests.artefacts import IMAGE_SIZE, shapes, write_image_folder, write_tokenizer
 from tests.commands import lone_accelerator
 from tests.processes import run_processes
+from tests.test_resident import CUDA
 
 SHARD = "train-00000-of-00001.safetensors"
 AUGMENTED = {"flip": True, "random_crop": True, "resize_to": 16}
@@ -201,3 +202,17 @@ def test_a_picture_that_was_replaced_is_noticed(tmp_path: Path, extractions: lis
             Image.new("RGB", IMAGE_SIZE[::-1], (255, 0, 9)).save(path)
     load(tmp_path, data)
     assert extractions == ["train", "train"]
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_a_batch_is_the_same_on_every_device(device: str) -> None:
+    """A GPU that keeps the tokens makes the batches itself; what it keeps is what was there."""
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randint(16, (23, 3, 2, 3, 1), generator=rng, dtype=torch.int32)
+    plain = TokenSet(codes, torch.arange(23, dtype=torch.int32), ("a", "b"))
+    there = plain.on(torch.device(device))
+    assert there.codes.device.type == there.labels.device.type == device
+    places = np.array([4, 0, 22, 4]), np.array([0, 7, 5, 1])
+    for one, other in zip(plain.batch(places), there.batch(places), strict=True):
+        assert other.device.type == device
+        assert torch.equal(one, other.cpu())

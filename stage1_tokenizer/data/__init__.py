@@ -2,6 +2,7 @@
 
 from typing import Annotated, assert_never
 
+import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from stage1_tokenizer.config import Tree
@@ -48,6 +49,7 @@ def build_images(config: DataConfig, split: Split) -> ImageSet:
             assert_never(config)
 
 
-def build_pictures(config: DataConfig, split: Split, seed: int) -> Pictures:
-    """One split of a data set, ready for batches; `seed` selects the augmentations."""
-    return Pictures(build_images(config, split), config, seed)
+def build_pictures(config: DataConfig, split: Split, seed: int, device: torch.device | str = "cpu") -> Pictures:
+    """One split of a data set, ready for batches; `seed` selects the augmentations, and on `device` the batches are
+    made where the whole split finds room there."""
+    return Pictures(build_images(config, split), config, seed, device)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.errors import ConfigError
@@ -50,17 +50,6 @@ def share(n: int, rank: int, processes: int) -> range:
     return range(n * rank // processes, n * (rank + 1) // processes)
 
 
-class _Steps(Sampler[int]):
-    def __init__(self, first: int, last: int) -> None:
-        self._steps = range(first, last)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._steps)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, pictures: Pictures, order: BatchOrder) -> None:
         self._pictures, self._order = pictures, order
@@ -72,13 +61,16 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
 def training_batches(
     pictures: Pictures, order: BatchOrder, first: int, last: int, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's batches of the steps first .. last-1: uint8 pictures (B, C, H, W) and labels (B,)."""
+    """This process's batches of the steps first .. last-1: uint8 pictures (B, C, H, W) and labels (B,), on the device
+    where the pictures are kept. `workers` processes make them ahead, unless that is a GPU, where making them is free.
+    """
+    batches, steps = _Batches(pictures, order), range(first, last)
+    if workers == 0 or pictures.device.type != "cpu":
+        yield from map(batches.__getitem__, steps)
+        return
     # The loader draws a seed from its generator when it starts; an own one keeps torch's global state untouched.
     own = torch.Generator().manual_seed(0)
-    loader = DataLoader(
-        _Batches(pictures, order), batch_size=None, sampler=_Steps(first, last), num_workers=workers, generator=own
-    )
-    yield from loader
+    yield from DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, generator=own)
 
 
 def validation_batches(

@@ -7,7 +7,6 @@ batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on t
 """
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Protocol
 
@@ -19,6 +18,7 @@ from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config import Config, Size
+from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.seeds import uniforms
 
@@ -55,9 +55,12 @@ class SizedConfig(Config):
     flip: bool = False
     """Mirror a training picture left to right with probability 1/2."""
     cache: Literal["auto", "memory", "none"] = "auto"
-    """Keep the decoded uint8 pictures in memory; `auto` does so where they take less than a quarter of it."""
+    """Keep the decoded uint8 pictures in memory; `auto` does so where they take less than a quarter of it. Where they
+    also have one size and take less than an eighth of the GPU's, training keeps them there and makes its batches there.
+    """
     workers: NonNegativeInt = 0
-    """Processes that prepare batches beside the training; of use where the pictures are not cached."""
+    """Processes that prepare batches beside the training; of use where the pictures are not cached. Pictures that are
+    kept on a GPU need none."""
 
     resize_to: int | None = None
     """Scale a picture's short side to this many pixels before cropping. By default it just covers the image size."""
@@ -73,56 +76,89 @@ class SizedConfig(Config):
         return self
 
 
-class Pictures:
-    """One split, ready for batches. Random access: the same (epoch, index) gives the same pixels in every process."""
+class Processed:
+    """An ImageSet whose pictures are resized, each when it is asked for."""
 
-    def __init__(self, images: ImageSet, config: SizedConfig, seed: int) -> None:
-        self.classes = images.classes
-        self._images, self._config, self._seed = images, config, seed
-        self._cached: Sequence[tuple[Picture, int]] | None = None
-        if len(images) == 0:
-            raise ConfigError(f"the data set ({config!r}) has no images in this split")
-        if config.cache == "memory" or (config.cache == "auto" and self._fits_in_memory()):
-            with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
-                self._cached = list(threads.map(self._load, range(len(images))))
-        self.channels: int = self._item(0)[0].shape[2]
+    def __init__(self, images: ImageSet, config: SizedConfig) -> None:
+        self._images, self._config = images, config
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        picture, label = self._images[index]
+        return resize(picture, self._config.image_size, self._config.resize_to), label
+
+
+class Pictures:
+    """One split, ready for batches. Random access: the same (epoch, index) gives the same pixels in every process."""
+
+    def __init__(self, images: ImageSet, config: SizedConfig, seed: int, device: torch.device | str = "cpu") -> None:
+        """`device`: where batches are to be made, if the pictures are cached, have one size and leave it enough room;
+        otherwise they are made on the CPU. The same batches either way."""
+        if len(images) == 0:
+            raise ConfigError(f"the data set ({config!r}) has no images in this split")
+        self.classes = images.classes
+        self._config, self._seed, self._length = config, seed, len(images)
+        processed = Processed(images, config)
+        first = processed[0][0]
+        self.channels: int = first.shape[2]
+        self._items: Processed | list[tuple[Picture, int]] | Resident = processed
+        if config.cache == "memory" or (config.cache == "auto" and first.nbytes * self._length < _memory() / 4):
+            self._items = _read_all(processed, config.image_size, torch.device(device))
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def device(self) -> torch.device:
+        """Where `batch` makes its tensors."""
+        return self._items.device if isinstance(self._items, Resident) else torch.device("cpu")
 
     def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
         """Pictures (B, C, H, W) uint8 and labels (B,) int64.
 
         `epochs` (B,) selects each picture's augmentation; without it the view is plain: centre crop, no flip.
         """
-        height, width = self._config.image_size
         draws = np.full((len(indices), 3), 0.5)  # the centre, not flipped
-        if epochs is not None:
+        if epochs is not None and (self._config.random_crop or self._config.flip):
             drawn = uniforms(self._seed, "augment", epochs, indices, 3)
             if self._config.random_crop:
                 draws[:, :2] = drawn[:, :2]
             if self._config.flip:
                 draws[:, 2] = drawn[:, 2]
+        if isinstance(self._items, Resident):
+            return self._items.batch(indices, draws)
+        height, width = self._config.image_size
         pictures = np.empty((len(indices), height, width, self.channels), dtype=np.uint8)
         labels = np.empty(len(indices), dtype=np.int64)
         for row, (index, (down, right, mirror)) in enumerate(zip(indices, draws, strict=True)):
-            picture, labels[row] = self._item(int(index))
+            picture, labels[row] = self._items[int(index)]
             top = int(down * (picture.shape[0] - height + 1))
             left = int(right * (picture.shape[1] - width + 1))
             view = picture[top : top + height, left : left + width]
             pictures[row] = view[:, ::-1] if mirror < 0.5 else view
         return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
-    def _item(self, index: int) -> tuple[Picture, int]:
-        return self._cached[index] if self._cached is not None else self._load(index)
 
-    def _load(self, index: int) -> tuple[Picture, int]:
-        picture, label = self._images[index]
-        return resize(picture, self._config.image_size, self._config.resize_to), label
+def _read_all(
+    images: Processed, image_size: tuple[int, int], device: torch.device
+) -> Resident | list[tuple[Picture, int]]:
+    """All pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
+    labels = np.empty(len(images), dtype=np.int64)
+    together = np.empty((len(images), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
+    with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
+        read = threads.map(images.__getitem__, range(len(images)))
+        for index, (picture, label) in enumerate(read):
+            if picture.shape != together.shape[1:]:
+                return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
+            together[index], labels[index] = picture, label
+    return Resident(together, labels, image_size, roomy(device, together.nbytes))
 
-    def _fits_in_memory(self) -> bool:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return self._load(0)[0].nbytes * len(self._images) < total / 4
+
+def _memory() -> int:
+    """Bytes that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resize(picture: Picture, image_size: tuple[int, int], short_side: int | None = None) -> Picture:

@@ -38,6 +38,12 @@ class SonnetNetworkConfig(Config):
             raise ValueError(f"factor must be a power of two, 2 or more, got {self.factor}")
         return self
 
+    @property
+    def reach(self) -> int:
+        """How many latents away a code sees pixels, or a pixel sees codes, at most: one for each 3x3 kernel at the
+        latent resolution, and the strided kernels together less than two."""
+        return self.blocks + 3
+
 
 class ResidualBlock(nn.Module):
     """(B, c, h, w) -> the same: ReLU, k x k convolution, ReLU, 1x1 convolution, added to the input."""

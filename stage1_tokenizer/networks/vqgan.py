@@ -5,6 +5,7 @@ After Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image S
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -58,6 +59,27 @@ def normalisation(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
+# Without gradients, sums and SiLU write over a tensor that nothing else needs. New memory would cost more than the
+# arithmetic: the first touch of a large tensor's pages takes a CPU three times as long as the operation itself.
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of any shape; writes over x where no gradient is wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y; writes over y where no gradient is wanted."""
+    return x + y if torch.is_grad_enabled() else y.add_(x)
+
+
+class Silu(nn.Module):
+    """`silu` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return silu(x)
+
+
 class ResidualBlock(nn.Module):
     """(B, c_in, h, w) -> (B, c_out, h, w): norm, SiLU, convolution, twice, and a shortcut."""
 
@@ -71,9 +93,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
-        return self.shortcut(x) + y
+        y = self.conv1(silu(self.norm1(x)))
+        y = self.conv2(self.dropout(silu(self.norm2(y))))
+        return add(self.shortcut(x), y)
 
 
 class AttentionBlock(nn.Module):
@@ -89,18 +111,37 @@ class AttentionBlock(nn.Module):
         h = x.shape[2]
         q, k, v = rearrange(self.qkv(self.norm(x)), "B (three c) h w -> three B 1 (h w) c", three=3)
         y = F.scaled_dot_product_attention(q, k, v)  # (B, 1, h*w, c)
-        return x + self.out(rearrange(y, "B 1 (h w) c -> B c h w", h=h))
+        return add(x, self.out(rearrange(y, "B 1 (h w) c -> B c h w", h=h)))
+
+
+FOLD_FROM = 512
+"""Positions of a batch from which on `Upsample` folds its kernel; with fewer, folding takes longer than it saves."""
 
 
 class Upsample(nn.Module):
-    """(B, c, h, w) -> (B, c, 2h, 2w): nearest neighbour, then a convolution, which leaves no checkerboard."""
+    """(B, c, h, w) -> (B, c, 2h, 2w): nearest neighbour, then a convolution, which leaves no checkerboard.
+
+    Of the nine pixels under the 3x3 kernel, several are copies of the same one, so with the sums of the weights that
+    meet there it is a transposed convolution, of 4x4 and stride 2: four products for each new pixel in place of nine,
+    and no larger tensor in between. On a CPU that is more than twice as fast, forward and backward, and equal up to
+    rounding; elsewhere it was not measured.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.shape[0] * x.shape[2] * x.shape[3] >= FOLD_FROM:
+            return F.conv_transpose2d(x, folded(self.conv.weight), self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def folded(weight: Tensor) -> Tensor:
+    """A 3x3 kernel (c_out, c_in, 3, 3) -> the 4x4 kernel (c_in, c_out, 4, 4) of the transposed convolution with stride
+    2 that does the same as nearest neighbour and the 3x3 kernel: the sums over all 2x2 windows that overlap it."""
+    sums = F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=1)  # (c_out, c_in, 4, 4)
+    return sums.flip(2, 3).transpose(0, 1)
 
 
 def _middle(channels: int, config: VqganNetworkConfig) -> list[nn.Module]:
@@ -125,7 +166,7 @@ class VqganEncoder(nn.Sequential):
                 if level in config.attention:
                     layers.append(AttentionBlock(width))
         layers += _middle(width, config)
-        layers += [normalisation(width), nn.SiLU(), nn.Conv2d(width, config.latent_channels, 3, padding=1)]
+        layers += [normalisation(width), Silu(), nn.Conv2d(width, config.latent_channels, 3, padding=1)]
         super().__init__(*layers)
 
 
@@ -144,7 +185,7 @@ class VqganDecoder(nn.Sequential):
                     layers.append(AttentionBlock(width))
             if level > 0:
                 layers.append(Upsample(width))
-        layers += [normalisation(width), nn.SiLU(), nn.Conv2d(width, image_channels, 3, padding=1)]
+        layers += [normalisation(width), Silu(), nn.Conv2d(width, image_channels, 3, padding=1)]
         super().__init__(*layers)
 
     @property

@@ -1,0 +1,288 @@
+"""Sampling from a GPT: `stage2_prior.generation.generate` against the `generate` of x-transformers, of Hugging Face's
+GPT-2, and of a textbook GPT with a static cache, as gpt-fast and LlamaGen have it.
+
+12 layers of 512 with 8 heads and as many weights each (feed-forward networks of two matrices 4 times as wide, or of
+three), a class and then 16x16 codes of 1,024, drawn from the likeliest 100. Everybody's weights are random, nothing is
+compiled, and all sequences are sampled to their end. First, logits of ours must be those of a forward pass at every
+position, and a peer's cache must not change what it chooses. Of a library's variants, the fastest goes on to further
+rounds and to the largest batch. Ours comes first and last in each round.
+
+The floor of a step is its products or the reading of its weights, whichever takes longer, and the reading of keys and
+values, half of them on average. Memory: the peak at the middle batch, weights included, in a process of its own.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Floors, Seconds, compare, measure_floors, seconds
+from benchmarks.memory import peak_of
+from benchmarks.peers import Size
+from benchmarks.peers.libraries import Gpt2, XTransformers, options_of_ours
+from benchmarks.peers.static_cache import StaticCacheGpt
+from benchmarks.record import Results
+from sampling.choose import ChooseConfig, choose
+from stage1_tokenizer import processor
+from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.generation import generate
+from stage2_prior.gpt import Gpt, GptConfig
+from stage2_prior.products import Precision
+
+SMALL = Size(layers=2, width=64, heads=4, side=4, vocabulary=32, top_k=5)
+BATCHES = {1: 100.0, 16: 260.0, 64: 480.0}
+"""Sequences, and when the last round should have ended, in seconds from the start: there are up to ROUNDS."""
+ROUNDS = 5
+OURS = "ours"
+PEERS: dict[str, Callable[[Size], nn.Module]] = {
+    "x-transformers": lambda size: XTransformers(size, {}),
+    "x-transformers, flash": lambda size: XTransformers(size, {"attn_flash": True}),
+    "x-transformers, options of ours": lambda size: XTransformers(
+        size, {**options_of_ours(size), "attn_flash": torch.cuda.is_available()}
+    ),
+    "GPT-2 of transformers": lambda size: Gpt2(size, "dynamic"),
+    "GPT-2 of transformers, static cache": lambda size: Gpt2(size, "static"),
+    "textbook, static cache": StaticCacheGpt,
+}
+Run = Callable[[Tensor, int], Tensor]
+"""Labels (B,), tokens -> ids, tokens of them for each."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """Whose `generate`, and in what arithmetic."""
+
+    name: str
+    precision: Precision
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.precision}"
+
+    @property
+    def group(self) -> tuple[str, Precision]:
+        """Of the variants that only the fastest of matters."""
+        return self.name.split(",")[0], self.precision
+
+
+def our_prior(size: Size, device: torch.device) -> Gpt:
+    torch.manual_seed(0)
+    config = GptConfig(layers=size.layers, width=size.width, heads=size.heads, feed_forward=size.gated)
+    shape = TokenShape(size.side, size.side, 1, size.vocabulary)
+    return Gpt(config, shape, size.classes).to(device).eval().requires_grad_(False)
+
+
+def build(way: Way, size: Size, device: torch.device) -> Run:
+    torch.manual_seed(0)
+    if way.name != OURS:
+        model: Any = PEERS[way.name](size).to(device).eval().requires_grad_(False)
+        if way.precision == "bfloat16":
+            model.bfloat16()
+        return partial(model.generate)
+    prior = our_prior(size, device)
+    decoder = cache(lambda: prior.decoder(way.precision))  # in the first call, which shows what that takes
+    pick = partial(choose, config=ChooseConfig(top_k=size.top_k))
+
+    def run(labels: Tensor, tokens: int) -> Tensor:
+        rows, columns = (tokens // size.side, size.side) if tokens >= size.side else (1, tokens)
+        noise = torch.rand(len(labels), tokens, dtype=torch.float64).to(device)
+        return generate(prior, labels, noise, pick, grid=(rows, columns), decoder=decoder())
+
+    return run
+
+
+def ways(device: torch.device) -> list[Way]:
+    """Those that there are on this machine."""
+    here = find_spec("transformers") is not None
+    if not here:
+        print("GPT-2 is left out: `transformers` is not installed")
+    peers = [name for name in PEERS if here or not name.startswith("GPT-2")]
+    precisions: list[Precision] = ["float32"]
+    if torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else processor.has_bfloat16():
+        precisions.append("bfloat16")
+    quantized: list[Precision] = [] if device.type == "cuda" else ["int8"]
+    ours = [Way(OURS, precision) for precision in [*precisions, *quantized]]
+    return [*ours, *(Way(name, precision) for precision in precisions for name in peers)]
+
+
+@torch.inference_mode()
+def logits_apart(precision: Precision, size: Size, device: torch.device) -> dict[str, float]:
+    """What decoding changes in the logits of two sequences, against one forward pass over what was sampled."""
+    prior, labels, steps = our_prior(size, device), torch.arange(2, device=device), []
+
+    def pick(logits: Tensor, noise: Tensor, progress: float) -> Tensor:
+        steps.append(logits.clone())
+        return choose(logits, noise, progress, ChooseConfig(top_k=size.top_k))
+
+    noise = torch.rand(2, size.tokens, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
+    codes = generate(prior, labels, noise, pick, decoder=prior.decoder(precision))
+    found, wanted = torch.stack(steps, dim=1), prior(codes, labels)  # (2, tokens, V)
+    return {
+        "largest_difference": float((found - wanted).abs().max()),
+        "deviation": float(wanted.std()),
+        "relative": float((found - wanted).norm() / wanted.norm()),
+        "same_likeliest": float((found.argmax(dim=-1) == wanted.argmax(dim=-1)).double().mean()),
+    }
+
+
+@torch.no_grad()
+def cache_changes_nothing(name: str, device: torch.device) -> bool:
+    """Whether a small peer chooses the same ids with its cache and without."""
+    torch.manual_seed(0)
+    peer: Any = PEERS[name](SMALL).to(device).eval()
+    for parameter in peer.parameters():
+        if parameter.ndim == 2:
+            parameter.mul_(3.0)  # so that ids depend on those before
+    labels = torch.arange(3, device=device)
+    both = [peer.generate(labels, SMALL.tokens, greedy=True, cached=cached) for cached in (True, False)]
+    return torch.equal(both[0], both[1])
+
+
+def floor_s(size: Size, batch: int, floors: Floors, precision: Precision) -> float:
+    """Of a whole batch of sequences; see above."""
+    width, rate = (2, floors.bfloat16) if precision == "bfloat16" else (4, floors.float32)
+    products = floors.seconds(2.0 * size.matrix_weights * batch, width * size.matrix_weights, rate)
+    kept = 2.0 * size.layers * size.width * batch * (size.tokens + 1) / 2 * width  # bytes of keys and values
+    return size.tokens * (products + kept / floors.memory)
+
+
+def in_process(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], Tensor]:
+    """For `peak_of`: after a tiny one, so that code and thread pools are there."""
+    build(way, SMALL, device)(torch.zeros(1, dtype=torch.int64, device=device), SMALL.tokens)
+    return lambda: build(way, size, device)(torch.zeros(batch, dtype=torch.int64, device=device), size.tokens)
+
+
+def fastest(took: dict[Way, list[float]]) -> list[Way]:
+    """The ways, of a library's variants only the one that took least at first."""
+    groups: dict[object, list[Way]] = {}
+    for way in took:
+        groups.setdefault(way.group, []).append(way)
+    return [min(variants, key=lambda way: took[way][0]) for variants in groups.values()]
+
+
+def rounds(
+    runs: dict[Way, Run], entrants: list[Way], labels: Tensor, tokens: int, until: float
+) -> dict[Way, list[float]]:
+    """Seconds of each; after the first round the fastest variants go on, while rounds end before `until`."""
+    took: dict[Way, list[float]] = {way: [] for way in entrants}
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        ours = [way for way in entrants if way.name == OURS]
+        for turn in (entrants, ours):
+            calls = {way.label: partial(runs[way], labels, tokens) for way in turn}
+            for way, one in zip(turn, compare(calls, repeats=1, warmups=0).values(), strict=True):
+                took[way] += one.all
+        entrants = fastest(took)
+        now = time.perf_counter()
+        if now + (now - began) > until:
+            break
+    return took
+
+
+def figures(
+    size: Size, batch: int, took: dict[Way, list[float]], firsts: dict[Way, list[float]], floors: Floors
+) -> list[dict[str, Any]]:
+    """A row for each way."""
+    best = {way: Seconds(taken).median for way, taken in took.items()}
+    rows = []
+    for way, taken in took.items():
+        # There is no int8 among the peers: it has to beat them all.
+        rivals = [best[other] for other in took if other.name != OURS and way.precision in ("int8", other.precision)]
+        own = None if way.precision == "int8" else best[way] / floor_s(size, batch, floors, way.precision)
+        rows.append(
+            {
+                "way": way.name,
+                "precision": way.precision,
+                "batch": batch,
+                **Seconds(taken).row(),
+                "tokens_per_s": batch * size.tokens / best[way],
+                "first_call_s": max(firsts[way][0] - firsts[way][1], 0.0),
+                "times_best_peer": min(rivals) / best[way],
+                "over_float32_floor": best[way] / floor_s(size, batch, floors, "float32"),
+                "over_floor": own,
+                "floors": floors.row(),
+            }
+        )
+        print(f"batch {batch}: {way.label}: {rows[-1]['tokens_per_s']:,.0f} tokens/s (of {len(taken)})", flush=True)
+    return rows
+
+
+def measure(device: torch.device, small: bool) -> Results:
+    began = time.perf_counter()
+    size, batches = (SMALL, {1: 0.0, 2: 0.0}) if small else (Size(), BATCHES)
+    entrants = ways(device)
+    apart = {way.precision: logits_apart(way.precision, size, device) for way in entrants if way.name == OURS}
+    exact = apart["float32"]["largest_difference"] <= 1e-4
+    assert exact, f"our logits are not a forward pass's, so times would say nothing: {apart['float32']}"
+    names = dict.fromkeys(way.name for way in entrants if way.name != OURS)
+    equal = {name: cache_changes_nothing(name, device) for name in names}
+    assert all(equal.values()), f"a cache changes what is chosen: {equal}"
+    runs = {way: build(way, size, device) for way in entrants}
+    rows: list[dict[str, Any]] = []
+    for batch, until in batches.items():
+        labels = torch.arange(batch, device=device) % size.classes
+        # A graph for a GPU is made for one length, so there the first call is a whole one.
+        few = size.tokens if device.type == "cuda" else 4
+        firsts = {way: [seconds(partial(runs[way], labels, few)) for _ in range(2)] for way in entrants}
+        floors = measure_floors(device, small)
+        took = rounds(runs, entrants, labels, size.tokens, began + until)
+        rows += figures(size, batch, took, firsts, floors)
+        if batch > 1:
+            entrants = fastest(took)
+    middle = list(batches)[1]
+    peaks = {} if small else {way.label: peak_of(device, in_process, way, size, middle, device) for way in entrants}
+    return {
+        "equal": exact and all(equal.values()),
+        "size": asdict(size),
+        "logits_apart": apart,
+        "cache_changes_nothing": equal,
+        "rows": rows,
+        "memory": {"batch": middle, "MiB": peaks},
+    }
+
+
+def table(results: Results) -> str:
+    batches = list(dict.fromkeys(row["batch"] for row in results["rows"]))
+    memory = results["memory"]
+    lines = [
+        "Tokens per second, and in brackets the time over the float32 floor; a dash: a variant that was slower.",
+        "",
+        f"| | {' | '.join(f'batch {batch}' for batch in batches)} | first call, s | peak at {memory['batch']}, MiB |",
+        f"|---|{'---|' * (len(batches) + 2)}",
+    ]
+    by_way: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        by_way.setdefault((row["way"], row["precision"]), {})[row["batch"]] = row
+    for (name, precision), rows in by_way.items():
+        cells = [f"{name}, {precision}"]
+        for batch in batches:
+            row = rows.get(batch)
+            cells.append(_speed(row) if row else "-")
+        cells.append(f"{rows[batches[0]]['first_call_s']:.1f}")
+        peak = memory["MiB"].get(cells[0])
+        cells.append("-" if peak is None else f"{peak:,.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Ours over the fastest peer in the same precision (int8: in any), batch {_listed(batches)}: "]
+    for (name, precision), rows in by_way.items():
+        if name == OURS:
+            apart = results["logits_apart"][precision]
+            times = [f"{rows[batch]['times_best_peer']:.2f}" for batch in batches]
+            lines.append(
+                f"- {precision}: {_listed(times)}; logits are {apart['relative']:.1e} off a forward pass's (norms), "
+                f"and {apart['same_likeliest']:.1%} of the likeliest codes are the same"
+            )
+    return "\n".join(lines)
+
+
+def _speed(row: dict[str, Any]) -> str:
+    spread = f" ± {row['spread']:.0%}" if len(row["all_s"]) > 1 else ""
+    return f"{row['tokens_per_s']:,.0f}{spread} ({row['over_float32_floor']:.1f}x)"
+
+
+def _listed(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items))

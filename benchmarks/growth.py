@@ -1,0 +1,255 @@
+"""How cost grows with the codes of an image, the codebook, the batch and the processes: measured, and by the plan.
+
+Each point is the median of a few calls, beside what `python -m stage2_prior.plan --device here` would say of it, from
+this machine's rates, measured before each curve. The prior is the quickstart's GPT (4 layers of 128) but for what the
+curve varies. There is no peer here: the curves say what one can afford, and how far the plan can be trusted.
+
+    python -m benchmarks.growth --draw       draws docs/growth.png from the results that were written last
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.growth_picture import draw
+from benchmarks.measure import compare
+from benchmarks.memory import peak_of
+from benchmarks.record import RESULTS, Results
+from stage1_tokenizer.bottlenecks.nearest import nearest
+from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer
+from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.costs import BYTES, count, count_decoding, step_inputs
+from stage2_prior.devices import Device, measure_device
+from stage2_prior.generation import generate
+from stage2_prior.gpt import GptConfig
+from stage2_prior.likelihood import token_loss
+from stage2_prior.operations import Trace
+from stage2_prior.plan import image_seconds, step_seconds
+from stage2_prior.prior import build_prior
+
+ROOT = Path(__file__).parent.parent
+CONFIG = GptConfig()
+SHAPE = TokenShape(8, 8, 1, 512)
+TOKENS = 4096
+"""Of a training step, while the grid grows: 64 images of 8x8 codes, or one of 64x64."""
+SIDES, CODEBOOKS, BATCHES, PROCESSES = (8, 16, 32, 64), (9, 12, 15, 18), (1, 4, 16, 64, 256), (1, 2, 4)
+"""Codebooks as powers of two."""
+DRAWN, CODEBOOK_BATCH = 4, 8
+"""Images drawn at once while the grid grows; images of a training step while the codebook does."""
+VECTORS, CHANNELS = 4096, 8
+REPEATS = 3
+STACKS = {
+    "quickstart, 64 images of 8x8": (CONFIG, SHAPE, 64),
+    "12 layers of 512, 16 of 16x16": (GptConfig(layers=12, width=512, heads=8), TokenShape(16, 16, 1, 1024), 16),
+    "LlamaGen-B, 16 of 16x16": (
+        GptConfig(layers=12, width=768, heads=12, feed_forward=2048),
+        TokenShape(16, 16, 1, 16384),
+        16,
+    ),
+}
+Row = dict[str, Any]
+
+
+def measure(device: torch.device, small: bool) -> Results:
+    check_equal()
+    sides, books, batches = (each[: 1 if small else None] for each in (SIDES, CODEBOOKS, BATCHES))
+    rows: list[Row] = []
+    rates = measure_device(CONFIG, device)
+    for side in sides:
+        shape = SHAPE._replace(h=side, w=side)
+        batch = 1 if small else TOKENS // shape.length
+        rows += training("codes", side, shape, batch, device, rates, memory=not small)
+        rows.append(drawing("codes", side, shape, DRAWN, device, rates))
+    rates = rates if small else measure_device(CONFIG, device)  # the machine may have become slower or faster
+    for power in books:
+        rows += looking_up(2**power, device, rates)
+        rows += training(
+            "codebook", 2**power, SHAPE._replace(V=2**power), CODEBOOK_BATCH, device, rates, memory=not small
+        )
+    rates = rates if small else measure_device(CONFIG, device)
+    for batch in batches:
+        rows += training("batch", batch, SHAPE, batch, device, rates, memory=False)
+        rows.append(drawing("batch", batch, SHAPE, batch, device, rates))
+    if small or device.type != "cpu":
+        print("several processes: left out, as they take minutes, and on one GPU say nothing")
+    else:
+        rows += together()
+    return {"rows": rows, "memory": [stack(name) for name in list(STACKS)[: 1 if small else None]]}
+
+
+def check_equal() -> None:
+    """The traced step is the timed one: as much arithmetic on real tensors as on those without contents."""
+    prior = build_prior(CONFIG, SHAPE, 0)
+    with Trace() as real:
+        codes, labels = step_inputs(SHAPE, 2)
+        token_loss(prior(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
+    assert real.flops == count(CONFIG, SHAPE, 0, 2).training_flops
+
+
+def row(curve: str, x: int, what: str, unit: str, measured: float | None, predicted: float, spread: float = 0.0) -> Row:
+    shown = "not measured" if measured is None else f"{measured:.4g} {unit}"
+    print(f"{curve} {x}: {what} {shown}, by the plan {predicted:.4g} {unit}", flush=True)
+    return {"curve": curve, "x": x, "what": what, "unit": unit, "spread": round(spread, 3)} | {
+        "measured": measured,
+        "predicted": predicted,
+    }
+
+
+def step_of(shape: TokenShape, batch: int, device: torch.device) -> Callable[[], None]:
+    """A whole training step of the prior."""
+    torch.manual_seed(0)
+    prior = build_prior(CONFIG, shape, 0).to(device)
+    optim = OptimConfig()
+    optimizer, ema = build_optimizer(prior, optim), Ema(prior, optim.ema_decay)
+    codes, labels = (part.to(device) for part in step_inputs(shape, batch))
+
+    def step() -> None:
+        token_loss(prior(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(prior, 0)
+
+    return step
+
+
+def prepared_step(shape: TokenShape, batch: int, device: torch.device) -> Callable[[], None]:
+    """For `peak_of`: after a small step, so that code and thread pools are there."""
+    step_of(SHAPE, 1, device)()
+    return step_of(shape, batch, device)
+
+
+def training(
+    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device, memory: bool
+) -> list[Row]:
+    counted = count(CONFIG, shape, 0, batch)
+    taken = compare({"step": step_of(shape, batch, device)}, REPEATS)["step"]
+    predicted = step_seconds(counted, 1, rates)
+    tokens = batch * shape.length
+    if curve == "batch":
+        return [row(curve, x, "training", "tokens/s", tokens / taken.median, tokens / predicted, taken.spread)]
+    rows = [row(curve, x, "training step", "s", taken.median, predicted, taken.spread)]
+    if memory:
+        # The first step allocates Adam's two means too.
+        expected = (counted.peak_bytes + 2 * BYTES * counted.parameters) / 2**20
+        grown = peak_of(device, prepared_step, shape, batch, device)
+        rows.append(row(curve, x, "training memory", "MiB", grown, expected))
+    return rows
+
+
+def drawing(curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device) -> Row:
+    prior = build_prior(CONFIG, shape, 0).to(device).eval()
+    decoder = prior.decoder()
+    noise, labels = torch.rand(batch, shape.length, device=device), step_inputs(shape, batch)[1].to(device)
+    repeats = 1 if shape.length > 1024 else REPEATS
+    taken = compare({"draw": lambda: generate(prior, labels, noise, decoder=decoder)}, repeats, warmups=repeats > 1)
+    seconds, spread = taken["draw"].median / batch, taken["draw"].spread
+    predicted = image_seconds(count_decoding(CONFIG, shape, 0, batch), shape, batch, rates)
+    if curve == "batch":
+        return row(curve, x, "sampling", "images/s", 1 / seconds, 1 / predicted, spread)
+    return row(curve, x, "drawing an image", "s", seconds, predicted, spread)
+
+
+def prepared_lookup(codes: int, device: torch.device) -> Callable[[], torch.Tensor]:
+    """For `peak_of`."""
+    torch.manual_seed(0)
+    vectors, book = torch.randn(VECTORS, CHANNELS, device=device), torch.randn(codes, CHANNELS, device=device)
+    nearest(vectors[:64], book[:64])
+    return lambda: nearest(vectors, book)
+
+
+def looking_up(codes: int, device: torch.device, rates: Device) -> list[Row]:
+    """The nearest of so many codes, for VECTORS vectors of CHANNELS."""
+    taken = compare({"nearest": prepared_lookup(codes, device)}, REPEATS)["nearest"]
+    with FakeTensorMode(), torch.no_grad(), Trace() as trace:
+        nearest(torch.zeros(VECTORS, CHANNELS), torch.zeros(codes, CHANNELS))
+    grown = peak_of(device, prepared_lookup, codes, device)
+    return [
+        row("codebook", codes, "nearest", "s", taken.median, rates.training_seconds(trace.operations), taken.spread),
+        row("codebook", codes, "nearest, memory", "MiB", grown, trace.peak_bytes / 2**20),
+    ]
+
+
+def together() -> list[Row]:
+    """Tokenizer training of the quickstart by torchrun (gloo): the same batch of 64 shared among the processes, which
+    share the cores. The plan knows no processes: what it says is that the cores compute as much as before."""
+    rows: list[Row] = []
+    steps = 30
+    for number in PROCESSES:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+            often = {"steps": steps, "log_every": steps // 3, "validate_every": steps, "save_every": steps}
+            little = {"data.validation_images": 16, "pictures": 0, "batch_size": 64}
+            settings = [f"--{key}={value}" for key, value in {**often, **little}.items()]
+            script = ["stage1_tokenizer/train.py", *settings, f"--out={folder}/run"]
+            subprocess.run([*command, *script], cwd=ROOT, check=True, capture_output=True)
+            log = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rates = {
+            entry["step"]: entry["train/images_per_second"]
+            for entry in map(json.loads, log)
+            if "train/images_per_second" in entry
+        }
+        first, last = min(rates), max(rates)  # what the run did until the first entry warmed it up
+        rate = (last - first) / (last / rates[last] - first / rates[first])
+        rows.append(
+            row("processes", number, "tokenizer training", "images/s", rate, rows[0]["measured"] if rows else rate)
+        )
+    return rows
+
+
+def stack(name: str) -> Row:
+    """Where memory goes, by the plan: MiB. The last part is what drawing 16 images keeps, beside the weights."""
+    config, shape, batch = STACKS[name]
+    counted, cache = count(config, shape, 0, batch), count_decoding(config, shape, 0, 1).cache_bytes
+    weights = BYTES * counted.parameters
+    parts = {
+        "weights": weights,
+        "their mean": weights,
+        "AdamW": 2 * weights,
+        "gradients": weights,
+        "activations": counted.activation_bytes,
+        "passing": max(0, counted.peak_bytes - weights - counted.activation_bytes),
+        "16 caches": 16 * cache,
+    }
+    return {"name": name} | {part: size / 2**20 for part, size in parts.items()}
+
+
+def table(results: Results) -> str:
+    lines = ["| | | measured | by the plan | plan / measured |", "|---|---|---|---|---|"]
+    for each in results["rows"]:
+        measured, predicted, unit = each["measured"], each["predicted"], each["unit"]
+        share = "" if measured is None else f"{predicted / measured:.2f}"
+        shown = "" if measured is None else f"{measured:,.4g} {unit}"
+        lines.append(
+            f"| {each['curve']} {each['x']:,} | {each['what']} | {shown} | {predicted:,.4g} {unit} | {share} |"
+        )
+    parts = [part for part in results["memory"][0] if part != "name"]
+    lines += ["", f"| memory by the plan, MiB | {' | '.join(parts)} |", "|---" * (len(parts) + 1) + "|"]
+    for each in results["memory"]:
+        lines.append(f"| {each['name']} | " + " | ".join(f"{each[part]:,.0f}" for part in parts) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draw", action="store_true", required=True, help="draw docs/growth.png")
+    parser.add_argument("--results", type=Path, help="a growth.json; default: the newest under benchmarks/results")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "growth.png")
+    options = parser.parse_args()
+    written = sorted(RESULTS.glob("*/growth.json"), key=lambda path: path.stat().st_mtime)
+    if options.results is None and not written:
+        parser.error("there are no results; first run `python -m benchmarks.run growth`")
+    draw(json.loads((options.results or written[-1]).read_text(encoding="utf-8")), options.out)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What precisions other than float32 change in a trained prior.   python -m benchmarks.precision --prior RUN [-n 256]
+
+On the first n images of the prior's validation split, codes decoded one by one: bits per token, how often the likeliest
+code is the same as in float32, and the distance of the logits, relative to their deviation. And of n samples with the
+same noise (top_p 0.9): the share of codes and of pictures that differ. One different code changes those after it, so
+that does not say that the pictures are worse.
+"""
+
+import argparse
+from functools import partial
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from sampling.choose import ChooseConfig, choose
+from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data.pictures import normalise
+from stage2_prior.base import Decoder
+from stage2_prior.generation import generate
+from stage2_prior.likelihood import bits, nats_of
+from stage2_prior.prior import LoadedPrior, labels_for, load_prior
+from stage2_prior.products import Precision
+
+COMPARED: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+
+
+@torch.inference_mode()
+def logits_of(decoder: Decoder, codes: Tensor, labels: Tensor) -> Tensor:
+    """Decode given codes (B, h, w, K) -> logits (B, L, V)."""
+    decoding, found = decoder.begin(labels), []
+    for code in rearrange(codes, "B h w K -> (h w K) B"):
+        found.append(decoding.logits())
+        decoding.append(code)
+    return torch.stack(found, dim=1)
+
+
+@torch.inference_mode()
+def validation_codes(prior: LoadedPrior, n: int) -> tuple[Tensor, Tensor]:
+    """Codes (n, h, w, K) and labels (n,) of the first validation images."""
+    pictures = build_pictures(data_config(prior.data, str(prior.path)), "validation", seed=0)
+    pixels, own = pictures.batch(np.arange(min(n, len(pictures))))
+    return prior.tokenizer.tokenizer.encode_codes(normalise(pixels)), torch.from_numpy(
+        labels_for(prior, pictures.classes)
+    )[own]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", required=True, help="a stage-two run's folder")
+    parser.add_argument("-n", type=int, default=256)
+    options = parser.parse_args()
+    prior = load_prior(options.prior)
+    codes, labels = validation_codes(prior, options.n)
+    noise = torch.rand(
+        len(codes), prior.model.shape.length, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    pick = partial(choose, config=ChooseConfig(top_p=0.9))
+    logits, samples = {}, {}
+    print("precision  bits per token  likeliest the same  logits apart  other codes  other pictures")
+    for precision in COMPARED:
+        decoder = prior.model.decoder(precision)
+        logits[precision] = logits_of(decoder, codes, labels)
+        samples[precision] = generate(prior.model, labels, noise, pick, decoder=decoder)
+        found, wanted = logits[precision], logits["float32"]
+        differs = samples[precision] != samples["float32"]
+        print(
+            f"{precision:9} {bits(float(nats_of(found, codes).mean())):15.4f} "
+            f"{float((found.argmax(-1) == wanted.argmax(-1)).float().mean()):19.1%} "
+            f"{float((found - wanted).std() / wanted.std()):13.2e} {float(differs.float().mean()):12.1%} "
+            f"{float(differs.flatten(1).any(dim=1).float().mean()):15.1%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Training steps of a GPT: stage two's, against a textbook GPT (nanoGPT's form) and x-transformers as they come.
+
+12 layers of 512 with 8 heads over 256 codes of 1,024; equal numbers of weights (the feed-forward networks of ours have
+three matrices) and of operations, both recorded. A step: forward, cross entropy, backward, AdamW, in torch's own form
+for the peers and fused for ours; nothing is compiled, clipped or logged. First, ours must have the loss and the
+gradients of x-transformers' own layers with the same weights.
+
+Ours asks glibc to keep freed memory. That is for a whole process, so there are two that make steps when told to,
+one that keeps it and one that does not; for comparison, ours is in the other too, and the textbook in both. The floor
+is a step's operations at the rate of a large matrix product. Memory: what the first step adds, in a process of its own.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import compare, measure_floors, synchronise
+from benchmarks.memory import peak_of
+from benchmarks.peers import Size
+from benchmarks.peers.libraries import XTransformers
+from benchmarks.peers.textbook import TextbookGpt
+from benchmarks.record import Results
+from stage1_tokenizer import processor
+from stage1_tokenizer.optim import OptimConfig, build_optimizer
+from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.gpt import Gpt, GptConfig
+from stage2_prior.likelihood import token_loss
+from stage2_prior.transformer import DecoderLayer
+
+FULL, SMALL = Size(), Size(layers=1, width=64, heads=2, side=4, vocabulary=32)
+RATE = 1e-4
+SAME = 1e-5
+
+
+class Way(NamedTuple):
+    """What is trained, and how."""
+
+    name: str
+    flash: bool = False
+    keeps: bool = False
+    """Freed memory, in the process."""
+    bfloat16: bool = False
+
+    @property
+    def label(self) -> str:
+        usual = self.name == OURS.name
+        memory = "" if self.keeps == usual else ", keeping memory" if self.keeps else ", not keeping memory"
+        return f"{self.name}{', flash' if self.flash else ''}{memory}, {'bfloat16' if self.bfloat16 else 'float32'}"
+
+
+TEXTBOOK, LIBRARY, OURS = Way("textbook"), Way("x-transformers"), Way("ours", keeps=True)
+FLASH = LIBRARY._replace(flash=True)
+
+
+def ways(device: torch.device) -> list[Way]:
+    """Those that mean something on this device."""
+    entrants = [TEXTBOOK, LIBRARY, FLASH, OURS]
+    if device.type == "cpu":
+        entrants += [TEXTBOOK._replace(keeps=True), OURS._replace(keeps=False)]
+    if torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else processor.has_bfloat16():
+        entrants += [way._replace(bfloat16=True) for way in (TEXTBOOK, LIBRARY, FLASH, OURS)]
+    else:
+        print("bfloat16 is emulated here and left out")
+    return entrants
+
+
+def build(way: Way, size: Size, batch: int, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """A model of random weights, and its loss of one batch, which is the same for all."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(size.vocabulary, (batch, size.tokens), generator=generator).to(device)
+    torch.manual_seed(0)
+    if way.name == "ours":
+        gated = round(size.gated / 8) * 8  # rows of whole vectors
+        config = GptConfig(layers=size.layers, width=size.width, heads=size.heads, feed_forward=gated)
+        prior = Gpt(config, TokenShape(size.side, size.side, 1, size.vocabulary), classes=0).to(device)
+        codes, labels = ids.view(batch, size.side, size.side, 1), ids.new_zeros(batch)
+        return prior, lambda: token_loss(prior(codes, labels), codes)
+    if way.name == "x-transformers":
+        options = {"attn_flash": True} if way.flash else {}
+        wrapper = XTransformers(replace(size, classes=0), options).wrapper.to(device)
+        return wrapper, lambda: wrapper(ids)  # computes all positions, and drops the last one's logits
+    model = TextbookGpt(size).to(device)
+    before = ids.roll(1, dims=1)
+    return model, lambda: F.cross_entropy(model(before).flatten(0, 1), ids.flatten())
+
+
+def stepping(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], None]:
+    """A training step."""
+    model, loss = build(way, size, batch, device)
+    optimizer: torch.optim.Optimizer = (
+        build_optimizer(model, OptimConfig(lr=RATE))
+        if way.name == "ours"
+        else torch.optim.AdamW(model.parameters(), lr=RATE)
+    )
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=way.bfloat16):
+            value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronise()
+
+    return step
+
+
+def alone(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], None]:
+    """For a process of its own, in which memory is measured."""
+    if way.keeps:
+        processor.keep_freed_memory()
+    stepping(way, SMALL, 1, device)()  # so that code and thread pools are there
+    return stepping(way, size, batch, device)
+
+
+def work(pipe: Connection, entrants: list[Way], size: Size, batch: int, device: torch.device) -> None:
+    """A process, of ways that are all keeping memory or all not: builds them, says so, and makes steps of those
+    whose label it is told, until that is None."""
+    if entrants[0].keeps:
+        processor.keep_freed_memory()
+    steps = {way.label: stepping(way, size, batch, device) for way in entrants}
+    pipe.send(None)
+    while (label := pipe.recv()) is not None:
+        steps[label]()
+        pipe.send(None)
+
+
+class Worker:
+    """That process, seen from here."""
+
+    def __init__(self, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()  # so that a process that died is the end of the pipe
+        self._pipe.recv()
+
+    def step(self, label: str) -> None:
+        self._pipe.send(label)
+        self._pipe.recv()
+
+    def end(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
+
+
+def apart_from_library(size: Size, device: torch.device) -> float:
+    """The largest distance between ours and x-transformers' own layers, of the loss or a parameter's gradient, as a
+    share of its norm."""
+    model, loss = build(OURS, size, 2, device)
+    found = []
+    for forward in (DecoderLayer.forward, super(DecoderLayer, DecoderLayer).forward):
+        with patch.object(DecoderLayer, "forward", forward):
+            value = loss()
+            found.append([value.detach(), *torch.autograd.grad(value, list(model.parameters()))])
+    return max(float((one - other).norm() / other.norm()) for one, other in zip(*found, strict=True) if other.any())
+
+
+def amount(way: Way, size: Size) -> dict[str, int]:
+    """Weights, and operations for each token of a step, as torch counts them (attention without regard to the mask)."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(processor, "prefers_onednn", return_value=False))  # which it cannot count
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        model, loss = build(way, size, 1, torch.device("cpu"))
+        loss().backward()  # type: ignore[no-untyped-call]
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "operations_per_token": counter.get_total_flops() // size.tokens,
+    }
+
+
+def measure(device: torch.device, small: bool) -> Results:
+    size, repeats = (SMALL, 1) if small else (FULL, 5)
+    batch = 2 if small else 64 if device.type == "cuda" else 8
+    apart = apart_from_library(size, device)
+    assert apart < SAME, f"{apart:.1e} apart from x-transformers' layers, so times would say nothing"
+    print(f"loss and gradients {apart:.1e} apart from x-transformers' layers", flush=True)
+    amounts = {way.name: amount(way, size) for way in (TEXTBOOK, LIBRARY, OURS)}
+    entrants = ways(device)
+    floors = measure_floors(device, small)
+    workers = {
+        keeps: Worker([way for way in entrants if way.keeps == keeps], size, batch, device) for keeps in (False, True)
+    }
+    took = compare({way.label: partial(workers[way.keeps].step, way.label) for way in entrants}, repeats)
+    for worker in workers.values():
+        worker.end()
+    tokens = batch * size.tokens
+    rows = []
+    for way in entrants:
+        rate = floors.bfloat16 if way.bfloat16 else floors.float32
+        floor_s = floors.seconds(amounts[way.name]["operations_per_token"] * tokens, 0.0, rate)
+        peers = {other.name: took[other.label].median for other in (TEXTBOOK, LIBRARY)}
+        if way.bfloat16:
+            peers = {other.name: took[other._replace(bfloat16=True).label].median for other in (TEXTBOOK, LIBRARY)}
+        each = took[way.label]
+        rows.append(
+            {
+                "way": way.label,
+                **each.row(),
+                "tokens_per_s": tokens / each.median,
+                "times": {name: seconds / each.median for name, seconds in peers.items()},
+                "times_float32": {name: took[Way(name).label].median / each.median for name in peers},
+                "over_floor": each.median / floor_s,
+                "peak_mib": None if small else peak_of(device, alone, way, size, batch, device),
+            }
+        )
+        print(f"{way.label}: {rows[-1]['tokens_per_s']:,.0f} tokens/s", flush=True)
+    return {
+        "equal": apart < SAME,
+        "apart": apart,
+        "size": asdict(size),
+        "batch": batch,
+        "amounts": amounts,
+        "rows": rows,
+    }
+
+
+def table(results: Results) -> str:
+    size = results["size"]
+    lines = [
+        "| a training step | tokens/s | times textbook | times x-transformers | time over floor | peak, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+        times = " | ".join(f"{row['times'][name]:.2f}" for name in (TEXTBOOK.name, LIBRARY.name))
+        lines.append(
+            f"| {row['way']} | {row['tokens_per_s']:,.0f} ± {row['spread']:.0%} | {times} | {row['over_floor']:.2f} "
+            f"| {memory} |"
+        )
+    amounts = ", ".join(
+        f"{name} {each['parameters'] / 1e6:.1f} and {each['operations_per_token'] / 1e6:.0f}"
+        for name, each in results["amounts"].items()
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{size['layers']} layers of {size['width']}, {size['side'] ** 2} codes of {size['vocabulary']:,}, batch "
+            f"{results['batch']}. Millions of weights, and of operations for each token: {amounts}. Times: over the "
+            f"peer in the same precision. Ours and x-transformers' own layers are {results['apart']:.0e} apart "
+            "(relative, loss and gradients).",
+        ]
+    )

@@ -1,0 +1,104 @@
+"""Run benchmarks.   python -m benchmarks.run [NAME ...] [--small]
+
+Each NAME is a module beside this one, which says in its first lines what it compares with what. It checks first that
+all ways give equal results, then times them in turn, and prints a table; the figures go to results/MACHINE/NAME.json,
+and every machine's tables into docs/performance.md. `--small` shrinks everything to seconds, to see that it works:
+nothing is written then, unless --out names a folder.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from benchmarks.measure import measure_floors
+from benchmarks.record import RESULTS, Results, machine, machine_name, write
+
+NAMES = ("gpt_decoding", "pixelcnn", "quantizer", "tokenizer", "training_step", "prior_training", "growth")
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+
+
+class Benchmark(Protocol):
+    """What each module of NAMES has."""
+
+    def measure(self, device: torch.device, small: bool) -> Results:
+        """Check that the ways agree, time them, and give figures that JSON can hold. Prints as it goes."""
+        ...
+
+    def table(self, results: Results) -> str:
+        """The figures as Markdown, from what `measure` gave, on whatever machine."""
+        ...
+
+
+def benchmark(name: str) -> Benchmark:
+    """The module of that name."""
+    module: Benchmark = import_module(f"benchmarks.{name}")
+    return module
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all of them")
+    parser.add_argument("--small", action="store_true", help="everything tiny: does it work?")
+    parser.add_argument("--cpu", action="store_true", help="although there is a GPU")
+    parser.add_argument("--out", type=Path, help="folder for the JSON files; default: benchmarks/results/MACHINE")
+    parser.add_argument("--tables", action="store_true", help="only write the tables of docs/performance.md anew")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    if options.tables:
+        write_tables()
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+    print(f"{machine_name()}: {machine()}")
+    folder = options.out or (None if options.small else RESULTS / machine_name())
+    for name in options.names or NAMES:
+        began = time.perf_counter()
+        floors = measure_floors(device, options.small)
+        print(f"\n== {name}\n{floors.text()}", flush=True)
+        module = benchmark(name)
+        results = {"floors": floors.row(), **module.measure(device, options.small)}
+        results["took_s"] = round(time.perf_counter() - began)
+        print(f"\n{module.table(results)}\n{results['took_s']} s", flush=True)
+        if folder is not None:
+            print(f"written: {write(folder, name, results)}")
+    if folder is not None and folder.parent == RESULTS:
+        write_tables()
+
+
+def write_tables() -> None:
+    """Put the tables of all committed results between the marks of docs/performance.md."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name in NAMES:
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        before, _, rest = page.partition(begin)
+        _, found, after = rest.partition(end)
+        assert found, f"{PAGE} has no {begin.strip()} ... {end}"
+        page = before + begin + "\n" + "\n".join(tables(name)) + "\n" + end + after
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def tables(name: str) -> list[str]:
+    """One piece of Markdown for each machine on which the benchmark ran."""
+    pieces = []
+    for path in sorted(RESULTS.glob(f"*/{name}.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        on = results["machine"]
+        floors = results["floors"]
+        bfloat16 = f"{floors['bfloat16_gflops']:,.0f}" if floors["bfloat16_gflops"] else "emulated"
+        pieces.append(
+            f"**{on.get('gpu', on['processor'])}** ({on['instructions']}, {on['threads']} threads, "
+            f"torch {on['torch']}; floors: {floors['float32_gflops']:,.0f} GFLOP/s float32, {bfloat16} bfloat16, "
+            f"{floors['memory_gb_per_s']:,.0f} GB/s; {results['took_s']} s)\n\n{benchmark(name).table(results)}\n"
+        )
+    return pieces
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""A full training step of a VQGAN, generator and discriminator, against the step of the textbooks.
+
+The textbook step is that of taming-transformers in plain PyTorch: lambda by two `autograd.grad` calls from the losses
+to the last layer (`retain_graph`), then backward through everything once more; the autoencoder runs again for the
+discriminator; the lpips package; Adam. Ours goes back through LPIPS and the discriminator once, down to the
+reconstruction, and once through the decoder; the discriminator learns from the same reconstruction; tensors are
+channels_last and AdamW is fused. So that one sees what comes from the memory layout alone, the textbook step is timed
+in channels_last too.
+
+The same networks, weights and batch. First the generator's gradients must be equal, each parameter's to 1e-5 of its
+norm (both in channels_last: another layout sums in another order, and a ReLU or a max-pooling near a tie then decides
+otherwise). Neither step clips, checks for NaN or keeps a running mean of the weights.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models.vgg import cfgs, make_layers
+
+from benchmarks.measure import compare
+from benchmarks.memory import peak_of
+from benchmarks.record import Results
+from stage1_tokenizer import processor
+from stage1_tokenizer.bottlenecks.vq import VqConfig
+from stage1_tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
+from stage1_tokenizer.losses import (
+    PixelConfig,
+    adaptive_weight,
+    adversarial_loss,
+    discriminator_loss,
+    generator_loss,
+    pulled_back,
+    reconstruction_loss,
+)
+from stage1_tokenizer.networks.vqgan import VqganNetworkConfig
+from stage1_tokenizer.optim import OptimConfig, build_optimizer
+from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
+from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
+
+PIXEL = PixelConfig(l1=1.0, l2=0.0)
+OPTIM = OptimConfig(lr=1e-5)
+SAME = 1e-5
+WAYS = ("textbook", "textbook, channels_last", "ours")
+BFLOAT16 = ("textbook, bfloat16", "ours, bfloat16")
+
+
+class Size(NamedTuple):
+    batch: int
+    side: int
+    channels: int
+    multipliers: tuple[int, ...]
+    latent_channels: int
+    codes: int
+    repeats: int
+
+
+FULL = Size(batch=8, side=64, channels=64, multipliers=(1, 1, 2, 2, 4), latent_channels=256, codes=1024, repeats=7)
+SMALL = Size(batch=2, side=32, channels=8, multipliers=(1, 2), latent_channels=8, codes=16, repeats=1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, and what it works with. `backward` leaves the generator's gradients and returns the
+    reconstruction and lambda; `update` is the whole step."""
+
+    tokenizer: Tokenizer
+    critic: PatchDiscriminator
+    perceptual: nn.Module
+    optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer
+    x: Tensor
+    bfloat16: bool
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def backward(self) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def update(self) -> None:
+        x_hat, _ = self.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.judge(x_hat)
+        self.critic_optimizer.step()
+        self.critic_optimizer.zero_grad()
+
+    def judge(self, x_hat: Tensor) -> None:
+        """The discriminator's gradients, from the batch and its reconstruction."""
+        with self.autocast():
+            real, fake = self.critic(self.x, x_hat.detach())
+        torch.autograd.backward(discriminator_loss(real, fake, "hinge").total)
+
+
+class Textbook(Step):
+    def backward(self) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            x_hat, bottlenecked = self.tokenizer(self.x)
+            reconstruction = F.l1_loss(x_hat.float(), self.x) + self.perceptual(self.x, x_hat).float().mean()
+            adversarial = adversarial_loss(self.critic, x_hat, "hinge")
+        last = self.tokenizer.decoder.last_weight
+        of_reconstruction = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
+        of_adversarial = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+        weight = (of_reconstruction / (of_adversarial + 1e-6)).clamp(0.0, 1e4).detach()
+        torch.autograd.backward(reconstruction + weight * adversarial + bottlenecked.loss)
+        return x_hat, weight
+
+    def judge(self, x_hat: Tensor) -> None:
+        with self.autocast():
+            x_hat, _ = self.tokenizer(self.x)  # as its new weights make it
+        super().judge(x_hat)
+
+
+class Ours(Step):
+    def backward(self) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            x_hat, bottlenecked = self.tokenizer(self.x)
+            x_hat = x_hat.float()
+            image = x_hat.detach().requires_grad_()
+            reconstruction, parts = reconstruction_loss(self.x, image, PIXEL, self.perceptual, 1.0)
+            adversarial = adversarial_loss(self.critic, image, "hinge")
+        reconstruction, adversarial = (pulled_back(loss, image, x_hat) for loss in (reconstruction, adversarial))
+        weight = adaptive_weight(reconstruction, adversarial, self.tokenizer.decoder.last_weight)
+        torch.autograd.backward(generator_loss(reconstruction, parts, bottlenecked, adversarial, weight).total)
+        return x_hat, weight
+
+
+def build(way: str, size: Size, device: torch.device) -> Step:
+    """The same weights and batch whatever the way."""
+    torch.manual_seed(0)
+    network = VqganNetworkConfig(
+        channels=size.channels, multipliers=size.multipliers, latent_channels=size.latent_channels
+    )
+    vq = VqConfig(codebook_size=size.codes, update="gradient", kmeans_init=False, revive_below=0.0)
+    config = TokenizerConfig(image_size=(size.side, size.side), image_channels=3, network=network, bottleneck=vq)
+    ours = way.startswith("ours")
+    layout = torch.contiguous_format if way == "textbook" else torch.channels_last
+    tokenizer = Tokenizer(config).to(device)
+    critic = PatchDiscriminator(DiscriminatorConfig(), 3).to(device)
+    metric = random_perceptual(size).to(device)
+    perceptual = metric if ours else metric.lpips
+    for module in (tokenizer, critic, perceptual):
+        module.to(memory_format=layout)
+    x = torch.rand(size.batch, 3, size.side, size.side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    optimizer, critic_optimizer = (
+        build_optimizer(module, OPTIM)
+        if ours
+        else torch.optim.Adam(module.parameters(), lr=OPTIM.lr, betas=OPTIM.betas)
+        for module in (tokenizer, critic)
+    )
+    x = x.to(device).contiguous(memory_format=layout)
+    kind = Ours if ours else Textbook
+    bfloat16 = way.endswith("bfloat16")
+    return kind(tokenizer, critic, perceptual, optimizer, critic_optimizer, x, bfloat16)
+
+
+def random_perceptual(size: Size) -> Perceptual:
+    """LPIPS-VGG with a backbone of random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vgg.safetensors"
+        save_file({f"features.{name}": tensor for name, tensor in make_layers(cfgs["D"]).state_dict().items()}, path)
+        return Perceptual(PerceptualConfig(weight=1.0, weights=str(path)), (size.side, size.side))
+
+
+def gradients_apart(ours: Step, theirs: Step) -> tuple[float, float]:
+    """Largest distance between a parameter's two gradients, as a share of its norm; and that of lambda.
+
+    Of a bias before a norm the gradient is 0 but for rounding, so no norm counts as less than 1/100 of all.
+    """
+    weights = [float(step.backward()[1]) for step in (ours, theirs)]
+    gradients = [[p.grad for p in step.tokenizer.parameters() if p.grad is not None] for step in (ours, theirs)]
+    least = 1e-2 * torch.nn.utils.get_total_norm(gradients[1])
+    pairs = zip(*gradients, strict=True)
+    apart = [float((mine - other).norm() / other.norm().clamp_min(least)) for mine, other in pairs]
+    for step in (ours, theirs):
+        step.optimizer.zero_grad()
+        assert all(parameter.grad is None for parameter in step.critic.parameters())
+    return max(apart), abs(weights[0] / weights[1] - 1.0)
+
+
+def parts_of(ours: Ours, theirs: Textbook) -> dict[str, Callable[[], object]]:
+    """What a step is made of. Each call goes forward and back."""
+    x = ours.x
+
+    def autoencoder() -> None:
+        x_hat, bottlenecked = ours.tokenizer(x)
+        torch.autograd.backward(F.l1_loss(x_hat, x) + bottlenecked.loss)
+        ours.optimizer.zero_grad()
+
+    def at_image(loss: Callable[[Tensor], Tensor]) -> None:
+        torch.autograd.backward(loss((0.9 * x).requires_grad_()))
+
+    def judge() -> None:
+        ours.judge(0.9 * x)
+        ours.critic_optimizer.zero_grad()
+
+    def update(step: Step) -> None:
+        for parameter in step.tokenizer.parameters():
+            parameter.grad = parameter.detach()
+        step.optimizer.step()
+        step.optimizer.zero_grad()
+
+    return {
+        "autoencoder": autoencoder,
+        "LPIPS": lambda: at_image(lambda x_hat: ours.perceptual(x, x_hat)),
+        "LPIPS, the package": lambda: at_image(lambda x_hat: theirs.perceptual(x, x_hat).mean()),
+        "discriminator, for the generator": lambda: at_image(partial(adversarial_loss, ours.critic, kind="hinge")),
+        "discriminator, its own": judge,
+        "AdamW, fused": lambda: update(ours),
+        "Adam": lambda: update(theirs),
+    }
+
+
+def one_step(way: str, size: Size, device: torch.device) -> Callable[[], object]:
+    """For a process of its own, in which memory is measured."""
+    return build(way, size, device).update
+
+
+def measure(device: torch.device, small: bool) -> Results:
+    size = SMALL if small else FULL
+    native = device.type == "cuda" or processor.has_bfloat16()
+    if not native:
+        print("bfloat16 is emulated here and left out")
+    steps = {way: build(way, size, device) for way in (*WAYS, *(BFLOAT16 if native else ()))}
+    apart, lambda_apart = gradients_apart(steps["ours"], steps["textbook, channels_last"])
+    assert max(apart, lambda_apart) < SAME, f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}"
+    print(f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}", flush=True)
+    took = compare({way: step.update for way, step in steps.items()}, size.repeats)
+    rows: list[dict[str, Any]] = [
+        {
+            "way": way,
+            **each.row(),
+            "times": took["textbook"].median / each.median,
+            "peak_mib": peak_of(device, one_step, way, size, device),
+        }
+        for way, each in took.items()
+    ]
+    ours, theirs = steps["ours"], steps["textbook"]
+    assert isinstance(ours, Ours)
+    assert isinstance(theirs, Textbook)
+    parts = compare(parts_of(ours, theirs), size.repeats)
+    return {
+        "size": size._asdict(),
+        "gradients_apart": apart,
+        "lambda_apart": lambda_apart,
+        "rows": rows,
+        "parts": {name: each.row() for name, each in parts.items()},
+    }
+
+
+def table(results: Results) -> str:
+    size = results["size"]
+    lines = ["| step | ms | times as fast | peak, MiB |", "|---|---|---|---|"]
+    for row in results["rows"]:
+        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+        lines.append(
+            f"| {row['way']} | {row['median_s'] * 1e3:,.0f} ± {row['spread']:.0%} | {row['times']:.2f} | {memory} |"
+        )
+    parts = ", ".join(f"{name} {row['median_s'] * 1e3:,.1f}" for name, row in results["parts"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{size['side']}x{size['side']}, batch {size['batch']}, {size['channels']} channels times "
+            f"{' '.join(map(str, size['multipliers']))}. The generator's gradients are "
+            f"{results['gradients_apart']:.0e} apart, lambda {results['lambda_apart']:.0e} (relative). "
+            f"Parts of ours in float32, alone, forward and back, ms: {parts}.",
+        ]
+    )

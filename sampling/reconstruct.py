@@ -1,0 +1,188 @@
+"""Pictures -> codes -> pictures.   python sampling/reconstruct.py --tokenizer RUN [PICTURE OR FOLDER ...]
+
+Pictures of any size, each encoded and decoded at its own, in tiles where it is larger than one; without any, validation
+pictures of the tokenizer's own data. Writes OUT/000000.png, ... and OUT/figures.json, and prints how near the
+reconstructions are to the originals and how many bits their codes take.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from einops import rearrange
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
+from pydantic_settings import CliPositionalArg
+from torch import Tensor
+from tqdm import tqdm
+
+from sampling.picture_files import open_folder, rows_of, save_png
+from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data.decode import EXTENSIONS, decode
+from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
+from stage1_tokenizer.errors import ConfigError, run_command
+from stage1_tokenizer.metrics import psnr
+from stage1_tokenizer.run import start_accelerator
+from stage1_tokenizer.ssim import ssim
+from stage1_tokenizer.tiles import Tiles, decode_codes, encode_codes, tiles_for
+from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
+
+VALIDATION = 64
+"""Pictures of the validation split, unless a number is given."""
+COLUMNS = ("psnr", "ssim", "bits", "height", "width")
+
+
+class ReconstructConfig(CommandConfig):
+    """Encode pictures with a tokenizer, and decode them again."""
+
+    tokenizer: str
+    """A stage-one run's folder, or its tokenizer.safetensors."""
+    pictures: CliPositionalArg[tuple[str, ...]] = ()
+    """Pictures and folders of pictures; none: validation pictures of the tokenizer's own data set."""
+    n: PositiveInt | None = None
+    """Only the first n; null: all that are given, or 64 validation pictures."""
+    tile: PositiveInt | None = None
+    """Pixels a side of a tile; null: the size of training, or more where the network has no normalisation. A picture
+    that is no larger goes whole."""
+    overlap: NonNegativeInt | None = None
+    """Pixels by which neighbouring tiles overlap, at least; null: a quarter of a tile, or just enough for the result
+    of the whole picture where the network allows it."""
+    beside: bool = False
+    """Each original on the left of its reconstruction, in one file."""
+    out: str | None = None
+    """Folder for the pictures; default: a new numbered folder under reconstructed/ in the tokenizer's."""
+
+
+class Originals(NamedTuple):
+    """The pictures, to be read one at a time."""
+
+    names: list[str]
+    read: Callable[[int], Picture]
+    """Of a number: (H, W, C) uint8."""
+
+
+def main() -> None:
+    config = parse_command_line(ReconstructConfig)
+    accelerator = start_accelerator()
+    loaded = LoadedTokenizer.load(config.tokenizer, accelerator.device)
+    tiles = tiles_for(loaded.tokenizer.config, config.tile, config.overlap)
+    originals = given_pictures(config, loaded) if config.pictures else validation_pictures(config, loaded)
+    out = open_folder(config.out, loaded.path.parent, accelerator, "reconstructed")
+    number = len(originals.names)
+    accelerator.print(f"reconstructing {number} pictures with {loaded.path} (step {loaded.step}) to {out}")
+
+    began = time.monotonic()
+    figures = torch.zeros(number, len(COLUMNS), dtype=torch.float64)
+    mine = share(number, accelerator.process_index, accelerator.num_processes)
+    for index in tqdm(mine, unit="picture", disable=None if accelerator.is_main_process else True):
+        picture = originals.read(index)
+        made, *values = reconstruct(accelerator, loaded.tokenizer, picture, tiles)
+        save_png(out / f"{index:06d}.png", rows_of([[picture, made]]) if config.beside else made)
+        figures[index] = torch.tensor([*values, *picture.shape[:2]], dtype=torch.float64)
+    figures = accelerator.reduce(figures.to(accelerator.device), "sum").cpu()
+    if accelerator.is_main_process:
+        finish(config, loaded, tiles, originals.names, figures, out)
+        seconds = time.monotonic() - began
+        print(f"{number} pictures in {seconds:.1f} s ({number / max(seconds, 1e-9):.1f} pictures/s): {out}")
+    accelerator.end_training()
+
+
+@torch.inference_mode()
+def reconstruct(
+    accelerator: Accelerator, tokenizer: Tokenizer, picture: Picture, tiles: Tiles
+) -> tuple[Picture, float, float, float]:
+    """A picture (H, W, C) uint8 -> its reconstruction, of the same size, PSNR (dB), SSIM, and the bits of its codes
+    (nan where the latent is continuous).
+
+    Sides that the factor does not divide are continued by reflection, and cropped again. Codes are always computed in
+    float32: in bfloat16 some would be other codes. Decoding follows Accelerate's precision.
+    """
+    factor = tokenizer.config.network.factor
+    height, width = picture.shape[:2]
+    whole = np.pad(picture, ((0, -height % factor), (0, -width % factor), (0, 0)), mode="reflect")
+    x = normalise(torch.from_numpy(whole)[None].permute(0, 3, 1, 2).to(accelerator.device))  # (1, C, H', W')
+    bits = float("nan")
+    if tokenizer.bottleneck.depth:
+        codes = encode_codes(tokenizer, x, tiles)  # (1, h, w, K)
+        bits = codes.numel() * float(np.log2(tokenizer.shape.V))
+        with accelerator.autocast():
+            x_hat = decode_codes(tokenizer, codes, tiles)
+    else:
+        z_q = tiles.encode(lambda tile: rearrange(tokenizer.encode(tile).z_q, "B D h w -> B h w D"), x, factor)
+        with accelerator.autocast():
+            x_hat = tiles.decode(lambda tile: tokenizer.decode(rearrange(tile, "B h w D -> B D h w")), z_q, factor)
+    x, x_hat = x[:, :, :height, :width], x_hat[:, :, :height, :width].float()
+    made: NDArray[np.uint8] = to_uint8(x_hat)[0].permute(1, 2, 0).cpu().numpy()
+    return made, float(psnr(x, x_hat)), float(ssim(x, x_hat)), bits
+
+
+def given_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
+    """The files named on the command line, and those of the folders named there.
+
+    Raises:
+        ConfigError: there is no such file or folder, or no picture in a folder.
+    """
+    paths: list[Path] = []
+    for source in map(Path, config.pictures):
+        found = [source] if source.is_file() else sorted(source.rglob("*")) if source.is_dir() else []
+        found = [path for path in found if path == source or path.suffix.lower() in EXTENSIONS]
+        if not found:
+            reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
+            raise ConfigError(f"pictures {source}: {reason} (looked for {', '.join(sorted(EXTENSIONS))})")
+        paths += found
+    paths = paths[: config.n]
+    channels = loaded.tokenizer.config.image_channels
+    return Originals([str(path) for path in paths], lambda index: decode(paths[index], channels))
+
+
+def validation_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
+    """The first pictures of the validation split of the tokenizer's training."""
+    data = data_config(loaded.data, str(loaded.path))
+    split = build_pictures(data, "validation", seed=0)
+    number = min(config.n or VALIDATION, len(split))
+
+    def read(index: int) -> Picture:
+        pixels, _ = split.batch(np.array([index]))
+        picture: Picture = rearrange(pixels, "1 C H W -> H W C").numpy()
+        return picture
+
+    return Originals([f"validation picture {index} of {data.kind}" for index in range(number)], read)
+
+
+def finish(
+    config: ReconstructConfig, loaded: LoadedTokenizer, tiles: Tiles, names: list[str], figures: Tensor, out: Path
+) -> None:
+    """Write figures.json, and print the means."""
+    rows: list[dict[str, Any]] = []
+    for index, (name, values) in enumerate(zip(names, figures.tolist(), strict=True)):
+        row = dict(zip(COLUMNS, values, strict=True))
+        bits = None if np.isnan(row["bits"]) else row["bits"]
+        per_pixel = None if bits is None else bits / (row["height"] * row["width"])
+        size = {"height": int(row["height"]), "width": int(row["width"])}
+        quality = {"psnr": row["psnr"], "ssim": row["ssim"]}
+        rows.append(
+            {"file": f"{index:06d}.png", "of": name, **size, **quality, "bits": bits, "bits_per_pixel": per_pixel}
+        )
+    mean = {name: float(figures[:, COLUMNS.index(name)].mean()) for name in ("psnr", "ssim")}
+    factor = loaded.tokenizer.config.network.factor
+    used = {"tile": [side * factor for side in tiles.size], "overlap": tiles.overlap * factor}
+    settings: dict[str, Any] = {**config.tree(), "tokenizer": str(loaded.path), "step": loaded.step, **used}
+    written = {"settings": settings, "mean": mean, "pictures": rows}
+    write_file(out / "figures.json", json.dumps(written, indent=1).encode())
+    print(f"PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
+    if rows[0]["bits"] is not None:
+        bits = sum(row["bits"] for row in rows) / len(rows)
+        per_pixel = sum(row["bits_per_pixel"] for row in rows) / len(rows)
+        print(f"{bits:,.0f} bits per picture, {per_pixel:.3f} per pixel (log2 V for each code)")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,143 @@
+"""sampling/reconstruct.py: pictures of any size there and back, its figures, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stage1_tokenizer.bottlenecks.kl import KlConfig
+from stage1_tokenizer.data.pictures import normalise, to_uint8
+from stage1_tokenizer.ssim import ssim
+from tests.artefacts import pixels_of, write_image_folder, write_tokenizer
+from tests.commands import Ended, names_of, run
+
+
+def reconstruct(tokenizer: Path, out: Path, *arguments: object) -> Ended:
+    return run(
+        names_of("sampling/reconstruct.py")["main"], "--tokenizer", tokenizer, "--out", out, *map(str, arguments)
+    )
+
+
+def figures(out: Path) -> Any:
+    return json.loads((out / "figures.json").read_text(encoding="utf-8"))
+
+
+def draw(path: Path, height: int, width: int, mode: str = "RGB") -> Path:
+    noise = np.random.default_rng(height).integers(0, 256, size=(height // 4 + 1, width // 4 + 1, 3)).astype(np.uint8)
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(path)
+    return path
+
+
+def test_a_picture_comes_back_in_its_own_size(tmp_path: Path) -> None:
+    """Of a size that no factor divides and no tile holds: continued by reflection, encoded, decoded, cropped."""
+    loaded = write_tokenizer(tmp_path)
+    picture = draw(tmp_path / "a.png", 53, 39)
+    ended = reconstruct(tmp_path, tmp_path / "out", picture, "--tile", 32, "--overlap", 8)
+    assert ended.code == 0, ended.err
+    made = pixels_of(tmp_path / "out/000000.png")
+    assert made.shape == (53, 39, 3)
+
+    original = pixels_of(picture)
+    continued = np.pad(original, ((0, 3), (0, 1), (0, 0)), mode="reflect")
+    x = normalise(torch.from_numpy(continued)[None].permute(0, 3, 1, 2))
+    with torch.no_grad():
+        whole = to_uint8(loaded.tokenizer.decode_codes(loaded.tokenizer.encode_codes(x)))[0].permute(1, 2, 0).numpy()
+    inside = (slice(0, 8), slice(0, 8))  # far from every seam of the tiles
+    assert np.abs(whole[inside].astype(int) - made[inside].astype(int)).max() <= 1
+
+    found = figures(tmp_path / "out")
+    (row,) = found["pictures"]
+    assert (row["file"], row["of"], row["height"], row["width"]) == ("000000.png", str(picture), 53, 39)
+    assert row["bits"] == 14 * 10 * 4, "one code of 16 for each 4x4 pixels"
+    assert row["bits_per_pixel"] == pytest.approx(560 / (53 * 39))
+    assert found["mean"] == {"psnr": row["psnr"], "ssim": row["ssim"]}
+    assert f"PSNR {row['psnr']:.2f} dB" in ended.out
+    error = ((original.astype(float) - made) ** 2).mean()
+    assert row["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.05), "up to the rounding to eight bits"
+    assert (found["settings"]["tile"], found["settings"]["overlap"]) == ([32, 32], 8)
+
+
+def test_folders_and_files_in_the_order_given(tmp_path: Path) -> None:
+    """Sub-folders too; -n stops after the first ones, and --beside puts the original on the left."""
+    write_tokenizer(tmp_path)
+    write_image_folder(tmp_path / "photos", ("cat", "dog"), per_class=2, size=(12, 20))
+    last = draw(tmp_path / "last.png", 10, 9, "L")
+    ended = reconstruct(tmp_path, tmp_path / "out", tmp_path / "photos", last, "--beside")
+    assert ended.code == 0, ended.err
+    rows = figures(tmp_path / "out")["pictures"]
+    assert [Path(row["of"]).relative_to(tmp_path).as_posix() for row in rows] == [
+        *(f"photos/{name}/0{number}.png" for name in ("cat", "dog") for number in range(2)),
+        "last.png",
+    ]
+    both = pixels_of(tmp_path / "out/000000.png")
+    assert np.array_equal(both[2:14, 2:22], pixels_of(tmp_path / "photos/cat/00.png"))
+    assert both.shape == (16, 46, 3)
+    assert reconstruct(tmp_path, tmp_path / "two", tmp_path / "photos", "-n", 2).code == 0
+    assert len(figures(tmp_path / "two")["pictures"]) == 2
+
+
+def test_without_a_picture_the_validation_split_is_reconstructed(tmp_path: Path) -> None:
+    """That of the training, into a numbered folder in the run's."""
+    loaded = write_tokenizer(tmp_path)
+    ended = run(names_of("sampling/reconstruct.py")["main"], "--tokenizer", tmp_path)
+    assert ended.code == 0, ended.err
+    rows = figures(tmp_path / "reconstructed/001")["pictures"]
+    assert [row["of"] for row in rows] == [f"validation picture {index} of shapes" for index in range(7)]
+    assert {row["bits"] for row in rows} == {loaded.tokenizer.shape.length * 4.0}
+
+
+def test_a_continuous_latent_is_reconstructed_without_bits(tmp_path: Path) -> None:
+    """A VAE too has something to show; it has no codes whose bits could be counted."""
+    write_tokenizer(tmp_path, bottleneck=KlConfig())
+    ended = reconstruct(tmp_path, tmp_path / "out", draw(tmp_path / "a.png", 40, 36), "--tile", 32)
+    assert ended.code == 0, ended.err
+    (row,) = figures(tmp_path / "out")["pictures"]
+    assert row["bits"] is row["bits_per_pixel"] is None
+    assert "bits" not in ended.out
+    assert pixels_of(tmp_path / "out/000000.png").shape == (40, 36, 3)
+
+
+def test_wrong_usage_is_one_message(tmp_path: Path) -> None:
+    """Exit code 2 before anything is written; 3 for a file that is no picture."""
+    write_tokenizer(tmp_path)
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    for arguments, message in (
+        ((tmp_path / "none.png",), "there is no such file or folder"),
+        ((tmp_path / "empty",), "holds no pictures"),
+        (("--tile", 30), "tile 30: must be a multiple of the tokenizer's factor 4; the nearest are 28 and 32"),
+        (("--tile", 32, "--overlap", 20), "more than half"),
+    ):
+        ended = reconstruct(tmp_path, out, *arguments)
+        assert (ended.code, message in ended.err) == (2, True), ended.err
+        assert not out.exists()
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    assert reconstruct(tmp_path, out, tmp_path / "bad.png").code == 3
+
+
+def test_ssim_is_the_formula_of_the_paper() -> None:
+    """Equation 13 window by window, in numpy; and 1 for equal images, less for a blurred one."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, size=(2, 3, 14, 13))
+    y = np.clip(0.7 * x + 0.3 * rng.uniform(-1, 1, size=x.shape), -1, 1)
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
+    window /= window.sum()
+    expected = []
+    for a, b in zip(x, y, strict=True):
+        values = []
+        for channel, down, right in np.ndindex(3, 4, 3):
+            p, q = (image[channel, down : down + 11, right : right + 11] for image in (a, b))
+            mean_p, mean_q = (window * p).sum(), (window * q).sum()
+            var_p, var_q = (window * (p - mean_p) ** 2).sum(), (window * (q - mean_q) ** 2).sum()
+            cov = (window * (p - mean_p) * (q - mean_q)).sum()
+            top = (2 * mean_p * mean_q + 0.0004) * (2 * cov + 0.0036)
+            values.append(top / ((mean_p**2 + mean_q**2 + 0.0004) * (var_p + var_q + 0.0036)))
+        expected.append(np.mean(values))
+    assert ssim(torch.from_numpy(x), torch.from_numpy(y)).tolist() == pytest.approx(expected, abs=1e-4)
+    assert ssim(torch.from_numpy(x), torch.from_numpy(x)).tolist() == pytest.approx([1.0, 1.0])
+    assert ssim(torch.ones(1, 1, 4, 3), torch.ones(1, 1, 4, 3)).tolist() == pytest.approx([1.0]), "smaller than 11x11"
