@@ -5,18 +5,14 @@ three matrices) and of operations, both recorded. A step: forward, cross entropy
 for the peers and fused for ours; nothing is compiled, clipped or logged. First, ours must have the loss and the
 gradients of x-transformers' own layers with the same weights.
 
-Ours asks glibc to keep freed memory. That is for a whole process, so there are two that make steps when told to,
-one that keeps it and one that does not; for comparison, ours is in the other too, and the textbook in both. The floor
-is a step's operations at the rate of a large matrix product. Memory: what the first step adds, in a process of its own.
+The floor is a step's operations at the rate of a large matrix product. Memory: what the first step adds, in a process
+of its own.
 """
 
-import multiprocessing
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -47,26 +43,20 @@ class Way(NamedTuple):
 
     name: str
     flash: bool = False
-    keeps: bool = False
-    """Freed memory, in the process."""
     bfloat16: bool = False
 
     @property
     def label(self) -> str:
-        usual = self.name == OURS.name
-        memory = "" if self.keeps == usual else ", keeping memory" if self.keeps else ", not keeping memory"
-        return f"{self.name}{', flash' if self.flash else ''}{memory}, {'bfloat16' if self.bfloat16 else 'float32'}"
+        return f"{self.name}{', flash' if self.flash else ''}, {'bfloat16' if self.bfloat16 else 'float32'}"
 
 
-TEXTBOOK, LIBRARY, OURS = Way("textbook"), Way("x-transformers"), Way("ours", keeps=True)
+TEXTBOOK, LIBRARY, OURS = Way("textbook"), Way("x-transformers"), Way("ours")
 FLASH = LIBRARY._replace(flash=True)
 
 
 def ways(device: torch.device) -> list[Way]:
     """Those that mean something on this device."""
     entrants = [TEXTBOOK, LIBRARY, FLASH, OURS]
-    if device.type == "cpu":
-        entrants += [TEXTBOOK._replace(keeps=True), OURS._replace(keeps=False)]
     if torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else processor.has_bfloat16():
         entrants += [way._replace(bfloat16=True) for way in (TEXTBOOK, LIBRARY, FLASH, OURS)]
     else:
@@ -116,42 +106,8 @@ def stepping(way: Way, size: Size, batch: int, device: torch.device) -> Callable
 
 def alone(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], None]:
     """For a process of its own, in which memory is measured."""
-    if way.keeps:
-        processor.keep_freed_memory()
     stepping(way, SMALL, 1, device)()  # so that code and thread pools are there
     return stepping(way, size, batch, device)
-
-
-def work(pipe: Connection, entrants: list[Way], size: Size, batch: int, device: torch.device) -> None:
-    """A process, of ways that are all keeping memory or all not: builds them, says so, and makes steps of those
-    whose label it is told, until that is None."""
-    if entrants[0].keeps:
-        processor.keep_freed_memory()
-    steps = {way.label: stepping(way, size, batch, device) for way in entrants}
-    pipe.send(None)
-    while (label := pipe.recv()) is not None:
-        steps[label]()
-        pipe.send(None)
-
-
-class Worker:
-    """That process, seen from here."""
-
-    def __init__(self, *arguments: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
-        self._process.start()
-        theirs.close()  # so that a process that died is the end of the pipe
-        self._pipe.recv()
-
-    def step(self, label: str) -> None:
-        self._pipe.send(label)
-        self._pipe.recv()
-
-    def end(self) -> None:
-        self._pipe.send(None)
-        self._process.join()
 
 
 def apart_from_library(size: Size, device: torch.device) -> float:
@@ -188,12 +144,7 @@ def measure(device: torch.device, small: bool) -> Results:
     amounts = {way.name: amount(way, size) for way in (TEXTBOOK, LIBRARY, OURS)}
     entrants = ways(device)
     floors = measure_floors(device, small)
-    workers = {
-        keeps: Worker([way for way in entrants if way.keeps == keeps], size, batch, device) for keeps in (False, True)
-    }
-    took = compare({way.label: partial(workers[way.keeps].step, way.label) for way in entrants}, repeats)
-    for worker in workers.values():
-        worker.end()
+    took = compare({way.label: stepping(way, size, batch, device) for way in entrants}, repeats)
     tokens = batch * size.tokens
     rows = []
     for way in entrants:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import compare, seconds
 from benchmarks.memory import peak_of
@@ -225,10 +226,21 @@ def measure(device: torch.device, small: bool) -> Results:
         timed = compare({name: partial(way[what], given) for name, way in ways.items()}, size.repeats)
         rows += [{"what": what, "way": name, **took.row()} for name, took in timed.items()]
     results["rows"] = rows
+    results["operations"] = operations(quick, x, codes)
     peaks: list[float | None] = []
     took_s = seconds(lambda: peaks.append(peak_of(device, prepare, size, device)))
     results["large"] = {"seconds_with_start": took_s, "peak_mib": peaks[0]}
     return results
+
+
+def operations(model: Tokenizer, x: Tensor, codes: Tensor) -> dict[str, int]:
+    """Multiplications and additions of our encoding and decoding, as torch counts them."""
+    counted = {}
+    for what, call in {"encode": partial(model.encode_codes, x), "decode": partial(model.decode_codes, codes)}.items():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        counted[what] = counter.get_total_flops()
+    return counted
 
 
 def prepare(size: Size, device: torch.device) -> Callable[[], object]:
@@ -257,13 +269,16 @@ def table(results: Results) -> str:
             base = medians.get((what, f"{PEER}, float32"))
             times.append(f"{base / medians[what, way]:.2f}x" if base else "-")
         lines.append(f"| {way} | {cells[0]} | {cells[1]} | {', '.join(times)} |")
+    rate = results["floors"]["float32_gflops"] * 1e9
+    over = [medians[what, f"{OURS}, float32"] * rate / results["operations"][what] for what in ("encode", "decode")]
     large = results["large"]
     peak = "unknown" if large["peak_mib"] is None else f"{large['peak_mib']:,.0f} MiB"
     lines += [
         "",
         f"{size['side']}x{size['side']} pixels, batch {size['batch']}, factor {2 ** (len(size['multipliers']) - 1)}, "
-        f"{size['channels']} channels. One image of {size['large']}x{size['large']} in tiles of {size['tile']}, there "
-        f"and back: {large['seconds_with_start']:.0f} s with the start of its process, at most {peak} above weights "
-        "and image.",
+        f"{size['channels']} channels. Ours in float32 takes {over[0]:.2f} and {over[1]:.2f} times as long as its "
+        f"operations would at the rate of a large matrix product. One image of {size['large']}x{size['large']} in "
+        f"tiles of {size['tile']}, there and back: {large['seconds_with_start']:.0f} s with the start of its process, "
+        f"at most {peak} above weights and image.",
     ]
     return "\n".join(lines)

@@ -32,6 +32,7 @@ def start_accelerator() -> Accelerator:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_default_precision())
     if accelerator.device.type == "cpu":
         _use_all_cores(accelerator.num_processes)
+        processor.keep_freed_memory()
     started = int(os.environ.get("WORLD_SIZE") or 1)
     if started != accelerator.num_processes:
         raise ConfigError(

@@ -42,7 +42,7 @@ class Operation(NamedTuple):
     bf16: bool
     """Whether it computes in bfloat16."""
     flops: int
-    """Multiplications and additions of matrix products and convolutions."""
+    """Multiplications and additions of matrix products and convolutions; of causal attention the half that counts."""
     bytes: int
     """Read and written."""
     elements: int
@@ -93,6 +93,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         changes = func._schema.is_mutable
         packet = func._overloadpacket
         flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
+        if _is_causal(func, args, kwargs):  # whose kernels leave out what lies after
+            flops //= 2
         kind = KINDS.get(packet.__name__, "other")
         moved = 0
         if made or changes:  # else it is a view
@@ -123,6 +125,14 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self._alive_bytes -= size
+
+
+def _is_causal(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    names = [argument.name for argument in func._schema.arguments]
+    if "is_causal" not in names:
+        return False
+    place = names.index("is_causal")
+    return bool(args[place] if place < len(args) else kwargs.get("is_causal", False))
 
 
 def size_of(tensor: Tensor) -> int:
