@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.record import Results
 
@@ -49,7 +50,8 @@ def _curve(axes: Axes, points: list[dict[str, Any]], x_name: str, title: str) ->
     axes.set_xlabel(x_name)
     axes.grid(visible=True, which="major", color="#e0e0e0", linewidth=0.6)
     measured = [(point["x"], point["measured"]) for point in points if point["measured"] is not None]
-    planned = [(point["x"], point["predicted"]) for point in points]
+    # The plan knows no processes.
+    planned = [(point["x"], point["predicted"]) for point in points if point["curve"] != "processes"]
     for drawn, colour, style, name, aside, place in (
         (measured, MEASURED, "o-", "measured", (-5, 6), "right"),
         (planned, PLANNED, "s--", "plan", (6, -11), "left"),
@@ -64,6 +66,10 @@ def _curve(axes: Axes, points: list[dict[str, Any]], x_name: str, title: str) ->
     ticks = [point["x"] for point in points]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.5, high * 1.5)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0,)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
 
 
 def _stacks(axes: Axes, stacks: list[dict[str, Any]]) -> None:

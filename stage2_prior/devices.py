@@ -5,10 +5,10 @@
 (Williams et al., "Roofline", 2009). The rates come from a short measurement (`here`), from a table of published peaks,
 or by hand. Small calls reach less than large ones, so a rate is a curve over the size of a call.
 
-How true it is: on one thread of an AMD EPYC (Zen 3), in processor time beside other programs, training steps of the
-presets for shapes, CIFAR-10 and MNIST were predicted at 0.93 to 1.23 of what they took, sampling at 0.6 to 1.6, since
-most of sampling is the cost of calls, which varies with what else runs. `benchmarks/growth.py` measures it anew. What
-is said of GPUs was not compared with any.
+How true it is, by `benchmarks/growth.py` on two cores of an AMD EPYC (Zen 3): steps of GPTs over grids of 8x8 to 64x64
+codes were predicted at 0.97 to 1.28 of what they took, at batches of 1 to 256 at 0.90 to 1.08, sampling at 0.84 to
+1.14. Steps with codebooks of 2^15 and more take longer than predicted: 0.6. Beside other programs sampling was off by up
+to six times, since most of it is the cost of calls. What is said of GPUs was not compared with any.
 """
 
 import math
