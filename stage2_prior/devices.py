@@ -7,8 +7,8 @@ or by hand. Small calls reach less than large ones, so a rate is a curve over th
 
 How true it is, by `benchmarks/growth.py` on two cores of an AMD EPYC (Zen 3): steps of GPTs over grids of 8x8 to 64x64
 codes were predicted at 0.97 to 1.28 of what they took, at batches of 1 to 256 at 0.90 to 1.08, sampling at 0.84 to
-1.14. Steps with codebooks of 2^15 and more take longer than predicted: 0.6. Beside other programs sampling was off by up
-to six times, since most of it is the cost of calls. What is said of GPUs was not compared with any.
+1.14. Steps with codebooks of 2^15 and more take longer than predicted: 0.6. Beside other programs sampling was off by
+up to six times, since most of it is the cost of calls. What is said of GPUs was not compared with any.
 """
 
 import math
