@@ -43,11 +43,14 @@ updates)
         read -r backend mode <<<"$way"
         name=updates-$backend-$mode
         train "$name" "$steps" "$backend" "$mode"
-        "$python" - "$out/runs/$name/metrics.jsonl" "$way" <<'PYTHON'
+        "$python" - "$out/runs/$name/metrics.jsonl" "$batch" "$way" <<'PYTHON'
 import json, sys
-rows = [json.loads(line) for line in open(sys.argv[1])]
-last = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row][-1]
-print(f"{sys.argv[2]}: {last:,.0f} images/s, start included")
+log, batch, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+rows = [row for row in map(json.loads, open(log)) if "train/images_per_second" in row]
+# The log's rate counts from the start of the process; between two entries there is no compiling any more.
+seen = [(row["step"] * batch, row["step"] * batch / row["train/images_per_second"]) for row in rows]
+(images, began), (later, ended) = seen[len(seen) // 2 - 1] if len(seen) > 1 else (0, 0.0), seen[-1]
+print(f"{way}: {(later - images) / (ended - began):,.0f} images/s, {(ended - began) / (later - images) * batch * 1e3:.2f} ms an update")
 PYTHON
     done
     ;;
