@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.costs import count
 from stage2_prior.gpt import GptConfig
@@ -92,16 +94,25 @@ def test_activations_are_what_autograd_keeps() -> None:
     assert count(CONFIGS[0], SHAPE, 7, 8).activation_bytes == pytest.approx(real + log_probabilities, rel=0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("size", "millions"), [("b", 111), ("l", 343), ("xl", 775), ("xxl", 1411)])
 def test_the_llamagen_presets_have_llamagens_sizes(size: str, millions: int) -> None:
     """Sun et al. 2024, table 1: 111M, 343M, 775M and 1.4B parameters; nothing of that size is ever allocated."""
     preset = ROOT / f"configs/stage2/imagenet256_llamagen_{size}.yaml"
+    config = parse_command_line(PlanConfig, ["--config", str(preset)])
+    with FakeTensorMode():
+        prior = build_prior(config.prior, TokenShape(16, 16, 1, 16384), 1000)
+    assert parameters_of(prior) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.slow
+def test_the_command_counts_a_preset_of_that_size() -> None:
+    """The whole way, and the plan's parameters are those of the prior."""
+    preset = ROOT / "configs/stage2/imagenet256_llamagen_b.yaml"
     ended = run(main, "--config", preset, "--shape", "16,16,1,16384", "--classes", 1000, "--batch_size", 8)
     assert ended.code == 0, ended.err
     found = re.search(r"^parameters +([\d,]+)$", ended.out, flags=re.MULTILINE)
     assert found is not None
-    assert int(found.group(1).replace(",", "")) / 1e6 == pytest.approx(millions, rel=0.005)
+    assert int(found.group(1).replace(",", "")) / 1e6 == pytest.approx(111, rel=0.005)
 
 
 def test_the_shape_comes_from_a_tokenizer_or_by_hand(tmp_path: Path) -> None:
