@@ -115,6 +115,7 @@ def report(config: PlanConfig, shape: TokenShape, counted: Counts, in_bf16: Coun
     on_disk = disk(config, shape, counted.parameters)
     cache = count_decoding(config.prior, shape, config.classes, 1).cache_bytes
     tokens = f"{size(on_disk.tokens)} for the tokens, " if on_disk.tokens else ""
+    copies = 2 if isinstance(config.prior, GptConfig) else 1
     lines = {
         "codes": f"{shape.h}x{shape.w} positions, {shape.K} of {shape.V} each: {shape.length} tokens per image",
         "parameters": f"{counted.parameters:,}",
@@ -125,7 +126,8 @@ def report(config: PlanConfig, shape: TokenShape, counted: Counts, in_bf16: Coun
         f"{size(counted.state_bytes)} for weights, AdamW and the weights' mean, the rest for gradients and "
         f"activations of {micro} images, of which {size(counted.activation_bytes)}, "
         f"{size(in_bf16.activation_bytes)} with bf16, wait for the backward pass",
-        "sampling memory": f"{size(BYTES * counted.parameters)} for weights, and {size(cache)} per image",
+        "sampling memory": f"{size(copies * BYTES * counted.parameters)} for weights"
+        f"{' and their copy that decodes' if copies == 2 else ''}, and {size(cache)} per image",
         "disk": f"{tokens}{size(on_disk.weights)} for weights, {size(on_disk.states)} for {config.keep} states",
     }
     show(lines)
