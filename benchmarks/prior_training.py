@@ -57,7 +57,7 @@ FLASH = LIBRARY._replace(flash=True)
 def ways(device: torch.device) -> list[Way]:
     """Those that mean something on this device."""
     entrants = [TEXTBOOK, LIBRARY, FLASH, OURS]
-    if torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else processor.has_bfloat16():
+    if processor.has_bfloat16(device):
         entrants += [way._replace(bfloat16=True) for way in (TEXTBOOK, LIBRARY, FLASH, OURS)]
     else:
         print("bfloat16 is emulated here and left out")

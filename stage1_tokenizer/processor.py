@@ -14,8 +14,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3), from its malloc.h."""
 
 
-def has_bfloat16() -> bool:
-    """Whether bfloat16 products are computed natively (AVX-512 BF16 or AMX); elsewhere they are emulated, slowly."""
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are computed natively (on a CPU: AVX-512 BF16 or AMX); elsewhere they are emulated,
+    slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

@@ -52,12 +52,8 @@ def _default_precision() -> str | None:
     chosen on processors that compute in it (more than twice as fast there); elsewhere it would be emulated."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return None
-    native = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if torch.cuda.is_available()
-        else processor.has_bfloat16()
-    )
-    return "bf16" if native else "no"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16" if processor.has_bfloat16(device) else "no"
 
 
 def _use_all_cores(processes: int) -> None:

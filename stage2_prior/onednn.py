@@ -28,13 +28,13 @@ class OneDnnLinear(nn.Linear):
 
     def _serves(self, x: Tensor) -> bool:
         return (
-            x.device.type == "cpu"
+            not torch.compiler.is_compiling()  # the compiler makes that choice itself, and cannot trace the others
+            and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.numel() >= MIN_ROWS * self.in_features
             and processor.prefers_onednn()
             and is_there()
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()  # the compiler makes that choice itself
         )
 
 

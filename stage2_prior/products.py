@@ -51,7 +51,7 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Product | None:
     On an AMD processor with AVX2, 16 rows took 0.6 to 0.8 times as long as by MKL, and 1 or 64 rows the same; with
     AVX-512, half as long.
     """
-    wanted = processor.is_amd() if weight.dtype == torch.float32 else processor.has_bfloat16()
+    wanted = processor.is_amd() if weight.dtype == torch.float32 else processor.has_bfloat16(weight.device)
     if weight.dtype not in (torch.float32, torch.bfloat16) or not (wanted and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return None
     try:
