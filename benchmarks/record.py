@@ -2,13 +2,14 @@
 
 import json
 import os
-import platform
 import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from stage1_tokenizer.comparison_table import processor
 
 RESULTS = Path(__file__).parent / "results"
 Results = dict[str, Any]
@@ -17,7 +18,7 @@ Results = dict[str, Any]
 def machine() -> dict[str, Any]:
     """What the figures depend on, as far as one can ask."""
     described: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
@@ -42,9 +43,3 @@ def write(folder: Path, name: str, results: Results) -> Path:
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def _processor() -> str:
-    description = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", description.read_text()) if description.is_file() else []
-    return names[0].strip() if names else platform.processor() or platform.machine()

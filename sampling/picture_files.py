@@ -1,4 +1,4 @@
-"""From codes or noise to files: decoding in chunks of one size, the folder, the PNGs, the grid."""
+"""From codes or noise to files, and where files are: decoding in chunks of one size, the folder, the PNGs, the grid."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from stage1_tokenizer.data.decode import EXTENSIONS
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.errors import ConfigError, StorageError
 
@@ -96,3 +97,18 @@ def rows_of(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
             top, left = down * (height + 2) + 2, right * (width + 2) + 2
             grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return grid
+
+
+def picture_paths(source: Path, option: str) -> list[Path]:
+    """The file itself, or the pictures in a folder and those below it.
+
+    Raises:
+        ConfigError: neither exists, or there are none; `option` is named.
+    """
+    if source.is_file():
+        return [source]
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in EXTENSIONS) if source.is_dir() else []
+    if not found:
+        reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
+        raise ConfigError(f"{option} {source}: {reason} (looked for {', '.join(sorted(EXTENSIONS))})")
+    return found

@@ -21,14 +21,14 @@ from pydantic_settings import CliPositionalArg
 from torch import Tensor
 from tqdm import tqdm
 
-from sampling.picture_files import open_folder, rows_of, save_png
+from sampling.picture_files import open_folder, picture_paths, rows_of, save_png
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
-from stage1_tokenizer.data.decode import EXTENSIONS, decode
+from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
-from stage1_tokenizer.errors import ConfigError, run_command
+from stage1_tokenizer.errors import run_command
 from stage1_tokenizer.metrics import psnr
 from stage1_tokenizer.run import start_accelerator
 from stage1_tokenizer.ssim import ssim
@@ -130,14 +130,7 @@ def given_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> Origin
     Raises:
         ConfigError: there is no such file or folder, or no picture in a folder.
     """
-    paths: list[Path] = []
-    for source in map(Path, config.pictures):
-        found = [source] if source.is_file() else sorted(source.rglob("*")) if source.is_dir() else []
-        found = [path for path in found if path == source or path.suffix.lower() in EXTENSIONS]
-        if not found:
-            reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
-            raise ConfigError(f"pictures {source}: {reason} (looked for {', '.join(sorted(EXTENSIONS))})")
-        paths += found
+    paths = [path for source in config.pictures for path in picture_paths(Path(source), "pictures")]
     paths = paths[: config.n]
     channels = loaded.tokenizer.config.image_channels
     return Originals([str(path) for path in paths], lambda index: decode(paths[index], channels))

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sampling.picture_files import picture_paths
 from sampling.sampler import Sampler
 from stage1_tokenizer.data import build_pictures, data_config
-from stage1_tokenizer.data.decode import EXTENSIONS, decode
+from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.pictures import resize
-from stage1_tokenizer.errors import ConfigError
 from stage2_prior.prior import label_of, labels_for
 
 
@@ -34,7 +34,7 @@ def read_pictures(sampler: Sampler, source: str | None, n: int, class_: str | No
     """
     given = None if class_ is None else label_of(class_, sampler.prior.classes)
     if source is not None:
-        paths = _paths(Path(source))[:n]
+        paths = picture_paths(Path(source), "images")[:n]
         channels = sampler.prior.tokenizer.tokenizer.config.image_channels
         pictures = [_fitted(resize(decode(path, channels), sampler.size), sampler.size) for path in paths]
         label = labels_for(sampler.prior, ())[0] if given is None else given
@@ -46,16 +46,6 @@ def read_pictures(sampler: Sampler, source: str | None, n: int, class_: str | No
     names = [f"validation picture {index} of {data.kind}" for index in indices]
     own = labels_for(sampler.prior, split.classes)[labels.numpy()] if given is None else np.full(len(indices), given)
     return ToComplete(pixels.permute(0, 2, 3, 1).numpy(), own, names)
-
-
-def _paths(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in EXTENSIONS) if source.is_dir() else []
-    if not found:
-        reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
-        raise ConfigError(f"images {source}: {reason} (looked for {', '.join(sorted(EXTENSIONS))})")
-    return found
 
 
 def _fitted(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
