@@ -26,7 +26,7 @@ from stage1_tokenizer.config import CommandConfig, Config, parse_command_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.errors import ConfigError, run_command
-from stage1_tokenizer.run import start_accelerator
+from stage1_tokenizer.launch import start_accelerator
 
 
 class GrowConfig(Config):

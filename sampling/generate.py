@@ -24,7 +24,7 @@ from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.errors import run_command
-from stage1_tokenizer.run import start_accelerator
+from stage1_tokenizer.launch import start_accelerator
 from stage2_prior.prior import LoadedPrior
 
 MEANS_NOTHING = {

@@ -29,8 +29,8 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
 from stage1_tokenizer.errors import run_command
+from stage1_tokenizer.launch import start_accelerator
 from stage1_tokenizer.metrics import psnr
-from stage1_tokenizer.run import start_accelerator
 from stage1_tokenizer.ssim import ssim
 from stage1_tokenizer.tiles import Tiles, decode_codes, encode_codes, tiles_for
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer

@@ -27,15 +27,24 @@ class BadFileError(UserError):
 
 
 class DivergedError(UserError):
-    """Training produced a loss that is not finite; the last checkpoint is intact."""
+    """Training produced losses that are not finite, step after step; the last checkpoint is intact."""
 
     exit_code = 4
 
 
 class StorageError(UserError):
-    """The disk is full or cannot be written to."""
+    """The disk is full or cannot be written to, or the machine's memory is spent."""
 
     exit_code = 5
+
+
+class InterruptionError(UserError):
+    """The command was asked to stop, by SIGTERM or Ctrl-C; what it has done is on disk and the same command goes on.
+
+    The code is EX_TEMPFAIL: schedulers can tell it from failure, and queue the job again.
+    """
+
+    exit_code = 75
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from stage1_tokenizer.alarms.latents import Codes
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.checkpoint import Part, write_weights
+from stage1_tokenizer.checkpoint import write_weights
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures
@@ -30,6 +30,7 @@ from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.discriminator import PatchDiscriminator
 from stage1_tokenizer.errors import run_command
 from stage1_tokenizer.finite import FiniteGuard, clip
+from stage1_tokenizer.launch import check_batch_size, check_share, start_accelerator
 from stage1_tokenizer.losses import (
     AdversarialConfig,
     DiscriminatorLoss,
@@ -47,8 +48,9 @@ from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
-from stage1_tokenizer.run import Run, check_batch_size, check_share, start_accelerator
+from stage1_tokenizer.run import Run
 from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, TokenizerConfig
 from stage1_tokenizer.validation import pairs, validate
 

@@ -28,8 +28,8 @@ from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.errors import BadFileError, ConfigError, run_command
+from stage1_tokenizer.launch import start_accelerator
 from stage1_tokenizer.metrics import CodeUse, psnr
-from stage1_tokenizer.run import start_accelerator
 from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class
 from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run
 from stage2_prior.tokens import check_fits

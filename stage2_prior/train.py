@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import Part, write_file, write_weights
+from stage1_tokenizer.checkpoint import write_file, write_weights
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, data_config
@@ -23,10 +23,12 @@ from stage1_tokenizer.data.order import BatchOrder, Places, share
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import run_command
 from stage1_tokenizer.finite import FiniteGuard, clip
+from stage1_tokenizer.launch import check_batch_size, start_accelerator
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from stage1_tokenizer.run import Run, check_batch_size, start_accelerator
+from stage1_tokenizer.run import Run
 from stage1_tokenizer.seeds import derive_seed, uniforms
+from stage1_tokenizer.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.base import Prior
 from stage2_prior.baselines import bigram_bits

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from stage1_tokenizer.bottlenecks.kl import LOG_VARIANCE, KlBottleneck, KlConfig
-from stage1_tokenizer.checkpoint import load_state, save_state
+from stage1_tokenizer.state import load_state, save_state
 
 D = 6
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torchvision.models import alexnet
 from torchvision.models.vgg import cfgs, make_layers
 
-from stage1_tokenizer.checkpoint import save_state
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.optim import OptimConfig, build_optimizer
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
+from stage1_tokenizer.state import save_state
 
 Net = Literal["alex", "vgg"]
 FILES: dict[Net, str] = {"alex": "lpips_alex_features.safetensors", "vgg": "lpips_vgg16_features_fp16.safetensors"}

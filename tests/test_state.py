@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from stage1_tokenizer.checkpoint import Part, load_state, newest_state, save_state
 from stage1_tokenizer.errors import BadFileError, StorageError
 from stage1_tokenizer.optim import OptimConfig, build_optimizer
+from stage1_tokenizer.state import Part, load_state, newest_state, save_state
 
 
 def parts(seed: int = 0, steps: int = 3) -> dict[str, Part]:

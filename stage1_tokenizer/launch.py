@@ -1,0 +1,64 @@
+"""How a command joins the processes that a launcher started, and what must hold between their number and the work."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+
+from stage1_tokenizer import processor
+from stage1_tokenizer.errors import ConfigError
+
+
+def start_accelerator() -> Accelerator:
+    """Join the processes that `accelerate launch` or `torchrun` started, on GPUs where there are some, else on CPU.
+
+    Raises:
+        ConfigError: several processes were started, but each would believe itself alone and write the same files.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_default_precision())
+    if accelerator.device.type == "cpu":
+        _use_all_cores(accelerator.num_processes)
+        processor.keep_freed_memory()
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started != accelerator.num_processes:
+        raise ConfigError(
+            f"{started} processes were started, but they form a group of {accelerator.num_processes}; "
+            "on CPU use `accelerate launch --multi_gpu --num_processes N` (it falls back to gloo) or `torchrun`"
+        )
+    accelerator.print(
+        f"processes={accelerator.num_processes} device={accelerator.device} precision={accelerator.mixed_precision} "
+        f"threads={torch.get_num_threads()} "
+        f"backend={torch.distributed.get_backend() if accelerator.num_processes > 1 else 'none'}"
+    )
+    return accelerator
+
+
+def _default_precision() -> str | None:
+    """Precision belongs to Accelerate. Where it was not told any, since the script runs by plain `python`, bfloat16 is
+    chosen on processors that compute in it (more than twice as fast there); elsewhere it would be emulated."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16" if processor.has_bfloat16(device) else "no"
+
+
+def _use_all_cores(processes: int) -> None:
+    """Share the cores among the processes of this machine. `accelerate launch` sets OMP_NUM_THREADS=1 where it was not
+    told a number, and a training on one core of many is not what anyone wants; any other number is left alone."""
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+
+
+def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None:
+    """Raises ConfigError unless processes and micro-batches divide the batch evenly."""
+    if batch_size % (accumulation * processes):
+        raise ConfigError(
+            f"batch_size {batch_size} must be divisible by accumulation x processes = {accumulation} x {processes}"
+        )
+
+
+def check_share(images: int, processes: int) -> None:
+    """Raises ConfigError unless each process has at least one image of the validation split."""
+    if images < processes:
+        raise ConfigError(f"{images} validation images are fewer than the {processes} processes that share them")
