@@ -22,10 +22,11 @@ from sampling.completing import HIDDEN, Margins, Pictures, Task, complete, grow,
 from sampling.picture_files import open_folder, read_png, rows_of, save_png
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, Config, parse_command_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
-from stage1_tokenizer.errors import ConfigError, run_command
+from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.launch import start_accelerator
 
 

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from sampling.noise import NoiseSource
 from sampling.picture_files import grid_of, open_folder, read_png, save_png
 from sampling.sampler import Sampler, SamplingConfig
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.order import share
-from stage1_tokenizer.errors import run_command
 from stage1_tokenizer.launch import start_accelerator
 from stage2_prior.prior import LoadedPrior
 

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from sampling.picture_files import open_folder, picture_paths, rows_of, save_png
 from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
-from stage1_tokenizer.errors import run_command
 from stage1_tokenizer.launch import start_accelerator
 from stage1_tokenizer.metrics import psnr
 from stage1_tokenizer.ssim import ssim

@@ -50,7 +50,7 @@ def test_a_weight_of_zero_is_no_discriminator(tmp_path: Path) -> None:
     """Trap 16: nothing is built, saved or computed for a term that is not in the loss."""
     (seen,) = run_processes(1, train, tmp_path, {"adversarial.weight": 0.0, "adversarial.start": 0})
     assert seen["adaptive_calls"] == 0
-    assert checksums(tmp_path, 4).keys() == {"tokenizer.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    assert not any("discriminator" in name for name in checksums(tmp_path, 4))
 
 
 def test_accumulation_adds_up_to_the_whole_batch(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert not (resumed / "state" / "step-00000010").exists()
     (seen,) = run_processes(1, train, resumed, EVERYTHING_RANDOM, precision=precision)
     assert len(seen["batches"]) == 5, "it continued, and did not begin again"
-    assert len(checksums(whole, 10)) == 5
+    assert len(checksums(whole, 10)) == 7
     for step in (5, 10):
         assert checksums(resumed, step) == checksums(whole, step)
     assert log(resumed) == log(whole)
