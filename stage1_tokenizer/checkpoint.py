@@ -26,6 +26,7 @@ FORMAT = 2
 READABLE = ("1", "2")
 """Formats of weights that this version reads. Those of format 1 have no checksum."""
 Header = dict[str, str]
+SUM = "sha256"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk, a quota or a process's own limit is used up."""
 
@@ -72,9 +73,7 @@ def free_space(path: Path) -> int:
 
 def write_weights(path: Path, module: nn.Module, kind: str, header: Mapping[str, str]) -> None:
     """Write a module's weights with a header that says what they are."""
-    tensors = portable(uncompiled(module).state_dict())
-    full = {"kind": kind, "format": str(FORMAT), **header}
-    write_file(path, serialise(tensors, {**full, "sha256": checksum(tensors, full)}))
+    write_tensors(path, portable(uncompiled(module).state_dict()), {"kind": kind, "format": str(FORMAT), **header})
 
 
 def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
@@ -90,21 +89,29 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
         raise BadFileError(f"{path}: this is {what}, but a {kind} is wanted here")
     if header.get("format") not in READABLE:
         raise BadFileError(f"{path}: has format {header.get('format')}, this version reads {' and '.join(READABLE)}")
-    written = header.pop("sha256", None)
-    if header["format"] != "1" and written != checksum(tensors, header):
-        raise BadFileError(f"{path}: is damaged: its content does not have the checksum (SHA-256) in its header")
-    return tensors, header
+    if header["format"] != "1" and SUM not in header:
+        raise BadFileError(f"{path}: is damaged: its header has no checksum ({SUM})")
+    return tensors, {key: value for key, value in header.items() if key != SUM}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file with a checksum over header and tensors, which `read_tensors` looks at."""
+    write_file(path, serialise(dict(tensors), {**header, SUM: checksum(tensors, header)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Header]:
     """All tensors of a safetensors file, and its header.
 
     Raises:
-        BadFileError: damaged, or not safetensors.
+        BadFileError: damaged, or not safetensors, or not what its checksum says, where it has one.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            header: Header = file.metadata() or {}
+        if SUM in header and header[SUM] != checksum(tensors, header):
+            raise BadFileError(f"{path}: is damaged: its content does not have the checksum ({SUM}) in its header")
+        return tensors, header
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise BadFileError(
             f"{path}: is damaged or is not a safetensors file ({error}); only safetensors are loaded"
@@ -112,8 +119,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Header]:
 
 
 def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """SHA-256 over header and tensors, in the order of their names."""
-    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    """SHA-256 over header (without its own entry) and tensors, in the order of their names."""
+    rest = {key: value for key, value in header.items() if key != SUM}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
-from stage1_tokenizer.checkpoint import checksum, write_weights
+from stage1_tokenizer.checkpoint import SUM, checksum, write_weights
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
@@ -125,8 +125,8 @@ def edit_weights(path: Path, **changed: Tensor) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     assert changed.keys() <= tensors.keys()
     tensors |= changed
-    if header.pop("sha256", None):
-        header["sha256"] = checksum(tensors, header)
+    if SUM in header:
+        header[SUM] = checksum(tensors, header)
     save_file(tensors, path, header)
 
 
