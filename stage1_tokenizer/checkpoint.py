@@ -31,8 +31,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk, a quota or a process's own limit is used up."""
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
+def write_file(path: Path, *data: bytes | memoryview) -> None:
+    """Write a file, these parts one after the other, whole or not at all.
 
     Raises:
         StorageError: no space, or no permission; a former file of this name is untouched.
@@ -41,13 +41,13 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise storage_error(path, error, len(data)) from None
+        raise storage_error(path, error, sum(map(len, data))) from None
     finally:  # after an interruption too
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -96,7 +96,12 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write a safetensors file with a checksum over header and tensors, which `read_tensors` looks at."""
-    write_file(path, serialise(dict(tensors), {**header, SUM: checksum(tensors, header)}))
+    data = memoryview(serialise(dict(tensors), {**header, SUM: checksum(tensors, header)}))
+    # The library writes the header's entries in any order; sorted, what is equal has equal bytes.
+    start = 8 + int.from_bytes(data[:8], "little")
+    text = json.dumps(json.loads(bytes(data[8:start])), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    write_file(path, len(text).to_bytes(8, "little"), text, data[start:])
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Header]:

@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run. It is a convenience: where it cannot be written, the training goes on without it."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ class Events:
             self._try(self._writer.close)
 
     def _open(self, folder: Path, purge_step: int | None) -> None:
+        before = set(threading.enumerate())
         self._writer = SummaryWriter(folder, purge_step=purge_step)
+        # It writes in a thread, whose failure it tells at the next event; the thread's own traceback says no more.
+        threads, others = set(threading.enumerate()) - before, threading.excepthook
+        threading.excepthook = lambda failure: None if failure.thread in threads else others(failure)
 
     def _write(self, method: str, *arguments: Any) -> None:
         if self._writer is not None:

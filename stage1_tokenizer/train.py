@@ -125,12 +125,8 @@ def main() -> None:
     batches = training_batches(train_set, order, first, config.steps, config.data.workers)
     variance = pixel_variance(train_set)
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
-    alarms = build_alarms(
-        config.bottleneck,
-        config.adversarial,
-        config.optim,
-        Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions),
-    )
+    codes = Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
+    alarms = build_alarms(config.bottleneck, config.adversarial, config.optim, codes)
     for entry in run.logged():  # what an uninterrupted run has seen by now
         alarms.look(int(entry["step"]), entry)
     header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
@@ -198,6 +194,8 @@ def main() -> None:
             with torch.no_grad(), accelerator.autocast():
                 latents = torch.cat([tokenizer.encoder(x) for x in micro_batches])
                 bottleneck.start(latents.nan_to_num(posinf=0.0, neginf=0.0))  # the guard will say where they come from
+            if too_few := codes.too_few(config.bottleneck):
+                run.alarm(1, "few vectors", too_few)
 
         seed, batch = derive_seed(config.seed, "model", step, rank), partial(kept, order, step, pixels, labels)
         torch.manual_seed(seed)
@@ -216,8 +214,8 @@ def main() -> None:
             optimizer.step()
             bottleneck.finish_step()
             ema.update(tokenizer, step)
-            for codes in codes_of:
-                use.add(codes)
+            for used in codes_of:
+                use.add(used)
         else:
             bottleneck.drop_step()
         optimizer.zero_grad()

@@ -30,6 +30,15 @@ class Codes(NamedTuple):
     validation: int
     """In the validation split."""
 
+    def too_few(self, bottleneck: BottleneckConfig) -> str | None:
+        """What to say before the first step where k-means has fewer vectors than it is to make codes of."""
+        if not getattr(bottleneck, "kmeans_init", False) or self.per_step >= self.size:
+            return None
+        return (
+            f"the codebook starts from {self.per_step:,} latents, but has {self.size:,} codes: the others start at "
+            "random and have to be revived. Raise batch_size, or lower bottleneck.codebook_size"
+        )
+
 
 class Collapse(Alarm):
     """Most tokens have become one of few codes."""
