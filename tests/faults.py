@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from accelerate import Accelerator
 from torch import Tensor
@@ -143,7 +142,7 @@ def weights_of(accelerator: Accelerator, out: Path, options: dict[str, Any], cha
         change(names, rank)
 
     code, err = trained(accelerator, out, options, changed)
-    arrays: dict[str, Any] = {name: np.array(value) for name, value in kept["tokenizer"].state_dict().items()}
+    arrays: dict[str, Any] = {name: value.numpy().copy() for name, value in kept["tokenizer"].state_dict().items()}
     return {"code": code, "err": err, "weights": arrays}
 
 
