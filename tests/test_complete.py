@@ -249,6 +249,24 @@ def test_what_cannot_be_done_is_one_message(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("data", [b"", b"no picture", b"half"], ids=["empty", "text", "half"])
+def test_bad_pictures_are_refused_before_anything_is_written(folder: Path, tmp_path: Path, data: bytes) -> None:
+    """Fault 18: exit code 3; all that are bad are named, so that they can be taken out at once; no folder is left."""
+    write_image_folder(tmp_path / "own", ("x",), per_class=4)
+    whole = (tmp_path / "own/x/00.png").read_bytes()
+    bad = [tmp_path / "own/x/01.png", tmp_path / "own/x/03.png"]
+    for path in bad:
+        path.write_bytes(whole[: len(whole) // 2] if data == b"half" else data)
+    for arguments in (("--images", tmp_path / "own"), ("--images", bad[1]), ("--mask", bad[1])):
+        ended = command(folder, tmp_path / "o", *arguments)
+        assert ended.code == 3, ended
+        assert "Traceback" not in ended.err
+        assert str(bad[1]) in ended.err
+        assert (str(bad[0]) in ended.err) == (arguments[1] == tmp_path / "own")
+        assert not (tmp_path / "o").exists()
+    assert command(folder, tmp_path / "o", "--images", tmp_path / "own", "-n", 1, "--variants", 1).code == 0
+
+
 def test_a_mask_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
     """Scaling it silently would keep other pixels than were painted."""
     Image.fromarray(np.zeros((12, 8), dtype=np.uint8)).save(tmp_path / "mask.png")

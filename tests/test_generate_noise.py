@@ -172,6 +172,7 @@ FOR_A_PRIOR: dict[str, tuple[object, str]] = {
     "size": ("16,24", "size of training"),
     "window": ("1,2", "size of training"),
     "stride": (2, "size of training"),
+    "precision": ("bfloat16", "a prior's weights"),
     "candidates": (2, "which one is best"),
     "prior": ("runs", "exclude each other"),
 }
@@ -225,4 +226,4 @@ def test_damaged_weights_give_no_pictures(tmp_path: Path) -> None:
     ended = run(main, "--tokenizer", tmp_path, "--out", tmp_path / "out", "-n", 2)
     assert ended.code == 3
     assert f"{loaded.path}: gives numbers that are not finite" in ended.err
-    assert not list((tmp_path / "out").glob("*"))
+    assert not list((tmp_path / "out").glob("*.png"))
