@@ -65,14 +65,15 @@ def check_finite(logits: Tensor) -> Tensor:
 
 
 def sample_softmax(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
-    """The prior's own distribution, unfiltered: logits (B, V), noise (B,) -> codes (B,).
-
-    Raises:
-        NotFiniteError: see `check_finite`.
-    """
+    """The prior's own distribution, unfiltered: logits (B, V), which are finite, noise (B,) -> codes (B,)."""
     del progress
-    check_finite(logits)
     return draw(logits.softmax(dim=-1), noise)
+
+
+def sample_finite(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
+    """The same, of logits that may be anything. Raises NotFiniteError: see `check_finite`."""
+    check_finite(logits)
+    return sample_softmax(logits, noise, progress)
 
 
 @torch.inference_mode()
@@ -80,7 +81,7 @@ def generate(
     prior: Prior,
     labels: Tensor,
     noise: Tensor,
-    choose: Choose = sample_softmax,
+    choose: Choose = sample_finite,
     guidance: Guidance = NO_GUIDANCE,
     grid: Grid | None = None,
     window: Grid | None = None,
@@ -98,6 +99,7 @@ def generate(
     Raises:
         ConfigError: guidance, but the prior has no classes or was trained without label dropout; a window that is
             larger than the trained grid.
+        NotFiniteError: by `sample_finite`, where the prior's logits are not finite.
     """
     check_guidance(prior.config, prior.classes, guidance)
     decoder = decoder or prior.decoder()

@@ -26,7 +26,7 @@ from sampling.picture_files import is_whole, save_png
 from sampling.sampler import Sampler
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.errors import DivergedError
-from stage2_prior.generation import generate, sample_softmax
+from stage2_prior.generation import generate, sample_finite
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
 from tests.artefacts import MAKERS, edit_weights, files_of, noise_of, pictures_of, write_image_folder, write_prior
 from tests.commands import Ended, run, run_script
@@ -401,7 +401,7 @@ def test_fault_45_one_logit_that_is_not_finite_is_enough(value: float, place: in
     logits = torch.zeros(3, 16)
     logits[1, place] = value
     noise = torch.full((3,), 0.5, dtype=torch.float64)
-    choices: list[Callable[..., Tensor]] = [sample_softmax]
+    choices: list[Callable[..., Tensor]] = [sample_finite]
     configs = (ChooseConfig(temperature=0.0), ChooseConfig(), ChooseConfig(top_k=3), ChooseConfig(top_p=0.5, min_p=0.1))
     choices += [partial(choose, config=config) for config in configs]
     for each in choices:
