@@ -23,10 +23,11 @@ from sampling.output import Output, finish, open_output, settings_of
 from sampling.picture_files import read_png, rows_of, save_png, shape_of
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, Config, parse_command_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
-from stage1_tokenizer.errors import ConfigError, run_command
+from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.launch import start_accelerator
 
 GRID = "grid.png"

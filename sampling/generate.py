@@ -22,9 +22,9 @@ from sampling.output import Output, finish, open_output, settings_of
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.order import share
-from stage1_tokenizer.errors import run_command
 from stage1_tokenizer.launch import start_accelerator
 from stage2_prior.prior import LoadedPrior
 

@@ -22,6 +22,7 @@ from sampling.picture_files import Shape, is_whole
 from stage1_tokenizer.checkpoint import sync_folder, write_file
 from stage1_tokenizer.config import Tree, differences
 from stage1_tokenizer.errors import ConfigError, StorageError, UserError
+from stage1_tokenizer.lock import lock_folder
 
 T = TypeVar("T")
 SETTINGS = "settings.json"
@@ -62,7 +63,7 @@ def open_output(
 
     Raises:
         ConfigError: the folder is a file, or holds something else or pictures of other settings (those that differ are
-            listed), or the processes do not have the same settings.
+            listed), or another command is at work there, or the processes do not have the same settings.
         StorageError: it cannot be made or written to.
     """
     everyones: list[Tree] = gather_object([settings])
@@ -130,7 +131,7 @@ def _claim(given: str | None, parent: Path, settings: Tree | None) -> Path:
         out = _numbered(parent, settings) if given is None else _given(Path(given), settings)
     except OSError as error:
         raise StorageError(f"--out {given or parent}: cannot be made or read ({error.strerror})") from None
-    # LOCK: here, before anything in the folder is looked at or written, the main process takes it for itself.
+    lock_folder(out)
     return out
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from stage1_tokenizer.checkpoint import storage_error
 from stage1_tokenizer.data.decode import EXTENSIONS, decode
 from stage1_tokenizer.data.pictures import to_uint8
-from stage1_tokenizer.errors import BadFileError, ConfigError, StorageError
+from stage1_tokenizer.errors import BadFileError, ConfigError
 
 DECODE_CHUNK = 16
 """Pictures are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
@@ -68,10 +69,7 @@ def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
         temporary.write_bytes(encoded.getbuffer())
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}; what is written stays, and where this is mended the same command "
-            "goes on from there"
-        ) from None
+        raise storage_error(path, error, encoded.tell()) from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

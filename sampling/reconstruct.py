@@ -25,12 +25,13 @@ from tqdm import tqdm
 from sampling.output import agreed, open_folder
 from sampling.picture_files import picture_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
-from stage1_tokenizer.errors import BadFileError, run_command
+from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.launch import start_accelerator
 from stage1_tokenizer.metrics import psnr
 from stage1_tokenizer.ssim import ssim

@@ -13,9 +13,10 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from sampling.agreement import agreement
 from sampling.sampler import Sampler
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
-from stage1_tokenizer.errors import ConfigError, run_command
+from stage1_tokenizer.errors import ConfigError
 from stage2_prior.prior import LoadedPrior, load_prior, newest_run
 
 

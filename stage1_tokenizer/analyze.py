@@ -26,10 +26,11 @@ from stage1_tokenizer.analysis.reconstruction import draw_holes, draw_reconstruc
 from stage1_tokenizer.analysis.sheet import Sheet
 from stage1_tokenizer.analysis.usage import draw_usage
 from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.shapes import ShapesConfig
-from stage1_tokenizer.errors import ConfigError, StorageError, run_command
+from stage1_tokenizer.errors import ConfigError, StorageError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 EVENTS = ".analysis"

@@ -17,11 +17,12 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.comparison import Failure, Reconstructions, Row, measure
 from stage1_tokenizer.comparison_picture import draw
 from stage1_tokenizer.comparison_table import aligned, as_json, machine, markdown
 from stage1_tokenizer.config import CommandConfig, parse_command_line, read_yaml
-from stage1_tokenizer.errors import ConfigError, StorageError, UserError, run_command
+from stage1_tokenizer.errors import ConfigError, StorageError, UserError
 from stage1_tokenizer.perceptual import SMALLEST, Perceptual, PerceptualConfig
 from stage1_tokenizer.presets import find_presets, short_schedule
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE

@@ -1,11 +1,8 @@
 """Errors that are the user's to mend, and the exit code that each of them ends a command with.
 
-A command wraps its main function in `run_command`: such an error becomes one message on stderr and an exit code;
-anything else is our own bug and keeps its traceback.
+A command wraps its main function in `command.run_command`: such an error becomes one message on stderr and an exit
+code; anything else is our own bug and keeps its traceback.
 """
-
-import sys
-from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -45,15 +42,3 @@ class InterruptionError(UserError):
     """
 
     exit_code = 75
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main function; end the process with the exit code of its UserError, if it raises one."""
-    try:
-        main()
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\nInterrupted. Nothing is lost: the same command continues from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)

@@ -3,8 +3,9 @@
     loss, gradients -> check -> optimizer step, codebook, EMA
 
 Until the check has passed, nothing has changed: gradients are not clipped yet, and a bottleneck learns in finish_step.
-Where it fails, every process raises the same DivergedError. It names the first of these that is not finite, in the
-order in which they are computed, and the ranks on which it was found:
+Where it fails, every process leaves the step out; after too many in a row, every process raises the same
+DivergedError. Either names the first of these that is not finite, in the order in which they are computed, and the
+ranks on which it was found:
 
     input batch -> parameter or buffer -> output of a module -> term of the loss -> gradient of a parameter
 """
@@ -29,6 +30,40 @@ SMALLEST_SCALE = 2.0**-14
 matter of the scale, and the grad scaler would skip steps for ever."""
 NOT_AGAIN = "its loss or gradient (once; computed again, all is finite: an overflowing sum over ranks, or the device)"
 NAME_BYTES = 240
+BATCHES_KEPT = 8
+"""Batches that a run keeps of steps that it left out; the steps of a whole run would fill the disk."""
+
+
+class Tally(nn.Module):
+    """Counts since the last log entry, and of steps left out in a row. It is a part of the saved state, so that a
+    resumed run logs, and gives up, as an uninterrupted one does. The same in all processes."""
+
+    clipped: Tensor
+    skipped: Tensor
+    in_a_row: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("clipped", "skipped", "in_a_row"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+
+    def entry(self) -> dict[str, float]:
+        """For the log: steps since the last call whose gradients were clipped, and that were left out."""
+        counts = {"train/clipped": float(self.clipped), "train/skipped": float(self.skipped)}
+        self.clipped.zero_()
+        self.skipped.zero_()
+        return counts
+
+
+class Checked(NamedTuple):
+    """What all processes agree on before they use a step's gradients."""
+
+    norm: Tensor
+    """() norm of the gradients before clipping."""
+    finite: bool
+    """Whether to learn from this step; else it is left out."""
+    stop: bool
+    """Whether a process was asked to stop."""
 
 
 class Finding(NamedTuple):
@@ -51,10 +86,15 @@ class FiniteGuard:
         folder: Path,
         modules: Mapping[str, nn.Module],
         again: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        tally: Tally,
+        skips: int,
+        alarm: Callable[[int, str, str], None],
     ) -> None:
         """The first of `modules` is the one that learns, the others take part in its loss. `again` computes that loss
-        (the total and its named parts) from one micro-batch, without DistributedDataParallel. `folder` is the run's."""
+        (the total and its named parts) from one micro-batch, without DistributedDataParallel. `folder` is the run's.
+        `skips`: steps in a row that may be left out; each is told to `alarm` as (step, name, message)."""
         self._accelerator, self._folder, self._modules, self._again = accelerator, folder, modules, again
+        self._tally, self._skips, self._alarm = tally, skips, alarm
         self._name, self._module = next(iter(modules.items()))
 
     def check(
@@ -64,14 +104,16 @@ class FiniteGuard:
         inputs: Sequence[tuple[Any, ...]],
         seed: int,
         batch: Callable[[], dict[str, Tensor]],
-    ) -> Tensor:
-        """The norm () of the gradients before clipping, once it and the step's loss () are known to be finite.
+        asked_to_stop: bool = False,
+    ) -> Checked:
+        """Whether the step's loss () and the norm of its gradients are finite, in all processes.
 
-        `done` counts this step too, as in the log. The rest is for naming what is not finite: `inputs` are `again`'s
-        arguments for each micro-batch, `seed` that of the step's random numbers, `batch` gives the tensors to save.
+        `done` counts this step too, as in the log. `asked_to_stop` travels with the answer. The rest is for naming what
+        is not finite: `inputs` are `again`'s arguments for each micro-batch, `seed` that of the step's random numbers,
+        `batch` gives the tensors to save.
 
         Raises:
-            DivergedError: in all processes, whichever has met with something that is not finite.
+            DivergedError: in all processes; more than `skips` steps in a row were not finite.
         """
         self._accelerator.unscale_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._module.parameters() if p.grad is not None])
@@ -79,12 +121,23 @@ class FiniteGuard:
         # from a NaN. (The discriminator's loss cannot be looked at together with the generator's, for under float16 the
         # generator's step sets the scale of its gradients.)
         bad = ~torch.stack([loss.detach().isfinite(), norm.isfinite()])
-        bad_losses, bad_norms = self._accelerator.reduce(bad.int(), "sum").tolist()
+        flags = torch.cat([bad.int(), torch.full((1,), int(asked_to_stop), dtype=torch.int32, device=bad.device)])
+        bad_losses, bad_norms, asked = self._accelerator.reduce(flags, "sum").tolist()
         if not bad_losses and (not bad_norms or self._overflow_is_due()):
-            return norm
+            self._tally.in_a_row.zero_()
+            return Checked(norm, finite=True, stop=bool(asked))
         finding = self._locate(inputs, seed)
         header = {"kind": "batch", "step": str(done), "seed": str(seed), "found": finding.name}
-        raise DivergedError(self._report(done, finding, header, batch))
+        what = self._report(done, finding, header, batch)
+        self._tally.in_a_row += 1
+        self._tally.skipped += 1
+        in_a_row = int(self._tally.in_a_row)
+        if in_a_row > self._skips:
+            raise DivergedError(self._last_words(what, in_a_row))
+        self._alarm(done, "not_finite", f"{what}. The step is left out ({in_a_row} in a row, at most {self._skips})")
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.update()  # it has seen the gradients, and wants to be told that the step is over
+        return Checked(norm, finite=False, stop=bool(asked))
 
     def _overflow_is_due(self) -> bool:
         """Under float16, gradients overflow now and then; the scaler skips such a step and lowers its scale."""
@@ -132,28 +185,35 @@ class FiniteGuard:
         return min(found)
 
     def _report(self, done: int, own: Finding, header: dict[str, str], batch: Callable[[], dict[str, Tensor]]) -> str:
-        """The message, the same in all processes; those that are concerned save their batch first."""
+        """What happened, the same in all processes; those that are concerned save their batch first."""
         findings = self._gather(own)
         first = min(findings)
         # What one rank has spoilt may reach another through a sum over both, but only in a later place.
         found_on = [rank for rank, finding in enumerate(findings) if finding[:2] == first[:2]]
         files = {rank: self._folder / f"nonfinite-step-{done:08d}-rank-{rank}.safetensors" for rank in found_on}
         rank, trouble = self._accelerator.process_index, ""
-        if rank in files:
+        kept = len(list(self._folder.glob("nonfinite-*"))) < BATCHES_KEPT
+        if rank in files and kept:
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in batch().items()}
             try:
                 write_file(files[rank], serialise(tensors, header))
             except StorageError as error:
                 trouble = f" ({error})"
         self._accelerator.wait_for_everyone()  # lest a launcher ends a process that is still writing
+        where = f"The batch is in {', '.join(map(str, files.values()))}" if kept else f"{BATCHES_KEPT} are kept already"
+        return (
+            f"step {done} of the {self._name}: {first.name} is not finite, on rank {', '.join(map(str, files))} of "
+            f"{len(findings)}. {where}{trouble}"
+        )
+
+    def _last_words(self, what: str, in_a_row: int) -> str:
         states = sorted(state.name for state in (self._folder / "state").glob("step-*"))
         intact = f"what was saved before is intact ({', '.join(states[-3:])})" if states else "no state was saved yet"
         reduced = self._accelerator.mixed_precision != "no"
         precision = " or float32 (ACCELERATE_MIXED_PRECISION=no)" if reduced else ""
+        times = f"It is step number {in_a_row} in a row. " if in_a_row > 1 else ""
         return (
-            f"step {done} of the {self._name}: {first.name} is not finite, on rank {', '.join(map(str, files))} of "
-            f"{len(findings)}. Nothing was learned from this step, and {intact}. The batch is in "
-            f"{', '.join(map(str, files.values()))}{trouble}. Lower optim.lr, or give a smaller "
+            f"{what}. {times}Nothing was learned from it, and {intact}. Lower optim.lr, or give a smaller "
             f"optim.clip{precision}, and start again in a new folder (--out): the same command would come here again"
         )
 
@@ -165,9 +225,10 @@ class FiniteGuard:
         return [Finding(stage, position, bytes(text).decode().strip()) for stage, position, *text in rows]
 
 
-def clip(module: nn.Module, largest: float, norm: Tensor) -> None:
-    """Scale the gradients, whose norm () is known, to a norm of at most `largest`; 0: leave them."""
+def clip(module: nn.Module, largest: float, norm: Tensor, tally: Tally) -> None:
+    """Scale the gradients, whose norm () is known, to a norm of at most `largest`, and count it; 0: leave them."""
     if largest:
+        tally.clipped += norm > largest
         torch.nn.utils.clip_grads_with_norm_(module.parameters(), largest, norm)
 
 

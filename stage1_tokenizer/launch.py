@@ -1,12 +1,14 @@
 """How a command joins the processes that a launcher started, and what must hold between their number and the work."""
 
 import os
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from stage1_tokenizer import processor
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer import errors, processor
+from stage1_tokenizer.errors import ConfigError, UserError
 
 
 def start_accelerator() -> Accelerator:
@@ -62,3 +64,24 @@ def check_share(images: int, processes: int) -> None:
     """Raises ConfigError unless each process has at least one image of the validation split."""
     if images < processes:
         raise ConfigError(f"{images} validation images are fewer than the {processes} processes that share them")
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
+    """Do something in the main process alone, while the others wait. A UserError that it raises, all raise.
+
+    (Raised in one process alone, it would leave the others waiting for it until a launcher ends them.)
+    """
+    error: UserError | None = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except UserError as raised:
+            error = raised
+    if accelerator.num_processes > 1:
+        told = [None if error is None else (type(error).__name__, str(error))]
+        broadcast_object_list(told)
+        if told[0] is not None and error is None:
+            name, message = told[0]
+            error = getattr(errors, name)(message)
+    if error is not None:
+        raise error

@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from stage1_tokenizer.data.pictures import Pictures, normalise
 
@@ -30,14 +31,27 @@ def pixel_variance(pictures: Pictures, at_most: int = VARIANCE_IMAGES) -> float:
     return max(squares / count - (total / count) ** 2, 1e-12)
 
 
-class CodeUse:
-    """Histogram of the codes, one for each of the K codes of a position.
+class CodeUse(nn.Module):
+    """Histogram of the codes, one for each of the K codes of a position. A module, so that a saved state can hold it.
 
-    Add up `counts` over processes before reading the figures; with K codebooks they are means over these.
+    `gather` it before reading the figures; with K codebooks they are means over these.
     """
 
+    counts: Tensor
+
     def __init__(self, depth: int, codebook_size: int, device: torch.device) -> None:
-        self.counts = torch.zeros(depth, codebook_size, dtype=torch.int64, device=device)
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(depth, codebook_size, dtype=torch.int64, device=device))
+
+    def gather(self, accelerator: Accelerator) -> None:
+        """Add up over processes. The main process has the sum afterwards, the others begin anew."""
+        self.counts = accelerator.reduce(self.counts, "sum")
+        self.keep_on_main(accelerator)
+
+    def keep_on_main(self, accelerator: Accelerator) -> None:
+        """In the other processes begin anew."""
+        if not accelerator.is_main_process:
+            self.counts.zero_()
 
     def add(self, codes: Tensor) -> None:
         """codes (..., K), ids in 0..V-1."""

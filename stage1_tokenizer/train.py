@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.alarms import build_alarms
 from stage1_tokenizer.alarms.latents import Codes
+from stage1_tokenizer.averages import mean, means, over_processes
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.checkpoint import write_weights
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
-from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.pictures import normalise
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.discriminator import PatchDiscriminator
-from stage1_tokenizer.errors import run_command
-from stage1_tokenizer.finite import FiniteGuard, clip
-from stage1_tokenizer.launch import check_batch_size, check_share, start_accelerator
+from stage1_tokenizer.finite import FiniteGuard, Tally, clip
+from stage1_tokenizer.launch import check_batch_size, check_share, on_main, start_accelerator
 from stage1_tokenizer.losses import (
     AdversarialConfig,
     DiscriminatorLoss,
@@ -49,25 +49,19 @@ from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.run import Run
+from stage1_tokenizer.run_config import RunConfig
 from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.signals import StopRequest
 from stage1_tokenizer.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, TokenizerConfig
 from stage1_tokenizer.validation import pairs, validate
 
 
-class TrainTokenizerConfig(CommandConfig):
+class TrainTokenizerConfig(RunConfig):
     """Train a tokenizer. The defaults are the quickstart: a VQ-VAE on drawn shapes, minutes on two CPU cores."""
 
-    out: str | None = None
-    """The run's folder; default: runs/stage1/ and the name of the config file, or DATA_BOTTLENECK."""
-    seed: int = 0
-    """Everything random in the run follows from it."""
     steps: PositiveInt = 1300
     """Optimizer steps."""
-    batch_size: PositiveInt = 64
-    """Images per optimizer step, over all processes and micro-batches."""
-    accumulation: PositiveInt = 1
-    """Micro-batches per optimizer step; gradients and codebooks learn from the whole batch."""
     data: DataConfig = ShapesConfig()
     network: NetworkConfig = SonnetNetworkConfig(local=True)
     bottleneck: BottleneckConfig = VqConfig()
@@ -75,14 +69,10 @@ class TrainTokenizerConfig(CommandConfig):
     perceptual: PerceptualConfig = PerceptualConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
     optim: OptimConfig = OptimConfig()
-    log_every: PositiveInt = 20
-    """Steps between log entries."""
     validate_every: PositiveInt = 325
     """Steps between validations on the whole validation split; also at the end."""
     save_every: PositiveInt = 325
-    """Steps between saved states; also at the end."""
-    keep: int = Field(2, ge=2)
-    """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
+    """Steps between saved states; also at the end, and when the run is asked to stop."""
     pictures: NonNegativeInt = 16
     """Images in the grids of reconstructions; 0: no grids."""
 
@@ -126,11 +116,13 @@ def main() -> None:
         parts |= {"discriminator": critic, "discriminator_optimizer": critic_optimizer}
         critic_model, critic_optimizer = accelerator.prepare(critic, critic_optimizer)
 
-    run = Run(config.folder, config.tree(), config.steps, accelerator, TOKENIZER_FILE)
+    use, tally = CodeUse(bottleneck.depth, bottleneck.codebook_size, device), Tally().to(device)
+    parts |= {"code_use": use, "tally": tally}
+    run = Run(config.folder, config, config.tree(), accelerator, TOKENIZER_FILE)
     first = run.resume(parts)
+    use.keep_on_main(accelerator)
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
     batches = training_batches(train_set, order, first, config.steps, config.data.workers)
-    use = CodeUse(bottleneck.depth, bottleneck.codebook_size, device)
     variance = pixel_variance(train_set)
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
     alarms = build_alarms(
@@ -144,8 +136,8 @@ def main() -> None:
     header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
 
     def save_weights(done: int) -> None:
-        if accelerator.is_main_process:
-            write_weights(run.folder / TOKENIZER_FILE, ema.module, "tokenizer", {**header, "step": str(done)})
+        full = {**header, "step": str(done)}
+        on_main(accelerator, lambda: write_weights(run.folder / TOKENIZER_FILE, ema.module, "tokenizer", full))
 
     def record(done: int, values: dict[str, float], show: tuple[str, ...] = ()) -> None:
         run.log(done, values, show)
@@ -178,12 +170,20 @@ def main() -> None:
 
     models = {name: part for name, part in {**parts, "perceptual": perceptual}.items() if name != "ema"}
     taking_part = {name: model for name, model in models.items() if isinstance(model, torch.nn.Module)}
+    giving_up = (tally, config.skips, run.alarm)
     guard = FiniteGuard(
-        accelerator, run.folder, taking_part, lambda x, adversarial_now: reconstruct(tokenizer, x, adversarial_now)[-1]
+        accelerator,
+        run.folder,
+        taking_part,
+        lambda x, adversarial_now: reconstruct(tokenizer, x, adversarial_now)[-1],
+        *giving_up,
     )
     if config.adversarial.weight:
-        critic_guard = FiniteGuard(accelerator, run.folder, {"discriminator": critic}, partial(judge, critic))
+        critic_guard = FiniteGuard(
+            accelerator, run.folder, {"discriminator": critic}, partial(judge, critic), *giving_up
+        )
 
+    stop = StopRequest()
     if first:  # the stop may have come after the state was saved and before the weights were
         save_weights(first)
     for step, (pixels, labels) in zip(range(first, config.steps), batches, strict=True):
@@ -193,7 +193,7 @@ def main() -> None:
         model.train()
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W)
         micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)
-        reconstructions, parts_of, critic_parts = [], [], []
+        reconstructions, codes_of, parts_of, critic_parts = [], [], [], []
         if step == 0:
             with torch.no_grad(), accelerator.autocast():
                 latents = torch.cat([tokenizer.encoder(x) for x in micro_batches])
@@ -208,16 +208,21 @@ def main() -> None:
             reconstructions.append(x_hat.detach())
             parts_of.append(loss.parts)
             if bottlenecked.codes is not None:
-                use.add(bottlenecked.codes)
+                codes_of.append(bottlenecked.codes)
         inputs: list[tuple[Any, ...]] = [(x, adversarial_now) for x in micro_batches]
-        gradient_norm = guard.check(step + 1, mean("total", parts_of), inputs, seed, batch)
-        clip(tokenizer, config.optim.clip, gradient_norm)
-        optimizer.step()
+        checked = guard.check(step + 1, mean("total", parts_of), inputs, seed, batch, stop.asked)
+        if checked.finite:
+            clip(tokenizer, config.optim.clip, checked.norm, tally)
+            optimizer.step()
+            bottleneck.finish_step()
+            ema.update(tokenizer, step)
+            for codes in codes_of:
+                use.add(codes)
+        else:
+            bottleneck.drop_step()
         optimizer.zero_grad()
-        bottleneck.finish_step()
-        ema.update(tokenizer, step)
 
-        if adversarial_now:
+        if adversarial_now and checked.finite:
             set_learning_rate(
                 critic_optimizer,
                 learning_rate(config.optim, config.adversarial.lr or config.optim.lr, step, config.steps),
@@ -228,23 +233,27 @@ def main() -> None:
                     accelerator.backward(critic_loss.total / config.accumulation)
                 critic_parts.append(critic_loss.parts)
             inputs = list(zip(micro_batches, reconstructions, strict=True))
-            norm = critic_guard.check(step + 1, mean("total", critic_parts), inputs, seed, batch)
-            clip(critic, config.optim.clip, norm)
-            critic_optimizer.step()
+            critic_checked = critic_guard.check(step + 1, mean("total", critic_parts), inputs, seed, batch)
+            if critic_checked.finite:
+                clip(critic, config.optim.clip, critic_checked.norm, tally)
+                critic_optimizer.step()
             critic_optimizer.zero_grad()
 
         run.advance(config.batch_size)
         done, last = step + 1, step + 1 == config.steps
         saves = done % config.save_every == 0 or last
-        if done % config.log_every == 0 or saves:
-            scalars = means("train", parts_of) | {"train/gradient_norm": gradient_norm}
+        if (done % config.log_every == 0 or saves) and checked.finite:
+            scalars = means("train", parts_of) | {"train/gradient_norm": checked.norm}
             values = over_processes(accelerator, scalars | means("discriminator", critic_parts))
             values["train/nmse"] = values["train/l2"] / variance
             if bottleneck.depth:
                 use.counts = accelerator.reduce(use.counts, "sum")
                 values |= {f"train/{name}": figure for name, figure in use.figures().items()}
                 use.counts.zero_()
-            values |= {"train/lr": optimizer.param_groups[0]["lr"], "train/images_per_second": run.images_per_second}
+            values |= tally.entry() | {
+                "train/lr": optimizer.param_groups[0]["lr"],
+                "train/images_per_second": run.images_per_second,
+            }
             record(done, values, show=("train/total", "train/images_per_second"))
         if done % config.validate_every == 0 or last:
             figures = validate(
@@ -262,9 +271,12 @@ def main() -> None:
             if config.pictures:
                 grid = pairs(ema.module, validation_set, config.pictures, device)
                 run.pictures(done, "reconstructions", grid, columns=8)
-        if saves:
+        if saves or checked.stop:
+            use.gather(accelerator)
             run.save(done, parts, config.keep)
             save_weights(done)
+        if checked.stop and not last:
+            run.interrupt(done)
 
     run.finish()
     accelerator.print(f"tokenizer: {run.folder / TOKENIZER_FILE}")
@@ -279,22 +291,6 @@ def kept(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[s
     """What is saved of a batch that was not learned from."""
     indices, epochs = map(torch.from_numpy, order.places(step))
     return {"pixels": pixels, "labels": labels, "indices": indices, "epochs": epochs}
-
-
-def mean(name: str, parts_of: list[dict[str, Tensor]]) -> Tensor:
-    """The mean of a named part () over the micro-batches."""
-    return torch.stack([parts[name] for parts in parts_of]).mean()
-
-
-def means(prefix: str, parts_of: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each named part over the micro-batches, under prefix/name; of none where there are none."""
-    return {f"{prefix}/{name}": mean(name, parts_of) for parts in parts_of[:1] for name in parts}
-
-
-def over_processes(accelerator: Accelerator, scalars: dict[str, Tensor]) -> dict[str, float]:
-    """The mean of each scalar over all processes."""
-    together: Tensor = accelerator.reduce(torch.stack([scalar.float() for scalar in scalars.values()]), "mean")
-    return dict(zip(scalars, together.tolist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
-from stage1_tokenizer.errors import ConfigError, run_command
+from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
 from stage2_prior.costs import BYTES, Counts, DecodingCounts, count, count_decoding
 from stage2_prior.devices import PUBLISHED, SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH, Device, device_of

@@ -24,11 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
-from stage1_tokenizer.errors import BadFileError, ConfigError, run_command
+from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.launch import start_accelerator
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class

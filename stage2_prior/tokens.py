@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.checkpoint import SUM, read_tensors, write_tensors
 from stage1_tokenizer.data import DataConfig, build_images
 from stage1_tokenizer.data.order import Places, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
@@ -160,39 +158,54 @@ def _extract(
         "start": str(mine[0] if len(mine) else 0),
         "total": str(len(pictures)),
     }
-    data = serialise({"codes": torch.cat(codes).contiguous(), "labels": torch.cat(labels)}, header)
-    write_file(stem.with_name(f"{stem.name}-{rank:05d}-of-{processes:05d}.safetensors"), data)
+    path = stem.with_name(f"{stem.name}-{rank:05d}-of-{processes:05d}.safetensors")
+    write_tensors(path, {"codes": torch.cat(codes).contiguous(), "labels": torch.cat(labels)}, header)
 
 
 def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str], object]) -> TokenSet | None:
-    """The tokens in a folder, or None where there are none, or not all, or not of this provenance."""
-    paths = sorted(folder.glob(f"{split}-*.safetensors"))
-    codes: list[Tensor] = []
-    labels: list[Tensor] = []
-    classes, total = "[]", 0
-    for path in paths:
+    """The tokens in a folder, or None where there are none, or not all, or damaged ones, or of another provenance."""
+    shards: list[TokenSet] = []
+    total = 0
+    for path in sorted(folder.glob(f"{split}-*.safetensors")):
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("provenance") != json.dumps(provenance, sort_keys=True):
-                    say(f"{path}: was made from another tokenizer, data set or setting; it is made anew")
-                    return None
-                if int(header["start"]) != sum(map(len, labels)):
-                    return None
-                codes.append(file.get_tensor("codes"))
-                labels.append(file.get_tensor("labels"))
-                classes, total = header["classes"], int(header["total"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            say(f"{path}: cannot be read ({error}); it is made anew")
+            start, total, shard = _read_shard(path, provenance)
+        except BadFileError as error:
+            say(f"{error}; it is made anew")
             return None
-    if not paths or sum(map(len, labels)) != total:
+        if start != sum(len(each.labels) for each in shards) or any(each.classes != shard.classes for each in shards):
+            say(f"{path}: does not continue the shard before it; all are made anew")
+            return None
+        shards.append(shard)
+    if not shards or sum(len(each.labels) for each in shards) != total:
         return None
-    tokens = TokenSet(torch.cat(codes), torch.cat(labels), tuple(json.loads(classes)))
-    for name, values, limit in (
-        ("codes", tokens.codes, provenance["shape"][3]),
-        ("labels", tokens.labels, max(1, len(tokens.classes))),
+    codes, labels, classes = zip(*shards, strict=True)
+    return TokenSet(torch.cat(codes), torch.cat(labels), classes[0])
+
+
+def _read_shard(path: Path, provenance: Provenance) -> tuple[int, int, TokenSet]:
+    """The number of a shard's first image, that of all images of the split, and the shard.
+
+    Raises:
+        BadFileError: it is damaged, or was made from something else.
+    """
+    tensors, header = read_tensors(path)
+    if SUM not in header:
+        raise BadFileError(f"{path}: has no checksum, as an earlier version wrote it or as damage leaves it")
+    if header.get("provenance") != json.dumps(provenance, sort_keys=True):
+        raise BadFileError(f"{path}: was made from another tokenizer, data set or setting")
+    try:
+        start, total, classes = int(header["start"]), int(header["total"]), tuple(json.loads(header["classes"]))
+        shard = TokenSet(tensors["codes"], tensors["labels"], classes)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise BadFileError(f"{path}: its header cannot be read ({error})") from None
+    h, w, depth, size = provenance["shape"]
+    n = len(shard.labels)
+    for name, values, shape, limit in (
+        ("codes", shard.codes, (n, provenance["views"], h, w, depth), size),
+        ("labels", shard.labels, (n,), max(1, len(classes))),
     ):
-        if values.min() < 0 or values.max() >= limit:
-            say(f"{folder}: holds {name} outside 0..{limit - 1}; it is made anew")
-            return None
-    return tokens
+        if values.dtype != torch.int32 or values.shape != shape:
+            raise BadFileError(f"{path}: its {name} are {values.dtype} {tuple(values.shape)}, not int32 {shape}")
+        if n and not 0 <= int(values.min()) <= int(values.max()) < limit:  # indexing would wrap a negative one silently
+            raise BadFileError(f"{path}: holds {name} outside 0..{limit - 1}")
+    return start, total, shard

@@ -12,22 +12,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.checkpoint import write_file, write_weights
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
-from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.order import BatchOrder, Places, share
 from stage1_tokenizer.data.pictures import Split
-from stage1_tokenizer.errors import run_command
-from stage1_tokenizer.finite import FiniteGuard, clip
-from stage1_tokenizer.launch import check_batch_size, start_accelerator
+from stage1_tokenizer.finite import FiniteGuard, Tally, clip
+from stage1_tokenizer.launch import check_batch_size, on_main, start_accelerator
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.run import Run
+from stage1_tokenizer.run_config import RunConfig
 from stage1_tokenizer.seeds import derive_seed, uniforms
+from stage1_tokenizer.signals import StopRequest
 from stage1_tokenizer.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.base import Prior
@@ -39,35 +41,23 @@ from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior
 from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, relabel
 
 
-class TrainPriorConfig(CommandConfig):
+class TrainPriorConfig(RunConfig):
     """Train a prior over the codes of a tokenizer. The defaults are the quickstart's."""
 
     tokenizer: str
     """A stage-one run's folder, or its tokenizer.safetensors."""
-    out: str | None = None
-    """The run's folder; default: runs/stage2/ and the name of the config file, or TOKENIZER_PRIOR."""
-    seed: int = 0
-    """Everything random in the run follows from it."""
     steps: PositiveInt = 1500
     """Optimizer steps."""
-    batch_size: PositiveInt = 64
-    """Images per optimizer step, over all processes and micro-batches."""
-    accumulation: PositiveInt = 1
-    """Micro-batches per optimizer step."""
     data: DataConfig | None = None
     """The data set whose codes are modelled; null: that of the tokenizer."""
     views: PositiveInt = 1
     """Views of each training image to extract: the plain one and views - 1 augmented ones; epochs take them in turn."""
     prior: PriorConfig = GptConfig()
     optim: OptimConfig = OptimConfig(lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
-    log_every: PositiveInt = 20
-    """Steps between log entries."""
     validate_every: PositiveInt = 375
     """Steps between validations on the whole validation split; also at the end."""
     save_every: PositiveInt = 375
-    """Steps between saved states; also at the end."""
-    keep: int = Field(2, ge=2)
-    """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
+    """Steps between saved states; also at the end, and when the run is asked to stop."""
     samples: NonNegativeInt = 20
     """Images to sample at each validation; 0: none."""
 
@@ -90,7 +80,7 @@ def main() -> None:
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
     settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
-    run = Run(config.folder, settings, config.steps, accelerator, PRIOR_FILE)
+    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE)
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
         load_or_extract(accelerator, tokenizer, data, split, views, config.seed, run.folder / "tokens")
@@ -105,13 +95,14 @@ def main() -> None:
     prior = build_prior(config.prior, shape, len(classes)).to(device)
     ema = Ema(prior, config.optim.ema_decay)
     optimizer = build_optimizer(prior, config.optim)
-    parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer}
+    tally = Tally().to(device)
+    parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer, "tally": tally}
     compiling = Compiling(accelerator)
     model, optimizer = accelerator.prepare(prior, optimizer)
     first = run.resume(parts)
     copy = run.folder / TOKENIZER_FILE
-    if accelerator.is_main_process and not (copy.exists() and copy.samefile(tokenizer.path)):
-        write_file(copy, tokenizer.path.read_bytes())
+    if not (copy.exists() and copy.samefile(tokenizer.path)):
+        on_main(accelerator, lambda: write_file(copy, tokenizer.path.read_bytes()))
     order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
     accelerator.print(
@@ -119,15 +110,14 @@ def main() -> None:
     )
 
     def save_weights(done: int) -> None:
-        if accelerator.is_main_process:
-            described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
-            write_weights(run.folder / PRIOR_FILE, ema.module, "prior", described)
+        described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
+        on_main(accelerator, lambda: write_weights(run.folder / PRIOR_FILE, ema.module, "prior", described))
 
     def loss_again(codes: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return token_loss(prior(codes, labels), codes), {}
 
-    guard = FiniteGuard(accelerator, run.folder, {"prior": prior}, loss_again)
-
+    guard = FiniteGuard(accelerator, run.folder, {"prior": prior}, loss_again, tally, config.skips, run.alarm)
+    stop = StopRequest()
     if first:  # the stop may have come after the state was saved and before the weights were
         save_weights(first)
     for step in range(first, config.steps):
@@ -149,18 +139,20 @@ def main() -> None:
                 accelerator.backward(loss / config.accumulation)
             losses.append(loss.detach())
         nats = torch.stack(losses).mean()
-        gradient_norm = guard.check(step + 1, nats, micro_batches, seed, partial(kept, places, codes, labels))
-        clip(prior, config.optim.clip, gradient_norm)
-        optimizer.step()
+        batch = partial(kept, places, codes, labels)
+        checked = guard.check(step + 1, nats, micro_batches, seed, batch, stop.asked)
+        if checked.finite:
+            clip(prior, config.optim.clip, checked.norm, tally)
+            optimizer.step()
+            ema.update(prior, step)
         optimizer.zero_grad()
-        ema.update(prior, step)
 
         run.advance(config.batch_size)
         done, last = step + 1, step + 1 == config.steps
         saves = done % config.save_every == 0 or last
-        if done % config.log_every == 0 or saves:
-            values = {"train/nats_per_token": float(nats), "train/bits_per_token": bits(float(nats))}
-            values |= {"train/gradient_norm": float(gradient_norm)}
+        if (done % config.log_every == 0 or saves) and checked.finite:
+            values = tally.entry() | {"train/nats_per_token": float(nats), "train/bits_per_token": bits(float(nats))}
+            values |= {"train/gradient_norm": float(checked.norm)}
             values |= {
                 "train/lr": optimizer.param_groups[0]["lr"],
                 "train/images_per_second": run.images_per_second,
@@ -175,9 +167,11 @@ def main() -> None:
                 run.pictures(
                     done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10
                 )
-        if saves:
+        if saves or checked.stop:
             run.save(done, parts, config.keep)
             save_weights(done)
+        if checked.stop and not last:
+            run.interrupt(done)
 
     run.finish()
     accelerator.print(f"prior: {run.folder / PRIOR_FILE}")

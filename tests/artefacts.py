@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
-from stage1_tokenizer.checkpoint import write_weights
+from stage1_tokenizer.checkpoint import SUM, checksum, write_weights
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
@@ -119,12 +119,15 @@ def noise_of(n: int, length: int, seed: int = 0) -> Tensor:
 
 
 def edit_weights(path: Path, **changed: Tensor) -> None:
-    """Replace tensors in a safetensors file, and keep its header."""
+    """Replace tensors in a safetensors file, and keep its header; its checksum, if it has one, is made good."""
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     assert changed.keys() <= tensors.keys()
-    save_file(tensors | changed, path, header)
+    tensors |= changed
+    if SUM in header:
+        header[SUM] = checksum(tensors, header)
+    save_file(tensors, path, header)
 
 
 def write_image_folder(

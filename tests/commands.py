@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from stage1_tokenizer.errors import run_command
+from stage1_tokenizer.command import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -32,7 +32,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     original = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     write_weights(tmp_path / "x", original, "tokenizer", {"config": "{}", "step": "12"})
     tensors, header = read_weights(tmp_path / "x", kind="tokenizer")
-    assert header == {"kind": "tokenizer", "format": "1", "config": "{}", "step": "12"}
+    assert header == {"kind": "tokenizer", "format": "2", "config": "{}", "step": "12"}
     assert all(torch.equal(tensors[name], tensor) for name, tensor in original.state_dict().items())
     (tmp_path / "plain").touch()
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
@@ -97,8 +97,8 @@ def test_the_kind_must_be_right(tmp_path: Path) -> None:
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
     """Both versions are named, so that the user knows which side to update."""
-    with pytest.raises(BadFileError, match="format 2, this version reads 1"):
-        read_weights(written(tmp_path, format="2"), "tokenizer")
+    with pytest.raises(BadFileError, match="format 3, this version reads 1 and 2"):
+        read_weights(written(tmp_path, format="3"), "tokenizer")
 
 
 class Evil:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
-from stage1_tokenizer.errors import BadFileError, ConfigError, DivergedError, StorageError, run_command
+from stage1_tokenizer.errors import BadFileError, ConfigError, DivergedError, StorageError
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -42,7 +43,7 @@ def test_an_interrupt_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run_command(raising(KeyboardInterrupt()))
     assert ended.value.code == 130
-    assert "continues from the last checkpoint" in capsys.readouterr().err
+    assert "continues from what is on disk" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, OSError, AssertionError])

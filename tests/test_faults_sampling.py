@@ -26,6 +26,7 @@ from sampling.picture_files import is_whole, save_png
 from sampling.sampler import Sampler
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.errors import DivergedError
+from stage1_tokenizer.lock import lock_folder, unlock_folders
 from stage2_prior.generation import generate, sample_finite
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
 from tests.artefacts import MAKERS, edit_weights, files_of, noise_of, pictures_of, write_image_folder, write_prior
@@ -44,6 +45,8 @@ STOPS = [("full disk", GENERATE, number) for number in range(FILES[GENERATE])]
 STOPS += [("full disk", COMPLETE, number) for number in (0, 3, 5, 7)]
 STOPS += [("Ctrl-C", GENERATE, number) for number in (0, 2, 4, 5, 6)]
 STOPS += [("Ctrl-C", COMPLETE, number) for number in (1, 5)]
+STOPS += [("SIGTERM", GENERATE, number) for number in (0, 2, 5)]
+CODES = {"full disk": 5, "Ctrl-C": 130, "SIGTERM": 75}
 KILLS = [(GENERATE, number, False) for number in (0, 2, 4, 6)]
 KILLS += [(COMPLETE, 2, False), (COMPLETE, 3, True)]
 
@@ -153,24 +156,24 @@ def test_fault_44_stopped_at_any_file_nothing_is_half(
     script: str,
     number: int,
 ) -> None:
-    """Fault 44: a disk that is full, or Ctrl-C, at any file: exit code 5 with its path and the reason, or that of an
-    interruption; no half picture; and the command again gives all the files."""
+    """Fault 44: a disk that is full, or a signal, at any file: exit code 5 with its path and the reason, or that of an
+    interruption; no temporary file; and the command again gives all the files."""
 
     def strike() -> None:
         if fault == "Ctrl-C":
             raise KeyboardInterrupt
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if fault == "full disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", at_file(number, strike))
         ended = again(script, prior, tmp_path, *COUNTS[script])
-    assert ended.code == 5 if fault == "full disk" else ended.code
+    assert ended.code == CODES[fault]
+    assert "Traceback" not in ended.err
     if fault == "full disk":
-        assert str(tmp_path) in ended.err
-        assert "no space left" in ended.err.lower()
-        assert "Traceback" not in ended.err
-    assert not list(tmp_path.glob(".tmp-*.png-*"))
-    kept = {path.name for path in tmp_path.glob("0*")}
+        assert f"no space left writing {tmp_path}" in ended.err
+    kept = {name for name in content(tmp_path) if name.startswith("0")}
     sampled = recorded(monkeypatch)
     assert again(script, prior, tmp_path, *COUNTS[script]).code == 0
     assert content(tmp_path) == wanted[script]
@@ -191,8 +194,7 @@ def test_fault_44_the_disk_is_full_in_the_middle_of_a_picture(
     """Fault 44: the system itself refuses to write on; the first two pictures stay, of the third there is nothing."""
     (ended,) = run_processes(1, limited, prior, tmp_path)
     assert ended.code == 5
-    assert "StorageError: cannot write" in ended.err
-    assert str(tmp_path / "000002.png") in ended.err
+    assert f"StorageError: no space left writing {tmp_path / '000002.png'}" in ended.err
     assert pictures_of(tmp_path).keys() == {"000000.png", "000001.png"}
     assert content(tmp_path).keys() == {"000000.png", "000001.png", "settings.json"}
     assert again(GENERATE, prior, tmp_path, *COUNTS[GENERATE]).code == 0
@@ -212,6 +214,21 @@ def test_fault_44_one_of_two_processes_is_killed(prior: Path, tmp_path: Path, ra
     run_processes(2, run_script, GENERATE, "--prior", prior, "--out", tmp_path / "two", *words)
     for name in ("one", "two"):
         assert content(tmp_path / name) == content(tmp_path / "whole")
+
+
+def test_fault_14_two_commands_in_one_folder(prior: Path, half: Path, wanted: dict[str, dict[str, bytes]]) -> None:
+    """Fault 14: the second one is refused, and what is there stays; when the first one has ended, it may go on."""
+    before = content(half)
+    words = ("--prior", prior, "--out", half, *COUNTS[GENERATE])
+    lock_folder(half)
+    try:
+        with pytest.raises(RankFailedError, match=rf"in use by another process(?s:.*){os.getpid()}"):
+            run_processes(1, run_script, GENERATE, *words)
+        assert {path.name for path in half.glob("[!.]*")} == before.keys()
+    finally:
+        unlock_folders()
+    run_processes(1, run_script, GENERATE, *words)
+    assert content(half) == wanted[GENERATE]
 
 
 def of_its_own_seed(accelerator: Accelerator, *arguments: object) -> None:

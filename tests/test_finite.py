@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from stage1_tokenizer.errors import DivergedError
-from stage1_tokenizer.finite import SMALLEST_SCALE, FiniteGuard
+from stage1_tokenizer.finite import SMALLEST_SCALE, FiniteGuard, Tally
 from tests.commands import lone_accelerator
 from tests.processes import run_processes
 from tests.training import part, train
@@ -47,8 +47,11 @@ def guarded(folder: Path, model: nn.Module, x: Tensor, term: float = 0.0, accele
     losses = [loss_of(*part)[0] for part in inputs]
     for loss in losses:
         loss.backward()  # type: ignore[no-untyped-call]
-    guard = FiniteGuard(accelerator or lone_accelerator(), folder, {"model": model}, loss_of)
-    return guard.check(7, torch.stack(losses).mean(), inputs, 0, lambda: {"x": x})
+    tally, alarms = Tally(), []
+    guard = FiniteGuard(
+        accelerator or lone_accelerator(), folder, {"model": model}, loss_of, tally, 0, lambda *it: alarms.append(it)
+    )
+    return guard.check(7, torch.stack(losses).mean(), inputs, 0, lambda: {"x": x}).norm
 
 
 def test_what_is_finite_passes(tmp_path: Path) -> None:
@@ -101,7 +104,13 @@ def test_the_first_that_is_not_finite_is_named(
 def test_what_happens_once_is_not_blamed_on_a_tensor(tmp_path: Path) -> None:
     """A faulty device or an overflowing sum: the second look finds nothing, and the message must not make it up."""
     guard = FiniteGuard(
-        lone_accelerator(), tmp_path, {"model": (model := small())}, lambda x: (model(x).mean(), {"mean": x.mean()})
+        lone_accelerator(),
+        tmp_path,
+        {"model": (model := small())},
+        lambda x: (model(x).mean(), {"mean": x.mean()}),
+        Tally(),
+        0,
+        lambda *_: None,
     )
     model(torch.ones(1, 3)).mean().backward()
     with pytest.raises(DivergedError, match="computed again, all is finite"):
@@ -207,7 +216,7 @@ def diverge(
         change(names, rank)
 
     try:
-        train(accelerator, out, options, None, changed)
+        train(accelerator, out, {"skips": 0, **options}, None, changed)
     except DivergedError as error:
         kept["message"] = str(error)
     for name in ("tokenizer", "ema"):

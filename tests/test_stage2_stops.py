@@ -65,7 +65,9 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, kind: Loss, log_every
     """Fault 15: exit code 4, and "the states saved before it are intact": resuming from NaN never ends."""
     write_tokenizer(tmp_path / "stage1")
     run_folder = tmp_path / "run"
-    ended = train(run_folder, tmp_path / "stage1", None, spoil(kind, at_step=4), steps=8, log_every=log_every, keep=2)
+    ended = train(
+        run_folder, tmp_path / "stage1", None, spoil(kind, at_step=4), steps=8, log_every=log_every, keep=2, skips=0
+    )
     assert ended.code == 4
     assert "Traceback" not in ended.err
     states = list((run_folder / "state").iterdir())

@@ -50,7 +50,7 @@ def test_a_weight_of_zero_is_no_discriminator(tmp_path: Path) -> None:
     """Trap 16: nothing is built, saved or computed for a term that is not in the loss."""
     (seen,) = run_processes(1, train, tmp_path, {"adversarial.weight": 0.0, "adversarial.start": 0})
     assert seen["adaptive_calls"] == 0
-    assert checksums(tmp_path, 4).keys() == {"tokenizer.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    assert not any("discriminator" in name for name in checksums(tmp_path, 4))
 
 
 def test_accumulation_adds_up_to_the_whole_batch(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert not (resumed / "state" / "step-00000010").exists()
     (seen,) = run_processes(1, train, resumed, EVERYTHING_RANDOM, precision=precision)
     assert len(seen["batches"]) == 5, "it continued, and did not begin again"
-    assert len(checksums(whole, 10)) == 5
+    assert len(checksums(whole, 10)) == 7
     for step in (5, 10):
         assert checksums(resumed, step) == checksums(whole, step)
     assert log(resumed) == log(whole)
@@ -117,7 +117,8 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
     (first,) = run_processes(1, train, tmp_path / "0", {})
     (second,) = run_processes(1, train, tmp_path / "1", {"seed": 1})
     assert not (first["batches"][0] == second["batches"][0]).all()
-    assert checksums(tmp_path / "0", 4).items().isdisjoint(checksums(tmp_path / "1", 4).items())
+    drawn = [checksums(tmp_path / seed, 4) for seed in ("0", "1")]
+    assert not [name for name in drawn[0] if drawn[0][name] == drawn[1][name] and name != "tally.safetensors"]
     sums = [checksums(tmp_path / "0", step)["tokenizer.safetensors"] for step in range(1, 5)]
     assert len(set(sums)) == 4
 

@@ -58,3 +58,6 @@ class Bottleneck(nn.Module, ABC):
 
     def finish_step(self) -> None:
         """After each step of the optimizer: learn from what the forward passes in train mode have seen since."""
+
+    def drop_step(self) -> None:
+        """In place of `finish_step`, after a step that is left out: forget what the forward passes have seen."""

@@ -128,6 +128,10 @@ class Codebook(nn.Module):
         if self._config.revive_below > 0:
             self._revive(vectors, ids)
 
+    def drop_step(self) -> None:
+        """Forget what was noted since the last step."""
+        self._seen = []
+
     def _set_to_means(self) -> None:
         total = self.counts.sum()
         # Smoothed for this division alone: written back, it would raise the counts of unused codes in every step.

@@ -78,6 +78,10 @@ class GroupedResidualQuantizer(Bottleneck):
         for group in self._groups():
             group.finish_step()
 
+    def drop_step(self) -> None:
+        for group in self._groups():
+            group.drop_step()
+
     def _groups(self) -> list[ResidualCodebooks]:
         return [cast("ResidualCodebooks", group) for group in self.groups]
 

@@ -105,6 +105,10 @@ class ResidualCodebooks(nn.Module):
         for codebook in self.codebooks:
             cast("Codebook", codebook).finish_step()
 
+    def drop_step(self) -> None:
+        for codebook in self.codebooks:
+            cast("Codebook", codebook).drop_step()
+
     def _note(self, residuals: list[Tensor], ids_of: list[Tensor]) -> None:
         if self._config.shared:
             self.levels()[0].note(_interleaved(residuals), _interleaved(ids_of))
@@ -147,3 +151,6 @@ class ResidualQuantizer(Bottleneck):
 
     def finish_step(self) -> None:
         self.residual.finish_step()
+
+    def drop_step(self) -> None:
+        self.residual.drop_step()

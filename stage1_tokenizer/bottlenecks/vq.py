@@ -79,6 +79,9 @@ class VectorQuantizer(Bottleneck):
     def finish_step(self) -> None:
         self.codebook.finish_step()
 
+    def drop_step(self) -> None:
+        self.codebook.drop_step()
+
     def _vectors(self, z: Tensor) -> Tensor:
         """z (B, D, h, w) -> (N, d) float32, of length one where cosine."""
         vectors = self.space.into(z)

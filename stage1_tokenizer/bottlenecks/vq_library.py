@@ -112,6 +112,9 @@ class LibraryVectorQuantizer(Bottleneck):
             self.steps += 1
             self.library._codebook.update_indices(vectors, self._ids)
 
+    def drop_step(self) -> None:
+        self._seen = []
+
     def _vectors(self, z: Tensor) -> Tensor:
         """z (B, D, h, w) -> (N, d) float32, of length one where cosine."""
         vectors = self.space.into(z)

@@ -1,0 +1,58 @@
+"""One folder, one command: two runs that write to the same files would each spoil the other's.
+
+The lock is the system's own, on a file that says who holds it. It ends with the process, however that ends, so nothing
+is ever left to clean up.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from stage1_tokenizer.checkpoint import storage_error
+from stage1_tokenizer.errors import ConfigError
+
+LOCK_FILE = ".lock"
+_held: dict[Path, IO[str]] = {}
+
+
+def lock_folder(folder: Path) -> None:
+    """Keep other processes from this folder until this one ends or calls `unlock_folders`. The folder is made.
+
+    Raises:
+        ConfigError: another process has it; names its id and host.
+        StorageError: the folder or the file in it cannot be written.
+    """
+    path = folder.resolve() / LOCK_FILE
+    if path in _held:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise storage_error(path, error) from None
+    try:
+        # A record lock: unlike flock's, it is not inherited by data workers, which may outlive a killed run by seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(1000).strip() or "unknown"
+        file.close()
+        raise ConfigError(
+            f"{folder} is in use by another process ({holder}); wait for it, or give another --out"
+        ) from None
+    except OSError:
+        file.close()
+        return  # a file system without locks; better to work there than not
+    file.truncate(0)
+    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+    file.flush()
+    _held[path] = file
+
+
+def unlock_folders() -> None:
+    """Give back what this process holds, at a command's end: a notebook may call the next one."""
+    while _held:
+        _held.popitem()[1].close()
