@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
 from sampling.completing import HIDDEN, Margins, Pictures, Task, complete, grow, kept_codes
-from sampling.output import Output, finish, open_output, settings_of
+from sampling.output import Output, close_output, open_output, settings_of
 from sampling.picture_files import read_png, rows_of, save_png, shape_of
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
@@ -222,7 +222,7 @@ def assemble(pictures: Pictures, kept: Pictures, variants: int, out: Output) -> 
     columns = ["original", "kept", *map(str, range(variants))]
     rows = [[f"{index:06d}-{what}.png" for what in columns] for index in range(len(pictures))]
     save_png(out.path / GRID, rows_of([[read_png(out.path / name) for name in row] for row in rows]))
-    finish(out, [GRID, *(name for row in rows for name in row)])
+    close_output(out, [GRID, *(name for row in rows for name in row)])
 
 
 if __name__ == "__main__":

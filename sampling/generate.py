@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt, model_validator
 from tqdm import tqdm
 
 from sampling.noise import NoiseSource
-from sampling.output import Output, finish, open_output, settings_of
+from sampling.output import Output, close_output, open_output, settings_of
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.checkpoint import write_file
@@ -162,7 +162,7 @@ def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output)
     arrays = BytesIO()
     np.savez_compressed(arrays, arr_0=pictures, labels=labels)
     write_file(out.path / "samples.npz", arrays.getvalue())
-    finish(out, [*names, GRID])
+    close_output(out, [*names, GRID])
 
 
 if __name__ == "__main__":

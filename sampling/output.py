@@ -80,17 +80,7 @@ def open_output(
     return Output(out, np.array(missing, dtype=np.int64))
 
 
-def open_folder(accelerator: Accelerator, given: str | None, parent: Path) -> Path:
-    """The empty folder `given`, or else a new numbered one in `parent`, made by the main process.
-
-    Raises:
-        ConfigError: the one given holds something already, or is a file.
-        StorageError: it cannot be made.
-    """
-    return agreed(accelerator, lambda: _claim(given, parent, None))
-
-
-def finish(out: Output, names: Iterable[str]) -> None:
+def close_output(out: Output, names: Iterable[str]) -> None:
     """Say in settings.json that all is there, once these files are on disk."""
     for name in names:
         with (out.path / name).open("rb") as file:
@@ -125,8 +115,8 @@ def _open(given: str | None, parent: Path, settings: Tree, pictures: Mapping[str
     return out, [place for place, (name, shape) in enumerate(pictures.items()) if not is_whole(out / name, shape)]
 
 
-def _claim(given: str | None, parent: Path, settings: Tree | None) -> Path:
-    """The folder, made. settings: those that may be continued; None: nothing may."""
+def _claim(given: str | None, parent: Path, settings: Tree) -> Path:
+    """The folder, made and locked."""
     try:
         out = _numbered(parent, settings) if given is None else _given(Path(given), settings)
     except OSError as error:
@@ -135,16 +125,16 @@ def _claim(given: str | None, parent: Path, settings: Tree | None) -> Path:
     return out
 
 
-def _given(out: Path, settings: Tree | None) -> Path:
+def _given(out: Path, settings: Tree) -> Path:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file, not a folder")
     out.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     saved = _saved(out)
-    if there and (settings is None or saved is None or saved["finished"]):
+    if there and (saved is None or saved["finished"]):
         raise ConfigError(f"--out {out}: is not empty, and nothing is written over; choose another folder")
     # Where settings alone are there, no picture was made with them, and nothing is lost.
-    if there > {SETTINGS} and settings is not None and saved is not None and (changed := _changed(saved, settings)):
+    if there > {SETTINGS} and saved is not None and (changed := _changed(saved, settings)):
         raise ConfigError(
             f"--out {out}: holds unfinished pictures of other settings; these differ (there -> given):\n"
             + _listed(changed)
@@ -153,13 +143,13 @@ def _given(out: Path, settings: Tree | None) -> Path:
     return out
 
 
-def _numbered(parent: Path, settings: Tree | None) -> Path:
+def _numbered(parent: Path, settings: Tree) -> Path:
     folders = [path for path in parent.glob("*") if path.is_dir() and re.fullmatch(r"\d+", path.name, re.ASCII)]
     number = 1
     if folders:
         newest = max(folders, key=lambda path: int(path.name))
         saved = _saved(newest)
-        if saved is not None and not saved["finished"] and settings is not None and not _changed(saved, settings):
+        if saved is not None and not saved["finished"] and not _changed(saved, settings):
             return newest
         number = int(newest.name) + 1
     parent.mkdir(parents=True, exist_ok=True)

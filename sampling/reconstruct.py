@@ -1,9 +1,9 @@
 """Pictures -> codes -> pictures.   python sampling/reconstruct.py --tokenizer RUN [PICTURE OR FOLDER ...]
 
 Pictures of any size, each encoded and decoded at its own, in tiles where it is larger than one; without any, validation
-pictures of the tokenizer's own data. Writes OUT/000000.png, ... and OUT/figures.json, and prints how near the
-reconstructions are to the originals and how many bits their codes take. Files that cannot be read are named and left
-out, and the command then ends with exit code 3.
+pictures of the tokenizer's own data. Writes OUT/000000.png, ..., OUT/figures.json and OUT/settings.json, and prints
+how near the reconstructions are to the originals and how many bits their codes take. Files that cannot be read are
+named and left out, and the command then ends with exit code 3.
 """
 
 import json
@@ -22,7 +22,7 @@ from pydantic_settings import CliPositionalArg
 from torch import Tensor
 from tqdm import tqdm
 
-from sampling.output import agreed, open_folder
+from sampling.output import agreed, close_output, open_output, settings_of
 from sampling.picture_files import picture_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
@@ -61,7 +61,8 @@ class ReconstructConfig(CommandConfig):
     beside: bool = False
     """Each original on the left of its reconstruction, in one file."""
     out: str | None = None
-    """Folder for the pictures; default: a new numbered folder under reconstructed/ in the tokenizer's."""
+    """Folder for the pictures; default: a new numbered folder under reconstructed/ in the tokenizer's. Where the same
+    settings were interrupted in it, or in the newest numbered one, they begin again there."""
 
 
 class Originals(NamedTuple):
@@ -80,7 +81,11 @@ def main() -> None:
     loaded = LoadedTokenizer.load(config.tokenizer, accelerator.device)
     tiles = tiles_for(loaded.tokenizer.config, config.tile, config.overlap)
     originals = given_pictures(accelerator, config, loaded) if config.pictures else validation_pictures(config, loaded)
-    out = open_folder(accelerator, config.out, loaded.path.parent / "reconstructed")
+    found = {"tokenizer": str(loaded.path), "step": loaded.step, "weights": loaded.fingerprint}
+    settings = settings_of(config.tree(), {**found, "pictures": originals.names})
+    # Nothing that is there is kept: the figures are not on disk before the end. But what was begun may be begun again.
+    output = open_output(accelerator, config.out, loaded.path.parent / "reconstructed", settings, {})
+    out = output.path
     number = len(originals.names)
     accelerator.print(f"reconstructing {number} pictures with {loaded.path} (step {loaded.step}) to {out}")
 
@@ -95,6 +100,7 @@ def main() -> None:
     figures = accelerator.reduce(figures.to(accelerator.device), "sum").cpu()
     if accelerator.is_main_process:
         finish(config, loaded, tiles, originals, figures, out)
+        close_output(output, [f"{index:06d}.png" for index in range(number)])
         seconds = time.monotonic() - began
         print(f"{number} pictures in {seconds:.1f} s ({number / max(seconds, 1e-9):.1f} pictures/s): {out}")
     accelerator.end_training()

@@ -1,7 +1,9 @@
 """sampling/reconstruct.py: pictures of any size there and back, its figures, and what it refuses."""
 
 import json
+import os
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from PIL import Image
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.data.pictures import normalise, to_uint8
 from stage1_tokenizer.ssim import ssim
-from tests.artefacts import pixels_of, write_image_folder, write_tokenizer
+from tests.artefacts import files_of, pixels_of, write_image_folder, write_tokenizer
 from tests.commands import Ended, names_of, run, run_script
 from tests.processes import RankFailedError, run_processes
 
@@ -119,6 +121,36 @@ def test_wrong_usage_is_one_message(tmp_path: Path) -> None:
         assert not out.exists()
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     assert reconstruct(tmp_path, out, tmp_path / "bad.png").code == 3
+
+
+def test_an_interrupted_command_begins_again_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 44: with --out and without, it ends with what an uninterrupted one gives; other settings are refused."""
+    write_tokenizer(tmp_path)
+    write_image_folder(tmp_path / "photos", ("cat",), per_class=3, size=(12, 20))
+    run_main = partial(run, names_of("sampling/reconstruct.py")["main"], "--tokenizer", tmp_path, tmp_path / "photos")
+    assert run_main("--out", tmp_path / "whole").code == 0
+    wanted = {name: data for name, data in files_of(tmp_path / "whole").items() if name.endswith(".png")}
+    replace, count = os.replace, iter(range(1000))
+
+    def stopping(*names: Any, **options: Any) -> None:
+        if next(count) in (2, 5):
+            raise KeyboardInterrupt
+        replace(*names, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", stopping)
+        assert run_main("--out", tmp_path / "out").code == 130
+        assert run_main().code == 130
+    ended = run_main("--out", tmp_path / "out", "--beside")
+    assert ended.code == 2
+    assert "beside: false -> true" in ended.err
+    for out, arguments in ((tmp_path / "out", ("--out", tmp_path / "out")), (tmp_path / "reconstructed/001", ())):
+        assert sum(path.suffix == ".png" for path in out.iterdir()) == 1
+        assert run_main(*arguments).code == 0
+        assert {name: data for name, data in files_of(out).items() if name.endswith(".png")} == wanted
+        assert figures(out)["mean"] == figures(tmp_path / "whole")["mean"]
+    assert not (tmp_path / "reconstructed/002").exists()
+    assert run_main("--out", tmp_path / "out").code == 2
 
 
 def write_bad(folder: Path) -> list[Path]:
