@@ -12,11 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config import Config
-from stage2_prior.generation import draw
-
-
-class NotFiniteError(ValueError):
-    """Logits from which nothing can be chosen."""
+from stage2_prior.generation import check_finite, draw
 
 
 class ChooseConfig(Config):
@@ -64,11 +60,7 @@ def choose(logits: Tensor, noise: Tensor, progress: float, config: ChooseConfig)
     Raises:
         NotFiniteError: a logit is NaN, or a whole row is -inf. (Greedy choice would silently take code 0.)
     """
-    largest = logits.amax(dim=-1, keepdim=True)
-    if not torch.isfinite(largest).all():
-        raise NotFiniteError(
-            "the prior gave logits that are not finite: its weights are damaged or its training diverged"
-        )
+    largest = check_finite(logits)
     temperature = config.temperature_at(progress)
     if temperature == 0.0:
         return logits.argmax(dim=-1)

@@ -4,22 +4,23 @@
     --grow.right 16 --grow.up 16                out-painting: pixels to add on any of the four sides
 
 Writes, for each picture and each of its variants, OUT/000000-original.png, 000000-kept.png, 000000-0.png, ..., and
-OUT/grid.png: a row for each picture, original and kept part first. Variant v of picture i follows from (seed, i, v).
+OUT/grid.png: a row for each picture, original and kept part first. Variant v of picture i follows from (seed, i, v). A
+command that was interrupted, given again, makes only the variants that are missing.
 """
 
-import json
+import hashlib
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tqdm import tqdm
 
 from sampling.completing import HIDDEN, Margins, Pictures, Task, complete, grow, kept_codes
-from sampling.picture_files import open_folder, read_png, rows_of, save_png
+from sampling.output import Output, close_output, open_output, settings_of
+from sampling.picture_files import read_png, rows_of, save_png, shape_of
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
 from stage1_tokenizer.command import run_command
@@ -28,6 +29,8 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.launch import start_accelerator
+
+GRID = "grid.png"
 
 
 class GrowConfig(Config):
@@ -66,7 +69,8 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     seed: int = 0
     """Variant v of picture i follows from (seed, i, v)."""
     out: str | None = None
-    """Folder for the pictures; default: a new numbered folder under completed/ in the prior's."""
+    """Folder for the pictures; default: a new numbered folder under completed/ in the prior's. Where the same settings
+    were interrupted in it, or in the newest numbered one, only what is missing is made."""
 
     @property
     def margins(self) -> Margins:
@@ -89,12 +93,18 @@ def main() -> None:
     margins = margins_in_codes(config.margins, sampler)
     chosen = read_pictures(sampler, config.images, config.n, config.class_, config.seed)
     keep = None if any(margins) else kept_pixels(config, sampler)
-    out = open_folder(config.out, sampler.prior.path.parent, accelerator, "completed")
-    accelerator.print(f"completing {len(chosen.pictures)} pictures with {sampler.prior.path} to {out}")
+    kept = framed(chosen.pictures, keep, margins, sampler.factor)
+    number = len(chosen.pictures) * config.variants
+    names = [f"{place // config.variants:06d}-{place % config.variants}.png" for place in range(number)]
+    settings = settings_of(config.tree(), {**sampler.settings(), **described(chosen, kept)})
+    made_of = dict.fromkeys(names, shape_of(kept[0]))
+    out = open_output(accelerator, config.out, sampler.prior.path.parent / "completed", settings, made_of)
+    accelerator.print(
+        f"completing {len(chosen.pictures)} pictures with {sampler.prior.path} in {config.precision} to {out.path}"
+    )
 
     began = time.monotonic()
-    number = len(chosen.pictures) * config.variants
-    mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
     total = len(mine) * config.candidates * codes_made(sampler, margins)
     bar = tqdm(total=total, unit="code", disable=None if accelerator.is_main_process else True)
     for part in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
@@ -106,16 +116,14 @@ def main() -> None:
             made = grow(sampler, task, margins, config.paste, bar.update)
         else:
             made = complete(sampler, task, keep, config.paste, bar.update)
-        for index, variant, picture in zip(indices, variants, made, strict=True):
-            save_png(out / f"{index:06d}-{variant}.png", picture)
+        for place, picture in zip(part, made, strict=True):
+            save_png(out.path / names[place], picture)
     bar.close()
-    if accelerator.is_main_process:
-        kept = framed(chosen.pictures, keep, margins, sampler.factor)
-        for index, (picture, part_kept) in enumerate(zip(chosen.pictures, kept, strict=True)):
-            save_png(out / f"{index:06d}-original.png", picture)
-            save_png(out / f"{index:06d}-kept.png", part_kept)
     accelerator.wait_for_everyone()
-    finish(accelerator, config, sampler, chosen, out, seconds=time.monotonic() - began)
+    if accelerator.is_main_process:
+        assemble(chosen.pictures, kept, config.variants, out)
+        seconds, done = time.monotonic() - began, len(out.missing)
+        print(f"{done} completions in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} a second): {out.path / GRID}")
     accelerator.end_training()
 
 
@@ -200,22 +208,21 @@ def codes_made(sampler: Sampler, margins: Margins) -> int:
     return total or sampler.codes_per_picture
 
 
-def finish(
-    accelerator: Accelerator, config: CompleteConfig, sampler: Sampler, chosen: ToComplete, out: Path, seconds: float
-) -> None:
-    """Write the grid and what it was made with."""
-    if not accelerator.is_main_process:
-        return
-    columns = ["original", "kept", *map(str, range(config.variants))]
-    rows = [[read_png(out / f"{index:06d}-{what}.png") for what in columns] for index in range(len(chosen.pictures))]
-    save_png(out / "grid.png", rows_of(rows))
-    guidance = sampler.guidance.scale
-    settings: dict[str, Any] = {**config.tree(), "prior": str(sampler.prior.path), "step": sampler.prior.step}
-    settings |= {"guidance": guidance, "classes": sampler.prior.classes, "labels": chosen.labels.tolist()}
-    settings |= {"sources": chosen.names}
-    (out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    made = len(rows) * config.variants
-    print(f"{made} completions in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} a second): {out / 'grid.png'}")
+def described(chosen: ToComplete, kept: Pictures) -> dict[str, object]:
+    """What settings.json says of the pictures themselves, `kept` being what is shown of them."""
+    digest = hashlib.sha256(chosen.pictures.tobytes() + kept.tobytes()).hexdigest()[:32]
+    return {"labels": chosen.labels.tolist(), "sources": chosen.names, "pictures": digest}
+
+
+def assemble(pictures: Pictures, kept: Pictures, variants: int, out: Output) -> None:
+    """Write the originals, what is kept of them, and the grid, and say that all is finished."""
+    for index, (picture, part) in enumerate(zip(pictures, kept, strict=True)):
+        save_png(out.path / f"{index:06d}-original.png", picture)
+        save_png(out.path / f"{index:06d}-kept.png", part)
+    columns = ["original", "kept", *map(str, range(variants))]
+    rows = [[f"{index:06d}-{what}.png" for what in columns] for index in range(len(pictures))]
+    save_png(out.path / GRID, rows_of([[read_png(out.path / name) for name in row] for row in rows]))
+    close_output(out, [GRID, *(name for row in rows for name in row)])
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
     --prior       noise -> prior.generate -> codes -> tokenizer.decode_codes -> OUT/000000.png ..., OUT/grid.png,
     --tokenizer   noise -> bottleneck.sample -> z_q -> tokenizer.decode ->      OUT/samples.npz, OUT/settings.json
 
-Image i depends on (seed, i) alone: not on the number of images, the batch size or the number of processes.
+Image i depends on (seed, i) alone: not on the number of images, the batch size or the number of processes. A command
+that was interrupted, given again, makes only the pictures that are missing.
 """
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,10 @@ from pydantic import Field, PositiveInt, model_validator
 from tqdm import tqdm
 
 from sampling.noise import NoiseSource
-from sampling.picture_files import grid_of, open_folder, read_png, save_png
+from sampling.output import Output, close_output, open_output, settings_of
+from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler, SamplingConfig
+from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.order import share
@@ -38,10 +39,13 @@ MEANS_NOTHING = {
     "size": "its noise has the size of training",
     "window": "its noise has the size of training",
     "stride": "its noise has the size of training",
+    "precision": "it is that of a prior's weights",
     "candidates": "only a prior can say which one is best",
 }
 """Options that are for a prior, and why a tokenizer alone cannot follow them. (Those that only go with one of these are
 refused without it.)"""
+
+GRID = "grid.png"
 
 
 class GenerateConfig(CommandConfig, SamplingConfig):
@@ -54,7 +58,8 @@ class GenerateConfig(CommandConfig, SamplingConfig):
     tokenizer: str | None = None
     """A stage-one run's folder, or its tokenizer.safetensors: pictures from its own normal latent, without a prior."""
     out: str | None = None
-    """Folder for the pictures; default: a new numbered folder under generated/ in the prior's or tokenizer's."""
+    """Folder for the pictures; default: a new numbered folder under generated/ in the prior's or tokenizer's. Where
+    the same settings were interrupted in it, or in the newest numbered one, only what is missing is made."""
     seed: int = 0
     """Picture i follows from (seed, i)."""
     class_: str | None = Field(None, alias="class")
@@ -91,6 +96,10 @@ class PriorSource:
         return self.sampler.prior
 
     @property
+    def picture_shape(self) -> Shape:
+        return self.sampler.picture_shape
+
+    @property
     def units_per_picture(self) -> int:
         return self.sampler.codes_per_picture * self.config.candidates
 
@@ -102,8 +111,7 @@ class PriorSource:
 
     def settings(self) -> dict[str, object]:
         """What settings.json adds to the configuration."""
-        prior, guidance = self.loaded, self.sampler.guidance.scale
-        return {"prior": str(prior.path), "step": prior.step, "guidance": guidance, "classes": prior.classes}
+        return self.sampler.settings()
 
 
 def main() -> None:
@@ -115,11 +123,16 @@ def main() -> None:
         source.labels(np.arange(1))  # an unknown class is an error before anything is written
     else:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
-    out = open_folder(config.out, source.loaded.path.parent, accelerator)
-    accelerator.print(f"sampling {config.n} pictures from {source.loaded.path} (step {source.loaded.step}) to {out}")
+    names = {f"{index:06d}.png": source.picture_shape for index in range(config.n)}
+    settings = settings_of(config.tree(), source.settings())
+    out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, names)
+    accelerator.print(
+        f"sampling {config.n} pictures from {source.loaded.path} (step {source.loaded.step}) in {config.precision} to "
+        f"{out.path}"
+    )
 
     began = time.monotonic()
-    mine = np.asarray(share(config.n, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
     bar = tqdm(
         total=len(mine) * source.units_per_picture,
         unit=source.unit,
@@ -130,25 +143,26 @@ def main() -> None:
             continue
         pictures = source.sample(indices, bar.update)
         for index, picture in zip(indices, pictures, strict=True):
-            save_png(out / f"{index:06d}.png", picture)
+            save_png(out.path / f"{index:06d}.png", picture)
         bar.set_postfix_str(f"{len(indices)} pictures decoded", refresh=False)
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        finish(config, source, out, seconds=time.monotonic() - began)
+        assemble(source.labels(np.arange(config.n)), names, out)
+        seconds = time.monotonic() - began
+        made = len(out.missing)
+        print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {out.path / GRID}")
     accelerator.end_training()
 
 
-def finish(config: GenerateConfig, source: PriorSource | NoiseSource, out: Path, seconds: float) -> None:
-    """Write the grid, the .npz and what they were made with."""
-    pictures = np.stack([read_png(out / f"{index:06d}.png") for index in range(config.n)])
-    save_png(out / "grid.png", grid_of(pictures))
-    np.savez_compressed(out / "samples.npz", arr_0=pictures, labels=source.labels(np.arange(config.n)))
-    settings: dict[str, Any] = {**config.tree(), **source.settings()}
-    (out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    print(
-        f"{config.n} pictures in {seconds:.1f} s ({config.n / max(seconds, 1e-9):.1f} pictures/s): {out / 'grid.png'}"
-    )
+def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output) -> None:
+    """Write the grid and the .npz of all the pictures, and say that they are finished."""
+    pictures = np.stack([read_png(out.path / name) for name in names])  # (n, H, W, C)
+    save_png(out.path / GRID, grid_of(pictures))
+    arrays = BytesIO()
+    np.savez_compressed(arrays, arr_0=pictures, labels=labels)
+    write_file(out.path / "samples.npz", arrays.getvalue())
+    close_output(out, [*names, GRID])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sampling.picture_files import to_pictures
+from sampling.picture_files import Shape, to_pictures
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.seeds import uniforms
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
@@ -50,6 +50,12 @@ class NoiseSource:
     def tokenizer(self) -> Tokenizer:
         return self.loaded.tokenizer
 
+    @property
+    def picture_shape(self) -> Shape:
+        """Of each picture."""
+        config = self.tokenizer.config
+        return (*config.image_size, config.image_channels)
+
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """0 for each picture, as for every data set without classes."""
         return np.zeros_like(indices)
@@ -77,7 +83,9 @@ class NoiseSource:
 
     def settings(self) -> dict[str, object]:
         """What settings.json adds to the configuration."""
-        return {"tokenizer": str(self.loaded.path), "step": self.loaded.step, "classes": ()}
+        loaded = self.loaded
+        found = {"step": loaded.step, "classes": (), "weights": loaded.fingerprint}
+        return {"tokenizer": str(loaded.path), **found}
 
 
 def normals(seed: int, indices: NDArray[np.int64], size: tuple[int, int, int]) -> Tensor:

@@ -1,22 +1,34 @@
-"""From codes or noise to files, and where files are: decoding in chunks of one size, the folder, the PNGs, the grid."""
+"""From codes or noise to files, and where files are: decoding in chunks of one size, the PNGs, the grid."""
 
+import os
+import struct
+import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_tokenizer.data.decode import EXTENSIONS
+from stage1_tokenizer.checkpoint import storage_error
+from stage1_tokenizer.data.decode import EXTENSIONS, decode
 from stage1_tokenizer.data.pictures import to_uint8
-from stage1_tokenizer.errors import ConfigError, StorageError
+from stage1_tokenizer.errors import BadFileError, ConfigError
 
 DECODE_CHUNK = 16
 """Pictures are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
 round differently, and now and then a pixel of the same picture would differ by one level."""
+Shape = tuple[int, int, int]
+"""Height, width and channels of a picture."""
+SHOWN = 10
+"""Bad files that an error names."""
+DAMAGED = (OSError, ValueError, SyntaxError, struct.error)
+"""What Pillow raises on a file that is not a whole picture, or not there."""
 
 
 @torch.inference_mode()
@@ -38,46 +50,67 @@ def in_chunks(function: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -
     return torch.cat(chunks)
 
 
-def open_folder(given: str | None, run: Path, accelerator: Accelerator, name: str = "generated") -> Path:
-    """The folder to write to, made by the main process: the one given, or a new numbered one in the run's folder.
-
-    Raises:
-        ConfigError: the one given holds something already, or is a file.
-        StorageError: it cannot be made.
-    """
-    if given is not None:
-        out = Path(given)
-        if out.exists() and not out.is_dir():
-            raise ConfigError(f"--out {out}: is a file, not a folder")
-        if out.exists() and any(out.iterdir()):
-            raise ConfigError(f"--out {out}: is not empty, and nothing is written over; choose another folder")
-    else:
-        number = 1
-        while (run / name / f"{number:03d}").exists():
-            number += 1
-        out = run / name / f"{number:03d}"
-    accelerator.wait_for_everyone()  # all have looked before one of them writes
-    if accelerator.is_main_process:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"--out {out}: cannot be made ({error.strerror})") from None
-    accelerator.wait_for_everyone()
-    return out
+def shape_of(picture: NDArray[np.uint8]) -> Shape:
+    """Of a picture (H, W, C)."""
+    height, width, channels = picture.shape
+    return height, width, channels
 
 
 def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """picture (H, W, C) uint8; the file appears whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(temporary, format="PNG")
-    temporary.replace(path)
+    """picture (H, W, C) uint8; the file appears whole or not at all. Not flushed to disk: there may be many.
+
+    Raises:
+        StorageError: no space, or no permission.
+    """
+    encoded = BytesIO()
+    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(encoded, format="PNG")
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        temporary.write_bytes(encoded.getbuffer())
+        temporary.replace(path)
+    except OSError as error:
+        raise storage_error(path, error, encoded.tell()) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_png(path: Path) -> NDArray[np.uint8]:
-    """What `save_png` wrote: (H, W, C) uint8."""
-    with Image.open(path) as image:
-        picture = np.asarray(image)
+    """What `save_png` wrote: (H, W, C) uint8. Raises BadFileError where it is damaged or not there."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            picture = np.asarray(image)
+    except DAMAGED as error:
+        raise BadFileError(f"{path}: cannot be read again ({error})") from None
     return picture if picture.ndim == 3 else picture[:, :, None]
+
+
+def is_whole(path: Path, shape: Shape) -> bool:
+    """Whether `save_png` has written a picture of this shape there, and all of it."""
+    try:
+        data = path.read_bytes()
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            expected = ((shape[1], shape[0]), "L" if shape[2] == 1 else "RGB")
+            if (image.size, image.mode) != expected or not _has_whole_chunks(data):
+                return False
+            image.load()
+    except DAMAGED:
+        return False
+    return True
+
+
+def _has_whole_chunks(data: bytes) -> bool:
+    """Whether a PNG's chunks, each with its checksum, follow one another up to the last one, and end there. A decoder
+    stops when it has all pixels, and does not look."""
+    place = 8  # behind the signature
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return False
+        if data[place + 4 : place + 8] == b"IEND":
+            return end == len(data)
+        place = end
+    return False
 
 
 def grid_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -112,3 +145,25 @@ def picture_paths(source: Path, option: str) -> list[Path]:
         reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
         raise ConfigError(f"{option} {source}: {reason} (looked for {', '.join(sorted(EXTENSIONS))})")
     return found
+
+
+def readable(paths: list[Path], channels: int) -> tuple[list[Path], list[str]]:
+    """Those of the files that can be decoded, and what is wrong with each of the others."""
+
+    def complaint(path: Path) -> str | None:
+        try:
+            decode(path, channels)
+        except BadFileError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max_workers=4) as threads:  # Pillow releases the interpreter's lock while it decodes
+        found = list(threads.map(complaint, paths))
+    good = [path for path, each in zip(paths, found, strict=True) if each is None]
+    return good, [each for each in found if each is not None]
+
+
+def unreadable(complaints: list[str]) -> BadFileError:
+    """The error that says what is wrong with files, of many the first ones."""
+    more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
+    return BadFileError("\n  ".join([*complaints[:SHOWN], *more]))

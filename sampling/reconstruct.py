@@ -1,8 +1,9 @@
 """Pictures -> codes -> pictures.   python sampling/reconstruct.py --tokenizer RUN [PICTURE OR FOLDER ...]
 
 Pictures of any size, each encoded and decoded at its own, in tiles where it is larger than one; without any, validation
-pictures of the tokenizer's own data. Writes OUT/000000.png, ... and OUT/figures.json, and prints how near the
-reconstructions are to the originals and how many bits their codes take.
+pictures of the tokenizer's own data. Writes OUT/000000.png, ..., OUT/figures.json and OUT/settings.json, and prints
+how near the reconstructions are to the originals and how many bits their codes take. Files that cannot be read are
+named and left out, and the command then ends with exit code 3.
 """
 
 import json
@@ -21,7 +22,8 @@ from pydantic_settings import CliPositionalArg
 from torch import Tensor
 from tqdm import tqdm
 
-from sampling.picture_files import open_folder, picture_paths, rows_of, save_png
+from sampling.output import agreed, close_output, open_output, settings_of
+from sampling.picture_files import picture_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
@@ -29,6 +31,7 @@ from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
+from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.launch import start_accelerator
 from stage1_tokenizer.metrics import psnr
 from stage1_tokenizer.ssim import ssim
@@ -58,7 +61,8 @@ class ReconstructConfig(CommandConfig):
     beside: bool = False
     """Each original on the left of its reconstruction, in one file."""
     out: str | None = None
-    """Folder for the pictures; default: a new numbered folder under reconstructed/ in the tokenizer's."""
+    """Folder for the pictures; default: a new numbered folder under reconstructed/ in the tokenizer's. Where the same
+    settings were interrupted in it, or in the newest numbered one, they begin again there."""
 
 
 class Originals(NamedTuple):
@@ -67,6 +71,8 @@ class Originals(NamedTuple):
     names: list[str]
     read: Callable[[int], Picture]
     """Of a number: (H, W, C) uint8."""
+    bad: tuple[str, ...] = ()
+    """What is wrong with those that cannot be read and are left out."""
 
 
 def main() -> None:
@@ -74,8 +80,12 @@ def main() -> None:
     accelerator = start_accelerator()
     loaded = LoadedTokenizer.load(config.tokenizer, accelerator.device)
     tiles = tiles_for(loaded.tokenizer.config, config.tile, config.overlap)
-    originals = given_pictures(config, loaded) if config.pictures else validation_pictures(config, loaded)
-    out = open_folder(config.out, loaded.path.parent, accelerator, "reconstructed")
+    originals = given_pictures(accelerator, config, loaded) if config.pictures else validation_pictures(config, loaded)
+    found = {"tokenizer": str(loaded.path), "step": loaded.step, "weights": loaded.fingerprint}
+    settings = settings_of(config.tree(), {**found, "pictures": originals.names})
+    # Nothing that is there is kept: the figures are not on disk before the end. But what was begun may be begun again.
+    output = open_output(accelerator, config.out, loaded.path.parent / "reconstructed", settings, {})
+    out = output.path
     number = len(originals.names)
     accelerator.print(f"reconstructing {number} pictures with {loaded.path} (step {loaded.step}) to {out}")
 
@@ -89,10 +99,13 @@ def main() -> None:
         figures[index] = torch.tensor([*values, *picture.shape[:2]], dtype=torch.float64)
     figures = accelerator.reduce(figures.to(accelerator.device), "sum").cpu()
     if accelerator.is_main_process:
-        finish(config, loaded, tiles, originals.names, figures, out)
+        finish(config, loaded, tiles, originals, figures, out)
+        close_output(output, [f"{index:06d}.png" for index in range(number)])
         seconds = time.monotonic() - began
         print(f"{number} pictures in {seconds:.1f} s ({number / max(seconds, 1e-9):.1f} pictures/s): {out}")
     accelerator.end_training()
+    if originals.bad:
+        raise BadFileError(f"{len(originals.bad)} of {number + len(originals.bad)} pictures were left out, see above")
 
 
 @torch.inference_mode()
@@ -124,16 +137,26 @@ def reconstruct(
     return made, float(psnr(x, x_hat)), float(ssim(x, x_hat)), bits
 
 
-def given_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
-    """The files named on the command line, and those of the folders named there.
+def given_pictures(accelerator: Accelerator, config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
+    """The files named on the command line, and those of the folders named there. All are read once to see whether they
+    can be: what cannot is named and left out, and found before hours were spent on the others.
 
     Raises:
         ConfigError: there is no such file or folder, or no picture in a folder.
+        BadFileError: none of them can be read.
     """
-    paths = [path for source in config.pictures for path in picture_paths(Path(source), "pictures")]
-    paths = paths[: config.n]
     channels = loaded.tokenizer.config.image_channels
-    return Originals([str(path) for path in paths], lambda index: decode(paths[index], channels))
+
+    def look() -> tuple[list[Path], list[str]]:
+        paths = [path for source in config.pictures for path in picture_paths(Path(source), "pictures")]
+        return readable(paths[: config.n], channels)
+
+    paths, bad = agreed(accelerator, look)
+    if not paths:
+        raise unreadable(bad)
+    for reason in bad:
+        accelerator.print(f"left out: {reason}")
+    return Originals([str(path) for path in paths], lambda index: decode(paths[index], channels), tuple(bad))
 
 
 def validation_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
@@ -151,11 +174,11 @@ def validation_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> O
 
 
 def finish(
-    config: ReconstructConfig, loaded: LoadedTokenizer, tiles: Tiles, names: list[str], figures: Tensor, out: Path
+    config: ReconstructConfig, loaded: LoadedTokenizer, tiles: Tiles, originals: Originals, figures: Tensor, out: Path
 ) -> None:
     """Write figures.json, and print the means."""
     rows: list[dict[str, Any]] = []
-    for index, (name, values) in enumerate(zip(names, figures.tolist(), strict=True)):
+    for index, (name, values) in enumerate(zip(originals.names, figures.tolist(), strict=True)):
         row = dict(zip(COLUMNS, values, strict=True))
         bits = None if np.isnan(row["bits"]) else row["bits"]
         per_pixel = None if bits is None else bits / (row["height"] * row["width"])
@@ -168,7 +191,7 @@ def finish(
     factor = loaded.tokenizer.config.network.factor
     used = {"tile": [side * factor for side in tiles.size], "overlap": tiles.overlap * factor}
     settings: dict[str, Any] = {**config.tree(), "tokenizer": str(loaded.path), "step": loaded.step, **used}
-    written = {"settings": settings, "mean": mean, "pictures": rows}
+    written = {"settings": settings, "mean": mean, "pictures": rows, "left_out": originals.bad}
     write_file(out / "figures.json", json.dumps(written, indent=1).encode())
     print(f"PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
     if rows[0]["bits"] is not None:

@@ -9,6 +9,7 @@ Picture i follows from (seed, i), its class and the settings: not from the numbe
 once, or by how many processes. `generate.py`, `complete.py` and `summary.py` are command lines around this class.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from sampling.choose import ChooseConfig, NotFiniteError, choose
-from sampling.picture_files import to_pictures
+from sampling.choose import ChooseConfig, choose
+from sampling.picture_files import Shape, to_pictures
 from stage1_tokenizer.config import Size
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
@@ -29,7 +30,7 @@ from stage1_tokenizer.seeds import uniforms
 from stage1_tokenizer.tiles import decode_codes, tiles_for
 from stage1_tokenizer.tokenizer import check_image_size
 from stage2_prior.base import Grid
-from stage2_prior.generation import Known, generate
+from stage2_prior.generation import Known, NotFiniteError, generate
 from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
 from stage2_prior.prior import LoadedPrior, label_of, load_prior, newest_run
@@ -129,6 +130,22 @@ class Sampler:
     @property
     def codes_per_picture(self) -> int:
         return self.grid[0] * self.grid[1] * self.prior.model.shape.K
+
+    @property
+    def picture_shape(self) -> Shape:
+        """Of each picture."""
+        return (*self.size, self.prior.tokenizer.tokenizer.config.image_channels)
+
+    def settings(self) -> dict[str, object]:
+        """What the pictures follow from beside the configuration, for settings.json."""
+        prior = self.prior
+        digest = hashlib.sha256(f"{prior.tokenizer.fingerprint} {prior.model.config.model_dump_json()}".encode())
+        for name, tensor in sorted(prior.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        weights = digest.hexdigest()[:32]
+        found = {"step": prior.step, "guidance": self.guidance.scale, "classes": prior.classes, "weights": weights}
+        return {"prior": str(prior.path), **found}
 
     def check_size(self, grid: Grid) -> None:
         """Raises ConfigError where pictures of this grid cannot be made, or cannot be compared as candidates."""

@@ -67,7 +67,9 @@ def last_figures(run: Path, needed: str) -> dict[str, float]:
     """The newest entry of a run's metrics.jsonl with a scalar of this name. Raises ConfigError where there is none."""
     log = run / "metrics.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    entries = [entry for entry in map(json.loads, lines) if needed in entry]
+    # The last line may be half, where the training was killed or is at it now.
+    whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
+    entries = [entry for entry in map(json.loads, whole) if needed in entry]
     if not entries:
         raise ConfigError(f"{log}: has no {needed}; the run has not been validated yet")
     return dict(entries[-1])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sampling.picture_files import picture_paths
+from sampling.picture_files import picture_paths, readable, unreadable
 from sampling.sampler import Sampler
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.decode import decode
@@ -30,12 +30,15 @@ def read_pictures(sampler: Sampler, source: str | None, n: int, class_: str | No
 
     Raises:
         ConfigError: there are none, an unknown class, or no class where the prior needs one.
-        BadFileError: a file cannot be read.
+        BadFileError: files cannot be read; all are named, so that they can be taken out at once.
     """
     given = None if class_ is None else label_of(class_, sampler.prior.classes)
     if source is not None:
         paths = picture_paths(Path(source), "images")[:n]
         channels = sampler.prior.tokenizer.tokenizer.config.image_channels
+        _, bad = readable(paths, channels)
+        if bad:
+            raise unreadable(bad)
         pictures = [_fitted(resize(decode(path, channels), sampler.size), sampler.size) for path in paths]
         label = labels_for(sampler.prior, ())[0] if given is None else given
         return ToComplete(np.stack(pictures), np.full(len(paths), label, dtype=np.int64), [str(path) for path in paths])

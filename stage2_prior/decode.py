@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stage2_prior.key_values import Cache, FixedCache, GrowingCache
 from stage2_prior.products import Precision, Product, prepare
@@ -50,10 +50,12 @@ def _prepare(branches: Any, precision: Precision) -> Layer:
     query_key_value = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])  # (3 H d, D)
     gains = torch.cat([attention.qk_norm_q_scale * attention.attend.scale, attention.qk_norm_k_scale])  # (2 H, 1, d)
     expand, _, contract = feed.ff
+    # A single head as wide as the model needs no projection behind it, and the library gives it none.
+    single = isinstance(attention.to_out, nn.Identity)
     return Layer(
         prepare(query_key_value * gain, None, precision),
         gains[:, 0],
-        prepare(attention.to_out.weight, attention.to_out.bias, precision),
+        attention.to_out if single else prepare(attention.to_out.weight, attention.to_out.bias, precision),
         prepare(expand.proj.weight * feed_gain, expand.proj.bias, precision),
         prepare(contract.weight, contract.bias, precision),
     )

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from stage1_tokenizer.errors import DivergedError
 from stage2_prior.base import Decoder, Grid, Prior
 from stage2_prior.guidance import Guidance, check_guidance, mix
 from stage2_prior.windows import check_window, placements
@@ -21,6 +22,10 @@ Choose = Callable[[Tensor, Tensor, float], Tensor]
 """(logits (B, V) float32, noise (B,) uniform in [0, 1), progress in [0, 1]) -> codes (B,) int64. Progress is the share
 of the picture's positions that lie before this one: 0 at the first, 1 at the last."""
 NO_GUIDANCE = Guidance()
+
+
+class NotFiniteError(DivergedError, ValueError):
+    """Logits from which nothing can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,31 @@ def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
 
 
+def check_finite(logits: Tensor) -> Tensor:
+    """The largest (B, 1) of logits (B, V), from which something can be chosen.
+
+    Raises:
+        NotFiniteError: a logit is NaN or inf, or a whole row is -inf. (Choosing would silently give the first or the
+            last code.)
+    """
+    largest = logits.amax(dim=-1, keepdim=True)
+    if not torch.isfinite(largest).all():
+        raise NotFiniteError(
+            "the prior gave logits that are not finite: its weights are damaged or its training diverged"
+        )
+    return largest
+
+
 def sample_softmax(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
-    """The prior's own distribution, unfiltered: logits (B, V), noise (B,) -> codes (B,)."""
+    """The prior's own distribution, unfiltered: logits (B, V), which are finite, noise (B,) -> codes (B,)."""
     del progress
     return draw(logits.softmax(dim=-1), noise)
+
+
+def sample_finite(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
+    """The same, of logits that may be anything. Raises NotFiniteError: see `check_finite`."""
+    check_finite(logits)
+    return sample_softmax(logits, noise, progress)
 
 
 @torch.inference_mode()
@@ -55,7 +81,7 @@ def generate(
     prior: Prior,
     labels: Tensor,
     noise: Tensor,
-    choose: Choose = sample_softmax,
+    choose: Choose = sample_finite,
     guidance: Guidance = NO_GUIDANCE,
     grid: Grid | None = None,
     window: Grid | None = None,
@@ -73,6 +99,7 @@ def generate(
     Raises:
         ConfigError: guidance, but the prior has no classes or was trained without label dropout; a window that is
             larger than the trained grid.
+        NotFiniteError: by `sample_finite`, where the prior's logits are not finite.
     """
     check_guidance(prior.config, prior.classes, guidance)
     decoder = decoder or prior.decoder()

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,6 @@ def main() -> None:
     if accelerator.is_main_process:
         summary = summarise(scores, prior, values=math.prod(pictures.batch(np.arange(1))[0].shape))
         described = {"prior": str(prior.path), "step": prior.step, "data": data.tree(), "split": config.split}
-        out.mkdir(parents=True, exist_ok=True)
         write_csv(out / "scores.csv", scores, prior)
         write_file(out / "scores.json", json.dumps(described | summary, indent=1).encode())
         report(summary, prior)
@@ -172,12 +172,13 @@ def write_csv(path: Path, scores: Scores, prior: LoadedPrior) -> None:
     names = [*prior.classes, ""]
     posterior = class_log_probabilities(scores.by_class) if scores.by_class.shape[1] else scores.by_class
     of_classes = [f"ln p({name})" for name in prior.classes[: posterior.shape[1]]]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["image", "class", "nats", "bits", "psnr", *of_classes])
-        for index, (label, nats) in enumerate(zip(scores.labels.tolist(), scores.nats.tolist(), strict=True)):
-            figures = (nats, bits(nats), float(scores.psnr[index]), *posterior[index].tolist())
-            rows.writerow([index, names[label], *(f"{figure:.4f}" for figure in figures)])
+    text = StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["image", "class", "nats", "bits", "psnr", *of_classes])
+    for index, (label, nats) in enumerate(zip(scores.labels.tolist(), scores.nats.tolist(), strict=True)):
+        figures = (nats, bits(nats), float(scores.psnr[index]), *posterior[index].tolist())
+        rows.writerow([index, names[label], *(f"{figure:.4f}" for figure in figures)])
+    write_file(path, text.getvalue().encode())
 
 
 def report(summary: dict[str, Any], prior: LoadedPrior, say: Callable[[str], object] = print) -> None:

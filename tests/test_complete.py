@@ -158,7 +158,7 @@ def test_the_command_writes_originals_kept_parts_variants_and_a_grid(folder: Pat
     """The original stands beside its variants; settings.json says what they were made with."""
     ended = command(folder, tmp_path / "o", "-n", 2, "--variants", 3, "--keep", "left")
     assert ended.code == 0, ended.err
-    names = {"grid.png", "settings.json"}
+    names = {"grid.png", "settings.json", ".lock"}
     names |= {f"{i:06d}-{what}.png" for i in range(2) for what in ("original", "kept", 0, 1, 2)}
     assert files_of(tmp_path / "o").keys() == names
     original, kept, variant = (pixels_of(tmp_path / f"o/000001-{what}.png") for what in ("original", "kept", 2))
@@ -247,6 +247,24 @@ def test_what_cannot_be_done_is_one_message(
     assert "Traceback" not in ended.err
     assert re.search(message, ended.err, flags=re.S), ended.err
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"half"], ids=["empty", "text", "half"])
+def test_bad_pictures_are_refused_before_anything_is_written(folder: Path, tmp_path: Path, data: bytes) -> None:
+    """Fault 18: exit code 3; all that are bad are named, so that they can be taken out at once; no folder is left."""
+    write_image_folder(tmp_path / "own", ("x",), per_class=4)
+    whole = (tmp_path / "own/x/00.png").read_bytes()
+    bad = [tmp_path / "own/x/01.png", tmp_path / "own/x/03.png"]
+    for path in bad:
+        path.write_bytes(whole[: len(whole) // 2] if data == b"half" else data)
+    for arguments in (("--images", tmp_path / "own"), ("--images", bad[1]), ("--mask", bad[1])):
+        ended = command(folder, tmp_path / "o", *arguments)
+        assert ended.code == 3, ended
+        assert "Traceback" not in ended.err
+        assert str(bad[1]) in ended.err
+        assert (str(bad[0]) in ended.err) == (arguments[1] == tmp_path / "own")
+        assert not (tmp_path / "o").exists()
+    assert command(folder, tmp_path / "o", "--images", tmp_path / "own", "-n", 1, "--variants", 1).code == 0
 
 
 def test_a_mask_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_two_processes_make_the_same_pictures(prior: Path, tmp_path: Path) -> No
 def test_what_is_written(prior: Path, tmp_path: Path) -> None:
     """Trap 36: just n pictures, the same ones in the .npz and in the grid, with their labels and settings."""
     ended = generate(prior, tmp_path, "-n", 5)
-    others = {"grid.png", "samples.npz", "settings.json"}
+    others = {"grid.png", "samples.npz", "settings.json", ".lock"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{i:06d}.png" for i in range(5)} | others
     with np.load(tmp_path / "samples.npz") as saved:
         assert saved["arr_0"].dtype == np.uint8
@@ -252,4 +252,4 @@ def test_damaged_weights_give_no_pictures(tmp_path: Path, kind: str, temperature
     ended = run(main, "--prior", tmp_path / "run", "--out", tmp_path / "out", "-n", 2, "--temperature", temperature)
     assert ended.code == 3
     assert re.search(r"prior\.safetensors: .*not finite.*damaged", ended.err)
-    assert not list((tmp_path / "out").glob("*"))
+    assert not list((tmp_path / "out").glob("*.png"))

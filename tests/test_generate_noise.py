@@ -87,7 +87,7 @@ def test_a_picture_is_its_noise_decoded(tokenizer: Path, tmp_path: Path) -> None
 def test_what_is_written(tokenizer: Path, tmp_path: Path) -> None:
     """As for a prior: just n pictures, the same ones in the .npz, and settings that say from what they are."""
     ended = generate(tokenizer, tmp_path, "-n", 5)
-    others = {"grid.png", "samples.npz", "settings.json"}
+    others = {"grid.png", "samples.npz", "settings.json", ".lock"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{i:06d}.png" for i in range(5)} | others
     with np.load(tmp_path / "samples.npz") as saved:
         assert saved["arr_0"].shape == (5, *IMAGE_SIZE, 3)
@@ -172,6 +172,7 @@ FOR_A_PRIOR: dict[str, tuple[object, str]] = {
     "size": ("16,24", "size of training"),
     "window": ("1,2", "size of training"),
     "stride": (2, "size of training"),
+    "precision": ("bfloat16", "a prior's weights"),
     "candidates": (2, "which one is best"),
     "prior": ("runs", "exclude each other"),
 }
@@ -225,4 +226,4 @@ def test_damaged_weights_give_no_pictures(tmp_path: Path) -> None:
     ended = run(main, "--tokenizer", tmp_path, "--out", tmp_path / "out", "-n", 2)
     assert ended.code == 3
     assert f"{loaded.path}: gives numbers that are not finite" in ended.err
-    assert not list((tmp_path / "out").glob("*"))
+    assert not list((tmp_path / "out").glob("*.png"))

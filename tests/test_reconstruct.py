@@ -1,6 +1,9 @@
 """sampling/reconstruct.py: pictures of any size there and back, its figures, and what it refuses."""
 
 import json
+import os
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from PIL import Image
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.data.pictures import normalise, to_uint8
 from stage1_tokenizer.ssim import ssim
-from tests.artefacts import pixels_of, write_image_folder, write_tokenizer
-from tests.commands import Ended, names_of, run
+from tests.artefacts import files_of, pixels_of, write_image_folder, write_tokenizer
+from tests.commands import Ended, names_of, run, run_script
+from tests.processes import RankFailedError, run_processes
 
 
 def reconstruct(tokenizer: Path, out: Path, *arguments: object) -> Ended:
@@ -117,6 +121,86 @@ def test_wrong_usage_is_one_message(tmp_path: Path) -> None:
         assert not out.exists()
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     assert reconstruct(tmp_path, out, tmp_path / "bad.png").code == 3
+
+
+def test_an_interrupted_command_begins_again_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 44: with --out and without, it ends with what an uninterrupted one gives; other settings are refused."""
+    write_tokenizer(tmp_path)
+    write_image_folder(tmp_path / "photos", ("cat",), per_class=3, size=(12, 20))
+    run_main = partial(run, names_of("sampling/reconstruct.py")["main"], "--tokenizer", tmp_path, tmp_path / "photos")
+    assert run_main("--out", tmp_path / "whole").code == 0
+    wanted = {name: data for name, data in files_of(tmp_path / "whole").items() if name.endswith(".png")}
+    replace, count = os.replace, iter(range(1000))
+
+    def stopping(*names: Any, **options: Any) -> None:
+        if next(count) in (2, 5):
+            raise KeyboardInterrupt
+        replace(*names, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", stopping)
+        assert run_main("--out", tmp_path / "out").code == 130
+        assert run_main().code == 130
+    ended = run_main("--out", tmp_path / "out", "--beside")
+    assert ended.code == 2
+    assert "beside: false -> true" in ended.err
+    for out, arguments in ((tmp_path / "out", ("--out", tmp_path / "out")), (tmp_path / "reconstructed/001", ())):
+        assert sum(path.suffix == ".png" for path in out.iterdir()) == 1
+        assert run_main(*arguments).code == 0
+        assert {name: data for name, data in files_of(out).items() if name.endswith(".png")} == wanted
+        assert figures(out)["mean"] == figures(tmp_path / "whole")["mean"]
+    assert not (tmp_path / "reconstructed/002").exists()
+    assert run_main("--out", tmp_path / "out").code == 2
+
+
+def write_bad(folder: Path) -> list[Path]:
+    """Files that are no pictures, of each kind."""
+    whole = draw(folder / "whole.png", 20, 24).read_bytes()
+    (folder / "whole.png").unlink()
+    width = (60000).to_bytes(4, "big")
+    header = b"IHDR" + width + width + bytes([8, 2, 0, 0, 0])
+    bomb = whole[:8] + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:]
+    bad = {"cut.png": whole[: len(whole) // 2], "text.png": b"not a picture", "bomb.png": bomb, "empty.png": b""}
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    return [folder / name for name in bad]
+
+
+def test_bad_pictures_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Faults 18 and 25: where there is no other, exit code 3, each file by its name, and no folder."""
+    write_tokenizer(tmp_path)
+    (tmp_path / "bad").mkdir()
+    bad = write_bad(tmp_path / "bad")
+    for given in (*([path] for path in bad), bad, [tmp_path / "bad"]):
+        ended = reconstruct(tmp_path, tmp_path / "out", *given)
+        assert ended.code == 3
+        named = bad if given in (bad, [tmp_path / "bad"]) else given
+        assert all(str(path) in ended.err for path in named)
+        assert "Traceback" not in ended.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_bad_pictures_among_good_ones_are_left_out(tmp_path: Path) -> None:
+    """Fault 18: the others are made all the same, by one process or two; the bad ones are named, and the exit code is
+    3, so that a script does not take the result for all."""
+    write_tokenizer(tmp_path)
+    write_image_folder(tmp_path / "photos", ("cat",), per_class=3, size=(12, 20))
+    bad = write_bad(tmp_path / "photos/cat")
+    ended = reconstruct(tmp_path, tmp_path / "out", tmp_path / "photos")
+    assert ended.code == 3
+    assert "4 of 7 pictures were left out" in ended.err
+    found = figures(tmp_path / "out")
+    assert [Path(row["of"]).name for row in found["pictures"]] == ["00.png", "01.png", "02.png"]
+    assert all(np.isfinite(row["psnr"]) for row in found["pictures"])
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 3
+    for path in bad:
+        assert f"left out: {path}: " in ended.out
+        assert any(reason.startswith(f"{path}: ") for reason in found["left_out"])
+    words = ("--tokenizer", tmp_path, "--out", tmp_path / "two", tmp_path / "photos")
+    with pytest.raises(RankFailedError, match="4 of 7 pictures were left out"):
+        run_processes(2, run_script, "sampling/reconstruct.py", *words)
+    again = figures(tmp_path / "two")
+    assert (again["mean"], again["left_out"]) == (found["mean"], found["left_out"])
 
 
 def test_ssim_is_the_formula_of_the_paper() -> None:

@@ -1,8 +1,10 @@
 """Scores: each image's own, each class's, and the whole set's; the command's files, and what it refuses."""
 
 import csv
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from stage1_tokenizer.data.pictures import normalise
 from stage2_prior.likelihood import nats_of
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior, labels_for
 from stage2_prior.score import main
-from tests.artefacts import MAKERS, edit_weights, shapes, write_image_folder, write_prior
+from tests.artefacts import MAKERS, edit_weights, files_of, shapes, write_image_folder, write_prior
 from tests.commands import Ended, run, run_script
 from tests.processes import run_processes
 
@@ -136,6 +138,21 @@ def test_an_unconditional_prior_has_no_classes_to_score(tmp_path: Path) -> None:
     ended = command(write_prior(tmp_path / "p", ()), tmp_path / "o", "--by_class")
     assert ended.code == 2
     assert "no classes" in ended.err
+
+
+def test_a_full_disk_leaves_no_half_table(prior: LoadedPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 12: exit code 5 with path and reason; what was there of an earlier run is still there, whole."""
+    assert command(prior, tmp_path, "-n", 3).code == 0
+    before = files_of(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    ended = command(prior, tmp_path)
+    assert ended.code == 5
+    assert str(tmp_path / "scores.csv") in ended.err
+    assert files_of(tmp_path) == before
 
 
 def test_weights_that_are_not_finite_are_a_bad_file(tmp_path: Path) -> None:
