@@ -9,22 +9,22 @@ So whatever ends a command, at whatever moment, costs no more than the pictures 
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from sampling.picture_files import Shape, is_whole
 from stage1_tokenizer.checkpoint import sync_folder, write_file
 from stage1_tokenizer.config import Tree, differences
-from stage1_tokenizer.errors import ConfigError, StorageError, UserError
+from stage1_tokenizer.errors import ConfigError, StorageError
+from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
 
-T = TypeVar("T")
 SETTINGS = "settings.json"
 FREE_KEYS = ("config", "out", "batch_size")
 """Options that change no picture, and are not among the settings."""
@@ -73,7 +73,7 @@ def open_output(
                 "the processes have loaded different things; was a file replaced while they started? Start again.\n"
                 + _listed(differences(everyones[0], theirs))
             )
-    out, missing = agreed(accelerator, lambda: _open(given, parent, settings, pictures))
+    out, missing = on_main(accelerator, lambda: _open(given, parent, settings, pictures))
     if len(missing) < len(pictures):
         there = len(pictures) - len(missing)
         accelerator.print(f"{there} of {len(pictures)} pictures are there already; making the rest")
@@ -87,21 +87,6 @@ def close_output(out: Output, names: Iterable[str]) -> None:
             os.fsync(file.fileno())
     sync_folder(out.path)
     _write_settings(out.path, {**(_saved(out.path) or {}), "finished": True})
-
-
-def agreed(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """What the main process decides, on all of them; or its error, on all of them."""
-    answer: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            answer = [decide()]
-        except UserError as error:
-            answer = [error]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], UserError):
-        raise answer[0]
-    decided: T = answer[0]
-    return decided
 
 
 def _open(given: str | None, parent: Path, settings: Tree, pictures: Mapping[str, Shape]) -> tuple[Path, list[int]]:

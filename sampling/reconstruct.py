@@ -22,7 +22,7 @@ from pydantic_settings import CliPositionalArg
 from torch import Tensor
 from tqdm import tqdm
 
-from sampling.output import agreed, close_output, open_output, settings_of
+from sampling.output import close_output, open_output, settings_of
 from sampling.picture_files import picture_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
@@ -32,7 +32,7 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
 from stage1_tokenizer.errors import BadFileError
-from stage1_tokenizer.launch import start_accelerator
+from stage1_tokenizer.launch import on_main, start_accelerator
 from stage1_tokenizer.metrics import psnr
 from stage1_tokenizer.ssim import ssim
 from stage1_tokenizer.tiles import Tiles, decode_codes, encode_codes, tiles_for
@@ -151,7 +151,7 @@ def given_pictures(accelerator: Accelerator, config: ReconstructConfig, loaded: 
         paths = [path for source in config.pictures for path in picture_paths(Path(source), "pictures")]
         return readable(paths[: config.n], channels)
 
-    paths, bad = agreed(accelerator, look)
+    paths, bad = on_main(accelerator, look)
     if not paths:
         raise unreadable(bad)
     for reason in bad:

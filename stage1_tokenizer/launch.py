@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from stage1_tokenizer import errors, processor
+from stage1_tokenizer import processor
 from stage1_tokenizer.errors import ConfigError, UserError
+
+T = TypeVar("T")
 
 
 def start_accelerator() -> Accelerator:
@@ -66,22 +69,19 @@ def check_share(images: int, processes: int) -> None:
         raise ConfigError(f"{images} validation images are fewer than the {processes} processes that share them")
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
-    """Do something in the main process alone, while the others wait. A UserError that it raises, all raise.
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Do something in the main process alone. What it returns, all return; a UserError that it raises, all raise.
 
     (Raised in one process alone, it would leave the others waiting for it until a launcher ends them.)
     """
-    error: UserError | None = None
+    answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            action()
-        except UserError as raised:
-            error = raised
-    if accelerator.num_processes > 1:
-        told = [None if error is None else (type(error).__name__, str(error))]
-        broadcast_object_list(told)
-        if told[0] is not None and error is None:
-            name, message = told[0]
-            error = getattr(errors, name)(message)
-    if error is not None:
-        raise error
+            answer = [action()]
+        except UserError as error:
+            answer = [error]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    returned: T = answer[0]
+    return returned

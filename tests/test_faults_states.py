@@ -248,7 +248,7 @@ def test_fault_12_disk_full(tmp_path: Path, processes: int, stopped: Path) -> No
 def test_fault_12_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 12: where the room is seen to be too small, nothing is begun; the largest state would fill the disk."""
     save(tmp_path, 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 0, 10))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 0, 10))
     with pytest.raises(StorageError, match="needs 32 bytes, 10 are free"):
         save(tmp_path, 2)
     monkeypatch.undo()

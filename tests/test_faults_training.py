@@ -60,7 +60,8 @@ def test_fault_15_a_nan_is_skipped(tmp_path: Path) -> None:
         assert all(torch.equal(before[key], after[key]) for key in before), name
         final = part(tmp_path / "ours", 6, name)
         assert all(tensor.isfinite().all() for tensor in final.values() if tensor.is_floating_point())
-    assert checksums(tmp_path / "ours", 5)["tokenizer.safetensors"] != checksums(tmp_path / "ours", 4)
+    sums = [checksums(tmp_path / "ours", step)["tokenizer.safetensors"] for step in (4, 5)]
+    assert sums[0] != sums[1]
     (alarm,) = alarms(tmp_path / "ours")
     assert (alarm["step"], alarm["alarm"]) == (4, "not_finite")
     assert "step 4 of the tokenizer: the input batch (1 of" in alarm["message"]
@@ -222,9 +223,7 @@ def test_fault_38_another_number_of_processes(tmp_path: Path) -> None:
 def test_fault_40_processes_that_do_not_know_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 40: two were started, and each believes itself alone: code 2 with both numbers and what to type, before
     both would have written the same files."""
-    alone = SimpleNamespace(
-        device=torch.device("cpu"), num_processes=1
-    )  # as torchrun leaves one that it is not told of
+    alone = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
     monkeypatch.setattr(launch, "Accelerator", lambda **_: alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     ended = run(names_of("stage1_tokenizer/train.py")["main"], "--out", tmp_path / "run")
