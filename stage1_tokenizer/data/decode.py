@@ -60,15 +60,19 @@ def decode(path: Path, channels: int) -> Picture:
                 raise PictureError(path, "the file is empty")
             if size > LARGEST_FILE:
                 raise PictureError(path, f"{size:,} bytes are more than the limit of {LARGEST_FILE:,}")
-            with Image.open(file, formats=FORMATS) as image:
-                if image.width * image.height > LARGEST:
-                    shape = f"{image.width}x{image.height} pixels"
-                    raise PictureError(path, f"{shape} are more than the limit of {LARGEST:,}")
-                image.load()  # so that what fails after this is not the pixels
-                turn = TURNS.get(_orientation(image))
-                upright = image if turn is None else image.transpose(turn)
-                pixels = np.asarray(_to_mode(upright, "L" if channels == 1 else "RGB"))
-                return pixels.reshape(*pixels.shape[:2], channels)
+            image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > LARGEST:
+                shape = f"{image.width}x{image.height} pixels"
+                raise PictureError(path, f"{shape} are more than the limit of {LARGEST:,}")
+            if image.format == "PNG":  # whose pixels' checksums Pillow skips when it decodes
+                image.verify()
+                file.seek(0)
+                image = Image.open(file, formats=FORMATS)  # what is verified cannot be decoded any more
+            image.load()  # so that what fails after this is not the pixels
+            turn = TURNS.get(_orientation(image))
+            upright = image if turn is None else image.transpose(turn)
+            pixels = np.asarray(_to_mode(upright, "L" if channels == 1 else "RGB"))
+            return pixels.reshape(*pixels.shape[:2], channels)
     except UserError:  # ours, or a signal's
         raise
     except OSError as error:

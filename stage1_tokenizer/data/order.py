@@ -4,6 +4,8 @@ Training reads the stream  perm(epoch 0), perm(epoch 1), ...  without a gap; ste
 it, and each process takes its slice. So there is no state to save, and a resumed run continues with the next batch.
 """
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -81,11 +83,14 @@ def training_batches(pictures: Pictures, order: BatchOrder, first: int, last: in
         yield from map(batches.make, steps)
         return
     waiting = _start_workers(batches, steps, workers)
-    for _ in steps:
-        batch = _next(waiting, workers)
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for _ in steps:
+            batch = _next(waiting, workers)
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        del waiting  # ends the workers, also while an error keeps this frame
 
 
 def _start_workers(batches: _Batches, steps: range, workers: int) -> Iterator[Batch | UserError]:
@@ -109,22 +114,34 @@ def _start_workers(batches: _Batches, steps: range, workers: int) -> Iterator[Ba
 
 def _leave_signals_to_parent(_: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM go to all processes, and the parent still needs the batches of its last step.
-    A worker ends when its parent lets go of it, or has died."""
+    A worker ends when its parent says so, by SIGTERM too, or has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads to come as well
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _next(waiting: Iterator[Batch | UserError], workers: int) -> Batch | UserError:
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
+
+
+def _next(waiting: Iterator[Batch | UserError], workers: int) -> Batch | Exception:
+    """Errors are returned, so that none keeps the frames of the loader, and with them its workers."""
     try:
         return next(waiting)
-    except (RuntimeError, OSError, EOFError) as error:
-        if str(error).startswith("Caught "):  # an error of our own, in a worker
-            raise
-        raise StorageError(
-            f"one of {workers} data workers died ({error}). Most often the memory is spent, or the shared memory in "
-            "/dev/shm: lower data.workers or batch_size; data.workers 0 needs neither. The same command goes on from "
-            "the last checkpoint."
-        ) from None
+    except UserError:  # a signal's
+        raise
+    except Exception as error:
+        if str(error).startswith("Caught "):  # an error of our own; the message has the worker's traceback
+            return error.with_traceback(None)
+        reason = str(error)
+    return StorageError(
+        f"one of {workers} data workers died ({reason}). Most often the memory is spent, or the shared memory in "
+        "/dev/shm: lower data.workers or batch_size; data.workers 0 needs neither. The same command goes on from "
+        "the last checkpoint."
+    )
 
 
 def validation_batches(
