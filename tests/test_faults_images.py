@@ -137,6 +137,19 @@ def test_fault_18_the_list_survives_a_torn_line_and_any_name(tmp_path: Path) -> 
     assert line == f"{paths[0].parent}/a\\nb\\tc\\\\ d caf\\udce9 \u2603.png\tthe file is empty"
 
 
+def test_fault_18_a_list_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fault 18: what cannot be listed, once for all, is printed still."""
+    for path in fill(tmp_path / "set")[:4]:
+        path.write_bytes(b"")
+    made = build_pictures(config(tmp_path / "set"), "train", 0, bad_list=tmp_path / "set" / "class 0" / "029.png" / "x")
+    assert len(seen(made)) == len(made)
+    told = capsys.readouterr().err
+    assert told.count("x cannot be written (File exists)") == 1
+    assert told.count("the file is empty") >= 2
+
+
 @pytest.mark.parametrize("cache", ["memory", "none"])
 def test_fault_18_too_many_bad_files_end_the_run(tmp_path: Path, cache: str) -> None:
     """Fault 18: with more than data.bad_share, something is wrong with the data set, and the message has examples."""

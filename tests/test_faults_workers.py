@@ -103,6 +103,6 @@ def test_fault_30_workers_that_ignore_signals_end_with_the_run() -> None:
     stream = training_batches(made, BatchOrder(N, 4, 0), 0, 1000, 2)
     next(stream)
     assert len({*multiprocessing.active_children()} - before) == 2
-    stream.close()
+    del stream
     assert not {*multiprocessing.active_children()} - before
     assert time.monotonic() - start < 4

@@ -149,7 +149,7 @@ def test_fault_28_a_crafted_batch_is_not_unpickled(real_data: Path, tmp_path: Pa
 
 
 def test_fault_28_a_tampered_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 28: what was downloaded is unpacked only if it is the published archive; and no member leaves the folder."""
+    """Fault 28: a download is unpacked only if it is the published archive, and no member may leave the folder."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         member = tarfile.TarInfo("../escaped")

@@ -97,10 +97,11 @@ class BadFiles:
                 os.close(file)
         except OSError as failure:  # a full disk ends the run where it saves; what is missing here is only a list
             print(f"warning: {self._path} cannot be written ({failure.strerror})", file=sys.stderr)
+            self._path = None
 
     def _read_list(self, file: int) -> bool:
         """Learn the lines that were written since the last call; true where the last one was cut off."""
-        tail = os.pread(file, os.fstat(file).st_size - self._read, self._read)
+        tail = os.pread(file, max(0, os.fstat(file).st_size - self._read), self._read)
         whole = tail[: tail.rfind(b"\n") + 1]
         self._read += len(whole)
         self._listed.update(line.split(b"\t", 1)[0] for line in whole.splitlines())
