@@ -10,6 +10,8 @@ from pathlib import Path
 
 from stage1_tokenizer.errors import BadFileError
 
+BAD_FILES = "bad_files.txt"
+"""The list's name in a run's folder."""
 PRINTED = 10
 """So many bad files are printed by each process; the list has them all."""
 QUOTED = 5
