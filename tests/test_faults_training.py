@@ -234,7 +234,7 @@ def damaged_from_step_5(names: Names, _: int) -> None:
 
 
 def test_fault_18_bad_input_loses_no_work(tmp_path: Path) -> None:
-    """Fault 18: pictures that turn out to be too bad in step 5 end the run with code 3, and its four steps are saved."""
+    """Fault 18: too many bad pictures, found in step 5, end the run with code 3, and its four steps are saved."""
     options = {**OPTIONS, "save_every": 100}
     ((code, err),) = run_processes(1, trained, tmp_path / "ours", options, damaged_from_step_5)
     assert (code, err) == (3, "BadFileError: 2 of 20 pictures cannot be read\n")
