@@ -5,6 +5,7 @@ with the `lpips` package; the backbone is torchvision's download, or a local saf
 compute the features; the distance between them is taken here, in half the passes over memory.
 """
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,14 +13,19 @@ from typing import Any, Literal, Self
 import lpips
 import torch
 from pydantic import NonNegativeFloat
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stage1_tokenizer.config import Config
 from stage1_tokenizer.errors import BadFileError, ConfigError
 
 SMALLEST = {"vgg": 16, "alex": 31}
+DOWNLOADED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+"""torchvision's names of its files, in each of which stands how the file's SHA-256 begins."""
+CHOICES = (
+    "give a local safetensors file of torchvision's convolutions as perceptual.weights, leave that null to have them "
+    "downloaded, or set perceptual.weight 0"
+)
 EPSILON = 1e-10
 """Added to the length of a feature vector, as the package does."""
 
@@ -49,12 +55,13 @@ class Perceptual(nn.Module):
             )
         with warnings.catch_warnings():  # lpips 0.1.4 calls torchvision in a way that is deprecated there
             warnings.filterwarnings("ignore", message="The parameter 'pretrained'|Arguments other than a weight enum")
+            if config.weights is None:
+                check_download(DOWNLOADED[config.net])
             try:
                 self.lpips = lpips.LPIPS(net=config.net, pnet_rand=config.weights is not None, verbose=False)
             except OSError as error:
                 raise ConfigError(
-                    f"the weights of perceptual.net {config.net} cannot be downloaded ({error}); give a local "
-                    "safetensors file of torchvision's convolutions as perceptual.weights, or set perceptual.weight 0"
+                    f"the weights of perceptual.net {config.net} cannot be downloaded ({error}); {CHOICES}"
                 ) from None
         if config.weights is not None:
             self._load_backbone(Path(config.weights))
@@ -84,22 +91,56 @@ class Perceptual(nn.Module):
 
     def _load_backbone(self, path: Path) -> None:
         if not path.is_file():
-            raise ConfigError(f"perceptual.weights {path}: there is no such file")
-        try:
-            given = load_file(path)
-        except SafetensorError as error:
-            raise BadFileError(f"perceptual.weights {path}: is not a safetensors file ({error})") from None
+            raise ConfigError(f"perceptual.weights {path}: there is no such file; {CHOICES}")
         # lpips groups torchvision's `features` into slices, with their numbers: slice2.5.weight is features.5.weight.
         backbone: dict[str, Tensor] = self.lpips.net.state_dict()
         wanted = {name: "features." + name.split(".", 1)[1] for name in backbone}
-        wrong = [key for name, key in wanted.items() if key not in given or given[key].shape != backbone[name].shape]
-        if wrong:
-            raise BadFileError(
-                f"perceptual.weights {path}: is not {type(self.lpips.net).__name__}: no fitting {wrong[0]}"
-            )
-        self.lpips.net.load_state_dict(
-            {name: given[key].to(torch.float32) for name, key in wanted.items()}, strict=True
+        given = _read(path, set(wanted.values()))
+        for name, key in wanted.items():
+            if key not in given or given[key].shape != backbone[name].shape or not given[key].is_floating_point():
+                raise BadFileError(
+                    f"perceptual.weights {path}: is not {type(self.lpips.net).__name__}: no fitting {key}"
+                )
+        weights = {name: given[key].to(torch.float32) for name, key in wanted.items()}
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise BadFileError(f"perceptual.weights {path}: {wanted[name]} holds numbers that are not finite")
+        self.lpips.net.load_state_dict(weights, strict=True)
+
+
+def check_download(name: str) -> None:
+    """Check the file of this name that torchvision has downloaded before, if there is one.
+
+    torchvision checks what it downloads, but unpickles what is there already without a look, and a pickle runs code.
+
+    Raises:
+        BadFileError: its SHA-256 is not the one that its name promises.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.exists():
+        return
+    promised = path.stem.rpartition("-")[2]
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadFileError(f"{path}: cannot be read ({error.strerror})") from None
+    if not found.startswith(promised):
+        raise BadFileError(
+            f"{path}: is damaged or was replaced: its SHA-256 begins with {found[: len(promised)]}, not with "
+            f"{promised} as its name says; delete it, and it will be downloaded again"
         )
+
+
+def _read(path: Path, wanted: set[str]) -> dict[str, Tensor]:
+    """Those of the wanted tensors that a safetensors file has. Raises BadFileError where it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name in wanted}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        raise BadFileError(
+            f"perceptual.weights {path}: is damaged or is not a safetensors file ({error}); only safetensors are loaded"
+        ) from None
 
 
 class _Distance(torch.autograd.Function):

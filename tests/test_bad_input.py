@@ -131,7 +131,7 @@ CASES: dict[str, tuple[str, str, int, str]] = {
         2,
         "guidance is 1, so nothing would change",
     ),
-    "infinite guidance": (SAMPLER, "--prior {}/prior --guidance inf", 2, "guidance: .*100"),
+    "infinite guidance": (SAMPLER, "--prior {}/prior --guidance inf", 2, "guidance: .*finite number, got.*inf"),
     "infinite temperature": (SAMPLER, "--prior {}/prior --temperature_end inf", 2, "temperature_end: .*finite"),
     "a way to nowhere": (SAMPLER, "--prior {}/prior --temperature_schedule cosine", 2, "temperature_end"),
     "one candidate": (SAMPLER, "--prior {}/prior --best_by class", 2, "best_by class: with one candidate"),
