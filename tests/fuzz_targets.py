@@ -21,31 +21,36 @@ from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
 from tests.artefacts import write_prior, write_tokenizer
 from tests.commands import ROOT, names_of
-from tests.fuzzing import Target, mutate_safetensors, mutate_words, mutate_yaml, words_of
+from tests.fuzzing import Target
+from tests.mutations import mutate_safetensors, mutate_words, mutate_yaml, words_of
 
 IMAGES = 900
 """Megabytes that a picture may take: 64 million pixels in four bytes, and a copy of them."""
 COMMANDS = {"stage1_tokenizer/train.py": "TrainTokenizerConfig", "stage2_prior/train.py": "TrainPriorConfig"}
-WORDS = (
-    "--steps 5 --data.kind folder --data.root x --data.image_size 16,24 --network.kind vqgan --bottleneck.kind fsq "
-    "--bottleneck.levels 8,5,5 --no-data.flip --optim.lr=1e-3 --optim.betas 0.9,0.95 --out runs/x",
-    "--data.palette null --network.kind mlp --network.hidden 30,30 --bottleneck.kind rvq --adversarial.weight 0.1 -h",
-    "--tokenizer x --prior.kind gpt --prior.layers 2 --prior.width 64 --data.kind shapes --data.size 0.5,0.8",
-    "--tokenizer x --prior.kind pixelcnn --views 2 --optim.clip 0 --data null",
-)
+WORDS = {
+    "stage1_tokenizer/train.py": (
+        "--steps 5 --data.kind folder --data.root x --data.image_size 16,24 --network.kind vqgan --bottleneck.kind fsq "
+        "--bottleneck.levels 8,5,5 --no-data.flip --optim.lr=1e-3 --optim.betas 0.9,0.95 --out runs/x",
+        "--data.palette null --network.kind mlp --network.hidden 30,30 --bottleneck.kind rvq --adversarial.weight 0.1",
+    ),
+    "stage2_prior/train.py": (
+        "--tokenizer x --prior.kind gpt --prior.layers 2 --prior.width 64 --data.kind shapes --data.size 0.5,0.8",
+        "--tokenizer x --prior.kind pixelcnn --views 2 --optim.clip 0 --data.kind mnist",
+    ),
+}
 
 
 def targets(folder: Path) -> Iterator[Target]:
     """All targets; the folder holds what some of them need beside the file that is read."""
-    configs = {name: names_of(name)[cls] for name, cls in COMMANDS.items()}
-    stage1, stage2 = configs.values()
-    presets = [path.read_bytes() for path in sorted((ROOT / "configs").rglob("*.yaml"))]
-    yield Target("config", presets, yaml_reader(stage1), ".yaml", (mutate_yaml,))
-    saved = [yaml.safe_dump(stage1().tree()).encode(), yaml.safe_dump(stage2(tokenizer="x").tree()).encode()]
-    yield Target("run-config", saved, read_saved_yaml, ".yaml", (mutate_yaml,))
+    configs: dict[str, type[CommandConfig]] = {name: names_of(name)[cls] for name, cls in COMMANDS.items()}
     for name, cls in configs.items():
-        words = [line.replace(" ", "\0").encode() for line in WORDS]
-        yield Target(f"command-line-{name.split('_')[0]}", words, words_reader(cls), mutations=(mutate_words,))
+        stage = name[:6]
+        presets = [path.read_bytes() for path in sorted((ROOT / "configs" / stage).glob("*.yaml"))]
+        yield Target(f"config-{stage}", presets, yaml_reader(cls), ".yaml", (mutate_yaml,))
+        words = [line.replace(" ", "\0").encode() for line in WORDS[name]]
+        yield Target(f"command-line-{stage}", words, words_reader(cls), mutations=(mutate_words,))
+    saved = [yaml.safe_dump(configure(cls, dict(required(cls))).tree()).encode() for cls in configs.values()]
+    yield Target("run-config", saved, read_saved_yaml, ".yaml", (mutate_yaml,))
 
     write_tokenizer(folder / "vq")
     kinds = {"fsq": FsqConfig(levels=(4, 4)), "lfq": LfqConfig(codebook_size=16)}
@@ -66,7 +71,12 @@ def targets(folder: Path) -> Iterator[Target]:
 
 
 def yaml_reader(cls: type[CommandConfig]) -> Callable[[Path], object]:
-    return lambda path: configure(cls, {"config": str(path)})
+    return lambda path: configure(cls, {"config": str(path), **required(cls)})
+
+
+def required(cls: type[CommandConfig]) -> dict[str, str]:
+    """What has no default."""
+    return {"tokenizer": "x"} if cls.model_fields.get("tokenizer") else {}
 
 
 def words_reader(cls: type[CommandConfig]) -> Callable[[Path], object]:
