@@ -27,7 +27,6 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic_core import PydanticSerializationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from stage1_tokenizer.checkpoint import write_file
@@ -65,19 +64,13 @@ class Config(BaseModel):
             if "\0" in value:
                 raise ValueError("must not hold the character of code 0")
             try:
+                value.encode("utf-8")
                 os.fsencode(value)
-            except UnicodeEncodeError:
-                raise ValueError(
-                    f"cannot be written in this locale's encoding, {sys.getfilesystemencoding()}; set PYTHONUTF8=1"
-                ) from None
+            except UnicodeEncodeError:  # safetensors and TensorBoard open no file whose name is not UTF-8
+                encoding = sys.getfilesystemencoding()
+                advice = "" if encoding == "utf-8" else f" (Python reads names as {encoding} here; set PYTHONUTF8=1)"
+                raise ValueError(f"must be text in UTF-8, as names of files have to be{advice}") from None
         return value
-
-    def model_dump_json(self, **options: Any) -> str:
-        """JSON, also of paths that are not UTF-8, of which Python keeps the odd bytes as surrogates."""
-        try:
-            return super().model_dump_json(**options)
-        except PydanticSerializationError:
-            return json.dumps(self.model_dump(mode="json", **options))
 
     def tree(self) -> Tree:
         """The config as plain JSON-ready values, in the form in which YAML files and checkpoints hold it."""

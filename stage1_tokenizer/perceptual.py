@@ -7,6 +7,7 @@ compute the features; the distance between them is taken here, in half the passe
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -53,18 +54,19 @@ class Perceptual(nn.Module):
                 f"perceptual.net {config.net} needs images of at least {SMALLEST[config.net]} pixels a side, "
                 f"data.image_size is {image_size[0]}x{image_size[1]}; set perceptual.weight 0 or take larger images"
             )
+        given = None if config.weights is None else _read_backbone(Path(config.weights))
         with warnings.catch_warnings():  # lpips 0.1.4 calls torchvision in a way that is deprecated there
             warnings.filterwarnings("ignore", message="The parameter 'pretrained'|Arguments other than a weight enum")
-            if config.weights is None:
+            if given is None:
                 check_download(DOWNLOADED[config.net])
             try:
-                self.lpips = lpips.LPIPS(net=config.net, pnet_rand=config.weights is not None, verbose=False)
+                self.lpips = lpips.LPIPS(net=config.net, pnet_rand=given is not None, verbose=False)
             except OSError as error:
                 raise ConfigError(
                     f"the weights of perceptual.net {config.net} cannot be downloaded ({error}); {CHOICES}"
                 ) from None
-        if config.weights is not None:
-            self._load_backbone(Path(config.weights))
+        if given is not None:
+            self._load_backbone(given, f"perceptual.weights {config.weights}")
         self.lpips.to(memory_format=torch.channels_last)  # on two cores 15 % faster
         self.requires_grad_(False).eval()
 
@@ -89,22 +91,18 @@ class Perceptual(nn.Module):
         """x (B, 3, H, W) -> five feature maps (B, c, h, w) in float32."""
         return [features.float() for features in self.lpips.net(self.lpips.scaling_layer(x))]
 
-    def _load_backbone(self, path: Path) -> None:
-        if not path.is_file():
-            raise ConfigError(f"perceptual.weights {path}: there is no such file; {CHOICES}")
+    def _load_backbone(self, given: Mapping[str, Tensor], source: str) -> None:
+        """Raises BadFileError, which names the source, unless all weights are there, of their shapes, and finite."""
         # lpips groups torchvision's `features` into slices, with their numbers: slice2.5.weight is features.5.weight.
         backbone: dict[str, Tensor] = self.lpips.net.state_dict()
         wanted = {name: "features." + name.split(".", 1)[1] for name in backbone}
-        given = _read(path, set(wanted.values()))
         for name, key in wanted.items():
             if key not in given or given[key].shape != backbone[name].shape or not given[key].is_floating_point():
-                raise BadFileError(
-                    f"perceptual.weights {path}: is not {type(self.lpips.net).__name__}: no fitting {key}"
-                )
+                raise BadFileError(f"{source}: is not {type(self.lpips.net).__name__}: no fitting {key}")
         weights = {name: given[key].to(torch.float32) for name, key in wanted.items()}
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
-                raise BadFileError(f"perceptual.weights {path}: {wanted[name]} holds numbers that are not finite")
+                raise BadFileError(f"{source}: {wanted[name]} holds numbers that are not finite")
         self.lpips.net.load_state_dict(weights, strict=True)
 
 
@@ -132,11 +130,19 @@ def check_download(name: str) -> None:
         )
 
 
-def _read(path: Path, wanted: set[str]) -> dict[str, Tensor]:
-    """Those of the wanted tensors that a safetensors file has. Raises BadFileError where it is none."""
+def _read_backbone(path: Path) -> dict[str, Tensor]:
+    """The convolutions, `features...`, that a safetensors file has.
+
+    Raises:
+        ConfigError: there is no such file.
+        BadFileError: it is damaged, or not safetensors.
+    """
+    if not path.is_file():
+        raise ConfigError(f"perceptual.weights {path}: there is no such file; {CHOICES}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name in wanted}  # noqa: SIM118 (not a dict)
+            names = [name for name in file.keys() if name.startswith("features.")]  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise BadFileError(
             f"perceptual.weights {path}: is damaged or is not a safetensors file ({error}); only safetensors are loaded"

@@ -16,7 +16,7 @@ from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedRvqConfig
 from stage1_tokenizer.bottlenecks.lfq import LfqConfig
 from stage1_tokenizer.config import CommandConfig, configure, parse_command_line, read_saved_yaml
 from stage1_tokenizer.data.decode import decode
-from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
+from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, _read_backbone
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
 from tests.artefacts import write_prior, write_tokenizer
@@ -112,7 +112,7 @@ def backbone_target() -> Target:
             path.with_name("good.safetensors").write_bytes(good)
             weights = str(path.with_name("good.safetensors"))
             built.append(Perceptual(PerceptualConfig(weight=1.0, net="alex", weights=weights), (64, 64)))
-        built[0]._load_backbone(path)
+        built[0]._load_backbone(_read_backbone(path), str(path))
 
     return Target("backbone", [good], read, ".safetensors", (mutate_safetensors,))
 
