@@ -58,8 +58,11 @@ class Config(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _can_name_a_file(cls, value: Any) -> Any:
-        """Any text may be a path, and what no path can hold would be an error of the operating system, much later."""
+    def _can_be_used(cls, value: Any) -> Any:
+        """Any text may be a path, and what no path can hold would be an error of the operating system, much later. So
+        would whole numbers be that no tensor holds, and that Python itself does not print."""
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("must be a number of 64 bits")
         if isinstance(value, str):
             if "\0" in value:
                 raise ValueError("must not hold the character of code 0")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stage1_tokenizer.config import Config
+from stage1_tokenizer.config_errors import shortened
 from stage1_tokenizer.errors import BadFileError, ConfigError
 
 SMALLEST = {"vgg": 16, "alex": 31}
@@ -145,7 +146,8 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise BadFileError(
-            f"perceptual.weights {path}: is damaged or is not a safetensors file ({error}); only safetensors are loaded"
+            f"perceptual.weights {path}: is damaged or is not a safetensors file ({shortened(str(error))}); "
+            "only safetensors are loaded"
         ) from None
 
 

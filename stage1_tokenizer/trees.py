@@ -5,8 +5,9 @@ JSON, overflow the interpreter's stack.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import yaml
@@ -45,7 +46,7 @@ def _construct(text: str) -> Any:
         if node is None:
             return None
         # Before anything is made of the nodes: an alias is one node, but stands for a whole tree, or for its own.
-        _check_extent(node, lambda each: _flat(each.value) if isinstance(each, yaml.CollectionNode) else ())
+        _check_extent(node, _children)
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -84,10 +85,15 @@ def dump_yaml(tree: Mapping[str, Any]) -> bytes:
     return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False).encode()
 
 
-def _flat(children: list[Any]) -> Iterable[Any]:
-    """A sequence's nodes, or a mapping's, which come in pairs."""
-    for child in children:
-        yield from child if isinstance(child, tuple) else (child,)
+def _children(node: Any) -> Iterable[Any]:
+    """The nodes of a sequence, or the keys and values of a mapping. Raises ValueError where a key is there twice."""
+    if isinstance(node, yaml.MappingNode):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, times in names.most_common(1):
+            if times > 1:  # PyYAML would take the last one
+                raise ValueError(f"{name[:100]} is given {times} times")
+        return chain.from_iterable(node.value)
+    return node.value if isinstance(node, yaml.SequenceNode) else ()
 
 
 def _check_extent(root: Any, children: Callable[[Any], Iterable[Any]]) -> None:
