@@ -100,7 +100,10 @@ class Perceptual(nn.Module):
         for name, key in wanted.items():
             if key not in given or given[key].shape != backbone[name].shape or not given[key].is_floating_point():
                 raise BadFileError(f"{source}: is not {type(self.lpips.net).__name__}: no fitting {key}")
-        weights = {name: given[key].to(torch.float32) for name, key in wanted.items()}
+        try:
+            weights = {name: given[key].to(torch.float32) for name, key in wanted.items()}
+        except RuntimeError as error:  # safetensors knows formats of four bits, from which torch does not convert
+            raise BadFileError(f"{source}: holds numbers of a format that cannot be read ({error})") from None
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
                 raise BadFileError(f"{source}: {wanted[name]} holds numbers that are not finite")
@@ -144,7 +147,7 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith("features.")]  # noqa: SIM118 (not a dict)
             return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:  # of a shape of 2^63, a TypeError
         raise BadFileError(
             f"perceptual.weights {path}: is damaged or is not a safetensors file ({shortened(str(error))}); "
             "only safetensors are loaded"

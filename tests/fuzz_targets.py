@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save
 from torchvision.models import alexnet
 
+from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig
 from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedRvqConfig
 from stage1_tokenizer.bottlenecks.lfq import LfqConfig
@@ -19,7 +20,7 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, _read_backbone
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
-from tests.artefacts import write_prior, write_tokenizer
+from tests.artefacts import CODES, write_prior, write_tokenizer
 from tests.commands import ROOT, names_of
 from tests.fuzzing import Target
 from tests.mutations import mutate_safetensors, mutate_words, mutate_yaml, words_of
@@ -53,19 +54,19 @@ def targets(folder: Path) -> Iterator[Target]:
     yield Target("run-config", saved, read_saved_yaml, ".yaml", (mutate_yaml,))
 
     write_tokenizer(folder / "vq")
-    kinds = {"fsq": FsqConfig(levels=(4, 4)), "lfq": LfqConfig(codebook_size=16)}
-    kinds["grouped"] = GroupedRvqConfig(codebook_size=8, kmeans_init=False)
+    grouped = GroupedRvqConfig(codebook_size=8, kmeans_init=False)
+    kinds: dict[str, BottleneckConfig] = {"fsq": FsqConfig(levels=(4, 4)), "lfq": LfqConfig(codebook_size=16)}
+    kinds["grouped"] = grouped
     for name, kind in kinds.items():
         write_tokenizer(folder / name, bottleneck=kind)
     tokenizers = [(folder / name / TOKENIZER_FILE).read_bytes() for name in ("vq", *kinds)]
     header = (mutate_safetensors,)
     yield Target("tokenizer", tokenizers, LoadedTokenizer.load, ".safetensors", header)
-    options = [{"kind": "gpt"}, {"kind": "pixelcnn"}, {"kind": "gpt", "tokenizer": {"bottleneck": kinds["grouped"]}}]
-    for option in options:
-        beside = folder / f"prior-{options.index(option)}"
-        write_prior(beside, **option)
+    for name, kind, bottleneck in (("gpt", "gpt", CODES), ("pixelcnn", "pixelcnn", CODES), ("depth", "gpt", grouped)):
+        beside = folder / f"prior-{name}"
+        write_prior(beside, kind=kind, tokenizer={"bottleneck": bottleneck})
         prior = (beside / PRIOR_FILE).read_bytes()
-        yield Target(f"prior-{options.index(option)}", [prior], prior_reader(beside), ".safetensors", header)
+        yield Target(f"prior-{name}", [prior], prior_reader(beside), ".safetensors", header)
     yield backbone_target()
     yield from picture_targets()
 

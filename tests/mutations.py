@@ -172,6 +172,8 @@ def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
         metadata[rng.choice(("step", "kind", "format", "sha256", "x"))] = rng.choice(
             ("", "-1", "1e9", "x" * 300, "9" * 30)
         )
+    elif rng.random() < 0.3 and isinstance(entry := header[rng.choice(sorted(header))], dict):
+        entry["dtype"] = rng.choice(("F4", "F6_E2M3", "F8_E4M3", "F8_E8M0", "F16", "F64", "BF16", "C64", "BOOL", "U64"))
     else:
         header = mutate_tree(rng, header)
     try:
