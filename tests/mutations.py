@@ -54,7 +54,7 @@ NESTED: Any = json.loads("[" * 40 + "]" * 40)
 VALUES: list[Any] = [
     *(None, True, False, "", "x", "null", "1e999", "é\u4e2d\U0001f600", "\0", "\udcff", "a" * 3000, "../../x", "-1"),
     *(*NUMBERS, -1, -(2**63), 2**100, 10**4000, 0.5, -0.0, 1e-320, 1e308, math.inf, -math.inf, math.nan),
-    *([], {}, [[]], [1], ["1", "2"], [0] * 3000, {"kind": "vq"}, {"kind": None}, {"": 1}, {"a": {"b": 1}}, NESTED),
+    *([], {}, [[]], [1], ["1", "2"], [0] * 500, {"kind": "vq"}, {"kind": None}, {"": 1}, {"a": {"b": 1}}, NESTED),
 ]
 
 
@@ -107,7 +107,7 @@ def _edited_json(rng: random.Random, text: str) -> str:
 
 WORDS_OF_YAML = (
     *("&a [*a]", "*a", "<<: *a", "!!binary =", "!!bool x", "!!int ''", "!!float x", "!!timestamp x", "!!set {a, b}"),
-    *("2001-99-99", "0x" + "f" * 9000, "1" * 5000, "1:59:59", "? [a]", "? ", "- ", "{", "[" * 2000, "'", "|", "---"),
+    *("2001-99-99", "0x" + "f" * 9000, "1" * 5000, "1:59:59", "? [a]", "? ", "- ", "{", "{a: " * 400, "'", "|", "---"),
     *("...", "%YAML 9.9", "!!python/object/apply:os.system [x]", "\t", "\ufeff", "#", "=", "~", ".nan", ".inf", "&a"),
 )
 
