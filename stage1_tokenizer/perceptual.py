@@ -141,8 +141,12 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
         ConfigError: there is no such file.
         BadFileError: it is damaged, or not safetensors.
     """
-    if not path.is_file():
-        raise ConfigError(f"perceptual.weights {path}: there is no such file; {CHOICES}")
+    try:
+        found = path.is_file()
+    except OSError:  # a name too long, or a folder on the way that is closed to us
+        found = False
+    if not found:
+        raise ConfigError(f"perceptual.weights {shortened(str(path))}: there is no such file; {CHOICES}")
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith("features.")]  # noqa: SIM118 (not a dict)

@@ -18,7 +18,7 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.checkpoint import load_strict, read_weights
 from stage1_tokenizer.config import Config, Size, Tree, config_from_json
-from stage1_tokenizer.config_errors import shown
+from stage1_tokenizer.config_errors import shortened, shown
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.networks import NetworkConfig, build_network
 from stage1_tokenizer.trees import parse_json
@@ -215,8 +215,13 @@ def resolve(path: str | Path, name: str, option: str) -> Path:
         ConfigError: neither exists.
     """
     path = Path(path)
-    file = path / name if path.is_dir() else path
-    if not file.is_file():
-        hint = f"the folder holds no {name}" if path.is_dir() else "there is no such file or folder"
+    try:
+        folder = path.is_dir()
+        file = path / name if folder else path
+        found = file.is_file()
+    except OSError as error:  # a name too long, or a folder on the way that is closed to us
+        raise ConfigError(f"{option} {shortened(str(path))}: {error.strerror}") from None
+    if not found:
+        hint = f"the folder holds no {name}" if folder else "there is no such file or folder"
         raise ConfigError(f"{option} {path}: {hint}")
     return file

@@ -51,7 +51,7 @@ class PriorHeader(Config):
     """h, w, K, V."""
     classes: tuple[str, ...] = Field(max_length=MOST_CLASSES)
     """Names of the classes in the order of their labels, as they were at training."""
-    tokenizer: str
+    tokenizer: str = Field(max_length=64)
     """The fingerprint of the tokenizer whose codes it models."""
 
 

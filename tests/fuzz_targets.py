@@ -57,8 +57,8 @@ def targets(folder: Path) -> Iterator[Target]:
     grouped = GroupedRvqConfig(codebook_size=8, kmeans_init=False)
     kinds: dict[str, BottleneckConfig] = {"fsq": FsqConfig(levels=(4, 4)), "lfq": LfqConfig(codebook_size=16)}
     kinds["grouped"] = grouped
-    for name, kind in kinds.items():
-        write_tokenizer(folder / name, bottleneck=kind)
+    for name, bottleneck in kinds.items():
+        write_tokenizer(folder / name, bottleneck=bottleneck)
     tokenizers = [(folder / name / TOKENIZER_FILE).read_bytes() for name in ("vq", *kinds)]
     header = (mutate_safetensors,)
     yield Target("tokenizer", tokenizers, LoadedTokenizer.load, ".safetensors", header)

@@ -233,6 +233,17 @@ def test_fault_52_names_that_no_file_can_have(text: str, message: str, tmp_path:
     refused(run(names_of(TOKENIZER)["main"], *words), 2, message)
 
 
+@pytest.mark.parametrize(
+    ("script", "option"), [(PRIOR, "--tokenizer"), (SAMPLER, "--prior"), (TOKENIZER, "--perceptual.weights")]
+)
+def test_fault_52_a_name_longer_than_files_have(script: str, option: str, tmp_path: Path) -> None:
+    """Fault 52: the operating system does not even look for it, and says so by an error of its own."""
+    words = LPIPS if script == TOKENIZER else ()
+    refused(
+        run(names_of(script)["main"], *words, option, "x" * 3000, "--out", tmp_path / "out"), 2, f"{option[2:]} xxx"
+    )
+
+
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
