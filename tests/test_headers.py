@@ -170,7 +170,7 @@ def test_numbers_of_another_format_are_refused(dtype: torch.dtype, tmp_path: Pat
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     tensors["encoder.0.bias"] = tensors["encoder.0.bias"].to(dtype)
     save_file(tensors, path, {**header, "format": "1"})
-    with pytest.raises(BadFileError, match=f"encoder.0.bias holds {dtype} numbers, should be torch.float32"):
+    with pytest.raises(BadFileError, match=rf"encoder\.0\.bias .*{str(dtype).removeprefix('torch.')}"):
         LoadedTokenizer.load(tmp_path)
 
 
