@@ -1,6 +1,9 @@
 """Everything that is read from outside, as targets of tests/fuzzing.py. To add one: a few lines in `targets`."""
 
+import contextlib
 import io
+import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,22 +11,28 @@ from typing import Any
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load, save
+from torch import nn
 from torchvision.models import alexnet
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig
 from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedRvqConfig
 from stage1_tokenizer.bottlenecks.lfq import LfqConfig
+from stage1_tokenizer.checkpoint import SUM, checksum, write_tensors
 from stage1_tokenizer.config import CommandConfig, configure, parse_command_line, read_saved_yaml
 from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.log_file import log_entries
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, _read_backbone
+from stage1_tokenizer.state import MANIFEST, _checksum, load_state, problem_of, save_state
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
+from stage2_prior.tokens import _read_shard
 from tests.artefacts import CODES, write_prior, write_tokenizer
 from tests.commands import ROOT, names_of
 from tests.fuzzing import Target
-from tests.mutations import mutate_safetensors, mutate_words, mutate_yaml, words_of
+from tests.mutations import mutate_json, mutate_safetensors, mutate_words, mutate_yaml, words_of
 
 IMAGES = 900
 """Megabytes that a picture may take: 64 million pixels in four bytes, and a copy of them."""
@@ -68,6 +77,7 @@ def targets(folder: Path) -> Iterator[Target]:
         prior = (beside / PRIOR_FILE).read_bytes()
         yield Target(f"prior-{name}", [prior], prior_reader(beside), ".safetensors", header)
     yield backbone_target()
+    yield from run_targets(folder)
     yield from picture_targets()
 
 
@@ -99,6 +109,58 @@ def prior_reader(beside: Path) -> Callable[[Path], object]:
         LoadedPrior.load(beside)
 
     return read
+
+
+def run_targets(folder: Path) -> Iterator[Target]:
+    """What a run or a sampler finds in its own folder. Where there is a checksum, it is made good again: a stranger's
+    file has one that holds."""
+    state = save_state(folder / "states", 12, {"model": nn.Linear(3, 2)}, {"scaler": {"scale": 2.0}})
+
+    def read_state(path: Path) -> None:
+        (state / MANIFEST).write_bytes(path.read_bytes())
+        if problem := problem_of(state):
+            raise BadFileError(problem)
+        load_state(state, {"model": nn.Linear(3, 2)})
+
+    def signed_manifest(rng: random.Random, data: bytes) -> bytes:
+        changed = mutate_json(rng, data)
+        with contextlib.suppress(Exception):
+            tree = json.loads(changed)
+            tree["sha256"] = _checksum(tree)
+            changed = json.dumps(tree).encode()
+        return changed
+
+    yield Target("state", [(state / MANIFEST).read_bytes()], read_state, ".json", (signed_manifest, mutate_json))
+
+    provenance = {"shape": [2, 3, 1, 16], "views": 1}
+    codes, labels = torch.randint(16, (5, 1, 2, 3, 1), dtype=torch.int32), torch.arange(5, dtype=torch.int32)
+    header = {"provenance": json.dumps(provenance, sort_keys=True), "classes": json.dumps([*"abcde"]), "start": "0"}
+    shard = folder / "train-00000-of-00001.safetensors"
+    write_tensors(shard, {"codes": codes, "labels": labels}, {**header, "total": "5"})
+    signed = (signed_safetensors, mutate_safetensors)
+    yield Target("tokens", [shard.read_bytes()], lambda path: _read_shard(path, provenance), ".safetensors", signed)
+
+    log = b"".join(json.dumps({"step": step, "train/total": 1.5}).encode() + b"\n" for step in (20, 40))
+    yield Target("log", [log], read_log, ".jsonl", (mutate_json,))
+
+
+def read_log(path: Path) -> None:
+    """A log is read as far as it makes sense; for the fuzzer, one of which nothing is left is refused."""
+    if len(log_entries(path)) < 2:
+        raise BadFileError("lines are left out")
+
+
+def signed_safetensors(rng: random.Random, data: bytes) -> bytes:
+    """A changed file whose checksum holds again, where it can be read at all."""
+    changed = mutate_safetensors(rng, data)
+    with contextlib.suppress(Exception):
+        length = int.from_bytes(changed[:8], "little")
+        tree = json.loads(changed[8 : 8 + length])
+        tree["__metadata__"].pop(SUM, None)
+        tree["__metadata__"][SUM] = checksum(load(changed), tree["__metadata__"])
+        text = json.dumps(tree).encode()
+        changed = len(text).to_bytes(8, "little") + text + changed[8 + length :]
+    return changed
 
 
 def backbone_target() -> Target:

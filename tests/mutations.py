@@ -152,6 +152,11 @@ def words_of(path: Path) -> list[str]:
     return path.read_bytes().decode(sys.getfilesystemencoding(), "surrogateescape").split("\0")
 
 
+def mutate_json(rng: random.Random, data: bytes) -> bytes:
+    """A tree of JSON changed and written again."""
+    return _edited_json(rng, data.decode(errors="replace")).encode(errors="surrogatepass")
+
+
 def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
     """The header changed and written again, so that it is still JSON: names, shapes, formats, and above all the config
     within it. Most inputs go without a checksum, as the first files had none; else all would end at that."""

@@ -16,7 +16,13 @@ N = 200
 FEWER = {"config-stage1": 50, "config-stage2": 50, "run-config": 60}
 FEWER |= {"command-line-stage1": 30, "command-line-stage2": 30, "backbone": 60}
 FEWER |= {"tokenizer": 120, "prior-gpt": 50, "prior-pixelcnn": 50, "prior-depth": 50}
-NAMES = [*FEWER, *(f"picture-{name}" for name in ("png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm"))]
+NAMES = [
+    *FEWER,
+    "state",
+    "tokens",
+    "log",
+    *(f"picture-{name}" for name in ("png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,7 @@ FOUR_BITS = {
 FOUND: dict[str, tuple[str, bytes]] = {
     # what it was: the target, the input
     "TypeError: a side of 2^63 and one of 0": ("backbone", safetensors(features__0__weight=("F32", [2**63, 0], 0))),
+    "TypeError: the same in our own weights": ("tokenizer", safetensors(features__0__weight=("F32", [2**63, 0], 0))),
     "NotImplementedError: four bits to float32": ("backbone", safetensors(**FOUR_BITS)),
     "KeyError: PyYAML's booleans": ("run-config", b"a: !!bool maybe"),
     "AttributeError: PyYAML's times": ("run-config", b"a: !!timestamp now"),
