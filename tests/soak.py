@@ -166,10 +166,12 @@ def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random,
         try:
             answers = run_processes(n, life, job, out, given, end, delay, chance.randrange(n), timeout=SLOWEST)
         except RankFailedError as error:
-            # Of two processes, one may hear first of the other's end; a launcher would have ended it too.
+            # Of two processes, one may hear first of the other's end; a launcher would have ended it too. And before
+            # a command has begun, SIGTERM ends it as it ends any process.
             left = n > 1 and any(word in str(error) for word in GLOO)
-            if not left and (end != "kill" or "died without a word" not in str(error)):
-                raise SoakError(f"{job.name}: {error}") from None
+            silent = end != "disk full" and "died without a word" in str(error)
+            if not (left or silent):
+                raise SoakError(f"{job.name} was to end by {end}: {error}") from None
             counts[NAMES[end]] += 1
         else:
             if {code for code, _ in answers} == {0}:
