@@ -4,9 +4,9 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,12 +15,14 @@ from tqdm import tqdm
 
 from stage1_tokenizer.checkpoint import storage_error, write_file
 from stage1_tokenizer.config import Tree, differences, read_yaml, write_yaml
-from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, StorageError
+from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
 from stage1_tokenizer.events import Events
 from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
 from stage1_tokenizer.run_config import RunConfig, compared
 from stage1_tokenizer.state import Part, load_state, named_state, newest_state, save_state, states, sweep
+
+Batch = TypeVar("Batch")
 
 
 class Run:
@@ -95,6 +97,22 @@ class Run:
             save_state(self.folder / "state", step, parts, scalars, keep)
 
         on_main(self._accelerator, save)
+
+    def saving(self, batches: Iterator[Batch], first: int, save: Callable[[int], None]) -> Iterator[Batch]:
+        """The batches of the steps from `first` on. Where one cannot be made, because too many pictures are damaged or
+        a data worker was killed, the work so far is saved before that ends the run.
+
+        Of several processes only one may have met with it, and those that wait for it cannot save.
+        """
+        done = first
+        try:
+            for batch in batches:
+                yield batch
+                done += 1
+        except UserError:
+            if done > first and self._accelerator.num_processes == 1:
+                save(done)
+            raise
 
     def interrupt(self, step: int) -> NoReturn:
         """End the run early, after a save. Raises InterruptionError."""

@@ -16,6 +16,7 @@ FREE_KEYS = (
     "allow_changed",
     "cache",
     "workers",
+    "bad_share",
 )
 """Keys that say where, how often or how stubbornly, not what: a resumed run may change them."""
 

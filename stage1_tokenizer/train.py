@@ -25,6 +25,7 @@ from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures
+from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.pictures import normalise
 from stage1_tokenizer.data.shapes import ShapesConfig
@@ -89,8 +90,9 @@ def main() -> None:
     check_batch_size(config.batch_size, config.accumulation, processes)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
-    train_set = build_pictures(config.data, "train", config.seed, device)
-    validation_set = build_pictures(config.data, "validation", config.seed, device)
+    bad = config.folder / BAD_FILES
+    train_set = build_pictures(config.data, "train", config.seed, device, bad)
+    validation_set = build_pictures(config.data, "validation", config.seed, device, bad)
     check_share(len(validation_set), processes)
     tokenizer = Tokenizer(
         TokenizerConfig(
@@ -123,6 +125,7 @@ def main() -> None:
     use.keep_on_main(accelerator)
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
     batches = training_batches(train_set, order, first, config.steps, config.data.workers)
+    batches = run.saving(batches, first, lambda done: run.save(done, parts, config.keep))
     variance = pixel_variance(train_set)
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
     codes = Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stage1_tokenizer.checkpoint import SUM, read_tensors, write_tensors
 from stage1_tokenizer.data import DataConfig, build_images
+from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import Places, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.data.resident import roomy
@@ -70,7 +71,7 @@ def load_or_extract(
     ):
         assert found is not None
         return found
-    pictures = Pictures(images, data, seed)
+    pictures = Pictures(images, data, seed, bad_list=folder.parent / BAD_FILES)
     if pictures.channels != tokenizer.tokenizer.config.image_channels:
         raise ConfigError(
             f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was "
@@ -128,7 +129,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
         "split": split,
         "views": views,
         "seed": seed if views > 1 else None,
-        "data": {key: value for key, value in tree.items() if key not in ("cache", "workers", "download")},
+        "data": {key: value for key, value in tree.items() if key not in ("cache", "workers", "download", "bad_share")},
     }
 
 

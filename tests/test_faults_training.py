@@ -7,7 +7,7 @@ import multiprocessing
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stage1_tokenizer import launch
+from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.losses import LARGEST_WEIGHT
 from stage1_tokenizer.state import states, step_of
 from stage2_prior.tokens import load_or_extract
@@ -218,6 +219,29 @@ def test_fault_38_another_number_of_processes(tmp_path: Path) -> None:
         assert all(torch.allclose(tensor, ours[name], atol=1e-3) for name, tensor in whole.items())
     with pytest.raises(RankFailedError, match=r"ConfigError: batch_size 7 must be divisible by .* 1 x 2"):
         run_processes(2, train, tmp_path / "odd", {**options, "batch_size": 7})
+
+
+def damaged_from_step_5(names: Names, _: int) -> None:
+    batches = names["training_batches"]
+
+    def damaged(pictures: Any, order: Any, first: int, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(batches(pictures, order, first, *args), start=first + 1):
+            if step == 5:
+                raise BadFileError("2 of 20 pictures cannot be read")
+            yield batch
+
+    names["training_batches"] = damaged
+
+
+def test_fault_18_bad_input_loses_no_work(tmp_path: Path) -> None:
+    """Fault 18: too many bad pictures, found in step 5, end the run with code 3, and its four steps are saved."""
+    options = {**OPTIONS, "save_every": 100}
+    ((code, err),) = run_processes(1, trained, tmp_path / "ours", options, damaged_from_step_5)
+    assert (code, err) == (3, "BadFileError: 2 of 20 pictures cannot be read\n")
+    assert [step_of(state) for state in states(tmp_path / "ours/state")] == [4]
+    for name in ("ours", "whole"):
+        assert run_processes(1, trained, tmp_path / name, options)[0][0] == 0
+    assert checksums(tmp_path / "ours", 6) == checksums(tmp_path / "whole", 6)
 
 
 def test_fault_40_processes_that_do_not_know_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
 from stage1_tokenizer.data.pictures import Pictures, Split
+from stage1_tokenizer.data.unreadable import unreadable
 from stage1_tokenizer.errors import BadFileError, ConfigError
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -137,9 +138,26 @@ def test_a_damaged_image_is_named(tmp_path: Path, cache: str) -> None:
             pictures = Pictures(FolderImages(config, split), config, seed=0)
             pictures.batch(np.arange(len(pictures)))
 
-    with pytest.raises(BadFileError) as caught:
+    with pytest.raises(BadFileError) as caught:  # one in sixty is more than data.bad_share
         load_all()
     assert str(bad) in str(caught.value)
+
+
+def test_all_unreadable_files_are_found_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a training would leave out, with the same reasons, and a folder of any length is read in pieces."""
+    monkeypatch.setattr("stage1_tokenizer.data.unreadable.AT_ONCE", 7)
+    write(tmp_path / "set", *[f"{i % 3}/{i}.png" for i in range(40)])
+    write(tmp_path, "outside.png")
+    (tmp_path / "set" / "0" / "3.png").write_bytes(b"")
+    (tmp_path / "set" / "1" / "x.png").symlink_to(tmp_path / "outside.png")
+    (tmp_path / "set" / "readme.txt").write_text("no image")
+    found = {
+        error.path.relative_to(tmp_path / "set").as_posix(): error.reason for error in unreadable(tmp_path / "set")
+    }
+    assert found.keys() == {"0/3.png", "1/x.png"}
+    assert found["0/3.png"] == "the file is empty"
+    assert "leads out of the folder" in found["1/x.png"]
+    assert [error.path.name for error in unreadable(tmp_path / "set", "anywhere")] == ["3.png"]
 
 
 def test_photographs_load(real_data: Path) -> None:

@@ -1,13 +1,17 @@
 """CIFAR-10, MNIST and Fashion-MNIST: the pictures and labels are those of the published files."""
 
+import io
 import pickle
 import shutil
+import struct
+import tarfile
 import urllib.error
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torchvision
 
 from stage1_tokenizer.data import build_images, build_pictures
 from stage1_tokenizer.data.pictures import ImageSet, Split
@@ -126,4 +130,77 @@ def test_a_damaged_batch_is_refused(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / name / "test_batch").write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(ConfigError, match="cifar10"):
         build_images(Cifar10Config(root=str(tmp_path)), "validation")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("file", ["data_batch_1", "batches.meta"])
+def test_fault_28_a_crafted_batch_is_not_unpickled(real_data: Path, tmp_path: Path, file: str) -> None:
+    """Faults 28 and 33: a pickle in place of any of CIFAR-10's files is refused, and what it would run does not."""
+    name = "cifar-10-batches-py"
+    (tmp_path / name).mkdir()
+    for path in (real_data / "cifar10" / name).iterdir():
+        (tmp_path / name / path.name).symlink_to(path.resolve())
+    canary = tmp_path / "canary"
+    (tmp_path / name / file).unlink()
+    (tmp_path / name / file).write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
+    with pytest.raises(ConfigError, match="cifar10"):
+        build_images(Cifar10Config(root=str(tmp_path)), "train")
+    assert not canary.exists()
+
+
+def test_fault_28_a_tampered_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 28: a download is unpacked only if it is the published archive, and no member may leave the folder."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        member = tarfile.TarInfo("../escaped")
+        member.size = 5
+        archive.addfile(member, io.BytesIO(b"hello"))
+    utils = torchvision.datasets.utils
+    monkeypatch.setattr(utils, "_urlretrieve", lambda url, filename: Path(filename).write_bytes(content.getvalue()))
+    monkeypatch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
+    root = tmp_path / "deep" / "root"
+    with pytest.raises(ConfigError, match=r"File not found or corrupted.*network"):
+        build_images(Cifar10Config(root=str(root), download=True), "train")
+    assert [path.name for path in root.iterdir()] == ["cifar-10-python.tar.gz"]
+    with pytest.raises(tarfile.OutsideDestinationError):
+        utils.extract_archive(str(root / "cifar-10-python.tar.gz"), str(root))
+    assert not (root.parent / "escaped").exists()
+
+
+def write_mnist(root: Path, pictures: bytes, labels: bytes) -> None:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(pictures)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+
+
+PICTURES, LABELS = struct.pack(">IIII", 0x803, 6, 28, 28) + bytes(6 * 784), struct.pack(">II", 0x801, 6) + bytes(6)
+
+
+def test_fault_28_damaged_mnist_files_are_a_plain_error(tmp_path: Path) -> None:
+    """Files cut off anywhere, of another type or with labels that are none end in the one error, and not in whatever
+    torchvision's reader stumbles over; sound ones are read."""
+    write_mnist(tmp_path, PICTURES, LABELS)
+    assert len(build_images(MnistConfig(root=str(tmp_path)), "train")) == 6
+    damaged = [PICTURES[:n] for n in (0, 3, 9, 15, 16, 20, len(PICTURES) - 1)]
+    damaged += [struct.pack(">I", magic) + PICTURES[4:] for magic in (0x801, 0xA03, 0xD03, 0x8FF, 0, 0x1F8B0808)]
+    cases = [(pictures, LABELS) for pictures in damaged]
+    cases += [(PICTURES, labels) for labels in (LABELS[:-1], b"", LABELS[:-1] + b"\x0a", PICTURES)]
+    cases += [(PICTURES, struct.pack(">II", 0x801, 5) + bytes(5))]
+    for pictures, labels in cases:
+        write_mnist(tmp_path, pictures, labels)
+        with pytest.raises(ConfigError, match=r"data\.kind mnist: "):
+            build_images(MnistConfig(root=str(tmp_path)), "train")
+
+
+def test_fault_28_pickles_of_old_torchvision_are_not_read(tmp_path: Path) -> None:
+    """torchvision prefers a folder of pickles, as its old versions left them, to the published files beside it."""
+    write_mnist(tmp_path, PICTURES, LABELS)
+    processed, canary = tmp_path / "MNIST" / "processed", tmp_path / "canary"
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        (processed / name).write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
+    with pytest.raises(ConfigError, match=r"processed holds pickles.*move that folder away"):
+        build_images(MnistConfig(root=str(tmp_path)), "train")
     assert not canary.exists()

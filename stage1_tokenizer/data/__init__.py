@@ -1,5 +1,6 @@
 """The data sets: one config class per kind, one union, one build. To add a kind: a file, a member, a case."""
 
+from pathlib import Path
 from typing import Annotated, assert_never
 
 import torch
@@ -49,7 +50,13 @@ def build_images(config: DataConfig, split: Split) -> ImageSet:
             assert_never(config)
 
 
-def build_pictures(config: DataConfig, split: Split, seed: int, device: torch.device | str = "cpu") -> Pictures:
+def build_pictures(
+    config: DataConfig,
+    split: Split,
+    seed: int,
+    device: torch.device | str = "cpu",
+    bad_list: Path | None = None,
+) -> Pictures:
     """One split of a data set, ready for batches; `seed` selects the augmentations, and on `device` the batches are
-    made where the whole split finds room there."""
-    return Pictures(build_images(config, split), config, seed, device)
+    made where the whole split finds room there. Files that cannot be read are listed in `bad_list`, if it is given."""
+    return Pictures(build_images(config, split), config, seed, device, bad_list)

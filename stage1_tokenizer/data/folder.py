@@ -1,13 +1,14 @@
 """A folder of images: one sub-folder per class, or all in one without classes."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.decode import EXTENSIONS, decode
+from stage1_tokenizer.data.listing import Links, image_files
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
 from stage1_tokenizer.errors import ConfigError
 
@@ -22,22 +23,39 @@ class FolderConfig(SizedConfig):
     """1 converts to grey."""
     validation_share: float = Field(0.1, gt=0.0, lt=1.0)
     """Share of the images in the validation split. A hash of an image's path decides, so adding images moves none."""
+    bad_share: float = Field(0.01, ge=0.0, le=1.0)
+    """Share of a split's files that may be unreadable: damaged, too large, links to nowhere. Each is listed, and the
+    next picture stands in for it. Above this share the run stops, for then the data set is not what it seems."""
+    links: Links = "inside"
+    """Where a file that is a symbolic link may lead. With `inside`, one that leads out of the folder counts as
+    unreadable: a folder from elsewhere could otherwise show a run, and what it publishes, any file of this machine.
+    Links to folders are never followed."""
+
+    @property
+    def tolerated(self) -> float:
+        """As the base class has it."""
+        return self.bad_share
 
 
 class FolderImages:
-    """One split of a folder, in the order of the relative paths."""
+    """One split of a folder, in the order of the relative paths. Reading a bad file raises PictureError."""
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
-        """Raises ConfigError where there is no such folder, or no image in it."""
+        """Raises ConfigError where there is no such folder, or no image in it, and BadFileError where a folder in it
+        cannot be listed."""
         root = Path(config.root)
         if not root.is_dir():
-            raise ConfigError(f"data.root {root}: there is no such folder")
-        names = sorted(_image_names(root))
+            advice = "; it is a file, and an archive is not unpacked" if root.exists() else ""
+            raise ConfigError(f"data.root {root}: there is no such folder{advice}")
+        files = dict(sorted(image_files(root, config.links)))
+        self._refused = {name: reason for name, reason in files.items() if reason}
+        names = list(files)
         if not names:
             raise ConfigError(f"data.root {root}: holds no images (looked for {', '.join(sorted(EXTENSIONS))})")
-        tops = sorted({name.split("/", 1)[0] for name in names if "/" in name})
+        held = [name for name in names if name not in self._refused]
+        tops = sorted({name.split("/", 1)[0] for name in held if "/" in name})
         # One sub-folder, or images beside the sub-folders, is a tree without classes.
-        self.classes = tuple(tops) if len(tops) > 1 and all("/" in name for name in names) else ()
+        self.classes = tuple(tops) if len(tops) > 1 and all("/" in name for name in held) else ()
         self._labels = {name: index for index, name in enumerate(self.classes)}
         in_validation = {name: _unit_hash(name) < config.validation_share for name in names}
         self._names = [name for name in names if in_validation[name] == (split == "validation")]
@@ -50,24 +68,26 @@ class FolderImages:
     @property
     def identity(self) -> str:
         """A hash of the names and sizes of this split's files."""
-        listing = "\n".join(f"{name} {(self._root / name).stat().st_size}" for name in self._names)
+        listing = "\n".join(f"{name} {self._size(name)}" for name in self._names)
         return hashlib.blake2b(listing.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+    def _size(self, name: str) -> int | str:
+        if name in self._refused:
+            return "refused"
+        try:
+            return (self._root / name).stat().st_size
+        except OSError:  # a link to nowhere
+            return "unreadable"
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         name = self._names[index]
-        return decode(self._root / name, self._channels), self._labels.get(name.split("/", 1)[0], 0)
-
-
-def _image_names(root: Path) -> list[str]:
-    """Paths relative to the root, with forward slashes, of all files whose extension is an image's."""
-    found = []
-    for folder, _, files in os.walk(root):
-        relative = Path(folder).relative_to(root)
-        found += [(relative / file).as_posix() for file in files if Path(file).suffix.lower() in EXTENSIONS]
-    return found
+        path = self._root / name
+        if name in self._refused:
+            raise PictureError(path, self._refused[name])
+        return decode(path, self._channels), self._labels.get(name.split("/", 1)[0], 0)
 
 
 def _unit_hash(name: str) -> float:

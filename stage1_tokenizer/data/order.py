@@ -4,6 +4,10 @@ Training reads the stream  perm(epoch 0), perm(epoch 1), ...  without a gap; ste
 it, and each process takes its slice. So there is no state to save, and a resumed run continues with the next batch.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -14,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stage1_tokenizer.data.pictures import Pictures
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.errors import ConfigError, StorageError, UserError
 from stage1_tokenizer.seeds import derive_seed
 
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+Batch = tuple[Tensor, Tensor]
 
 
 class BatchOrder:
@@ -50,27 +55,93 @@ def share(n: int, rank: int, processes: int) -> range:
     return range(n * rank // processes, n * (rank + 1) // processes)
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
+class _Batches(Dataset[Batch | UserError]):
     def __init__(self, pictures: Pictures, order: BatchOrder) -> None:
         self._pictures, self._order = pictures, order
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def make(self, step: int) -> Batch:
         return self._pictures.batch(*self._order.places(step))
 
+    def __getitem__(self, step: int) -> Batch | UserError:
+        """For the workers. An error of the user's is returned: raised, it would arrive with a traceback pasted in."""
+        try:
+            return self.make(step)
+        except UserError as error:
+            return error
 
-def training_batches(
-    pictures: Pictures, order: BatchOrder, first: int, last: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+
+def training_batches(pictures: Pictures, order: BatchOrder, first: int, last: int, workers: int) -> Iterator[Batch]:
     """This process's batches of the steps first .. last-1: uint8 pictures (B, C, H, W) and labels (B,), on the device
     where the pictures are kept. `workers` processes make them ahead, unless that is a GPU, where making them is free.
+
+    Raises:
+        BadFileError: too many pictures cannot be read.
+        StorageError: a worker was killed, most often because the machine's memory is spent.
     """
     batches, steps = _Batches(pictures, order), range(first, last)
     if workers == 0 or pictures.device.type != "cpu":
-        yield from map(batches.__getitem__, steps)
+        yield from map(batches.make, steps)
         return
+    waiting = _start_workers(batches, steps, workers)
+    try:
+        for _ in steps:
+            batch = _next(waiting, workers)
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        del waiting  # ends the workers, also while an error keeps this frame
+
+
+def _start_workers(batches: _Batches, steps: range, workers: int) -> Iterator[Batch | UserError]:
     # The loader draws a seed from its generator when it starts; an own one keeps torch's global state untouched.
-    own = torch.Generator().manual_seed(0)
-    yield from DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, generator=own)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_leave_signals_to_parent,
+    )
+    before = signal.getsignal(signal.SIGCHLD)
+    waiting = iter(loader)
+    # torch's handler raises wherever the program is when a worker dies, be it in the middle of saving a state. Without
+    # it, the death is found when the worker's batch is waited for, at most five seconds later.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+    return waiting
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM go to all processes, and the parent still needs the batches of its last step.
+    A worker ends when its parent says so, by SIGTERM too, or has died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads to come as well
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
+
+
+def _next(waiting: Iterator[Batch | UserError], workers: int) -> Batch | Exception:
+    """Errors are returned, so that none keeps the frames of the loader, and with them its workers."""
+    try:
+        return next(waiting)
+    except UserError:  # a signal's
+        raise
+    except Exception as error:
+        if str(error).startswith("Caught "):  # an error of our own; the message has the worker's traceback
+            return error.with_traceback(None)
+        reason = str(error)
+    return StorageError(
+        f"one of {workers} data workers died ({reason}). Most often the memory is spent, or the shared memory in "
+        "/dev/shm: lower data.workers or batch_size; data.workers 0 needs neither. The same command goes on from "
+        "the last checkpoint."
+    )
 
 
 def validation_batches(

@@ -7,7 +7,9 @@ batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on t
 """
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config import Config, Size
+from stage1_tokenizer.data.bad_files import BadFiles, PictureError
 from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.seeds import uniforms
@@ -44,7 +47,11 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
-        """The picture, (h', w', C) uint8, and its label; the label is 0 where there are no classes."""
+        """The picture, (h', w', C) uint8, and its label; the label is 0 where there are no classes.
+
+        Raises:
+            PictureError: it cannot be read.
+        """
 
 
 class SizedConfig(Config):
@@ -67,6 +74,11 @@ class SizedConfig(Config):
     random_crop: bool = False
     """Crop a training picture at a random place instead of the centre."""
 
+    @property
+    def tolerated(self) -> float:
+        """Share of the pictures, 0..1, that may be unreadable. Drawn and published ones never are."""
+        return 0.0
+
     @model_validator(mode="after")
     def _check(self) -> "SizedConfig":
         if min(self.image_size) < 1:
@@ -77,35 +89,61 @@ class SizedConfig(Config):
 
 
 class Processed:
-    """An ImageSet whose pictures are resized, each when it is asked for."""
+    """An ImageSet whose pictures are resized, each when it is asked for. For one that cannot be read, the next one that
+    can stands in, with its own label; after the last comes the first."""
 
-    def __init__(self, images: ImageSet, config: SizedConfig) -> None:
-        self._images, self._config = images, config
+    def __init__(self, images: ImageSet, config: SizedConfig, bad: BadFiles) -> None:
+        self._images, self._config, self._bad = images, config, bad
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
-        picture, label = self._images[index]
-        return resize(picture, self._config.image_size, self._config.resize_to), label
+        """Raises BadFileError where too many cannot be read."""
+        n = len(self._images)
+        for place in range(index, index + n):
+            if place % n in self._bad:
+                continue
+            try:
+                picture, label = self._images[place % n]
+            except PictureError as error:
+                self._bad.add(place % n, error)
+            else:
+                return resize(picture, self._config.image_size, self._config.resize_to), label
+        raise self._bad.verdict()
 
 
 class Pictures:
     """One split, ready for batches. Random access: the same (epoch, index) gives the same pixels in every process."""
 
-    def __init__(self, images: ImageSet, config: SizedConfig, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        config: SizedConfig,
+        seed: int,
+        device: torch.device | str = "cpu",
+        bad_list: Path | None = None,
+    ) -> None:
         """`device`: where batches are to be made, if the pictures are cached, have one size and leave it enough room;
-        otherwise they are made on the CPU. The same batches either way."""
+        otherwise they are made on the CPU. The same batches either way. `bad_list`: the file in which the pictures that
+        cannot be read are listed; without it they are only printed.
+
+        Raises:
+            BadFileError: too many pictures cannot be read; where they are not cached, so does `batch` later.
+        """
         if len(images) == 0:
             raise ConfigError(f"the data set ({config!r}) has no images in this split")
         self.classes = images.classes
         self._config, self._seed, self._length = config, seed, len(images)
-        processed = Processed(images, config)
+        bad = BadFiles(bad_list, config.tolerated, len(images))
+        processed = Processed(images, config, bad)
         first = processed[0][0]
         self.channels: int = first.shape[2]
         self._items: Processed | list[tuple[Picture, int]] | Resident = processed
         if config.cache == "memory" or (config.cache == "auto" and first.nbytes * self._length < _memory() / 4):
             self._items = _read_all(processed, config.image_size, torch.device(device))
+            if bad.summary():
+                print(bad.summary(), file=sys.stderr)
 
     def __len__(self) -> int:
         return self._length

@@ -7,7 +7,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.errors import ConfigError, UserError
 
 TorchvisionSet = type[CIFAR10] | type[MNIST] | type[FashionMNIST]
 
@@ -45,10 +45,21 @@ class TorchvisionImages:
     def __init__(
         self, reader: TorchvisionSet, config: Cifar10Config | MnistConfig | FashionMnistConfig, split: Split
     ) -> None:
-        """Raises ConfigError, with the option that downloads it, where the folder does not hold the data set."""
+        """Raises ConfigError, with the option that downloads it, where the folder does not hold the data set whole.
+
+        torchvision unpickles CIFAR-10's files and unpacks downloaded archives, each only after its checksum fits.
+        """
+        old = Path(config.root) / reader.__name__ / "processed"
+        if old.exists():  # which torchvision would read in place of the published files, whose format is no pickle
+            raise ConfigError(
+                f"data.kind {config.kind}: {old.absolute()} holds pickles, as old versions of torchvision made them, "
+                "and these are not read; move that folder away"
+            )
         try:
             data = reader(config.root, train=split == "train", download=config.download)
-        except (RuntimeError, OSError, ValueError, AssertionError) as error:  # not found, cut off, or no network
+        except UserError:  # not of the files: a signal may have raised it here
+            raise
+        except Exception as error:  # not found, no network, or cut off or changed, which torchvision's readers trust
             advice = "check the network" if config.download else "run the same command with --data.download to get it"
             raise ConfigError(
                 f"data.kind {config.kind}: {Path(config.root).absolute()} does not hold it ({error}); {advice}, "
@@ -58,6 +69,11 @@ class TorchvisionImages:
         pictures = np.asarray(data.data)
         self._pictures = pictures if pictures.ndim == 4 else pictures[..., None]  # (N, h', w', C)
         self._labels = np.asarray(data.targets)
+        if len(self._labels) != len(self._pictures) or not np.isin(self._labels, range(len(self.classes))).all():
+            raise ConfigError(
+                f"data.kind {config.kind}: {Path(config.root).absolute()} holds {len(self._pictures)} pictures and "
+                f"{len(self._labels)} labels that do not belong to them; get it again"
+            )
 
     @property
     def identity(self) -> str:

@@ -1,0 +1,117 @@
+"""Pictures that cannot be read: each is reported once, listed in a file, and only a small share of them is tolerated.
+
+A bad picture keeps its place in the data set, and the next readable one stands in for it. So the order of the data
+stays a function of (seed, epoch, index): no process has to know what another one has found.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from stage1_tokenizer.errors import BadFileError
+
+BAD_FILES = "bad_files.txt"
+"""The list's name in a run's folder."""
+PRINTED = 10
+"""So many bad files are printed by each process; the list has them all."""
+QUOTED = 5
+"""So many are quoted where the run stops because of them."""
+
+
+class PictureError(BadFileError):
+    """One picture that cannot be read: its path, and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # what pickling repeats
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class BadFiles:
+    """The bad files among the `n` of a split, as far as this process has met them."""
+
+    def __init__(self, path: Path | None, share: float, n: int) -> None:
+        """`path`: the list, one line `file<TAB>reason` for each; it appears with the first of them. None: no list.
+        `share`: so many of the n, in 0..1, are tolerated."""
+        self._path, self._share, self._n = path, share, n
+        self._errors: dict[int, PictureError] = {}  # by place in the split
+        self._listed: set[bytes] = set()
+        self._read = 0  # bytes of the list that `_listed` knows
+
+    def __contains__(self, place: int) -> bool:
+        return place in self._errors
+
+    def add(self, place: int, error: PictureError) -> None:
+        """Report the picture at `place`, if it is new. Any number of threads may call this.
+
+        Raises:
+            BadFileError: these are more than the share that is tolerated, or all there are.
+        """
+        if self._errors.setdefault(place, error) is not error:
+            return
+        found = len(self._errors)
+        if found <= PRINTED:
+            more = "; further ones are not printed" if found == PRINTED else ""
+            print(f"warning: {_one_line(str(error))}; the next picture stands in for it{more}", file=sys.stderr)
+        self._append(error)
+        if found / self._n > self._share or found == self._n:
+            raise self.verdict()
+
+    def verdict(self) -> BadFileError:
+        """The error that ends a run because of these."""
+        errors = list(self._errors.values())
+        lines = [f"  {_one_line(str(error))}" for error in errors[:QUOTED]]
+        lines += [f"  and {len(errors) - QUOTED:,} more"] if len(errors) > QUOTED else []
+        return BadFileError(
+            f"{self._count()} cannot be read, and data.bad_share tolerates {self._share:.2%} of them:\n"
+            + "\n".join(lines)
+            + f"\nMend them or move them away{self._where()}, or raise --data.bad_share"
+        )
+
+    def summary(self) -> str:
+        """One line about all that was found; empty where nothing was."""
+        listed = f"; they are listed in {self._path}" if self._path else ""
+        return f"{self._count()} cannot be read and are left out{listed}" if self._errors else ""
+
+    def _count(self) -> str:
+        return f"{len(self._errors):,} of {self._n:,} pictures"
+
+    def _where(self) -> str:
+        return f" (all that were found are listed in {self._path})" if self._path else ""
+
+    def _append(self, error: PictureError) -> None:
+        """Add a line to the list unless the file is on it, from an earlier run or another process."""
+        if self._path is None:
+            return
+        name = _one_line(str(error.path)).encode()
+        line = name + b"\t" + _one_line(error.reason).encode() + b"\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Opened to append and written in one call, so lines of several processes do not mix.
+            file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                torn = self._read_list(file)
+                if name not in self._listed:
+                    os.write(file, b"\n" + line if torn else line)
+            finally:
+                os.close(file)
+        except OSError as failure:  # a full disk ends the run where it saves; what is missing here is only a list
+            print(f"warning: {self._path} cannot be written ({failure.strerror})", file=sys.stderr)
+            self._path = None
+
+    def _read_list(self, file: int) -> bool:
+        """Learn the lines that were written since the last call; true where the last one was cut off."""
+        tail = os.pread(file, max(0, os.fstat(file).st_size - self._read), self._read)
+        whole = tail[: tail.rfind(b"\n") + 1]
+        self._read += len(whole)
+        self._listed.update(line.split(b"\t", 1)[0] for line in whole.splitlines())
+        return len(whole) < len(tail)
+
+
+def _one_line(text: str) -> str:
+    r"""Text in which whatever would break a line, or is no character at all, is written as Python escapes it: `\n`."""
+    return "".join(
+        c if c.isprintable() and c != "\\" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
