@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from stage1_tokenizer.data.bad_files import one_line
+
 Verdict = Literal["ok", "bad", "note"]
 """ok: whole, fitting, and read by this version. bad: not so. note: harmless, or nothing that could be judged."""
 
@@ -15,7 +17,7 @@ class Finding(NamedTuple):
     what: str
 
     def __str__(self) -> str:
-        return f"{self.verdict:<4} {printable(str(self.path))}: {printable(' '.join(self.what.split()))}"
+        return f"{self.verdict:<4} {one_line(str(self.path))}: {one_line(' '.join(self.what.split()))}"
 
 
 def ok(path: Path, what: str) -> Finding:
@@ -32,9 +34,4 @@ def note(path: Path, what: str) -> Finding:
 
 def reason(error: Exception, path: Path) -> str:
     """An error's message without the path at its beginning, since a finding begins with it."""
-    return str(error).removeprefix(f"{path}: ")
-
-
-def printable(text: str) -> str:
-    r"""Text in which whatever would break a line, or is no character at all, is written as Python escapes it: `\n`."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return str(error).removeprefix("data.root ").removeprefix(f"{path}: ")

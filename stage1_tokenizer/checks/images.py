@@ -6,47 +6,42 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stage1_tokenizer.checks.finding import Finding, bad, note, ok, reason
+from stage1_tokenizer.checks.finding import Finding, bad, note, ok
 from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.listing import image_files
 from stage1_tokenizer.data.unreadable import unreadable
-from stage1_tokenizer.errors import UserError
 
 MOST_CLASSES = 20
 """Sub-folders whose images are counted one by one."""
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there is a file with an image's extension somewhere below."""
-    return any(True for _ in image_files(folder, "inside"))
+    """Whether there is such a folder, and a file with an image's extension somewhere below."""
+    return folder.is_dir() and any(True for _ in image_files(folder, "inside"))
 
 
-def check_image(path: Path) -> Finding:
+def check_image(path: Path) -> Iterator[Finding]:
+    """One file."""
     try:
         height, width, _ = decode(path, channels=3).shape
+        yield ok(path, f"an image of {height}x{width} (height, width)")
     except PictureError as error:
-        return bad(path, error.reason)
-    except UserError as error:
-        return bad(path, reason(error, path))
-    return ok(path, f"an image of {height}x{width} (height, width)")
+        yield bad(path, error.reason)
 
 
 def check_images(folder: Path) -> Iterator[Finding]:
     """Every image below a folder: those that cannot be read, then a line for all. Memory does not grow with them."""
-    try:
-        found = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in image_files(folder, "inside"))
-        broken = 0
-        with tqdm(total=found.total(), desc=folder.name, unit="image", disable=None, leave=False) as bar:
-            for error in unreadable(folder, seen=bar.update):
-                broken += 1
-                yield bad(error.path, error.reason)
-    except UserError as error:
-        yield bad(folder, reason(error, folder))
-        return
+    found = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in image_files(folder, "inside"))
+    broken = 0
+    with tqdm(total=found.total(), desc=folder.name, unit="image", disable=None, leave=False) as bar:
+        for error in unreadable(folder, seen=bar.update):
+            broken += 1
+            yield bad(error.path, error.reason)
     where = f" in {len(found)} sub-folders" if len(found) > 1 else ""
     if 1 < len(found) <= MOST_CLASSES:
-        where += f" ({', '.join(f'{name or "."} {number:,}' for name, number in sorted(found.items()))})"
+        numbers = (f"{name or 'itself'} {number:,}" for name, number in sorted(found.items()))
+        where += f" ({', '.join(numbers)})"
     if broken:
         yield note(folder, f"{broken:,} of {found.total():,} images{where} cannot be read")
     else:

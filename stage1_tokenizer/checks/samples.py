@@ -1,11 +1,10 @@
 """A folder of pictures that a command of sampling/ made: are all there, and whole?
 
-    settings.json     what they follow from; "finished"
-    000000.png, ...   and beside them grid.png, samples.npz or figures.json
+settings.json     what they follow from; "finished"
+000000.png, ...   and beside them grid.png, samples.npz or figures.json
 """
 
 import json
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from stage1_tokenizer.config import Tree
 from stage1_tokenizer.lock import holder_of
 
 SETTINGS = "settings.json"
-PICTURE = re.compile(r"\d{6,}(-\d+)?\.png")
 
 
 def check_samples(folder: Path) -> Iterator[Finding]:
@@ -41,29 +39,32 @@ def check_samples(folder: Path) -> Iterator[Finding]:
 
 
 def _progress(folder: Path, settings: Tree, holder: str | None) -> Finding:
-    there = sum(bool(PICTURE.fullmatch(path.name)) for path in folder.iterdir())
-    wanted = _wanted(settings)
-    of = f"{there} pictures" if wanted is None else f"{there} of {wanted} pictures"
-    finished = settings.get("finished")
+    path, wanted, finished = folder / SETTINGS, _wanted(settings), settings.get("finished")
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    of = f"{len(wanted) - len(missing):,} of {len(wanted):,} pictures"
     if not isinstance(finished, bool):
-        return note(folder / SETTINGS, f"does not say whether all was finished, as in format 1; {of} are there")
-    if holder is not None:
-        return note(folder / SETTINGS, f"is in use by a running process ({holder}); {of} are there so far")
+        return note(path, f"does not say whether all was finished, as in format 1; {of} are there")
+    if holder is not None and not finished:
+        return note(path, f"is in use by a running process ({holder}); {of} are there so far")
     if not finished:
-        return bad(folder / SETTINGS, f"unfinished: {of} are there; the command that began it makes the rest")
-    if wanted is not None and there < wanted:
-        return bad(folder / SETTINGS, f"finished, but only {of} are there")
-    return ok(folder / SETTINGS, f"finished, {of} are there")
+        return bad(path, f"unfinished: {of} are there; the command that began it makes the rest")
+    if missing:
+        return bad(path, f"finished, but only {of} are there; the first that is missing is {missing[0]}")
+    return ok(path, f"finished, {of} are there")
 
 
-def _wanted(settings: Tree) -> int | None:
-    """How many pictures there are to be; None where the settings do not say."""
-    originals, n, variants = (settings.get(key) for key in ("pictures", "n", "variants"))
-    if isinstance(originals, list):
-        return len(originals)
-    if variants is not None:
-        return None  # of as many pictures as the source had
-    return n if isinstance(n, int) else None
+def _wanted(settings: Tree) -> list[str]:
+    """Names of the pictures that there are to be. Of reconstruct.py `pictures` has their originals, of complete.py
+    `sources`, each with several variants; generate.py has a number."""
+    match settings:
+        case {"sources": list(originals), "variants": int(variants)}:
+            return [f"{number:06d}-{variant}.png" for number in range(len(originals)) for variant in range(variants)]
+        case {"pictures": list(originals)}:
+            return [f"{number:06d}.png" for number in range(len(originals))]
+        case {"n": int(n)}:
+            return [f"{number:06d}.png" for number in range(n)]
+        case _:
+            return []
 
 
 def _json(path: Path) -> tuple[Tree | None, str]:
@@ -83,4 +84,6 @@ def _check_npz(path: Path) -> Finding:
             broken = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError) as error:
         return bad(path, f"is damaged: {error}")
-    return bad(path, f"is damaged: the checksum of its {broken} differs") if broken else ok(path, "whole by its checksums")
+    return (
+        bad(path, f"is damaged: the checksum of its {broken} differs") if broken else ok(path, "whole by its checksums")
+    )

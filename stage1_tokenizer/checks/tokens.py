@@ -76,12 +76,14 @@ def _judge_split(folder: Path, split: str, shards: list[Shard | None], busy: boo
     there, place = sum(shard.n for shard in sound), 0
     for shard in sound:
         if shard.made_from != sound[0].made_from or shard.start != place:
-            yield bad(folder, f"{split}: its files do not continue one another, or were made from different data; {ANEW}")
+            yield bad(
+                folder, f"{split}: its files do not continue one another, or were made from different data; {ANEW}"
+            )
             return
         place += shard.n
     total = sound[0].total
     if there == total:
-        yield ok(folder, f"{split}: complete, {total:,} images in {len(sound)} files")
+        yield ok(folder, f"{split}: complete, {total:,} images")
     elif busy:
         yield note(folder, f"{split}: {there:,} of {total:,} images so far")
     else:

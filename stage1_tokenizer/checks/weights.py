@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stage1_tokenizer.checkpoint import SUM, Header, read_tensors, read_weights
-from stage1_tokenizer.checks.finding import Finding, bad, note, ok, reason
+from stage1_tokenizer.checks.finding import Finding, Verdict, bad, note, ok, reason
 from stage1_tokenizer.checks.tokens import PROVENANCE, check_tokens
 from stage1_tokenizer.config import Tree
 from stage1_tokenizer.errors import BadFileError, ConfigError, UserError
@@ -33,19 +33,31 @@ def check_safetensors(path: Path) -> Iterator[Finding]:
     elif kind == "tokenizer":
         yield check_tokenizer(path)[0]
     elif kind == "prior":
-        finding, tokenizer = check_tokenizer(path.parent / TOKENIZER_FILE)
-        yield finding
-        yield check_prior(path, tokenizer)
+        yield from check_pair(path.parent / TOKENIZER_FILE, path)
     elif PROVENANCE in header:
-        yield from check_tokens([path], None, alone=True)
+        yield from check_tokens([path], tokenizer_of(path.parent), alone=True)
     else:
         yield _check_other(path)
 
 
+def check_pair(tokenizer: Path, prior: Path) -> Iterator[Finding]:
+    """The files of a tokenizer and a prior, as far as they are there, and whether they belong together."""
+    loaded = None
+    if tokenizer.is_file():
+        finding, loaded = check_tokenizer(tokenizer)
+        yield finding
+    if prior.is_file():
+        yield _check_prior(prior, tokenizer, loaded)
+
+
+def tokenizer_of(tokens: Path) -> LoadedTokenizer | None:
+    """The tokenizer in the run's folder that a folder of tokens is in, where there is one and it can be loaded."""
+    path = tokens.absolute().parent / TOKENIZER_FILE
+    return check_tokenizer(path)[1] if path.is_file() else None
+
+
 def check_tokenizer(path: Path) -> tuple[Finding, LoadedTokenizer | None]:
     """A tokenizer's file; and the tokenizer, where it can be loaded."""
-    if not path.is_file():
-        return bad(path, "is missing; a prior is of no use without its tokenizer beside it"), None
     try:
         loaded = LoadedTokenizer.load(path)
     except UserError as error:
@@ -59,8 +71,8 @@ def check_tokenizer(path: Path) -> tuple[Finding, LoadedTokenizer | None]:
     return ok(path, f"{_wholeness(_header(path))}; {what}; fingerprint {loaded.fingerprint}"), loaded
 
 
-def check_prior(path: Path, tokenizer: LoadedTokenizer | None) -> Finding:
-    """A prior's file, and whether the tokenizer beside it, None if there is none that can be used, is its own."""
+def _check_prior(path: Path, beside: Path, tokenizer: LoadedTokenizer | None) -> Finding:
+    """A prior's file, and whether the tokenizer in the file `beside` it, None where it cannot be loaded, is its own."""
     try:
         tensors, header = read_weights(path, kind="prior")
         described = _described(header, path)
@@ -69,16 +81,23 @@ def check_prior(path: Path, tokenizer: LoadedTokenizer | None) -> Finding:
     broken = _not_finite(tensors)
     if broken:
         return bad(path, broken)
-    (h, w, depth, size), wanted, classes = described["shape"], described["tokenizer"], described["classes"]
-    what = f"a prior of step {int(header.get('step', 0)):,} ({described['prior'].get('kind')})"
-    what += f" over {h}x{w}x{depth} codes of {size}, {len(classes)} classes"
+    what = f"a prior of step {int(header.get('step', 0)):,} ({described['kind']}) over {_in_words(described['shape'])}"
+    verdict, fit = _fit(described, beside, tokenizer)
+    return Finding(verdict, path, f"{_wholeness(_header(path))}; {what}, {len(described['classes'])} classes; {fit}")
+
+
+def _fit(described: Tree, beside: Path, tokenizer: LoadedTokenizer | None) -> tuple[Verdict, str]:
+    """Whether the tokenizer is that of a prior's training."""
+    wanted, codes = described["tokenizer"], _in_words(described["shape"])
+    if not beside.is_file():
+        return "bad", f"but the tokenizer {wanted}, to which it belongs, is not beside it"
     if tokenizer is None:
-        return bad(path, f"{what}; the tokenizer {wanted}, to which it belongs, is not beside it or cannot be used")
+        return "note", f"whether the tokenizer beside it is its own, {wanted}, cannot be seen"
     if tokenizer.fingerprint != wanted:
-        return bad(path, f"{what}; it belongs to the tokenizer {wanted}, but beside it is {tokenizer.fingerprint}")
-    if _codes(tokenizer) != f"{h}x{w}x{depth} codes of {size}":
-        return bad(path, f"{what}, but its tokenizer has {_codes(tokenizer)}")
-    return ok(path, f"{_wholeness(_header(path))}; {what}; fits the tokenizer beside it")
+        return "bad", f"but it belongs to the tokenizer {wanted}, and beside it is {tokenizer.fingerprint}"
+    if _codes(tokenizer) != codes:
+        return "bad", f"but its tokenizer has {_codes(tokenizer)}"
+    return "ok", "fits the tokenizer beside it"
 
 
 def _check_other(path: Path) -> Finding:
@@ -106,7 +125,7 @@ def _header(path: Path) -> Header:
 
 
 def _described(header: Header, path: Path) -> Tree:
-    """What a prior's header says of it: `prior`, `shape`, `classes`, `tokenizer`.
+    """What a prior's header says of it: `kind`, `shape` (h, w, K, V), `classes`, `tokenizer`.
 
     Raises:
         BadFileError: it does not.
@@ -115,7 +134,7 @@ def _described(header: Header, path: Path) -> Tree:
         tree = json.loads(header["config"])
         h, w, depth, size = map(int, tree["shape"])
         found: Tree = {
-            "prior": dict(tree["prior"]),
+            "kind": str(tree["prior"]["kind"]),
             "shape": (h, w, depth, size),
             "classes": list(tree["classes"]),
             "tokenizer": str(tree["tokenizer"]),
@@ -134,10 +153,14 @@ def _wholeness(header: Header) -> str:
 
 def _codes(loaded: LoadedTokenizer) -> str:
     try:
-        h, w, depth, size = loaded.tokenizer.shape
+        return _in_words(loaded.tokenizer.shape)
     except ConfigError:
         return "a continuous latent"
-    return f"{h}x{w}x{depth} codes of {size}"
+
+
+def _in_words(shape: tuple[int, int, int, int]) -> str:
+    """(h, w, K, V)."""
+    return f"{shape[0]}x{shape[1]}x{shape[2]} codes of {shape[3]}"
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:
