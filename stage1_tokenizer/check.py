@@ -30,7 +30,7 @@ from stage1_tokenizer.checks.weights import PRIOR_FILE, check_safetensors
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.decode import EXTENSIONS
-from stage1_tokenizer.errors import BadFileError, ConfigError, UserError
+from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.state import STATE_NAME, states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
@@ -75,11 +75,15 @@ def checks_of(path: Path) -> list[Check]:
 
     Raises:
         ConfigError: there is nothing at the path, or nothing that Tessera writes or reads.
+        BadFileError: a folder cannot be listed.
     """
     path = path if path.name else path.resolve()  # `.` may be a state, which is known by its name
-    found = _checks_of_folder(path, DEPTH) if path.is_dir() else _checks_of_file(path)
-    if not found and holds_images(path):
-        found = [Check(path, check_images)]
+    try:
+        found = _checks_of_folder(path, DEPTH) if path.is_dir() else _checks_of_file(path)
+        if not found and holds_images(path):
+            found = [Check(path, check_images)]
+    except OSError as error:
+        raise BadFileError(f"{path}: cannot be read ({error.strerror})") from None
     if found:
         return found
     if not path.exists():
@@ -124,10 +128,10 @@ def _look_for(folder: Path) -> Look | None:
 
 
 def _all_of(check: Check) -> Iterator[Finding]:
-    """What a check finds; where something cannot be read that it does not expect, this is bad and ends it."""
+    """What a check finds; what it cannot go on from is bad too."""
     try:
         yield from check.look(check.path)
-    except (UserError, OSError) as error:
+    except (BadFileError, ConfigError, OSError) as error:
         what = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else reason(error, check.path)
         yield bad(check.path, what)
 

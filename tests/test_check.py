@@ -19,7 +19,9 @@ from torch import Tensor
 from sampling import generate
 from stage1_tokenizer import check
 from stage1_tokenizer.checks import weights
+from stage1_tokenizer.checks.finding import Finding
 from stage1_tokenizer.checks.weights import check_safetensors
+from stage1_tokenizer.errors import InterruptionError
 from stage2_prior.prior import PRIOR_FILE
 from tests import prior_training
 from tests.artefacts import edit_weights, files_of, write_image_folder, write_tokenizer
@@ -118,11 +120,11 @@ def test_what_is_whole_is_called_so(made: Path) -> None:
     assert said["one/state/step-00000002"] == "whole by its checksums, format 2"
     assert "a tokenizer of step 3 (vq), images 16x16x3, 4x4x1 codes of 8; fing" in said["one/tokenizer.safetensors"]
     assert said[f"two/{PRIOR_FILE}"] == (
-        "whole by its checksum, format 2; a prior of step 3 (gpt) over 2x3x1 codes of 16, 4 classes; fits the "
+        "whole by its checksum, format 2; a prior of step 3 (gpt) over 2x3x1 codes of 16, 5 classes; fits the "
         "tokenizer beside it"
     )
     assert said[f"two/{TRAIN_SHARD}"].startswith("whole by its checksum; 23 of 23 images as 2x3x1 codes of 16, by the")
-    assert "two/samples" in said
+    assert said["two/samples"] == "1 image, all can be read"
     assert said["pictures/settings.json"] == "finished, 5 of 5 pictures are there"
     assert said["pictures"] == "6 images, all can be read"
 
@@ -367,6 +369,31 @@ def test_what_is_nothing_is_refused_before_anything_is_looked_at(made: Path, tmp
         assert (ended.code, ended.out) == (2, "")
         assert f"{path}: {words}" in ended.err
     assert run(check.main).code == 2
+
+
+def test_a_folder_that_cannot_be_read_is_bad(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beside it is looked at all the same. (Root may read everything, so the refusal is made here.)"""
+
+    def refuse(path: Path) -> Iterator[Finding]:
+        raise PermissionError(13, "Permission denied", str(path))
+        yield
+
+    monkeypatch.setattr(check, "check_samples", refuse)
+    ended = checked(copy)
+    assert ended.code == 3
+    assert lines(ended, "bad") == [f"bad  {copy}/pictures: cannot be read (Permission denied)"]
+    assert f"ok   {copy}/two/{PRIOR_FILE}" in ended.out
+
+
+def test_a_signal_ends_it(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Being asked to stop is no finding."""
+
+    def stopped(path: Path) -> Iterator[Finding]:
+        raise InterruptionError("asked to stop")
+        yield
+
+    monkeypatch.setattr(check, "check_samples", stopped)
+    assert run(check.main, made / "pictures").code == 75
 
 
 def test_the_script_is_the_module(made: Path) -> None:

@@ -42,7 +42,8 @@ def check_images(folder: Path) -> Iterator[Finding]:
     if 1 < len(found) <= MOST_CLASSES:
         numbers = (f"{name or 'itself'} {number:,}" for name, number in sorted(found.items()))
         where += f" ({', '.join(numbers)})"
+    images = f"{found.total():,} image{'s' * (found.total() != 1)}{where}"
     if broken:
-        yield note(folder, f"{broken:,} of {found.total():,} images{where} cannot be read")
+        yield note(folder, f"{broken:,} of {images} cannot be read")
     else:
-        yield ok(folder, f"{found.total():,} images{where}, all can be read")
+        yield ok(folder, f"{images}, all can be read")

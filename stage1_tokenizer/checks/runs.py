@@ -89,8 +89,8 @@ def _log(path: Path) -> Finding:
     lines = path.read_bytes().split(b"\n")
     wrong = [number for number, line in enumerate(lines[:-1], start=1) if not _is_entry(line)]
     if wrong:
-        more = f", and {len(wrong) - 1} further lines" if len(wrong) > 1 else ""
-        return bad(path, f"line {wrong[0]} is no JSON object with a step{more}; a resume leaves them out")
+        more = f" (and {len(wrong) - 1} further lines)" if len(wrong) > 1 else ""
+        return bad(path, f"line {wrong[0]}{more} is no JSON object with a step; a resume leaves it out")
     if lines[-1]:
         return note(path, f"{len(lines) - 1:,} entries, and a last one that was cut off; a resume leaves it out")
     return ok(path, f"{len(lines) - 1:,} entries")

@@ -15,11 +15,12 @@ from stage1_tokenizer.checkpoint import SUM, Header, read_tensors, read_weights
 from stage1_tokenizer.checks.finding import Finding, Verdict, bad, note, ok, reason
 from stage1_tokenizer.checks.tokens import PROVENANCE, check_tokens
 from stage1_tokenizer.config import Tree
-from stage1_tokenizer.errors import BadFileError, ConfigError, UserError
+from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.state import STATE_NAME, problem_of
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 
 PRIOR_FILE = "prior.safetensors"
+"""As stage two has it."""
 
 
 def check_safetensors(path: Path) -> Iterator[Finding]:
@@ -60,7 +61,7 @@ def check_tokenizer(path: Path) -> tuple[Finding, LoadedTokenizer | None]:
     """A tokenizer's file; and the tokenizer, where it can be loaded."""
     try:
         loaded = LoadedTokenizer.load(path)
-    except UserError as error:
+    except (BadFileError, ConfigError) as error:
         return bad(path, reason(error, path)), None
     broken = _not_finite(loaded.tokenizer.state_dict())
     if broken:
