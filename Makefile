@@ -11,7 +11,7 @@ export PYTHON
 # 12-layer GPT with 2000, 12.8 with this and with the default).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help install install-bench quickstart bench test test-fast lint format lock clean
+.PHONY: help install install-bench quickstart bench test test-fast soak lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +41,9 @@ test: install ## run all tests (ARGS="-k codebook" chooses)
 
 bench: install-bench ## compare with the peers, an hour for all (ARGS="gpt_decoding" chooses); see docs/performance.md
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+soak: install ## end all three commands at random for ten minutes, and fuzz every format (ARGS="--minutes 60")
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
 
 test-fast: install ## run the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(ARGS)

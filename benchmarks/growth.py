@@ -24,6 +24,7 @@ from benchmarks.measure import compare
 from benchmarks.memory import peak_of
 from benchmarks.record import RESULTS, Results
 from stage1_tokenizer.bottlenecks.nearest import nearest
+from stage1_tokenizer.log_file import log_entries
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.costs import BYTES, count, count_decoding, step_inputs
@@ -191,12 +192,8 @@ def together() -> list[Row]:
             settings = [f"--{key}={value}" for key, value in {**often, **little}.items()]
             script = ["stage1_tokenizer/train.py", *settings, f"--out={folder}/run"]
             subprocess.run([*command, *script], cwd=ROOT, check=True, capture_output=True)
-            log = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rates = {
-            entry["step"]: entry["train/images_per_second"]
-            for entry in map(json.loads, log)
-            if "train/images_per_second" in entry
-        }
+            log = log_entries(Path(folder) / "run" / "metrics.jsonl")
+        rates = {entry["step"]: entry["train/images_per_second"] for entry in log if "train/images_per_second" in entry}
         first, last = min(rates), max(rates)  # what the run did until the first entry warmed it up
         rate = (last - first) / (last / rates[last] - first / rates[first])
         rows.append(

@@ -151,7 +151,7 @@ def _saved(out: Path) -> Tree | None:
     """The settings in a folder, where they are such as say whether they are finished."""
     try:
         tree = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return tree if isinstance(tree, dict) and isinstance(tree.get("finished"), bool) else None
 

@@ -3,7 +3,6 @@
 Reads the newest prior's run (or --prior), samples once more for the classifier's judgement, and prints.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.log_file import log_entries
 from stage2_prior.prior import LoadedPrior, load_prior, newest_run
 
 
@@ -66,10 +66,7 @@ def main() -> None:
 def last_figures(run: Path, needed: str) -> dict[str, float]:
     """The newest entry of a run's metrics.jsonl with a scalar of this name. Raises ConfigError where there is none."""
     log = run / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    # The last line may be half, where the training was killed or is at it now.
-    whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
-    entries = [entry for entry in map(json.loads, whole) if needed in entry]
+    entries = [entry for entry in log_entries(log) if needed in entry]
     if not entries:
         raise ConfigError(f"{log}: has no {needed}; the run has not been validated yet")
     return dict(entries[-1])

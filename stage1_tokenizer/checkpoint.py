@@ -27,6 +27,7 @@ READABLE = ("1", "2")
 """Formats of weights that this version reads. Those of format 1 have no checksum."""
 Header = dict[str, str]
 SUM = "sha256"
+LONGEST_QUOTE = 300
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk, a quota or a process's own limit is used up."""
 
@@ -85,10 +86,12 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
     tensors, header = read_tensors(path)
     found = header.get("kind")
     if found != kind:
-        what = f"a {found}" if found else "a safetensors file that Tessera did not write"
+        what = f"a {brief(found)}" if found else "a safetensors file that Tessera did not write"
         raise BadFileError(f"{path}: this is {what}, but a {kind} is wanted here")
     if header.get("format") not in READABLE:
-        raise BadFileError(f"{path}: has format {header.get('format')}, this version reads {' and '.join(READABLE)}")
+        raise BadFileError(
+            f"{path}: has format {brief(header.get('format'))}, this version reads {' and '.join(READABLE)}"
+        )
     if header["format"] != "1" and SUM not in header:
         raise BadFileError(f"{path}: is damaged: its header has no checksum ({SUM})")
     return tensors, {key: value for key, value in header.items() if key != SUM}
@@ -117,9 +120,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Header]:
         if SUM in header and header[SUM] != checksum(tensors, header):
             raise BadFileError(f"{path}: is damaged: its content does not have the checksum ({SUM}) in its header")
         return tensors, header
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise BadFileError(
-            f"{path}: is damaged or is not a safetensors file ({error}); only safetensors are loaded"
+            f"{path}: is damaged or is not a safetensors file ({brief(error)}); only safetensors are loaded"
         ) from None
 
 
@@ -149,9 +152,15 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         if name in tensors and _described(tensors[name]) != _described(own[name])
     ]
     if wrong:
-        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        shown = ", ".join(map(brief, wrong[:5])) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise BadFileError(f"{source}: does not fit the model: {shown}")
     module.load_state_dict(dict(tensors), strict=True)
+
+
+def brief(value: object) -> str:
+    """What a file says, for a message: cut short, since it may say anything at any length."""
+    text = str(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 def _described(tensor: Tensor) -> str:

@@ -142,11 +142,13 @@ def training_command(preset: Path, folder: Path, config: CompareConfig, passed_o
 def is_trained(folder: Path, command: list[str], preset: Path) -> bool:
     """Whether this very command has finished before, on a preset that has not been edited since."""
     note = folder / "trained.json"
-    return (
-        (folder / TOKENIZER_FILE).is_file()
-        and note.is_file()
-        and json.loads(note.read_text(encoding="utf-8")) == finished_note(command, preset)
-    )
+    if not ((folder / TOKENIZER_FILE).is_file() and note.is_file()):
+        return False
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:  # cut off, so it says nothing
+        return False
+    return bool(noted == finished_note(command, preset))
 
 
 def train(folder: Path, command: list[str], preset: Path) -> None:

@@ -1,6 +1,5 @@
 """What is compared: figures of a trained tokenizer on the validation images of the data that it was trained on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.codebook import CodebookConfig
 from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.log_file import log_entries
 from stage1_tokenizer.losses import PixelConfig
 from stage1_tokenizer.metrics import pixel_variance
 from stage1_tokenizer.perceptual import Perceptual
@@ -123,13 +124,18 @@ def latent_numbers(tokenizer: Tokenizer) -> int:
 
 def training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
     """Images per second and seconds of a run, by the last entry of its log, which precedes validation and saving."""
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    last = [entry for entry in entries if "train/images_per_second" in entry][-1]
+    entries = [entry for entry in log_entries(folder / "metrics.jsonl") if "train/images_per_second" in entry]
+    if not entries:
+        raise BadFileError(
+            f"{folder / 'metrics.jsonl'}: has no entry of the training; delete the folder to train again"
+        )
+    last = entries[-1]
     images_per_second = float(last["train/images_per_second"])
     return images_per_second, last["step"] * batch_size / images_per_second
 
 
 def training_place(log: Path) -> str:
     """The line with which a training begins: processes, device, precision, threads."""
-    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("processes=")]
-    return lines[-1]
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line for line in text.splitlines() if line.startswith("processes=")]
+    return lines[-1] if lines else "unknown: its train.log does not say"

@@ -1,27 +1,50 @@
 """How every command is configured: defaults < YAML file (`--config FILE`) < command line (`--optim.lr 1e-4`).
 
 A config is a tree of frozen pydantic models. The class that a key configures stands directly above the module that
-reads it; this file only reads, merges and explains. Where a key is a choice of kinds (`bottleneck.kind: fsq`), the
-kinds are a union of small classes, and choosing another kind drops the keys of the former one.
+reads it; this file only reads and merges, and `config_errors.py` explains what is wrong. Where a key is a choice of
+kinds (`bottleneck.kind: fsq`), the kinds are a union of small classes, and choosing another drops the former's keys.
+
+A config may come from anybody, in a YAML file or in the header of weights. So files have a greatest size, trees a
+greatest extent, and numbers that say how much is built have upper bounds.
 """
 
-import difflib
 import json
+import os
 import re
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.config_errors import explain, explain_flags
+from stage1_tokenizer.errors import BadFileError, ConfigError, UserError
+from stage1_tokenizer.trees import LARGEST_YAML, dump_yaml, parse_json, parse_yaml
 
 Tree = dict[str, Any]
+# A header could make a loop endless, so all that says how much is built is bounded, far above what anybody trains.
+Count = Annotated[PositiveInt, Field(le=512)]
+"""How many of something are built, or done, one after the other."""
+Blocks = Annotated[NonNegativeInt, Field(le=32)]
+"""How many of something are built within each of such."""
+Channels = Annotated[PositiveInt, Field(le=65_536)]
+"""Width of a layer."""
+Codes = Annotated[PositiveInt, Field(le=2**24)]
+"""Vectors of a codebook: float32 can count no further."""
+
 ConfigT = TypeVar("ConfigT", bound="Config")
 CommandT = TypeVar("CommandT", bound="CommandConfig")
 
@@ -29,7 +52,28 @@ CommandT = TypeVar("CommandT", bound="CommandConfig")
 class Config(BaseModel):
     """Base of all configs: immutable, strict about unknown keys, docstrings under the fields are the help text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_used(cls, value: Any) -> Any:
+        """Any text may be a path, and what no path can hold would be an error of the operating system, much later. So
+        would whole numbers be that no tensor holds, and that Python itself does not print."""
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("must be a number of 64 bits")
+        if isinstance(value, str):
+            if "\0" in value:
+                raise ValueError("must not hold the character of code 0")
+            try:
+                value.encode("utf-8")
+                os.fsencode(value)
+            except UnicodeEncodeError:  # safetensors and TensorBoard open no file whose name is not UTF-8
+                encoding = sys.getfilesystemencoding()
+                advice = "" if encoding == "utf-8" else f" (Python reads names as {encoding} here; set PYTHONUTF8=1)"
+                raise ValueError(f"must be text in UTF-8, as names of files have to be{advice}") from None
+        return value
 
     def tree(self) -> Tree:
         """The config as plain JSON-ready values, in the form in which YAML files and checkpoints hold it."""
@@ -45,8 +89,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            lines = [_explain(cls, dict(details)) for details in error.errors()]
-            raise ConfigError(f"in the {source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+            raise ConfigError(f"in the {source}:\n{explain(cls, error)}") from None
 
 
 class CommandConfig(Config):
@@ -63,11 +106,10 @@ def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -
         ConfigError: an unknown key or flag, a value that does not fit, or a config file that cannot be read.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    defaults = _defaults(cls)
     try:
         given: Tree = CliSettingsSource(
             cls,  # type: ignore[arg-type]  # any model will do, as its documentation says
-            formatter_class=_help_formatter(defaults),
+            formatter_class=_help_formatter(_defaults(cls)),
             cli_parse_args=argv,
             cli_exit_on_error=False,
             cli_avoid_json=True,
@@ -76,34 +118,61 @@ def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -
             cli_parse_none_str="null",
         )()
     except SettingsError as error:
-        raise ConfigError(_explain_flags(cls, str(error))) from None
+        raise ConfigError(explain_flags(cls, str(error))) from None
+    return configure(cls, given)
+
+
+def configure(cls: type[CommandT], given: Tree) -> CommandT:
+    """Defaults, then the file that `given` names as `config`, then what is given, as one validated config.
+
+    Raises:
+        ConfigError: a value that does not fit, or a config file that cannot be read.
+    """
+    defaults = _defaults(cls)
     tree = merge(defaults, read_yaml(given["config"])) if given.get("config") else defaults
     return cls.from_tree(merge(tree, _with_nulls(given)), "configuration")
 
 
 def read_yaml(path: str | Path) -> Tree:
-    """Read a YAML config file.
+    """Read a YAML config file that the user named.
 
     Raises:
-        ConfigError: there is no such file, or it is not YAML, or it does not hold a mapping.
+        ConfigError: there is no such file, or it is not YAML, too large, or does not hold a mapping.
     """
+    return _read_yaml(path, f"--config {path}", ConfigError)
+
+
+def read_saved_yaml(path: str | Path) -> Tree:
+    """Read the YAML file in which a run keeps its config.
+
+    Raises:
+        BadFileError: it is damaged.
+    """
+    return _read_yaml(path, str(path), BadFileError)
+
+
+def _read_yaml(path: str | Path, name: str, error_class: type[UserError]) -> Tree:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            tree = parse_yaml(file.read(LARGEST_YAML + 1))
     except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: is not YAML: {error}") from None
+        raise error_class(f"{name}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise error_class(f"{name}: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"--config {path}: holds a {type(tree).__name__}, but a config is a mapping of keys to values"
-        )
+        raise error_class(f"{name}: holds a {type(tree).__name__}, but a config is a mapping of keys to values")
     return tree
 
 
 def write_yaml(path: Path, tree: Mapping[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(dict(tree), sort_keys=False), encoding="utf-8")
+    """Write a config whole or not at all.
+
+    Raises:
+        StorageError: no space, or no permission.
+    """
+    write_file(path, dump_yaml(tree))
 
 
 def merge(base: Tree, change: Mapping[str, Any]) -> Tree:
@@ -141,8 +210,8 @@ def config_from_json(cls: type[ConfigT], text: str | None, source: str) -> Confi
         BadFileError: the header has none, or one that this version cannot read.
     """
     try:
-        return cls.from_tree(json.loads(text or ""), f"header of {source}")
-    except (json.JSONDecodeError, ConfigError) as error:
+        return cls.from_tree(parse_json(text), f"header of {source}")
+    except ValueError as error:  # a ConfigError is one too
         raise BadFileError(f"{source}: its header holds no usable {cls.__name__}: {error}") from None
 
 
@@ -152,7 +221,8 @@ def _as_pair(value: Any) -> Any:
     return (value, value) if isinstance(value, (int, str)) else value
 
 
-Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_pair)]
+Side = Annotated[PositiveInt, Field(le=65_536)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_as_pair)]
 """Height and width in pixels; a single number means a square. On the command line: `64` or `64,96`."""
 
 
@@ -185,75 +255,3 @@ def _help_formatter(defaults: Tree) -> type[RawDescriptionHelpFormatter]:
             return text
 
     return Formatter
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The config classes that a field's annotation admits."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Union, UnionType, Annotated):
-        for argument in get_args(annotation):
-            yield from _models(argument)
-
-
-def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All dotted keys below a config class, over all kinds of its unions."""
-    for name, field in cls.model_fields.items():
-        models = list(_models(field.annotation))
-        if not models:
-            yield prefix + (field.alias or name)
-        for model in models:
-            yield from _keys(model, f"{prefix}{name}.")
-
-
-def _nearest(key: str, known: set[str]) -> str:
-    # A misspelt last part is likelier than a misspelt path, so look for the last part alone too.
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in sorted(known, reverse=True)}
-    close = difflib.get_close_matches(key, known, 1, 0.75) or [
-        by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, 0.7)
-    ]
-    return f"; did you mean {'-' * (len(close[0]) == 1)}{close[0]}?" if close else ""
-
-
-def _explain(cls: type[BaseModel], details: Tree) -> str:
-    """One pydantic error as one line: the dotted key, what is wrong, what was given, and the nearest known key."""
-    known = set(_keys(cls))
-    # In a location inside a union, pydantic inserts the kind's name, which is not part of the key.
-    parts, models = [], [cls]
-    kind = ""
-    for part in details["loc"]:
-        fields = {field.alias or name: field for model in models for name, field in model.model_fields.items()}
-        fields |= {name: field for model in models for name, field in model.model_fields.items()}
-        if part in fields:
-            parts.append(str(part))
-            models = list(_models(fields[part].annotation)) or models
-        elif narrowed := [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]:
-            models, kind = narrowed, f" (of kind {part})"
-        else:
-            parts.append(str(part))
-    key = ".".join(parts)
-    if details["type"] == "extra_forbidden" and key in known:
-        return f"{key}: is a key of another kind than {kind.removeprefix(' (of kind ').rstrip(')')}"
-    if details["type"] == "extra_forbidden":
-        return f"{key}{kind}: there is no such key{_nearest(key, known)}"
-    if details["type"].startswith("union_tag"):
-        kinds = sorted(str(m.model_fields["kind"].default) for m in models if "kind" in m.model_fields)
-        given = details["input"].get("kind") if isinstance(details["input"], dict) else details["input"]
-        return f"{key}.kind: {given!r} is not one of {', '.join(kinds)}"
-    if details["type"] == "missing":
-        return f"{key}: is required (give --{key} VALUE)"
-    where = f"{key}{kind}: " if key else ""
-    message = str(details["msg"]).removeprefix("Value error, ")
-    given = "" if details["type"] == "value_error" and not key else f", got {details['input']!r}"
-    return f"{where}{message}{given}"
-
-
-def _explain_flags(cls: type[BaseModel], message: str) -> str:
-    """argparse's complaint in our words: unknown flags with the nearest known one."""
-    head, _, rest = message.partition("unrecognized arguments: ")
-    if not rest:
-        return head.removeprefix("error parsing CLI: ")
-    words = [word.split("=")[0] for word in rest.split() if word.startswith("-")] or rest.split()[:1]
-    known = set(_keys(cls))
-    lines = [f"{word}: there is no such option{_nearest(word.lstrip('-'), known)}" for word in words]
-    return "\n  ".join([*lines, "(-h lists all options)"])

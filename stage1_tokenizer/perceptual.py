@@ -5,21 +5,29 @@ with the `lpips` package; the backbone is torchvision's download, or a local saf
 compute the features; the distance between them is taken here, in half the passes over memory.
 """
 
+import hashlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import lpips
 import torch
 from pydantic import NonNegativeFloat
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stage1_tokenizer.config import Config
+from stage1_tokenizer.config_errors import shortened
 from stage1_tokenizer.errors import BadFileError, ConfigError
 
 SMALLEST = {"vgg": 16, "alex": 31}
+DOWNLOADED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+"""torchvision's names of its files, in each of which stands how the file's SHA-256 begins."""
+CHOICES = (
+    "give a local safetensors file of torchvision's convolutions as perceptual.weights, leave that null to have them "
+    "downloaded, or set perceptual.weight 0"
+)
 EPSILON = 1e-10
 """Added to the length of a feature vector, as the package does."""
 
@@ -47,17 +55,19 @@ class Perceptual(nn.Module):
                 f"perceptual.net {config.net} needs images of at least {SMALLEST[config.net]} pixels a side, "
                 f"data.image_size is {image_size[0]}x{image_size[1]}; set perceptual.weight 0 or take larger images"
             )
+        given = None if config.weights is None else _read_backbone(Path(config.weights))
         with warnings.catch_warnings():  # lpips 0.1.4 calls torchvision in a way that is deprecated there
             warnings.filterwarnings("ignore", message="The parameter 'pretrained'|Arguments other than a weight enum")
+            if given is None:
+                check_download(DOWNLOADED[config.net])
             try:
-                self.lpips = lpips.LPIPS(net=config.net, pnet_rand=config.weights is not None, verbose=False)
+                self.lpips = lpips.LPIPS(net=config.net, pnet_rand=given is not None, verbose=False)
             except OSError as error:
                 raise ConfigError(
-                    f"the weights of perceptual.net {config.net} cannot be downloaded ({error}); give a local "
-                    "safetensors file of torchvision's convolutions as perceptual.weights, or set perceptual.weight 0"
+                    f"the weights of perceptual.net {config.net} cannot be downloaded ({error}); {CHOICES}"
                 ) from None
-        if config.weights is not None:
-            self._load_backbone(Path(config.weights))
+        if given is not None:
+            self._load_backbone(given, f"perceptual.weights {config.weights}")
         self.lpips.to(memory_format=torch.channels_last)  # on two cores 15 % faster
         self.requires_grad_(False).eval()
 
@@ -82,24 +92,70 @@ class Perceptual(nn.Module):
         """x (B, 3, H, W) -> five feature maps (B, c, h, w) in float32."""
         return [features.float() for features in self.lpips.net(self.lpips.scaling_layer(x))]
 
-    def _load_backbone(self, path: Path) -> None:
-        if not path.is_file():
-            raise ConfigError(f"perceptual.weights {path}: there is no such file")
-        try:
-            given = load_file(path)
-        except SafetensorError as error:
-            raise BadFileError(f"perceptual.weights {path}: is not a safetensors file ({error})") from None
+    def _load_backbone(self, given: Mapping[str, Tensor], source: str) -> None:
+        """Raises BadFileError, which names the source, unless all weights are there, of their shapes, and finite."""
         # lpips groups torchvision's `features` into slices, with their numbers: slice2.5.weight is features.5.weight.
         backbone: dict[str, Tensor] = self.lpips.net.state_dict()
         wanted = {name: "features." + name.split(".", 1)[1] for name in backbone}
-        wrong = [key for name, key in wanted.items() if key not in given or given[key].shape != backbone[name].shape]
-        if wrong:
-            raise BadFileError(
-                f"perceptual.weights {path}: is not {type(self.lpips.net).__name__}: no fitting {wrong[0]}"
-            )
-        self.lpips.net.load_state_dict(
-            {name: given[key].to(torch.float32) for name, key in wanted.items()}, strict=True
+        for name, key in wanted.items():
+            if key not in given or given[key].shape != backbone[name].shape or not given[key].is_floating_point():
+                raise BadFileError(f"{source}: is not {type(self.lpips.net).__name__}: no fitting {key}")
+        try:
+            weights = {name: given[key].to(torch.float32) for name, key in wanted.items()}
+        except RuntimeError as error:  # safetensors knows formats of four bits, from which torch does not convert
+            raise BadFileError(f"{source}: holds numbers of a format that cannot be read ({error})") from None
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise BadFileError(f"{source}: {wanted[name]} holds numbers that are not finite")
+        self.lpips.net.load_state_dict(weights, strict=True)
+
+
+def check_download(name: str) -> None:
+    """Check the file of this name that torchvision has downloaded before, if there is one.
+
+    torchvision checks what it downloads, but unpickles what is there already without a look, and a pickle runs code.
+
+    Raises:
+        BadFileError: its SHA-256 is not the one that its name promises.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.exists():
+        return
+    promised = path.stem.rpartition("-")[2]
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadFileError(f"{path}: cannot be read ({error.strerror})") from None
+    if not found.startswith(promised):
+        raise BadFileError(
+            f"{path}: is damaged or was replaced: its SHA-256 begins with {found[: len(promised)]}, not with "
+            f"{promised} as its name says; delete it, and it will be downloaded again"
         )
+
+
+def _read_backbone(path: Path) -> dict[str, Tensor]:
+    """The convolutions, `features...`, that a safetensors file has.
+
+    Raises:
+        ConfigError: there is no such file.
+        BadFileError: it is damaged, or not safetensors.
+    """
+    try:
+        found = path.is_file()
+    except OSError:  # a name too long, or a folder on the way that is closed to us
+        found = False
+    if not found:
+        raise ConfigError(f"perceptual.weights {shortened(str(path))}: there is no such file; {CHOICES}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith("features.")]  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:  # of a shape of 2^63, a TypeError
+        raise BadFileError(
+            f"perceptual.weights {path}: is damaged or is not a safetensors file ({shortened(str(error))}); "
+            "only safetensors are loaded"
+        ) from None
 
 
 class _Distance(torch.autograd.Function):

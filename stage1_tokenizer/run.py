@@ -14,11 +14,12 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from stage1_tokenizer.checkpoint import storage_error, write_file
-from stage1_tokenizer.config import Tree, differences, read_yaml, write_yaml
+from stage1_tokenizer.config import Tree, differences, read_saved_yaml, write_yaml
 from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
 from stage1_tokenizer.events import Events
 from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
+from stage1_tokenizer.log_file import log_entries
 from stage1_tokenizer.run_config import RunConfig, compared
 from stage1_tokenizer.state import Part, load_state, named_state, newest_state, save_state, states, sweep
 
@@ -144,9 +145,7 @@ class Run:
 
     def logged(self) -> list[dict[str, float]]:
         """The log's entries so far, {"step", scalars}, on the main process; elsewhere none."""
-        log = self.folder / "metrics.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if self._main and log.exists() else []
-        return [json.loads(line) for line in lines]
+        return log_entries(self.folder / "metrics.jsonl") if self._main else []
 
     def alarm(self, step: int, name: str, message: str) -> None:
         """Record that something goes wrong though the training goes on, and say so."""
@@ -181,10 +180,10 @@ class Run:
         self._accelerator.end_training()
 
     def _open(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"--out {self.folder}: is a file, not a folder")
-        self._check_folder()
         try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise ConfigError(f"--out {self.folder}: is a file, not a folder")
+            self._check_folder()
             lock_folder(self.folder)
             (self.folder / "samples").mkdir(exist_ok=True)
         except OSError as error:
@@ -205,7 +204,7 @@ class Run:
             return  # nothing was trained yet
         if not saved_file.exists():
             raise BadFileError(f"{self.folder}: holds states of a run but no config.yaml; choose another --out")
-        self._changed = differences(compared(read_yaml(saved_file)), compared(self._tree))
+        self._changed = differences(compared(read_saved_yaml(saved_file)), compared(self._tree))
         if self._changed and not self._config.allow_changed:
             raise ConfigError(
                 f"{self.folder} holds a run of another configuration; {self._differing()}"
@@ -248,13 +247,6 @@ class Run:
     def _forget_after(self, step: int) -> None:
         """Drop the log entries of steps that are about to be run again."""
         for log in (self.folder / "metrics.jsonl", self.folder / "alarms.jsonl"):
-            if not log.exists():
-                continue
-            kept = []
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line cut off by the stop
-            write_file(log, "".join(line + "\n" for line in kept).encode())
+            kept = [entry for entry in log_entries(log) if entry["step"] <= step]
+            if log.exists():
+                write_file(log, "".join(json.dumps(entry) + "\n" for entry in kept).encode())

@@ -6,10 +6,10 @@ row-major: flattening them as (h w K) gives the sequence that a prior models. In
 """
 
 import hashlib
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,13 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.checkpoint import load_strict, read_weights
 from stage1_tokenizer.config import Config, Size, Tree, config_from_json
+from stage1_tokenizer.config_errors import shortened, shown
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.networks import NetworkConfig, build_network
+from stage1_tokenizer.trees import parse_json
 
 TOKENIZER_FILE = "tokenizer.safetensors"
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class TokenizerConfig(Config):
@@ -149,11 +152,42 @@ class LoadedTokenizer:
         file = resolve(path, TOKENIZER_FILE, option)
         tensors, header = read_weights(file, kind="tokenizer")
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
-        tokenizer = Tokenizer(config)
-        load_strict(tokenizer, tensors, str(file))
+        tokenizer = build_for(tensors, lambda: Tokenizer(config), str(file))
         tokenizer.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
         data = config_tree(header.get("data"), str(file))
-        return cls(tokenizer, file, fingerprint(tokenizer), data, int(header.get("step", 0)))
+        return cls(tokenizer, file, fingerprint(tokenizer), data, saved_step(header, str(file)))
+
+
+def build_for(tensors: Mapping[str, Tensor], build: Callable[[], ModuleT], source: str) -> ModuleT:
+    """What `build` makes, with these weights in it.
+
+    It is made on the meta device first, where tensors have shapes and no memory, and compared with the weights: so a
+    header can make nobody take more memory than its file has.
+
+    Raises:
+        BadFileError: it cannot be built, or has other names, shapes or number formats than the weights.
+    """
+    try:
+        with torch.device("meta"):
+            planned = build()
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise BadFileError(f"{source}: its header describes a model that cannot be built: {error}") from None
+    load_strict(planned, {name: tensor.to("meta") for name, tensor in tensors.items()}, source)
+    model = build()
+    load_strict(model, tensors, source)
+    return model
+
+
+def saved_step(header: Mapping[str, str], source: str) -> int:
+    """The training step that a header names, 0 where it names none.
+
+    Raises:
+        BadFileError: what it names is no such number.
+    """
+    step = header.get("step", "0")
+    if not (step.isascii() and step.isdecimal() and len(step) <= 18):
+        raise BadFileError(f"{source}: its header says step {shown(step)}, which is not a number of steps")
+    return int(step)
 
 
 def config_tree(text: str | None, source: str) -> Tree:
@@ -163,8 +197,8 @@ def config_tree(text: str | None, source: str) -> Tree:
         BadFileError: it is missing or is not an object.
     """
     try:
-        tree = json.loads(text or "")
-    except json.JSONDecodeError:
+        tree = parse_json(text)
+    except ValueError:
         tree = None
     if not isinstance(tree, dict):
         raise BadFileError(f"{source}: its header does not say which data it was made from")
@@ -178,8 +212,13 @@ def resolve(path: str | Path, name: str, option: str) -> Path:
         ConfigError: neither exists.
     """
     path = Path(path)
-    file = path / name if path.is_dir() else path
-    if not file.is_file():
-        hint = f"the folder holds no {name}" if path.is_dir() else "there is no such file or folder"
+    try:
+        folder = path.is_dir()
+        file = path / name if folder else path
+        found = file.is_file()
+    except OSError as error:  # a name too long, or a folder on the way that is closed to us
+        raise ConfigError(f"{option} {shortened(str(path))}: {error.strerror}") from None
+    if not found:
+        hint = f"the folder holds no {name}" if folder else "there is no such file or folder"
         raise ConfigError(f"{option} {path}: {hint}")
     return file

@@ -17,10 +17,10 @@ from typing import Protocol
 
 import torch
 from einops import rearrange
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Channels, Config, Count
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.head import build_head
 from stage2_prior.products import Precision
@@ -32,14 +32,14 @@ Grid = tuple[int, int]
 class BasePriorConfig(Config):
     """What every kind of prior has."""
 
-    width: PositiveInt = 128
+    width: Channels = 128
     """Channels of embeddings and contexts."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the activations that training drops, wherever the kind does so."""
     label_dropout: float = Field(0.1, ge=0.0, lt=1.0)
     """Share of the training images whose class is withheld, so that guidance can compare; 0: no guidance."""
-    depth_layers: PositiveInt = 2
-    """Layers of the transformer over the K codes of a position, where the tokenizer has several (rvq and its kin)."""
+    depth_layers: Count = 2
+    """Count of the transformer over the K codes of a position, where the tokenizer has several (rvq and its kin)."""
 
 
 class Contexts(Protocol):

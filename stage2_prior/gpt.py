@@ -15,10 +15,11 @@ from typing import Literal
 
 import torch
 from einops import rearrange, repeat
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stage1_tokenizer.config import Channels, Count
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Grid, Prior
 from stage2_prior.decode import GptDecoder
@@ -34,11 +35,11 @@ class GptConfig(BasePriorConfig):
     """Decoder-only transformer with RMSNorm, SwiGLU, two-axis positions and normalised queries and keys."""
 
     kind: Literal["gpt"] = "gpt"
-    layers: PositiveInt = 4
-    width: PositiveInt = 128
+    layers: Count = 4
+    width: Channels = 128
     """Must be a multiple of heads."""
-    heads: PositiveInt = 4
-    feed_forward: PositiveInt | None = None
+    heads: Channels = 4
+    feed_forward: Channels | None = None
     """Inner width of the feed-forward network; null: 4 times the width."""
     positions: Literal["rotary", "learned", "both"] = "both"
     """How a place is told: by rotating queries and keys, by a learned vector for each row and column, or both."""

@@ -10,9 +10,10 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import PositiveInt, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 
+from stage1_tokenizer.config import Channels, Count, Side
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, ContextsDecoder, Grid, Prior
@@ -26,12 +27,12 @@ class PixelCnnConfig(BasePriorConfig):
     must be at least n - 1."""
 
     kind: Literal["pixelcnn"] = "pixelcnn"
-    layers: PositiveInt = 8
-    width: PositiveInt = 96
+    layers: Count = 8
+    width: Channels = 96
     """Channels of each stack."""
-    first_kernel: PositiveInt = 7
+    first_kernel: Side = 7
     """Side of the first layer's kernel; odd, and at least 3, since the position itself is left out."""
-    kernel: PositiveInt = 3
+    kernel: Side = 3
     """Side of the others' kernels; odd."""
 
     @field_validator("first_kernel", "kernel")

@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from stage1_tokenizer.checkpoint import load_strict, read_weights
+from stage1_tokenizer.checkpoint import read_weights
 from stage1_tokenizer.config import Config, Tree, config_from_json
 from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape, config_tree, resolve
+from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape, build_for, config_tree, resolve, saved_step
 from stage2_prior.base import Prior
 from stage2_prior.gpt import Gpt, GptConfig
 from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
+MOST_CLASSES = 40_000
+"""A header holds their names, in less JSON than trees.py reads."""
 PriorConfig = Annotated[GptConfig | PixelCnnConfig, Field(discriminator="kind")]
 
 
@@ -47,9 +49,9 @@ class PriorHeader(Config):
     prior: PriorConfig
     shape: tuple[int, int, int, int]
     """h, w, K, V."""
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = Field(max_length=MOST_CLASSES)
     """Names of the classes in the order of their labels, as they were at training."""
-    tokenizer: str
+    tokenizer: str = Field(max_length=64)
     """The fingerprint of the tokenizer whose codes it models."""
 
 
@@ -91,11 +93,22 @@ class LoadedPrior:
                 f"{file} was trained on the codes of the tokenizer {header.tokenizer}, but {tokenizer.path} is "
                 f"{tokenizer.fingerprint}; put the former's tokenizer.safetensors beside the prior"
             )
-        model = build_prior(header.prior, TokenShape(*header.shape), len(header.classes))
-        load_strict(model, tensors, str(file))
+        shape = TokenShape(*header.shape)
+        _check_shape(shape, tokenizer, file)
+        model = build_for(tensors, lambda: build_prior(header.prior, shape, len(header.classes)), str(file))
         model.requires_grad_(False).eval().to(device)
-        return cls(
-            model, tokenizer, header.classes, config_tree(raw.get("data"), str(file)), file, int(raw.get("step", 0))
+        data, step = config_tree(raw.get("data"), str(file)), saved_step(raw, str(file))
+        return cls(model, tokenizer, header.classes, data, file, step)
+
+
+def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> None:
+    """Raises BadFileError unless a prior's header and its tokenizer agree on grid, codes per position and codebook."""
+    if tokenizer.tokenizer.bottleneck.depth == 0:
+        raise BadFileError(f"{file}: is a prior over codes, but the tokenizer {tokenizer.path} has none")
+    if shape != tokenizer.tokenizer.shape:
+        raise BadFileError(
+            f"{file}: its header says codes of h, w, K, V = {', '.join(map(str, shape))}, "
+            f"but those of {tokenizer.path} are {', '.join(map(str, tokenizer.tokenizer.shape))}"
         )
 
 

@@ -118,7 +118,10 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
     (second,) = run_processes(1, train, tmp_path / "1", {"seed": 1})
     assert not (first["batches"][0] == second["batches"][0]).all()
     drawn = [checksums(tmp_path / seed, 4) for seed in ("0", "1")]
-    assert not [name for name in drawn[0] if drawn[0][name] == drawn[1][name] and name != "tally.safetensors"]
+    assert {name for name in drawn[0] if drawn[0][name] == drawn[1][name]} == {
+        "tally.safetensors",
+        "code_use.safetensors",
+    }
     sums = [checksums(tmp_path / "0", step)["tokenizer.safetensors"] for step in range(1, 5)]
     assert len(set(sums)) == 4
 

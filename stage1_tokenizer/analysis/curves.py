@@ -1,6 +1,5 @@
 """Training curves from a run's metrics.jsonl."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from stage1_tokenizer.analysis.sheet import COLOURS, GREY, MARGIN, TOP, WIDTH, Sheet
+from stage1_tokenizer.log_file import log_entries
 
 SMOOTHING = 0.6
 LOSSES = ("total", "l1", "l2", "perceptual", "adversarial", "bottleneck", "commitment")
@@ -25,16 +25,11 @@ class Curve(NamedTuple):
 def read_curves(log: Path) -> dict[str, Curve]:
     """All scalars of a metrics.jsonl by name; none where there is no file. A line cut off by a stop is left out."""
     curves: dict[str, Curve] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        try:
-            entry = json.loads(line)
-            step = int(entry.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+    for entry in log_entries(log):
         for name, value in entry.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
                 curve = curves.setdefault(name, Curve([], []))
-                curve.steps.append(step)
+                curve.steps.append(entry["step"])
                 curve.values.append(float(value))
     return curves
 

@@ -18,12 +18,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.group import Group, draw
 from stage1_tokenizer.bottlenecks.nearest import nearest
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Codes, Config, Count
 from stage1_tokenizer.seeds import derive_seed
 
 EPSILON = 1e-5
@@ -36,7 +36,7 @@ KMEANS_ROUNDS = 16
 class CodebookConfig(Config):
     """How a codebook starts, learns, and keeps its codes in use."""
 
-    codebook_size: PositiveInt = 256
+    codebook_size: Codes = 256
     """V, the number of codes."""
     update: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: running means of the vectors assigned to each code, or the codebook loss."""
@@ -46,7 +46,7 @@ class CodebookConfig(Config):
     """Decay of the running means and of the count of a code's uses."""
     kmeans_init: bool = True
     """Start the codebook from k-means over the first training batch."""
-    kmeans_iterations: PositiveInt = 10
+    kmeans_iterations: Count = 10
     revive_below: NonNegativeFloat = 0.05
     """A code whose running count of uses per step falls below this is moved to a badly served vector of the batch, one
     drawn in proportion to its squared distance from its code (as in k-means++); 0: never."""

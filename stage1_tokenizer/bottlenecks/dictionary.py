@@ -17,25 +17,25 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Codes, Config
 
 
 class DictionaryConfig(Config):
     """Sparse combinations of learned atoms; the latent is continuous, so there are no codes and no prior over them."""
 
     kind: Literal["dictionary"] = "dictionary"
-    atoms: PositiveInt = 512
+    atoms: Codes = 512
     """Vectors in the dictionary."""
-    top: PositiveInt = 100
+    top: Codes = 100
     """Atoms per position that may have a coefficient other than 0: those with the largest ones."""
     code: Literal["softmax", "ista"] = "softmax"
     """How coefficients are found: a learned linear map and a softmax (fast, never negative), or ISTA."""
-    ista_steps: PositiveInt = 10
+    ista_steps: PositiveInt = Field(10, le=100_000)
     """Iterations from zero (code: ista)."""
     l1: NonNegativeFloat = 0.1
     """Weight of a position's sum of |a| against half its squared error; both ISTA's threshold and the loss have it."""

@@ -13,7 +13,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from vector_quantize_pytorch import FSQ
 
@@ -30,7 +30,7 @@ class FsqConfig(Config):
     """Finite scalar quantizer: a grid of levels instead of a codebook, and no auxiliary loss."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[int, ...] = (8, 5, 5, 5)
+    levels: tuple[int, ...] = Field((8, 5, 5, 5), max_length=16)
     """Levels of each coordinate of the code vectors; V is their product (here 1000). The paper's table 1 advises 8,6,5
     for about 2^8 codes, 8,5,5,5 for 2^10, 7,5,5,5,5 for 2^12, 8,8,8,6,5 for 2^14, 8,8,8,5,5,5 for 2^16; five or more
     levels each."""
@@ -57,16 +57,17 @@ class FiniteScalarQuantizer(Bottleneck):
         code_dim = len(config.levels)
         self.codebook_size = math.prod(config.levels)
         self.space = CodeSpace(latent_channels, code_dim)
-        self.library = FSQ(
-            levels=config.levels,
-            dim=code_dim,  # equal to the number of levels: no projections of the library's own
-            num_codebooks=1,
-            preserve_symmetry=False,  # that is a later variant (arXiv 2411.19842), as are the next three
-            noise_dropout=0.0,
-            bound_hard_clamp=False,
-            orthogonal_rotation=False,
-            force_quantization_f32=False,  # done below, on every device
-        )
+        with torch.device("cpu"):  # the library reads its buffers, which it could not on the meta device
+            self.library = FSQ(
+                levels=config.levels,
+                dim=code_dim,  # equal to the number of levels: no projections of the library's own
+                num_codebooks=1,
+                preserve_symmetry=False,  # that is a later variant (arXiv 2411.19842), as are the next three
+                noise_dropout=0.0,
+                bound_hard_clamp=False,
+                orthogonal_rotation=False,
+                force_quantization_f32=False,  # done below, on every device
+            )
 
     def forward(self, z: Tensor) -> Bottlenecked:
         vectors = self.space.into(z)  # (N, d), N = B * h * w

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
-from stage1_tokenizer.bottlenecks.rvq import ResidualCodebooks, ResidualConfig
+from stage1_tokenizer.bottlenecks.rvq import MOST_CODES, ResidualCodebooks, ResidualConfig
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.errors import ConfigError
 
@@ -21,9 +21,9 @@ class GroupedRvqConfig(ResidualConfig):
     """Residual vector quantizer over groups of channels: `depth` x `groups` codes per position."""
 
     kind: Literal["grouped_rvq"] = "grouped_rvq"
-    depth: int = Field(2, ge=1)
+    depth: int = Field(2, ge=1, le=MOST_CODES)
     """Codes per position and group, coarse to fine."""
-    groups: int = Field(2, ge=2)
+    groups: int = Field(2, ge=2, le=MOST_CODES)
     """Groups into which the channels of the code vectors are split."""
 
     @model_validator(mode="after")

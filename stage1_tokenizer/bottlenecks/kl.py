@@ -9,11 +9,11 @@ et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), s
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Channels, Config
 
 LOG_VARIANCE = (-30.0, 20.0)
 """Range to which log variances are clamped, that of the latent diffusion code: exp stays finite in float32."""
@@ -25,7 +25,7 @@ class KlConfig(Config):
     """The variational autoencoder's normal latent; pictures are sampled from N(0, I), without a prior of stage two."""
 
     kind: Literal["kl"] = "kl"
-    channels: PositiveInt | None = None
+    channels: Channels | None = None
     """Channels of the latent that is drawn; null: those of the network's latent."""
     weight: NonNegativeFloat = 1e-3
     """Multiplies the KL in nats per position: summed over channels, its mean over positions and images. Beside a mean

@@ -27,20 +27,20 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Codes, Config
 
 
 class LfqConfig(Config):
     """Lookup-free quantizer: one bit per coordinate, and entropy terms that spread the codes."""
 
     kind: Literal["lfq"] = "lfq"
-    codebook_size: PositiveInt = 1024
+    codebook_size: Codes = 1024
     """V, a power of two; the code vectors have log2 V coordinates. The entropy terms take memory for 2 N sqrt(V) + V
     numbers, with N the vectors of a batch in one process: some 20 MiB at V = 2^18 and N = 4096."""
     spherical: bool = False

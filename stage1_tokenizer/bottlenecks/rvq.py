@@ -12,26 +12,30 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.codebook import Codebook, CodebookConfig
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
+from stage1_tokenizer.config import Channels
+
+MOST_CODES = 64
+"""Per position and group, and as many groups."""
 
 
 class ResidualConfig(CodebookConfig):
     """What residual quantizers have in common."""
 
-    depth: int = Field(4, ge=1)
+    depth: int = Field(4, ge=1, le=MOST_CODES)
     """Codes per position and group, coarse to fine."""
     shared: bool = False
     """One codebook for all depths (as RQ-VAE has it) instead of one for each."""
     temperature: NonNegativeFloat = 0.0
     """In training a code is drawn with probability proportional to exp(-distance^2 / temperature) (RQ-VAE's stochastic
     sampling); 0: always the nearest."""
-    code_dim: PositiveInt | None = None
+    code_dim: Channels | None = None
     """Dimension of the code vectors of all groups together; null: that of the latent."""
     rotation: bool = False
     """The rotation trick (see vq) instead of straight-through."""

@@ -12,7 +12,7 @@ holds a matrix of all vectors by all codes; ours does not (nearest.py).
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
@@ -20,16 +20,16 @@ from stage1_tokenizer.bottlenecks.nearest import nearest
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
 from stage1_tokenizer.bottlenecks.vq import vq_loss
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Channels, Codes, Config
 
 
 class SimVqConfig(Config):
     """Vector quantizer whose codebook is a learned linear map of frozen random vectors; a large one stays in use."""
 
     kind: Literal["simvq"] = "simvq"
-    codebook_size: PositiveInt = 1024
+    codebook_size: Codes = 1024
     """V, the number of codes."""
-    code_dim: PositiveInt | None = None
+    code_dim: Channels | None = None
     """Dimension of the code vectors; null: that of the latent."""
     beta: NonNegativeFloat = 0.25
     """Weight of the commitment term, which pulls the encoder to the codes; it does not touch the codebook term."""

@@ -12,20 +12,20 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.codebook import Codebook, CodebookConfig
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
+from stage1_tokenizer.config import Channels
 
 
 class VqConfig(CodebookConfig):
     """Vector quantizer with one codebook."""
 
     kind: Literal["vq"] = "vq"
-    code_dim: PositiveInt | None = None
+    code_dim: Channels | None = None
     """Dimension of the code vectors; null: that of the latent. A small one (8) keeps large codebooks in use."""
     cosine: bool = False
     """Nearest by cosine: vectors and codes are scaled to length one."""

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
@@ -20,6 +20,7 @@ from stage1_tokenizer.bottlenecks.group import Group
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import straight_through
 from stage1_tokenizer.bottlenecks.vq import vq_loss
+from stage1_tokenizer.config import Channels
 from stage1_tokenizer.seeds import derive_seed
 
 
@@ -27,7 +28,7 @@ class VqLibraryConfig(CodebookConfig):
     """Vector quantizer with one codebook, by vector_quantize_pytorch."""
 
     kind: Literal["vq_library"] = "vq_library"
-    code_dim: PositiveInt | None = None
+    code_dim: Channels | None = None
     """Dimension of the code vectors; null: that of the latent."""
     cosine: bool = False
     """Nearest by cosine: vectors and codes are scaled to length one (update: ema only)."""

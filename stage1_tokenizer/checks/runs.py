@@ -4,15 +4,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from stage1_tokenizer.checks.finding import Finding, bad, note, ok
+from stage1_tokenizer.checkpoint import brief
+from stage1_tokenizer.checks.finding import Finding, bad, note, ok, reason
 from stage1_tokenizer.checks.images import check_images, holds_images
 from stage1_tokenizer.checks.leftovers import check_leftovers
 from stage1_tokenizer.checks.samples import SETTINGS
 from stage1_tokenizer.checks.states import check_states
 from stage1_tokenizer.checks.tokens import check_tokens, shards_in
 from stage1_tokenizer.checks.weights import PRIOR_FILE, check_pair, check_safetensors, tokenizer_of
-from stage1_tokenizer.config import Tree, read_yaml
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.config import Tree, read_saved_yaml
+from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.lock import holder_of
 from stage1_tokenizer.state import states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
@@ -36,7 +37,7 @@ def check_run(folder: Path) -> Iterator[Finding]:
     yield from check_pair(folder / TOKENIZER_FILE, folder / PRIOR_FILE)
     tokenizer = tokenizer_of(folder / TOKENS)
     if tokenizer is not None and not _is_of(tree, tokenizer):
-        there = f"that of a run on the tokenizer {tree['tokenizer']}, but beside it is {tokenizer.fingerprint}"
+        there = f"that of a run on the tokenizer {brief(tree['tokenizer'])}, but beside it is {tokenizer.fingerprint}"
         yield bad(folder / CONFIG, f"is {there}")
     product = folder / (PRIOR_FILE if "tokenizer" in tree else TOKENIZER_FILE)
     if not product.is_file():
@@ -70,13 +71,13 @@ def _config(folder: Path) -> tuple[Tree, list[Finding]]:
     if not path.exists():  # weights alone need none
         return {}, [bad(path, "is missing, so a resume is refused")] * bool(states(folder / "state"))
     try:
-        tree = read_yaml(path)
-    except ConfigError as error:
-        return {}, [bad(path, str(error).removeprefix(f"--config {path}: "))]
+        tree = read_saved_yaml(path)
+    except BadFileError as error:
+        return {}, [bad(path, reason(error, path))]
     missing = [key for key in NEEDED if key not in tree]
     if missing or not LAST & tree.keys() or not path.read_bytes().endswith(b"\n"):
         return {}, [bad(path, "is cut off, or is no training's configuration")]
-    return tree, [ok(path, f"can be read; {tree['steps']} steps of {tree['batch_size']} images")]
+    return tree, [ok(path, f"can be read; {brief(tree['steps'])} steps of {brief(tree['batch_size'])} images")]
 
 
 def _is_of(tree: Tree, tokenizer: LoadedTokenizer) -> bool:

@@ -17,6 +17,8 @@ from stage1_tokenizer.config import Tree
 from stage1_tokenizer.lock import holder_of
 
 SETTINGS = "settings.json"
+MOST = 10_000_000
+"""Pictures of which the names are made; a damaged number may say any."""
 
 
 def check_samples(folder: Path) -> Iterator[Finding]:
@@ -61,7 +63,7 @@ def _wanted(settings: Tree) -> list[str]:
             return [f"{number:06d}-{variant}.png" for number in range(len(originals)) for variant in range(variants)]
         case {"pictures": list(originals)}:
             return [f"{number:06d}.png" for number in range(len(originals))]
-        case {"n": int(n)}:
+        case {"n": int(n)} if n <= MOST:
             return [f"{number:06d}.png" for number in range(n)]
         case _:
             return []

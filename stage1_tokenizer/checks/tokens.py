@@ -5,7 +5,6 @@
 What is bad here costs only time: a training that does not find what it wants extracts all anew.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -14,10 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from stage1_tokenizer.checkpoint import SUM, read_tensors
+from stage1_tokenizer.checkpoint import SUM, brief, read_tensors
 from stage1_tokenizer.checks.finding import Finding, bad, note, ok, reason
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
+from stage1_tokenizer.trees import parse_json
 
 SHARD_NAME = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.safetensors")
 PROVENANCE = "provenance"
@@ -96,9 +96,9 @@ def _read(path: Path) -> Shard | BadFileError:
         tensors, header = read_tensors(path)
         if SUM not in header:
             raise BadFileError(f"{path}: carries no checksum, as format 1 has none, and is not used")
-        made_from = json.loads(header[PROVENANCE])
+        made_from = parse_json(header[PROVENANCE])
         h, w, depth, size = map(int, made_from["shape"])
-        n, classes = len(tensors["labels"]), json.loads(header["classes"])
+        n, classes = len(tensors["labels"]), parse_json(header["classes"])
         for name, shape, limit in (
             ("codes", (n, int(made_from["views"]), h, w, depth), size),
             ("labels", (n,), max(1, len(classes))),
@@ -110,9 +110,9 @@ def _read(path: Path) -> Shard | BadFileError:
                 found = f"{int(values.min())}..{int(values.max())}"
                 raise BadFileError(f"{path}: its {name} are {found}, but must lie in 0..{limit - 1}")
         same = (header[PROVENANCE], header["classes"], header["total"])
-        start, total, tokenizer = int(header["start"]), int(header["total"]), str(made_from["tokenizer"])
+        start, total, tokenizer = int(header["start"]), int(header["total"]), brief(made_from["tokenizer"])
         return Shard(start, n, total, tokenizer, (h, w, depth, size), same)
     except BadFileError as error:
         return error
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        return BadFileError(f"{path}: its header cannot be read ({type(error).__name__}: {error})")
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        return BadFileError(f"{path}: its header cannot be read ({brief(error)})")

@@ -4,20 +4,20 @@ A prior belongs to a later stage, so its file is known by its header alone: whet
 the header describes shows when it is loaded.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import SUM, Header, read_tensors, read_weights
+from stage1_tokenizer.checkpoint import SUM, Header, brief, read_tensors, read_weights
 from stage1_tokenizer.checks.finding import Finding, Verdict, bad, note, ok, reason
 from stage1_tokenizer.checks.tokens import PROVENANCE, check_tokens
 from stage1_tokenizer.config import Tree
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.state import STATE_NAME, problem_of
-from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, saved_step
+from stage1_tokenizer.trees import parse_json
 
 PRIOR_FILE = "prior.safetensors"
 """As stage two has it."""
@@ -82,7 +82,7 @@ def _check_prior(path: Path, beside: Path, tokenizer: LoadedTokenizer | None) ->
     broken = _not_finite(tensors)
     if broken:
         return bad(path, broken)
-    what = f"a prior of step {int(header.get('step', 0)):,} ({described['kind']}) over {_in_words(described['shape'])}"
+    what = f"a prior of step {described['step']:,} ({described['kind']}) over {_in_words(described['shape'])}"
     verdict, fit = _fit(described, beside, tokenizer)
     return Finding(verdict, path, f"{_wholeness(_header(path))}; {what}, {len(described['classes'])} classes; {fit}")
 
@@ -108,10 +108,10 @@ def _check_other(path: Path) -> Finding:
         return bad(path, reason(error, path))
     size = f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()):,} bytes"
     if header.get("kind") == "batch":
-        found = f"the batch of step {header.get('step')} that was left out: {header.get('found')} was not finite"
-        return note(path, f"can be read, carries no checksum; {found}")
+        step, found = brief(header.get("step")), brief(header.get("found"))
+        return note(path, f"can be read, carries no checksum; the batch of step {step}, left out for {found}")
     if SUM in header:
-        return note(path, f"is whole, of the unknown kind {header.get('kind')!r}; {size}")
+        return note(path, f"is whole, of the unknown kind {brief(header.get('kind'))}; {size}")
     return note(path, f"can be read, but carries no checksum, and Tessera did not write it; {size}")
 
 
@@ -126,24 +126,23 @@ def _header(path: Path) -> Header:
 
 
 def _described(header: Header, path: Path) -> Tree:
-    """What a prior's header says of it: `kind`, `shape` (h, w, K, V), `classes`, `tokenizer`.
+    """What a prior's header says of it: `kind`, `shape` (h, w, K, V), `classes`, `tokenizer`, `step`.
 
     Raises:
         BadFileError: it does not.
     """
     try:
-        tree = json.loads(header["config"])
+        tree = parse_json(header.get("config"))
         h, w, depth, size = map(int, tree["shape"])
         found: Tree = {
-            "kind": str(tree["prior"]["kind"]),
+            "kind": brief(tree["prior"]["kind"]),
             "shape": (h, w, depth, size),
             "classes": list(tree["classes"]),
-            "tokenizer": str(tree["tokenizer"]),
+            "tokenizer": brief(tree["tokenizer"]),
         }
-        int(header.get("step", 0))
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise BadFileError(f"{path}: its header does not describe a prior ({type(error).__name__}: {error})") from None
-    return found
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        raise BadFileError(f"{path}: its header does not describe a prior ({brief(error)})") from None
+    return {**found, "step": saved_step(header, str(path))}
 
 
 def _wholeness(header: Header) -> str:

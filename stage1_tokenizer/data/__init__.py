@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, assert_never
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from stage1_tokenizer.config import Tree
+from stage1_tokenizer.config import Config, Tree
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
 from stage1_tokenizer.data.pictures import ImageSet, Pictures, Split
 from stage1_tokenizer.data.shapes import Shapes, ShapesConfig
@@ -17,11 +17,17 @@ from stage1_tokenizer.data.torchvision_sets import (
     MnistConfig,
     TorchvisionImages,
 )
-from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.errors import BadFileError, ConfigError
 
 DataConfig = Annotated[
     ShapesConfig | Cifar10Config | MnistConfig | FashionMnistConfig | FolderConfig, Field(discriminator="kind")
 ]
+
+
+class SavedData(Config):
+    """A data config under the key that it has in a run's config, for its errors to name."""
+
+    data: DataConfig
 
 
 def data_config(tree: Tree, source: str) -> DataConfig:
@@ -31,10 +37,9 @@ def data_config(tree: Tree, source: str) -> DataConfig:
         BadFileError: this version has no such data set, or knows other keys of it.
     """
     try:
-        config: DataConfig = TypeAdapter(DataConfig).validate_python(tree)
-    except ValidationError as error:
-        raise BadFileError(f"{source}: its header names data that this version cannot read: {error}") from None
-    return config
+        return SavedData.from_tree({"data": tree}, "header").data
+    except ConfigError as error:
+        raise BadFileError(f"{source}: its header names data that this version cannot read, {error}") from None
 
 
 def build_images(config: DataConfig, split: Split) -> ImageSet:

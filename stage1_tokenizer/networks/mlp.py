@@ -4,21 +4,21 @@ from itertools import pairwise
 from typing import Literal
 
 from einops.layers.torch import Rearrange
-from pydantic import PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Channels, Config, Side
 
 
 class MlpNetworkConfig(Config):
     """A multilayer perceptron, for small images: its weights fit one image size, and grow with the number of pixels."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden: tuple[PositiveInt, ...] = (300, 300)
+    hidden: tuple[Channels, ...] = Field((300, 300), max_length=64)
     """Widths of the encoder's hidden layers; the decoder has them in reverse."""
-    factor: PositiveInt = 7
+    factor: Side = 7
     """Image size over latent size: 7 makes a grid of 4x4 of MNIST's 28x28."""
-    latent_channels: PositiveInt = 64
+    latent_channels: Channels = 64
     """D, the channels of the latent that the bottleneck receives."""
 
 

@@ -9,25 +9,25 @@ prior wherever it is and whatever is around it; the decoder keeps its 3x3 kernel
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Blocks, Channels, Config, Side
 
 
 class SonnetNetworkConfig(Config):
     """The VQ-VAE paper's network: fast, without normalisation or attention."""
 
     kind: Literal["sonnet"] = "sonnet"
-    factor: PositiveInt = 4
+    factor: Side = 4
     """Image size over latent size: a power of two, 2 or more."""
-    channels: PositiveInt = 128
+    channels: Channels = 128
     """Width at the latent resolution; half of it on the way there and back."""
-    residual_channels: PositiveInt = 32
+    residual_channels: Channels = 32
     """Width inside the residual blocks."""
-    blocks: NonNegativeInt = 2
+    blocks: Blocks = 2
     """Residual blocks in the encoder, and as many in the decoder."""
-    latent_channels: PositiveInt = 64
+    latent_channels: Channels = 64
     """D, the channels of the latent that the bottleneck receives."""
     local: bool = False
     """1x1 kernels in the encoder at the latent resolution: a code then sees little beyond its own patch."""
@@ -36,6 +36,8 @@ class SonnetNetworkConfig(Config):
     def _check(self) -> "SonnetNetworkConfig":
         if self.factor < 2 or self.factor & (self.factor - 1):
             raise ValueError(f"factor must be a power of two, 2 or more, got {self.factor}")
+        if self.factor > 2 and self.channels < 2:
+            raise ValueError(f"channels must be 2 or more where factor is more than 2, got {self.channels}")
         return self
 
     @property

@@ -8,29 +8,29 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config import Blocks, Channels, Config
 
 
 class VqganNetworkConfig(Config):
     """ResNet encoder and decoder with GroupNorm, SiLU and attention at chosen levels."""
 
     kind: Literal["vqgan"] = "vqgan"
-    channels: PositiveInt = 32
+    channels: Channels = 32
     """Width of the first level; level i has channels * multipliers[i]."""
-    multipliers: tuple[PositiveInt, ...] = (1, 2, 4)
+    multipliers: tuple[Channels, ...] = Field((1, 2, 4), min_length=1, max_length=16)
     """Width of each level. Between two levels the resolution halves, so the factor is 2 ** (len - 1)."""
-    blocks: NonNegativeInt = 1
+    blocks: Blocks = 1
     """Residual blocks per level of the encoder; the decoder has one more."""
-    attention: tuple[NonNegativeInt, ...] = ()
+    attention: tuple[NonNegativeInt, ...] = Field((), max_length=16)
     """Levels (0 is the full resolution) whose residual blocks are each followed by self-attention."""
     middle_attention: bool = True
     """Self-attention between the two residual blocks at the latent resolution."""
-    latent_channels: PositiveInt = 64
+    latent_channels: Channels = 64
     """D, the channels of the latent that the bottleneck receives."""
-    dropout: NonNegativeFloat = 0.0
+    dropout: float = Field(0.0, ge=0.0, le=1.0)
     """Dropout inside the residual blocks."""
 
     @model_validator(mode="after")

@@ -1,0 +1,131 @@
+"""Files and command lines that nobody would write: seeded mutations of good ones, and what reading them may lead to.
+
+Reading an input ends well (accepted), or with one of our own errors (refused). Anything else is a finding: another
+exception, more than LIMIT_S seconds, more memory than the target's bound. Findings keep their bytes, to be read again:
+
+    fuzz(target, n=10_000, seed=1, folder)      a target: a name, good examples, and what reads a path
+    attempt(target, path)                       one of them again
+"""
+
+import contextlib
+import io
+import random
+import resource
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from stage1_tokenizer.errors import UserError
+from tests.mutations import mutate_bytes
+
+LIMIT_S = 10.0
+"""For one input; on a busy machine a slow one takes a second."""
+FENCE = 4 * 2**30
+"""Bytes of address space beyond those in use, lest a finding takes the machine with it."""
+
+Mutation = Callable[[random.Random, bytes], bytes]
+
+
+class Target(NamedTuple):
+    """Something that is read from outside."""
+
+    name: str
+    seeds: list[bytes]
+    """Good ones."""
+    read: Callable[[Path], object]
+    suffix: str = ""
+    mutations: tuple[Mutation, ...] = ()
+    """Those that know the format, besides those of any bytes."""
+    megabytes: int = 300
+    """By which reading one input may raise the process's memory, at most."""
+
+
+class Counts(NamedTuple):
+    """What became of the inputs."""
+
+    accepted: int
+    refused: int
+
+
+class FindingError(AssertionError):
+    """An input that was neither accepted nor refused; the message says which, why, and where its bytes are."""
+
+
+class OvertimeError(BaseException):
+    """Reading took too long. Not an Exception, so that nobody who catches those catches it."""
+
+
+def fuzz(target: Target, n: int, seed: int, folder: Path) -> Counts:
+    """Read n mutated inputs, the same ones for the same seed. Raises FindingError at the first that is one."""
+    accepted = 0
+    for number, data in enumerate(inputs(target, n, seed)):
+        path = folder / f"input{target.suffix}"
+        path.write_bytes(data)
+        try:
+            accepted += attempt(target, path)
+        except BaseException as error:
+            kept = folder / f"finding-{target.name}-{seed}-{number}{target.suffix}"
+            kept.write_bytes(data)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise FindingError(f"{target.name}, seed {seed}, input {number}: {error!r}; its bytes: {kept}") from error
+    return Counts(accepted, n - accepted)
+
+
+def inputs(target: Target, n: int, seed: int) -> Iterator[bytes]:
+    """n mutated inputs; each depends on the seed and its own number alone."""
+    for number in range(n):
+        rng = random.Random(f"{target.name} {seed} {number}")
+        data = rng.choice(target.seeds)
+        knowing = target.mutations and rng.random() < 0.7
+        for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+            mutate = rng.choice(target.mutations) if knowing else mutate_bytes
+            data = mutate(rng, data)
+        yield data
+
+
+def attempt(target: Target, path: Path) -> bool:
+    """Read one input; whether it was accepted. Raises whatever else happens."""
+    signal.signal(signal.SIGALRM, _overtime)
+    before = _memory("VmRSS")
+    _forget_peak()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + FENCE, limits[1]))
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")  # one is no error to the user either
+            target.read(path)
+            accepted = True
+    except UserError as error:
+        accepted = False
+        if len(str(error)) > 5000:
+            raise AssertionError(f"a message of {len(str(error))} characters") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    grown = (_memory("VmHWM") - before) / 2**20
+    assert grown < target.megabytes, f"{grown:.0f} MB were taken"
+    return accepted
+
+
+def _overtime(number: int, frame: FrameType | None) -> None:
+    raise OvertimeError(f"more than {LIMIT_S} s")
+
+
+def _memory(field: str) -> int:
+    """Bytes of VmRSS (now), VmHWM (at most, since the peak was forgotten) or VmSize of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _forget_peak() -> None:
+    with contextlib.suppress(OSError):  # where the system does not let us, the peak is that of all inputs so far
+        Path("/proc/self/clear_refs").write_text("5")
