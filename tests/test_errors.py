@@ -51,3 +51,32 @@ def test_our_own_error_keeps_its_traceback(error: type[Exception]) -> None:
     """A bug hidden behind a friendly message could not be mended."""
     with pytest.raises(error, match=r"^bug$"):
         run_command(raising(error("bug")))
+
+
+def full(errno: int) -> Callable[[], None]:
+    def main() -> None:
+        raise OSError(errno, "what the system says")
+
+    return main
+
+
+def test_fault_12_a_full_disk_is_told_wherever_it_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault 12: a log or a picture that nobody thought of, or the console's own output into a file: code 5 in words."""
+    with pytest.raises(SystemExit) as ended:
+        run_command(full(28))
+    assert ended.value.code == 5
+    assert "no space left" in capsys.readouterr().err
+    with pytest.raises(OSError, match="what the system says"):
+        run_command(full(5))
+
+
+def test_fault_12_the_console_is_on_the_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 12: a message that cannot be written either does not hide the code."""
+
+    def refuse(_: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr.write", refuse)
+    with pytest.raises(SystemExit) as ended:
+        run_command(full(28))
+    assert ended.value.code == 5

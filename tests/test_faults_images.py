@@ -177,7 +177,7 @@ def test_fault_19_a_damaged_png_ends_no_process(tmp_path: Path) -> None:
             decode(path, 3)
 
 
-def test_fault_20_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
+def test_fault_20_grey_of_16_bits_keeps_its_brightness(tmp_path: Path) -> None:
     """Fault 20: a ramp over all 16-bit levels is a ramp, where Pillow makes it white; 32 bits without a white are no
     picture, for a guess at their brightness would differ from file to file."""
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
