@@ -10,9 +10,11 @@ beginning with ok, bad, or note (harmless, or not to be judged), and at last the
 3: something is; 2: a path is nothing that could be checked.
 """
 
+import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,9 +59,10 @@ class CheckConfig(CommandConfig):
 
 
 def main() -> None:
-    config = parse_command_line(CheckConfig)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     # All paths are understood before the first is looked at, for that may take an hour.
-    checks = [check for path in config.paths for check in checks_of(Path(path))]
+    checks = [check for path in paths_in(sys.argv[1:]) for check in checks_of(Path(path))]
     numbers: Counter[str] = Counter()
     for check in checks:
         for finding in _all_of(check):
@@ -68,6 +71,19 @@ def main() -> None:
     print(", ".join(f"{numbers[verdict]:,} {verdict}" for verdict in ("ok", "bad", "note")))
     if numbers["bad"]:
         sys.exit(BadFileError.exit_code)
+
+
+def paths_in(words: list[str]) -> tuple[str, ...]:
+    """The paths on a command line. Only the rest goes through the parser, which would split paths at commas, and
+    refuses quotation marks and line breaks.
+
+    Raises:
+        ConfigError: there are none, or there is an unknown option.
+    """
+    given = [word for last, word in pairwise(["", *words]) if not word.startswith("-") and last != "--config"]
+    options = [word for last, word in pairwise(["", *words]) if word.startswith("-") or last == "--config"]
+    config = parse_command_line(CheckConfig, [*options, *("path" for _ in given)])
+    return tuple(given) or config.paths
 
 
 def checks_of(path: Path) -> list[Check]:

@@ -385,6 +385,16 @@ def test_what_is_nothing_is_refused_before_anything_is_looked_at(made: Path, tmp
     assert run(check.main).code == 2
 
 
+@pytest.mark.parametrize("name", ["a b", "a,b", "[a]", '"', "'", "é\n", "{}", "null", "1", "\\n"])
+def test_fault_52_paths_may_have_any_name(made: Path, tmp_path: Path, name: str) -> None:
+    """Fault 52: the parser would split a list at commas, and take some words for JSON; a line stays a line."""
+    shutil.copytree(made / "images", tmp_path / name)
+    ended = checked(tmp_path / name, made / "images")
+    assert (ended.code, ended.err) == (0, "")
+    assert len(ended.out.splitlines()) == 3
+    assert "8 images in 2 sub-folders" in ended.out.splitlines()[0]
+
+
 def test_a_folder_that_cannot_be_read_is_bad(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is beside it is looked at all the same. (Root may read everything, so the refusal is made here.)"""
 
