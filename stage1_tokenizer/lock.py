@@ -56,3 +56,19 @@ def unlock_folders() -> None:
     """Give back what this process holds, at a command's end: a notebook may call the next one."""
     while _held:
         _held.popitem()[1].close()
+
+
+def holder_of(folder: Path) -> str | None:
+    """The process that has this folder, in the words of its lock file; None where nobody has. Nothing is written."""
+    path = folder.resolve() / LOCK_FILE
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if path in _held:
+                return "this one"
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(1000).strip() or "unknown"
+    except OSError:  # no such file, or a file system without locks
+        pass
+    return None

@@ -16,6 +16,7 @@ SCRIPTS = {
     "stage1_tokenizer/train.py": "TrainTokenizerConfig",
     "stage1_tokenizer/analyze.py": "AnalyzeConfig",
     "stage1_tokenizer/compare.py": "CompareConfig",
+    "stage1_tokenizer/check.py": "CheckConfig",
     "stage2_prior/train.py": "TrainPriorConfig",
     "stage2_prior/score.py": "ScoreConfig",
     "stage2_prior/plan.py": "PlanConfig",
@@ -37,7 +38,7 @@ def commands() -> list[tuple[str, list[str]]]:
     blocks = [block for language, block in fenced if not language]
     blocks += [path.read_text(encoding="utf-8").replace("#", "") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
     found = []
-    text = "\n".join(blocks).replace("\\\n", " ").replace("python -m stage2_prior.plan", "python stage2_prior/plan.py")
+    text = re.sub(r"python -m (\w+)\.(\w+)", r"python \1/\2.py", "\n".join(blocks).replace("\\\n", " "))
     for line in text.splitlines():
         words = shlex.split(line, comments=True) if ".py" in line else []
         scripts = [index for index, word in enumerate(words) if word in SCRIPTS]

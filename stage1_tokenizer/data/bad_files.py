@@ -54,7 +54,7 @@ class BadFiles:
         found = len(self._errors)
         if found <= PRINTED:
             more = "; further ones are not printed" if found == PRINTED else ""
-            print(f"warning: {_one_line(str(error))}; the next picture stands in for it{more}", file=sys.stderr)
+            print(f"warning: {one_line(str(error))}; the next picture stands in for it{more}", file=sys.stderr)
         self._append(error)
         if found / self._n > self._share or found == self._n:
             raise self.verdict()
@@ -62,7 +62,7 @@ class BadFiles:
     def verdict(self) -> BadFileError:
         """The error that ends a run because of these."""
         errors = list(self._errors.values())
-        lines = [f"  {_one_line(str(error))}" for error in errors[:QUOTED]]
+        lines = [f"  {one_line(str(error))}" for error in errors[:QUOTED]]
         lines += [f"  and {len(errors) - QUOTED:,} more"] if len(errors) > QUOTED else []
         return BadFileError(
             f"{self._count()} cannot be read, and data.bad_share tolerates {self._share:.2%} of them:\n"
@@ -85,8 +85,8 @@ class BadFiles:
         """Add a line to the list unless the file is on it, from an earlier run or another process."""
         if self._path is None:
             return
-        name = _one_line(str(error.path)).encode()
-        line = name + b"\t" + _one_line(error.reason).encode() + b"\n"
+        name = one_line(str(error.path)).encode()
+        line = name + b"\t" + one_line(error.reason).encode() + b"\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Opened to append and written in one call, so lines of several processes do not mix.
@@ -110,7 +110,7 @@ class BadFiles:
         return len(whole) < len(tail)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     r"""Text in which whatever would break a line, or is no character at all, is written as Python escapes it: `\n`."""
     return "".join(
         c if c.isprintable() and c != "\\" else c.encode("unicode_escape", "surrogatepass").decode() for c in text

@@ -1,7 +1,7 @@
 """Finding the bad files of a folder ahead of a training, by reading all of it once."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +13,11 @@ AT_ONCE = 256
 """Files that are handed to the threads together, so that a folder of millions takes no memory."""
 
 
-def unreadable(root: Path, links: Links = "inside") -> Iterator[PictureError]:
+def unreadable(
+    root: Path, links: Links = "inside", seen: Callable[[], object] = lambda: None
+) -> Iterator[PictureError]:
     """The path and the reason of each image file below the root that a training could not read, as they are found.
+    `seen` is called once for each file, good or bad.
 
     Raises:
         BadFileError: a folder cannot be listed.
@@ -33,4 +36,7 @@ def unreadable(root: Path, links: Links = "inside") -> Iterator[PictureError]:
     files = image_files(root, links)
     with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
         while together := list(itertools.islice(files, AT_ONCE)):
-            yield from (error for error in threads.map(judge, together) if error)
+            for error in threads.map(judge, together):
+                seen()
+                if error:
+                    yield error
