@@ -181,8 +181,12 @@ def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it outlives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing
+            raise
     finally:
         os.close(descriptor)

@@ -3,6 +3,7 @@
 Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (2017), section 3.2.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,7 +22,8 @@ class DiscriminatorConfig(Config):
     layers: PositiveInt = 3
     """Strided layers: 3 judges patches of 70x70 pixels, 2 of 34x34."""
     norm: Literal["batch", "group"] = "group"
-    """`batch` is the paper's; `group` also works on small batches, and the same on one process as on many."""
+    """`batch` is the paper's (with the batch's own statistics, always); `group` also works on small batches, and the
+    same on one process as on many."""
 
 
 class PatchDiscriminator(nn.Module):
@@ -32,7 +34,7 @@ class PatchDiscriminator(nn.Module):
         widths = [config.channels * min(2**layer, 8) for layer in range(config.layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for layer in range(1, config.layers + 1):
-            norm = nn.BatchNorm2d if config.norm == "batch" else normalisation
+            norm = partial(nn.BatchNorm2d, track_running_stats=False) if config.norm == "batch" else normalisation
             layers += [
                 nn.Conv2d(
                     widths[layer - 1], widths[layer], 4, stride=2 if layer < config.layers else 1, padding=1, bias=False

@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -35,16 +35,21 @@ BATCHES_KEPT = 8
 
 
 class Tally(nn.Module):
-    """Counts since the last log entry, and of steps left out in a row. It is a part of the saved state, so that a
-    resumed run logs, and gives up, as an uninterrupted one does. The same in all processes."""
+    """Counts of what was clipped and left out since the last log entry, and in a row. It is a part of the saved state,
+    so that a resumed run logs, and gives up, as an uninterrupted one does. The same in all processes."""
 
     clipped: Tensor
     skipped: Tensor
     in_a_row: Tensor
+    """() of the steps of the model that the run is about."""
+    critic_in_a_row: Tensor
+    """() of those of its discriminator."""
+    learned: Tensor
+    """() steps that were learned from."""
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("clipped", "skipped", "in_a_row"):
+        for name in ("clipped", "skipped", "in_a_row", "critic_in_a_row", "learned"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
     def entry(self) -> dict[str, float]:
@@ -89,12 +94,15 @@ class FiniteGuard:
         tally: Tally,
         skips: int,
         alarm: Callable[[int, str, str], None],
+        counter: Literal["in_a_row", "critic_in_a_row"] = "in_a_row",
     ) -> None:
         """The first of `modules` is the one that learns, the others take part in its loss. `again` computes that loss
         (the total and its named parts) from one micro-batch, without DistributedDataParallel. `folder` is the run's.
-        `skips`: steps in a row that may be left out; each is told to `alarm` as (step, name, message)."""
+        `skips`: steps in a row that may be left out; each is told to `alarm` as (step, name, message). `counter`: which
+        of the tally's counts is this guard's."""
         self._accelerator, self._folder, self._modules, self._again = accelerator, folder, modules, again
         self._tally, self._skips, self._alarm = tally, skips, alarm
+        self._in_a_row: Tensor = getattr(tally, counter)
         self._name, self._module = next(iter(modules.items()))
 
     def check(
@@ -123,24 +131,29 @@ class FiniteGuard:
         bad = ~torch.stack([loss.detach().isfinite(), norm.isfinite()])
         flags = torch.cat([bad.int(), torch.full((1,), int(asked_to_stop), dtype=torch.int32, device=bad.device)])
         bad_losses, bad_norms, asked = self._accelerator.reduce(flags, "sum").tolist()
-        if not bad_losses and (not bad_norms or self._overflow_is_due()):
-            self._tally.in_a_row.zero_()
+        if not bad_losses and not bad_norms:
+            self._in_a_row.zero_()
             return Checked(norm, finite=True, stop=bool(asked))
+        if not bad_losses and self._overflow_is_due():
+            return self._left_out(norm, bool(asked))
         finding = self._locate(inputs, seed)
         header = {"kind": "batch", "step": str(done), "seed": str(seed), "found": finding.name}
         what = self._report(done, finding, header, batch)
-        self._tally.in_a_row += 1
-        self._tally.skipped += 1
-        in_a_row = int(self._tally.in_a_row)
+        self._in_a_row += 1
+        in_a_row = int(self._in_a_row)
         if in_a_row > self._skips:
             raise DivergedError(self._last_words(what, in_a_row))
         self._alarm(done, "not_finite", f"{what}. The step is left out ({in_a_row} in a row, at most {self._skips})")
+        return self._left_out(norm, bool(asked))
+
+    def _left_out(self, norm: Tensor, asked: bool) -> Checked:
+        self._tally.skipped += 1
         if self._accelerator.scaler is not None:
-            self._accelerator.scaler.update()  # it has seen the gradients, and wants to be told that the step is over
-        return Checked(norm, finite=False, stop=bool(asked))
+            self._accelerator.scaler.update()  # it has seen the gradients; where they overflowed it lowers its scale
+        return Checked(norm, finite=False, stop=asked)
 
     def _overflow_is_due(self) -> bool:
-        """Under float16, gradients overflow now and then; the scaler skips such a step and lowers its scale."""
+        """Under float16, gradients overflow now and then, until the scale is low enough: nothing to be told of."""
         scaler = self._accelerator.scaler
         return scaler is not None and scaler.get_scale() >= SMALLEST_SCALE
 
@@ -186,13 +199,13 @@ class FiniteGuard:
 
     def _report(self, done: int, own: Finding, header: dict[str, str], batch: Callable[[], dict[str, Tensor]]) -> str:
         """What happened, the same in all processes; those that are concerned save their batch first."""
+        kept = len(list(self._folder.glob("nonfinite-*"))) < BATCHES_KEPT  # before any process writes one
         findings = self._gather(own)
         first = min(findings)
         # What one rank has spoilt may reach another through a sum over both, but only in a later place.
         found_on = [rank for rank, finding in enumerate(findings) if finding[:2] == first[:2]]
         files = {rank: self._folder / f"nonfinite-step-{done:08d}-rank-{rank}.safetensors" for rank in found_on}
         rank, trouble = self._accelerator.process_index, ""
-        kept = len(list(self._folder.glob("nonfinite-*"))) < BATCHES_KEPT
         if rank in files and kept:
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in batch().items()}
             try:

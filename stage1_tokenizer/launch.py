@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from stage1_tokenizer import processor
+from stage1_tokenizer.checkpoint import storage_error
 from stage1_tokenizer.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -63,14 +65,15 @@ def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None
         )
 
 
-def check_share(images: int, processes: int) -> None:
-    """Raises ConfigError unless each process has at least one image of the validation split."""
+def check_share(images: int, processes: int, split: str = "validation") -> None:
+    """Raises ConfigError unless each process has at least one image of a split."""
     if images < processes:
-        raise ConfigError(f"{images} validation images are fewer than the {processes} processes that share them")
+        raise ConfigError(f"{images} {split} images are fewer than the {processes} processes that share them")
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Do something in the main process alone. What it returns, all return; a UserError that it raises, all raise.
+    """Do something in the main process alone. What it returns, all return; a UserError that it raises, all raise, and
+    an OSError as StorageError.
 
     (Raised in one process alone, it would leave the others waiting for it until a launcher ends them.)
     """
@@ -80,6 +83,8 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
             answer = [action()]
         except UserError as error:
             answer = [error]
+        except OSError as error:
+            answer = [storage_error(Path(error.filename or "."), error)]
     broadcast_object_list(answer)
     if isinstance(answer[0], UserError):
         raise answer[0]

@@ -8,10 +8,11 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from stage1_tokenizer.checkpoint import storage_error
+from stage1_tokenizer.checkpoint import NO_SPACE, storage_error
 from stage1_tokenizer.errors import ConfigError
 
 LOCK_FILE = ".lock"
@@ -22,8 +23,8 @@ def lock_folder(folder: Path) -> None:
     """Keep other processes from this folder until this one ends or calls `unlock_folders`. The folder is made.
 
     Raises:
-        ConfigError: another process has it; names its id and host.
-        StorageError: the folder or the file in it cannot be written.
+        ConfigError: another process has it (names its id and host), or it cannot be written to.
+        StorageError: there is no space for it.
     """
     path = folder.resolve() / LOCK_FILE
     if path in _held:
@@ -32,11 +33,13 @@ def lock_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise storage_error(path, error) from None
+        if error.errno in NO_SPACE:
+            raise storage_error(path, error) from None
+        raise ConfigError(f"--out {folder}: cannot be written to ({error.strerror})") from None
     try:
         # A record lock: unlike flock's, it is not inherited by data workers, which may outlive a killed run by seconds.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # POSIX allows either, and network file systems take the other
         file.seek(0)
         holder = file.read(1000).strip() or "unknown"
         file.close()
@@ -46,10 +49,11 @@ def lock_folder(folder: Path) -> None:
     except OSError:
         file.close()
         return  # a file system without locks; better to work there than not
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
-    file.flush()
     _held[path] = file
+    with suppress(OSError):  # the lock holds, even where there is no space to say who holds it
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        file.flush()
 
 
 def unlock_folders() -> None:
@@ -61,13 +65,13 @@ def unlock_folders() -> None:
 def holder_of(folder: Path) -> str | None:
     """The process that has this folder, in the words of its lock file; None where nobody has. Nothing is written."""
     path = folder.resolve() / LOCK_FILE
+    if path in _held:  # to open and close it here would give it back
+        return "this one"
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            if path in _held:
-                return "this one"
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except (BlockingIOError, PermissionError):
                 return file.read(1000).strip() or "unknown"
     except OSError:  # no such file, or a file system without locks
         pass

@@ -1,6 +1,7 @@
 """A run's logs, metrics.jsonl and alarms.jsonl: one JSON object per line, with the `step` it belongs to."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,10 @@ def log_entries(log: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return entries
+
+
+def sync_log(log: Path) -> None:
+    """Flush a log to disk: what a state has behind it must outlive a power cut as the state does."""
+    if log.exists():
+        with log.open("rb") as file:
+            os.fsync(file.fileno())

@@ -2,9 +2,9 @@
 
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -19,9 +19,19 @@ from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.events import Events
 from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
-from stage1_tokenizer.log_file import log_entries
+from stage1_tokenizer.log_file import log_entries, sync_log
 from stage1_tokenizer.run_config import RunConfig, compared
-from stage1_tokenizer.state import Part, load_state, named_state, newest_state, save_state, states, sweep
+from stage1_tokenizer.state import (
+    Part,
+    drop_later,
+    load_state,
+    named_state,
+    newest_state,
+    save_state,
+    states,
+    step_of,
+    sweep,
+)
 
 Batch = TypeVar("Batch")
 
@@ -46,6 +56,7 @@ class Run:
         self.folder, self._config, self._tree, self._weights = folder, config, tree, weights
         self._accelerator = accelerator
         self._main: bool = accelerator.is_main_process
+        self._trouble: StorageError | None = None
         self._changed: list[str] = []
         on_main(accelerator, self._open)
         self._events: Events | None = None
@@ -61,10 +72,7 @@ class Run:
         """
         self._accelerator.wait_for_everyone()
         folder = self.folder / "state"
-        if self._config.resume == "auto":
-            newest = newest_state(folder, warn=self._accelerator.print)
-        else:
-            newest = named_state(folder, self._config.resume)
+        newest = on_main(self._accelerator, lambda: self._choose(folder))
         step, scalars = (0, {}) if newest is None else self._load(newest, parts)
         if newest is not None:
             self._accelerator.print(f"continuing {self.folder} from step {step}")
@@ -72,7 +80,7 @@ class Run:
             self._accelerator.scaler.load_state_dict(scalars["scaler"])
         on_main(self._accelerator, lambda: self._begin(step))
         if self._main:
-            self._events = Events(self.folder, step + 1 if step else None, self.say)
+            self._events = Events(self.folder, step, self.say)
             self._bar = tqdm(
                 total=self._config.steps,
                 initial=step,
@@ -91,27 +99,43 @@ class Run:
             StorageError: in every process; what was saved before is untouched.
         """
         scaler = self._accelerator.scaler  # of float16's loss; none in other precisions
-        scalars = {"scaler": scaler.state_dict()} if scaler else {}
+        scalars: dict[str, Any] = {"precision": self._accelerator.mixed_precision}
+        if scaler:
+            scalars["scaler"] = scaler.state_dict()
 
         def save() -> None:
-            self._sync_log()
+            if self._trouble is not None:
+                raise self._trouble
+            for name in ("metrics.jsonl", "alarms.jsonl"):
+                sync_log(self.folder / name)
             save_state(self.folder / "state", step, parts, scalars, keep)
 
         on_main(self._accelerator, save)
 
     def saving(self, batches: Iterator[Batch], first: int, save: Callable[[int], None]) -> Iterator[Batch]:
-        """The batches of the steps from `first` on. Where one cannot be made, because too many pictures are damaged or
-        a data worker was killed, the work so far is saved before that ends the run.
+        """The batches of the steps from `first` on; see `kept`."""
+        batches, done = iter(batches), first
+        while True:
+            with self.kept(done, save):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+            done += 1
+
+    @contextmanager
+    def kept(self, done: int, save: Callable[[int], None]) -> Iterator[None]:
+        """Where this meets an error of the user's, because too many pictures are damaged or a data worker was killed,
+        the `done` steps are saved before that ends the run.
 
         Of several processes only one may have met with it, and those that wait for it cannot save.
         """
-        done = first
         try:
-            for batch in batches:
-                yield batch
-                done += 1
+            yield
         except UserError:
-            if done > first and self._accelerator.num_processes == 1:
+            saved = states(self.folder / "state")
+            if self._accelerator.num_processes == 1 and done > (step_of(saved[0]) if saved else 0):
                 save(done)
             raise
 
@@ -169,7 +193,8 @@ class Run:
         grid = make_grid(images.float().clamp(-1, 1).add(1).div(2).cpu(), nrow=columns, padding=2, pad_value=0.5)
         file = io.BytesIO()
         save_image(grid, file, format="png")
-        write_file(self.folder / "samples" / f"{name}-{step:08d}.png", file.getvalue())
+        path = self.folder / "samples" / f"{name}-{step:08d}.png"
+        self._written(lambda: write_file(path, file.getvalue()))
         self._events.image(step, name, grid)
 
     def finish(self) -> None:
@@ -183,15 +208,19 @@ class Run:
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise ConfigError(f"--out {self.folder}: is a file, not a folder")
-            self._check_folder()
-            lock_folder(self.folder)
-            (self.folder / "samples").mkdir(exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--out {self.folder}: cannot be written to ({error.strerror})") from None
-        except StorageError as error:
-            raise ConfigError(f"--out {self.folder}: {error}") from None
-        sweep(self.folder)
-        sweep(self.folder / "state")
+        except OSError as error:  # a name that no file can have
+            raise ConfigError(f"--out {self.folder!s:.200}: {error.strerror}") from None
+        lock_folder(self.folder)
+        self._check_folder()
+        (self.folder / "samples").mkdir(exist_ok=True)
+        for folder in (self.folder, *(self.folder / name for name in ("state", "samples", "tokens"))):
+            sweep(folder)
+
+    def _choose(self, folder: Path) -> Path | None:
+        """The state to continue from; one process chooses for all."""
+        if self._config.resume == "auto":
+            return newest_state(folder, warn=self._accelerator.print)
+        return named_state(folder, self._config.resume)
 
     def _check_folder(self) -> None:
         saved_file = self.folder / "config.yaml"
@@ -218,31 +247,46 @@ class Run:
 
     def _load(self, state: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
         try:
-            return load_state(state, parts)
+            step, scalars = load_state(state, parts)
         except BadFileError as error:
             changed = f"\nThe configuration has changed; {self._differing()}" if self._changed else ""
             raise BadFileError(f"{error}{changed}") from None
+        before, now = scalars.get("precision"), self._accelerator.mixed_precision
+        if before != now and not self._config.allow_changed:
+            raise ConfigError(
+                f"{self.folder} was trained with mixed precision {before!r}, and would go on with {now!r}, which is no "
+                f"longer the same as one run. Set ACCELERATE_MIXED_PRECISION={before}, or give --allow_changed"
+            )
+        return step, scalars
 
     def _begin(self, step: int) -> None:
         """Write what says that the run is now of this configuration and at this step; not before its state fits."""
+        drop_later(self.folder / "state", step)
         write_yaml(self.folder / "config.yaml", self._tree)
         self._forget_after(step)
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         """One line at the end of a log."""
         path = self.folder / name
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise storage_error(path, error) from None
 
-    def _sync_log(self) -> None:
-        """Entries of steps that a state is about to have behind it must outlive a power cut as it does."""
-        log = self.folder / "metrics.jsonl"
-        if log.exists():
-            with log.open("rb") as file:
-                os.fsync(file.fileno())
+        def append() -> None:
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise storage_error(path, error) from None
+
+        self._written(append)
+
+    def _written(self, write: Callable[[], None]) -> None:
+        """Write in the main process. An error there ends a run of one process; others would wait for this one, and hear
+        of it at the next save."""
+        try:
+            write()
+        except StorageError as error:
+            if self._accelerator.num_processes == 1:
+                raise
+            self._trouble = error
 
     def _forget_after(self, step: int) -> None:
         """Drop the log entries of steps that are about to be run again."""

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from stage1_tokenizer.errors import InterruptionError
@@ -19,8 +19,8 @@ from stage1_tokenizer.errors import InterruptionError
 SECOND_AFTER = 1.0
 """Seconds. A Ctrl-C that follows another within this time is the same one: torchrun hands on what the terminal has
 already sent to every process."""
-LAUNCHED_BY = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID")
-"""Variables that `accelerate launch` and `torchrun` set for what they start."""
+LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
+"""What the command line of a process says that starts trainings and waits for them."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -36,7 +36,8 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: it was not Python's to give back
+                signal.signal(number, handler)
 
 
 def die_with_launcher() -> None:
@@ -46,10 +47,11 @@ def die_with_launcher() -> None:
     Raises:
         InterruptionError: it is dead already.
     """
-    if sys.platform != "linux" or not any(name in os.environ for name in LAUNCHED_BY):
-        return
+    launcher = os.getppid()
+    if sys.platform != "linux" or not _is_launcher(launcher):
+        return  # a shell, whose end ends no command that is to outlive it
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1 and not _is_launcher(1):  # it died while this process was still importing
+    if os.getppid() != launcher:  # it died just now
         raise InterruptionError("the launcher that started this process is gone; start the same command again")
 
 
@@ -72,12 +74,15 @@ class StopRequest:
             if now - self._first_key > SECOND_AFTER:
                 raise KeyboardInterrupt
             self._first_key = min(self._first_key, now)
-        if not self.asked:  # not print, which may be in the middle of printing when the signal comes
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
-        self.asked = True
+        first, self.asked = not self.asked, True
+        if first:
+            with suppress(OSError):  # a console that is gone is no reason not to save
+                # Not print, which may be in the middle of printing when the signal comes.
+                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
 
 def _raise(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a launcher may send it twice, and the way out removes temporary files
     raise InterruptionError("stopped by SIGTERM; the same command continues from what is on disk")
 
 
@@ -87,4 +92,4 @@ def _is_launcher(process: int) -> bool:
             command = file.read(4096)
     except OSError:
         return False
-    return any(name in command for name in (b"accelerate", b"torchrun", b"torch.distributed"))
+    return any(name in command for name in LAUNCHERS)

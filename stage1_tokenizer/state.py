@@ -88,13 +88,13 @@ def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapp
         _drop(final)  # one of this step that could not be used
         temporary.rename(final)
         sync_folder(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         raise storage_error(final, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    # States of later steps are those that this run has gone back before: damaged ones, or at the user's wish.
-    later = [state for state in states(folder) if step_of(state) > step]
-    for old in later + states(folder)[len(later) + keep :]:
+    drop_later(folder, step)
+    for old in states(folder)[keep:]:
         _drop(old)
     return final
 
@@ -153,6 +153,13 @@ def load_state(state: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, A
         else:
             _unpack_optimizer(part, tensors, header, str(path))
     return manifest.step, manifest.scalars
+
+
+def drop_later(folder: Path, step: int) -> None:
+    """Remove the states after a step to which a run has gone back: killed before its next save, it would find them."""
+    for state in states(folder):
+        if step_of(state) > step:
+            _drop(state)
 
 
 def states(folder: Path) -> list[Path]:
@@ -256,8 +263,12 @@ def _unpack_optimizer(
         for key, tensor in tensors.items():
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": json.loads(header["groups"])})
-    except (ValueError, KeyError) as error:
+        groups = json.loads(header["groups"])
+        # Settings are those of this run's configuration, which may have been allowed to change.
+        own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        groups = [{**saved, **ours} for saved, ours in zip(groups, own, strict=True)]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except (ValueError, KeyError, TypeError) as error:
         raise BadFileError(f"{source}: does not fit the optimizer: {error}") from None
     # Files hold plain row-major tensors. The fused step goes through parameter and moments alike in memory, so the
     # moments of a channels_last parameter must lie as it does, or the resumed run differs.

@@ -88,9 +88,10 @@ def main() -> None:
     accelerator = start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check_batch_size(config.batch_size, config.accumulation, processes)
+    run = Run(config.folder, config, config.tree(), accelerator, TOKENIZER_FILE)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
-    bad = config.folder / BAD_FILES
+    bad = run.folder / BAD_FILES
     train_set = build_pictures(config.data, "train", config.seed, device, bad)
     validation_set = build_pictures(config.data, "validation", config.seed, device, bad)
     check_share(len(validation_set), processes)
@@ -120,12 +121,10 @@ def main() -> None:
 
     use, tally = CodeUse(bottleneck.depth, bottleneck.codebook_size, device), Tally().to(device)
     parts |= {"code_use": use, "tally": tally}
-    run = Run(config.folder, config, config.tree(), accelerator, TOKENIZER_FILE)
     first = run.resume(parts)
     use.keep_on_main(accelerator)
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
     batches = training_batches(train_set, order, first, config.steps, config.data.workers)
-    batches = run.saving(batches, first, lambda done: run.save(done, parts, config.keep))
     variance = pixel_variance(train_set)
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
     codes = Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
@@ -137,6 +136,11 @@ def main() -> None:
     def save_weights(done: int) -> None:
         full = {**header, "step": str(done)}
         on_main(accelerator, lambda: write_weights(run.folder / TOKENIZER_FILE, ema.module, "tokenizer", full))
+
+    def save(done: int) -> None:
+        use.gather(accelerator)
+        run.save(done, parts, config.keep)
+        save_weights(done)
 
     def record(done: int, values: dict[str, float], show: tuple[str, ...] = ()) -> None:
         run.log(done, values, show)
@@ -167,25 +171,17 @@ def main() -> None:
         real, fake = model(x, x_hat)
         return discriminator_loss(real, fake, config.adversarial.loss)
 
-    models = {name: part for name, part in {**parts, "perceptual": perceptual}.items() if name != "ema"}
-    taking_part = {name: model for name, model in models.items() if isinstance(model, torch.nn.Module)}
-    giving_up = (tally, config.skips, run.alarm)
-    guard = FiniteGuard(
-        accelerator,
-        run.folder,
-        taking_part,
-        lambda x, adversarial_now: reconstruct(tokenizer, x, adversarial_now)[-1],
-        *giving_up,
-    )
+    models: dict[str, Any] = {**parts, "perceptual": perceptual}
+    taking_part = {name: models[name] for name in ("tokenizer", "discriminator", "perceptual") if models.get(name)}
+    guarding = partial(FiniteGuard, accelerator, run.folder, tally=tally, skips=config.skips, alarm=run.alarm)
+    guard = guarding(taking_part, lambda x, adversarial_now: reconstruct(tokenizer, x, adversarial_now)[-1])
     if config.adversarial.weight:
-        critic_guard = FiniteGuard(
-            accelerator, run.folder, {"discriminator": critic}, partial(judge, critic), *giving_up
-        )
+        critic_guard = guarding({"discriminator": critic}, partial(judge, critic), counter="critic_in_a_row")
 
-    stop = StopRequest()
+    stop, learned = StopRequest(), bool(tally.learned)
     if first:  # the stop may have come after the state was saved and before the weights were
         save_weights(first)
-    for step, (pixels, labels) in zip(range(first, config.steps), batches, strict=True):
+    for step, (pixels, labels) in zip(range(first, config.steps), run.saving(batches, first, save), strict=True):
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
         adversarial_now = bool(config.adversarial.weight) and step >= config.adversarial.start
         compiling.begin_step()
@@ -193,12 +189,12 @@ def main() -> None:
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W)
         micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)
         reconstructions, codes_of, parts_of, critic_parts = [], [], [], []
-        if step == 0:
+        if not learned:
             with torch.no_grad(), accelerator.autocast():
                 latents = torch.cat([tokenizer.encoder(x) for x in micro_batches])
                 bottleneck.start(latents.nan_to_num(posinf=0.0, neginf=0.0))  # the guard will say where they come from
             if too_few := codes.too_few(config.bottleneck):
-                run.alarm(1, "few vectors", too_few)
+                run.alarm(step + 1, "few vectors", too_few)
 
         seed, batch = derive_seed(config.seed, "model", step, rank), partial(kept, order, step, pixels, labels)
         torch.manual_seed(seed)
@@ -213,6 +209,8 @@ def main() -> None:
         inputs: list[tuple[Any, ...]] = [(x, adversarial_now) for x in micro_batches]
         checked = guard.check(step + 1, mean("total", parts_of), inputs, seed, batch, stop.asked)
         if checked.finite:
+            tally.learned += 1
+            learned = True
             clip(tokenizer, config.optim.clip, checked.norm, tally)
             optimizer.step()
             bottleneck.finish_step()
@@ -257,25 +255,24 @@ def main() -> None:
             }
             record(done, values, show=("train/total", "train/images_per_second"))
         if done % config.validate_every == 0 or last:
-            figures = validate(
-                accelerator,
-                ema.module,
-                validation_set,
-                config.batch_size,
-                variance,
-                config.pixel,
-                perceptual,
-                config.perceptual.weight,
-            )
-            record(done, {f"validation/{name}": figure for name, figure in figures.items()})
-            run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-            if config.pictures:
-                grid = pairs(ema.module, validation_set, config.pictures, device)
-                run.pictures(done, "reconstructions", grid, columns=8)
+            with run.kept(done, save):
+                figures = validate(
+                    accelerator,
+                    ema.module,
+                    validation_set,
+                    config.batch_size,
+                    variance,
+                    config.pixel,
+                    perceptual,
+                    config.perceptual.weight,
+                )
+                record(done, {f"validation/{name}": figure for name, figure in figures.items()})
+                run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+                if config.pictures:
+                    grid = pairs(ema.module, validation_set, config.pictures, device)
+                    run.pictures(done, "reconstructions", grid, columns=8)
         if saves or checked.stop:
-            use.gather(accelerator)
-            run.save(done, parts, config.keep)
-            save_weights(done)
+            save(done)
         if checked.stop and not last:
             run.interrupt(done)
 

@@ -22,6 +22,7 @@ from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.order import BatchOrder, Places, share
 from stage1_tokenizer.data.pictures import Split
+from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.finite import FiniteGuard, Tally, clip
 from stage1_tokenizer.launch import check_batch_size, on_main, start_accelerator
 from stage1_tokenizer.metrics import CodeUse
@@ -81,6 +82,7 @@ def main() -> None:
     shape = tokenizer.tokenizer.shape
     settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
     run = Run(config.folder, config, settings, accelerator, PRIOR_FILE)
+    on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
         load_or_extract(accelerator, tokenizer, data, split, views, config.seed, run.folder / "tokens")
@@ -100,9 +102,6 @@ def main() -> None:
     compiling = Compiling(accelerator)
     model, optimizer = accelerator.prepare(prior, optimizer)
     first = run.resume(parts)
-    copy = run.folder / TOKENIZER_FILE
-    if not (copy.exists() and copy.samefile(tokenizer.path)):
-        on_main(accelerator, lambda: write_file(copy, tokenizer.path.read_bytes()))
     order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
     accelerator.print(
@@ -176,6 +175,19 @@ def main() -> None:
     run.finish()
     accelerator.print(f"prior: {run.folder / PRIOR_FILE}")
     accelerator.print(f"next: python sampling/generate.py -n 64 --prior {run.folder}")
+
+
+def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:
+    """Put the tokenizer into the prior's own folder, which needs no other then.
+
+    Raises:
+        BadFileError: the file has changed since it was loaded, as a training that goes on changes it.
+    """
+    if not copy.exists():
+        write_file(copy, tokenizer.path.read_bytes())
+    if LoadedTokenizer.load(copy).fingerprint != tokenizer.fingerprint:
+        copy.unlink()
+        raise BadFileError(f"{tokenizer.path}: has changed since it was loaded; is it still in training? Start again")
 
 
 def kept(places: Places, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:

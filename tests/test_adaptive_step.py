@@ -65,7 +65,7 @@ def distances(accelerator: Accelerator, out: Path, options: dict[str, Any]) -> l
     class Guard:
         """Is given what train.py computes its loss with, and ends the run."""
 
-        def __init__(self, _: Any, __: Any, modules: dict[str, nn.Module], again: Any, *___: Any) -> None:
+        def __init__(self, _: Any, __: Any, modules: dict[str, nn.Module], again: Any, **___: Any) -> None:
             caught.setdefault("modules", modules)
             caught.setdefault("again", again)
             raise StoppedError

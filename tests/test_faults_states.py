@@ -26,7 +26,7 @@ from stage1_tokenizer.state import load_state, newest_state, save_state, states,
 from stage2_prior.prior import LoadedPrior
 from tests.artefacts import files_of, write_tokenizer
 from tests.commands import names_of, run
-from tests.faults import at_save, dies, killed, trained
+from tests.faults import at_save, at_step, dies, killed, trained
 from tests.processes import run_processes
 from tests.training import TINY, checksums, log, train
 
@@ -368,6 +368,32 @@ def test_fault_53_times_that_lie(tmp_path: Path) -> None:
     newest = newest_state(tmp_path, pytest.fail)
     assert newest is not None
     assert step_of(newest) == 100_000_000
+
+
+def test_fault_12_the_disk_is_still_full(tmp_path: Path) -> None:
+    """Fault 12: "the same command again" before there is room says 5 again, and not that the command is wrong."""
+    assert run_processes(1, full_from_the_start, tmp_path / "run")[0][0] == 5
+
+
+def full_from_the_start(accelerator: Accelerator, out: Path) -> tuple[int, str]:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
+
+    Path.mkdir = refuse  # type: ignore[method-assign]
+    return trained(accelerator, out, OPTIONS)
+
+
+def test_fault_02_a_run_that_went_back_is_killed_before_it_saves(stopped: Path, tmp_path: Path) -> None:
+    """Fault 2: its log ends at the step that it went back to, so the states after that must be gone with it; else the
+    next command would continue from one whose log is lost."""
+    shutil.copytree(stopped / "whole", tmp_path / "run")
+    (tmp_path / "run/samples/.tmp-x.png-1").write_text("half")
+    dies(trained, tmp_path / "run", {**OPTIONS, "resume": "step-00000003"}, partial(at_step, step=4, fault=killed))
+    assert [step_of(each) for each in states(tmp_path / "run/state")] == [3]
+    assert not list(tmp_path.rglob(".tmp-*"))
+    assert run_processes(1, trained, tmp_path / "run", OPTIONS)[0][0] == 0
+    assert checksums(tmp_path / "run", 4) == checksums(stopped / "whole", 4)
+    assert log(tmp_path / "run") == log(stopped / "whole")
 
 
 def test_a_state_that_the_user_names(stopped: Path, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from stage1_tokenizer import signals
+from stage1_tokenizer import checkpoint, signals
+from stage1_tokenizer.lock import LOCK_FILE
 from stage1_tokenizer.state import states, step_of
 from tests.artefacts import write_tokenizer
 from tests.commands import ROOT
-from tests.faults import Names, at_step, dies, killed, prior_trained, sending, told, trained
+from tests.faults import Names, at_step, dies, ended, killed, prior_trained, sending, told, trained
 from tests.processes import RankFailedError, run_processes
 from tests.training import TINY, checksums, log
 
@@ -114,7 +115,41 @@ def test_fault_03_told_to_stop_before_the_first_step(tmp_path: Path) -> None:
     ((code, err),) = run_processes(1, trained, tmp_path / "run", OPTIONS, stop_while_starting)
     assert code == 75
     assert "SIGTERM" in err
-    assert not (tmp_path / "run").exists()
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != LOCK_FILE]
+
+
+def stop_request_of_a_lost_console(_: Accelerator) -> bool:
+    """Whether a stop is noted where nothing can be written to stderr any more."""
+    os.close(2)
+    request = signals.StopRequest()
+    told(signal.SIGTERM)
+    return request.asked
+
+
+def test_fault_03_told_to_stop_with_the_console_gone() -> None:
+    """Fault 3: `2>&1 | tee log` dies of the same Ctrl-C, and what is said into it must not cost the save."""
+    assert run_processes(1, stop_request_of_a_lost_console) == [True]
+
+
+def twice(_: Accelerator, folder: Path) -> tuple[int, list[str]]:
+    """SIGTERM while a file is written, and another one on the way out."""
+
+    def main() -> None:
+        def interrupted(*_: Any) -> None:
+            try:
+                told(signal.SIGTERM)
+            finally:
+                told(signal.SIGTERM)
+
+        setattr(os, "fsync", interrupted)  # noqa: B010
+        checkpoint.write_file(folder / "x", b"data")
+
+    return ended(main)[0], [path.name for path in folder.iterdir()]
+
+
+def test_fault_03_told_to_stop_twice(tmp_path: Path) -> None:
+    """Fault 3: a launcher and the system may each send it. The way out is not cut short: no half file, code 75."""
+    assert run_processes(1, twice, tmp_path) == [(75, [])]
 
 
 def interrupted_twice() -> None:

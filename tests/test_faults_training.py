@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from stage2_prior.tokens import load_or_extract
 from tests.artefacts import edit_weights, files_of, shapes, write_tokenizer
 from tests.commands import lone_accelerator, names_of, run
 from tests.faults import (
+    NAN,
     Names,
     at_step,
     chained,
@@ -95,6 +97,44 @@ def test_fault_15_too_many_in_a_row(tmp_path: Path) -> None:
     dies(trained, tmp_path / "killed", options, partial(chained, changes=[nan, partial(at_step, step=5, fault=killed)]))
     ((code, again),) = run_processes(1, trained, tmp_path / "killed", options, nan)
     assert (code, again.replace("killed", "ours")) == (4, err)
+
+
+def spoilt_judgement(names: Names, _: int) -> None:
+    loss_of = names["discriminator_loss"]
+
+    def spoilt(real: Tensor, fake: Tensor, kind: str) -> Any:
+        loss = loss_of(real, fake, kind)
+        return loss._replace(total=loss.total * math.inf)
+
+    names["discriminator_loss"] = spoilt
+
+
+def test_fault_15_a_discriminator_that_never_learns(tmp_path: Path) -> None:
+    """Fault 15: the generator's good steps in between do not hide that the discriminator's are all left out."""
+    options = {**OPTIONS, "steps": 20, "adversarial.start": 2, "skips": 2}
+    ((code, err),) = run_processes(1, trained, tmp_path, options, spoilt_judgement)
+    assert code == 4
+    assert "step 5 of the discriminator" in err
+    assert [alarm["step"] for alarm in alarms(tmp_path)] == [3, 4]
+
+
+def test_fault_15_a_codebook_does_not_start_from_nan(tmp_path: Path) -> None:
+    """Fault 15: k-means over a first batch with NaN is done again over the next, as if that had been the first."""
+    run_processes(1, trained, tmp_path, {**OPTIONS, "steps": 2}, nan_latents)
+    codebooks = [part(tmp_path, step, "tokenizer")["bottleneck.codebook.weight"] for step in (1, 2)]
+    different = [len({tuple(code) for code in codebook.tolist()}) for codebook in codebooks]
+    assert different == [1, 8], "all latents were NaN, then none"
+
+
+def nan_latents(names: Names, _: int) -> None:
+    normalise, calls = names["normalise"], [0]
+
+    def spoilt(pixels: Tensor) -> Tensor:
+        calls[0] += 1
+        x: Tensor = normalise(pixels)
+        return x * NAN if calls[0] == 1 else x
+
+    names["normalise"] = spoilt
 
 
 def test_fault_15_the_disk_does_not_fill_with_batches(tmp_path: Path) -> None:
@@ -203,6 +243,26 @@ def test_fault_39_a_changed_run(stopped: Path, tmp_path: Path) -> None:
     assert "seed: 7 -> 0" in err
 
 
+def test_fault_39_changed_settings_are_those_of_the_optimizer(stopped: Path, tmp_path: Path) -> None:
+    """Fault 39: what is allowed to change does change: Adam's betas, which are in the state too."""
+    shutil.copytree(stopped, tmp_path / "run")
+    options = {**OPTIONS, "optim.betas": "0.5,0.6", "allow_changed": True}
+    assert run_processes(1, trained, tmp_path / "run", options)[0][0] == 0
+    with safe_open(tmp_path / "run/state/step-00000006/optimizer.safetensors", framework="pt") as file:
+        groups = json.loads(file.metadata()["groups"])
+    assert {tuple(group["betas"]) for group in groups} == {(0.5, 0.6)}
+
+
+def test_fault_39_another_precision(stopped: Path, tmp_path: Path) -> None:
+    """Fault 39: a node that computes in bfloat16 would go on in silence, and no longer bit for bit."""
+    shutil.copytree(stopped, tmp_path / "run")
+    ((code, err),) = run_processes(1, trained, tmp_path / "run", OPTIONS, precision="bf16")
+    assert code == 2
+    assert "mixed precision 'no', and would go on with 'bf16'" in err
+    allowed = {**OPTIONS, "allow_changed": True}
+    assert run_processes(1, trained, tmp_path / "run", allowed, precision="bf16")[0][0] == 0
+
+
 def test_fault_38_another_number_of_processes(tmp_path: Path) -> None:
     """Fault 38: stopped on two processes and continued on one, and the other way round: the same global batches."""
     options = {**OPTIONS, "optim.clip": 0.0}
@@ -242,6 +302,21 @@ def test_fault_18_bad_input_loses_no_work(tmp_path: Path) -> None:
     for name in ("ours", "whole"):
         assert run_processes(1, trained, tmp_path / name, options)[0][0] == 0
     assert checksums(tmp_path / "ours", 6) == checksums(tmp_path / "whole", 6)
+
+
+def damaged_validation(names: Names, _: int) -> None:
+    def damaged(*_: Any, **__: Any) -> None:
+        raise BadFileError("9 of 9 pictures cannot be read")
+
+    names["validate"] = damaged
+
+
+def test_fault_18_bad_validation_pictures_lose_no_work(tmp_path: Path) -> None:
+    """Fault 18: what cannot be validated has been learned all the same."""
+    options = {**OPTIONS, "save_every": 4, "validate_every": 4}
+    ((code, _),) = run_processes(1, trained, tmp_path, options, damaged_validation)
+    assert code == 3
+    assert [step_of(state) for state in states(tmp_path / "state")] == [4]
 
 
 def test_fault_40_processes_that_do_not_know_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,10 @@ class Scaled:
         self._own = lone_accelerator()
         self.scaler = self
         self.get_scale = lambda: scale
+        self.updates = 0
+
+    def update(self) -> None:
+        self.updates += 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
