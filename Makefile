@@ -43,7 +43,7 @@ bench: install-bench ## compare with the peers, an hour for all (ARGS="gpt_decod
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 soak: install ## end all three commands at random for ten minutes, and fuzz every format (ARGS="--minutes 60")
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.soak $(ARGS)
 
 test-fast: install ## run the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(ARGS)

@@ -65,10 +65,10 @@ def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None
         )
 
 
-def check_share(images: int, processes: int, split: str = "validation") -> None:
-    """Raises ConfigError unless each process has at least one image of a split."""
+def check_share(images: int, processes: int) -> None:
+    """Raises ConfigError unless each process has at least one image of the validation split."""
     if images < processes:
-        raise ConfigError(f"{images} {split} images are fewer than the {processes} processes that share them")
+        raise ConfigError(f"{images} validation images are fewer than the {processes} processes that share them")
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:

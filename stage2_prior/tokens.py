@@ -24,7 +24,6 @@ from stage1_tokenizer.data.order import Places, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.data.resident import roomy
 from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.launch import check_share
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 Provenance = dict[str, Any]
@@ -72,7 +71,6 @@ def load_or_extract(
     ):
         assert found is not None
         return found
-    check_share(len(images), accelerator.num_processes, split)
     pictures = Pictures(images, data, seed, bad_list=folder.parent / BAD_FILES)
     if pictures.channels != tokenizer.tokenizer.config.image_channels:
         raise ConfigError(
@@ -158,7 +156,7 @@ def _extract(
     header = {
         "provenance": json.dumps(provenance, sort_keys=True),
         "classes": json.dumps(pictures.classes),
-        "start": str(mine[0]),
+        "start": str(share(len(pictures), rank, processes).start),
         "total": str(len(pictures)),
     }
     path = stem.with_name(f"{stem.name}-{rank:05d}-of-{processes:05d}.safetensors")

@@ -212,7 +212,7 @@ def prepare(given: Path) -> None:
 def fuzz_all(folder: Path, inputs: int, seed: int, results: Any) -> None:
     """Fuzz each format with so many inputs, shared among its targets; to be run in a process of its own.
 
-    A picture's file comes in seven formats, each of which gets a third; a command line is no file, and gets a tenth.
+    Pictures are seven formats; a command line is no file, and gets a tenth.
     """
     from tests.fuzz_targets import targets  # noqa: PLC0415 (it imports all that there is)
     from tests.fuzzing import fuzz  # noqa: PLC0415
@@ -221,7 +221,7 @@ def fuzz_all(folder: Path, inputs: int, seed: int, results: Any) -> None:
     formats = Counter(target.name.split("-")[0] for target in known)
     for target in known:
         began, name = time.monotonic(), target.name.split("-")[0]
-        parts = {"picture": 3, "command": 10}.get(name, formats[name])
+        parts = {"picture": 1, "command": 10}.get(name, formats[name])
         try:
             counts = fuzz(target, -(-inputs // parts), seed, folder)
             results.put((target.name, counts.accepted, counts.refused, time.monotonic() - began, ""))
