@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stage1_tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from stage1_tokenizer.losses import discriminator_loss
