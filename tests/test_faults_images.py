@@ -9,6 +9,7 @@ import shutil
 import struct
 import tarfile
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -215,6 +216,14 @@ def test_fault_18_a_failing_machine_is_no_bad_picture(
     assert type(caught.value) is outcome
 
 
+class Slow(dict[int, PictureError]):
+    """A dictionary that is counted while it grows."""
+
+    def __len__(self) -> int:
+        time.sleep(1e-3)  # the other threads' turn
+        return super().__len__()
+
+
 @pytest.mark.parametrize("what", ["one picture", "many"])
 def test_fault_18_threads_report_each_picture_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
@@ -229,6 +238,7 @@ def test_fault_18_threads_report_each_picture_once(
         together.wait()
         bad.add(place, PictureError(Path(f"{place}.png"), "is bad"))
 
+    bad._errors = Slow()
     with ThreadPoolExecutor(len(places)) as threads:
         list(threads.map(report, places))
     assert sorted((tmp_path / "list").read_text().splitlines()) == sorted(f"{n}.png\tis bad" for n in {*places})

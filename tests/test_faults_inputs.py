@@ -282,7 +282,7 @@ def test_fault_31_a_header_enlarges_nothing_without_end() -> None:
         data_config({"kind": "folder", "root": "x", "resize_to": 10**9}, "x")
 
 
-def test_fault_3_a_signal_while_yaml_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_03_a_signal_while_yaml_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 3: SIGTERM raises wherever the program is; nobody may take it for an error of the file."""
 
     def struck(*_: object) -> None:

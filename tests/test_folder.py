@@ -169,7 +169,7 @@ def test_links_to_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     write(tmp_path / "set", *[f"{name}/{i}.png" for i in range(30) for name in ("ant", "bee")], first=100)
     for name, target in [
         ("cat", "../store/cat"),
-        ("dog", tmp_path / "store" / "dog"),
+        ("dog", str(tmp_path / "store" / "dog")),
         ("zoo", "../store/dog"),  # again
         ("ant/circle", ".."),
         ("fly", "bee"),
