@@ -25,6 +25,7 @@ from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, Config, parse_command_line
+from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.errors import ConfigError
@@ -99,9 +100,8 @@ def main() -> None:
     settings = settings_of(config.tree(), {**sampler.settings(), **described(chosen, kept)})
     made_of = dict.fromkeys(names, shape_of(kept[0]))
     out = open_output(accelerator, config.out, sampler.prior.path.parent / "completed", settings, made_of)
-    accelerator.print(
-        f"completing {len(chosen.pictures)} pictures with {sampler.prior.path} in {config.precision} to {out.path}"
-    )
+    named, where = one_line(str(sampler.prior.path)), one_line(str(out.path))
+    accelerator.print(f"completing {len(chosen.pictures)} pictures with {named} in {config.precision} to {where}")
 
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
@@ -123,7 +123,7 @@ def main() -> None:
     if accelerator.is_main_process:
         assemble(chosen.pictures, kept, config.variants, out)
         seconds, done = time.monotonic() - began, len(out.missing)
-        print(f"{done} completions in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} a second): {out.path / GRID}")
+        print(f"{done} completions in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} a second): {where}/{GRID}")
     accelerator.end_training()
 
 

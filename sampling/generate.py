@@ -24,6 +24,7 @@ from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.launch import start_accelerator
 from stage2_prior.prior import LoadedPrior
@@ -51,7 +52,7 @@ GRID = "grid.png"
 class GenerateConfig(CommandConfig, SamplingConfig):
     """Sample pictures from a trained prior, or from a tokenizer with bottleneck.kind kl."""
 
-    n: PositiveInt = 64
+    n: PositiveInt = Field(64, le=10_000_000)
     """Number of pictures."""
     prior: str | None = None
     """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
@@ -126,9 +127,9 @@ def main() -> None:
     names = {f"{index:06d}.png": source.picture_shape for index in range(config.n)}
     settings = settings_of(config.tree(), source.settings())
     out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, names)
+    named, where = one_line(str(source.loaded.path)), one_line(str(out.path))
     accelerator.print(
-        f"sampling {config.n} pictures from {source.loaded.path} (step {source.loaded.step}) in {config.precision} to "
-        f"{out.path}"
+        f"sampling {config.n} pictures from {named} (step {source.loaded.step}) in {config.precision} to {where}"
     )
 
     began = time.monotonic()
@@ -151,7 +152,7 @@ def main() -> None:
         assemble(source.labels(np.arange(config.n)), names, out)
         seconds = time.monotonic() - began
         made = len(out.missing)
-        print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {out.path / GRID}")
+        print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {where}/{GRID}")
     accelerator.end_training()
 
 
@@ -161,7 +162,7 @@ def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output)
     save_png(out.path / GRID, grid_of(pictures))
     arrays = BytesIO()
     np.savez_compressed(arrays, arr_0=pictures, labels=labels)
-    write_file(out.path / "samples.npz", arrays.getvalue())
+    write_file(out.path / "samples.npz", arrays.getbuffer())
     close_output(out, [*names, GRID])
 
 

@@ -10,6 +10,8 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
 
 SETTINGS = "settings.json"
+AT_ONCE = 256
+"""Pictures that are looked at together."""
 FREE_KEYS = ("config", "out", "batch_size")
 """Options that change no picture, and are not among the settings."""
 NOT_COMPARED = ("prior", "tokenizer", "finished")
@@ -97,17 +101,34 @@ def _open(given: str | None, parent: Path, settings: Tree, pictures: Mapping[str
     saved = _saved(out)
     if saved is None or _changed(saved, settings):
         _write_settings(out, settings)
-    return out, [place for place, (name, shape) in enumerate(pictures.items()) if not is_whole(out / name, shape)]
+    there = {path.name for path in out.iterdir()}
+    looked_at = [(place, out / name, shape) for place, (name, shape) in enumerate(pictures.items()) if name in there]
+    whole: set[int] = set()
+    with ThreadPoolExecutor() as threads:  # Pillow and zlib release the interpreter's lock
+        for start in range(0, len(looked_at), AT_ONCE):
+            places, paths, shapes = zip(*looked_at[start : start + AT_ONCE], strict=True)
+            whole.update(compress(places, threads.map(is_whole, paths, shapes)))
+    return out, [place for place in range(len(pictures)) if place not in whole]
 
 
 def _claim(given: str | None, parent: Path, settings: Tree) -> Path:
     """The folder, made and locked."""
-    try:
-        out = _numbered(parent, settings) if given is None else _given(Path(given), settings)
-    except OSError as error:
-        raise StorageError(f"--out {given or parent}: cannot be made or read ({error.strerror})") from None
-    lock_folder(out)
-    return out
+
+    def choose() -> Path:
+        try:
+            return _numbered(parent, settings) if given is None else _given(Path(given), settings)
+        except OSError as error:
+            raise StorageError(f"--out {given or parent}: cannot be made or read ({error.strerror})") from None
+
+    out = choose()
+    while True:
+        new = given is None and not (out / SETTINGS).exists()
+        lock_folder(out)
+        # Before the lock was ours another command may have worked here, or finished.
+        again = out if new else choose()
+        if again == out:
+            return out
+        out = again
 
 
 def _given(out: Path, settings: Tree) -> Path:

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from stage1_tokenizer.checkpoint import storage_error
+from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import EXTENSIONS, decode
+from stage1_tokenizer.data.listing import FOLDER, image_files
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.errors import BadFileError, ConfigError
 
@@ -27,7 +29,7 @@ Shape = tuple[int, int, int]
 """Height, width and channels of a picture."""
 SHOWN = 10
 """Bad files that an error names."""
-DAMAGED = (OSError, ValueError, SyntaxError, struct.error)
+DAMAGED = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 """What Pillow raises on a file that is not a whole picture, or not there."""
 
 
@@ -133,14 +135,16 @@ def rows_of(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
 
 
 def picture_paths(source: Path, option: str) -> list[Path]:
-    """The file itself, or the pictures in a folder and those below it.
+    """The file itself, or the pictures in a folder and those below it; links may lead anywhere.
 
     Raises:
         ConfigError: neither exists, or there are none; `option` is named.
+        BadFileError: a folder cannot be listed.
     """
     if source.is_file():
         return [source]
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in EXTENSIONS) if source.is_dir() else []
+    files = image_files(source, "anywhere") if source.is_dir() else ()
+    found = sorted(source / name for name, reason in files if reason != FOLDER)
     if not found:
         reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
         raise ConfigError(f"{option} {source}: {reason} (looked for {', '.join(sorted(EXTENSIONS))})")
@@ -166,4 +170,4 @@ def readable(paths: list[Path], channels: int) -> tuple[list[Path], list[str]]:
 def unreadable(complaints: list[str]) -> BadFileError:
     """The error that says what is wrong with files, of many the first ones."""
     more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
-    return BadFileError("\n  ".join([*complaints[:SHOWN], *more]))
+    return BadFileError("\n  ".join([*map(one_line, complaints[:SHOWN]), *more]))

@@ -28,6 +28,7 @@ from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
@@ -87,7 +88,8 @@ def main() -> None:
     output = open_output(accelerator, config.out, loaded.path.parent / "reconstructed", settings, {})
     out = output.path
     number = len(originals.names)
-    accelerator.print(f"reconstructing {number} pictures with {loaded.path} (step {loaded.step}) to {out}")
+    named = one_line(str(loaded.path))
+    accelerator.print(f"reconstructing {number} pictures with {named} (step {loaded.step}) to {one_line(str(out))}")
 
     began = time.monotonic()
     figures = torch.zeros(number, len(COLUMNS), dtype=torch.float64)
@@ -102,7 +104,9 @@ def main() -> None:
         finish(config, loaded, tiles, originals, figures, out)
         close_output(output, [f"{index:06d}.png" for index in range(number)])
         seconds = time.monotonic() - began
-        print(f"{number} pictures in {seconds:.1f} s ({number / max(seconds, 1e-9):.1f} pictures/s): {out}")
+        print(
+            f"{number} pictures in {seconds:.1f} s ({number / max(seconds, 1e-9):.1f} pictures/s): {one_line(str(out))}"
+        )
     accelerator.end_training()
     if originals.bad:
         raise BadFileError(f"{len(originals.bad)} of {number + len(originals.bad)} pictures were left out, see above")
@@ -155,7 +159,7 @@ def given_pictures(accelerator: Accelerator, config: ReconstructConfig, loaded: 
     if not paths:
         raise unreadable(bad)
     for reason in bad:
-        accelerator.print(f"left out: {reason}")
+        accelerator.print(f"left out: {one_line(reason)}")
     return Originals([str(path) for path in paths], lambda index: decode(paths[index], channels), tuple(bad))
 
 

@@ -61,6 +61,9 @@ class Config(BaseModel):
     def _can_be_used(cls, value: Any) -> Any:
         """Any text may be a path, and what no path can hold would be an error of the operating system, much later. So
         would whole numbers be that no tensor holds, and that Python itself does not print."""
+        if isinstance(value, tuple):
+            for each in value:
+                cls._can_be_used(each)
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError("must be a number of 64 bits")
         if isinstance(value, str):
@@ -222,6 +225,7 @@ def _as_pair(value: Any) -> Any:
 
 
 Side = Annotated[PositiveInt, Field(le=65_536)]
+"""Pixels."""
 Size = Annotated[tuple[Side, Side], BeforeValidator(_as_pair)]
 """Height and width in pixels; a single number means a square. On the command line: `64` or `64,96`."""
 

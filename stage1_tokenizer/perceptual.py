@@ -8,6 +8,7 @@ compute the features; the distance between them is taken here, in half the passe
 import hashlib
 import warnings
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -62,7 +63,8 @@ class Perceptual(nn.Module):
                 check_download(DOWNLOADED[config.net])
             try:
                 self.lpips = lpips.LPIPS(net=config.net, pnet_rand=given is not None, verbose=False)
-            except OSError as error:
+            # A RuntimeError is torch's, of a download whose hash is not the one that its name promises.
+            except (OSError, RuntimeError, HTTPException) as error:
                 raise ConfigError(
                     f"the weights of perceptual.net {config.net} cannot be downloaded ({error}); {CHOICES}"
                 ) from None

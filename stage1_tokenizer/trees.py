@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from stage1_tokenizer.errors import UserError
+
 LARGEST_YAML = 100_000
 """Bytes of a config file; ours have some hundred."""
 LARGEST_JSON = 4_000_000
@@ -34,6 +36,8 @@ def parse_yaml(data: bytes) -> Any:
         return _construct(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("is not YAML: it is nested too deeply") from None
+    except UserError:  # not of the text: a signal may have raised it here
+        raise
     # PyYAML lets through whatever int, float, datetime and base64 raise about a value, KeyError and AttributeError too.
     except Exception as error:
         raise ValueError(f"is not YAML: {str(error)[:500]}") from None

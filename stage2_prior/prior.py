@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from stage1_tokenizer.checkpoint import read_weights
+from stage1_tokenizer.checkpoint import brief, read_weights
 from stage1_tokenizer.config import Config, Tree, config_from_json
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape, build_for, config_tree, resolve, saved_step
+from stage1_tokenizer.trees import LARGEST_JSON
 from stage2_prior.base import Prior
 from stage2_prior.gpt import Gpt, GptConfig
 from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
@@ -30,6 +31,12 @@ from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
 PRIOR_FILE = "prior.safetensors"
 MOST_CLASSES = 40_000
 """A header holds their names, in less JSON than trees.py reads."""
+LONGEST_NAMES = LARGEST_JSON - 100_000
+"""Characters of JSON that they may have together: the rest is for what else the header says."""
+LISTED = 50
+"""Classes that an error lists."""
+LONGEST_NUMBER = 18
+"""Digits of a class's number: of thousands Python makes none."""
 PriorConfig = Annotated[GptConfig | PixelCnnConfig, Field(discriminator="kind")]
 
 
@@ -133,18 +140,36 @@ def newest_run(folder: Path) -> Path:
     return files[-1].parent
 
 
+def check_classes(classes: tuple[str, ...]) -> None:
+    """Raises ConfigError where a prior's header could not hold the names of these classes: they are too many, or too
+    long. To be called before anything is computed of such a data set."""
+    if len(classes) > MOST_CLASSES:
+        raise ConfigError(
+            f"the data has {len(classes):,} classes, and a prior holds at most {MOST_CLASSES:,}; is data.root the "
+            "folder above the folders of the classes?"
+        )
+    length = len(json.dumps(classes))
+    if length > LONGEST_NAMES:
+        raise ConfigError(
+            f"the names of the data's {len(classes):,} classes have {length:,} characters as JSON, and a prior holds "
+            f"at most {LONGEST_NAMES:,}; shorten the names of the folders"
+        )
+
+
 def label_of(name: str, classes: tuple[str, ...]) -> int:
     """A class given by its name or its number -> its label.
 
     Raises:
-        ConfigError: there is no such class; lists those there are.
+        ConfigError: there is no such class; lists those there are, of many the first ones.
     """
     if name in classes:
         return classes.index(name)
-    if name.isdecimal() and int(name) < len(classes):
+    if len(name) <= LONGEST_NUMBER and name.isdecimal() and int(name) < len(classes):
         return int(name)
-    known = ", ".join(f"{label} {known}" for label, known in enumerate(classes)) or "none: this prior is unconditional"
-    raise ConfigError(f"class {json.dumps(name)}: there is no such class; the classes are: {known}")
+    known = ", ".join(f"{label} {known}" for label, known in enumerate(classes[:LISTED]))
+    known += f" and {len(classes) - LISTED:,} more" if len(classes) > LISTED else ""
+    known = known or "none: this prior is unconditional"
+    raise ConfigError(f"class {json.dumps(brief(name))}: there is no such class; the classes are: {known}")
 
 
 def labels_for(prior: LoadedPrior, classes: tuple[str, ...]) -> NDArray[np.int64]:

@@ -1,14 +1,19 @@
 """Faults of image files and folders, each injected through real files: rows 18 to 29 of the table of faults."""
 
+import errno
 import io
 import os
+import pickle
 import re
 import shutil
 import struct
 import tarfile
+import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
@@ -18,13 +23,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
+from sampling.picture_files import picture_paths
 from stage1_tokenizer.data import build_pictures
+from stage1_tokenizer.data.bad_files import BadFiles, PictureError
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.pictures import Picture, Pictures, Split
-from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.errors import BadFileError, StorageError
 from tests.commands import Ended, names_of, run
 from tests.processes import run_processes
 from tests.training import TINY
@@ -166,6 +174,76 @@ def test_fault_18_too_many_bad_files_end_the_run(tmp_path: Path, cache: str) -> 
         path.write_bytes(b"")
     with pytest.raises(BadFileError, match=r"(\d+) of \1 pictures cannot be read"):
         seen(build_pictures(config(tmp_path / "set", cache=cache, bad_share=1.0), "train", 0))
+
+
+@pytest.mark.parametrize(
+    ("fault", "times", "outcome", "words"),
+    [
+        (OSError(errno.EIO, "Input/output error"), 1, None, ""),
+        (OSError(errno.EIO, "Input/output error"), 2, StorageError, "cannot be read .Input/output error"),
+        (OSError(errno.ESTALE, "Stale file handle"), 2, StorageError, "fault of the machine"),
+        (OSError(errno.EMFILE, "Too many open files"), 2, StorageError, "Too many open files"),
+        (MemoryError(), 1, StorageError, "memory is spent"),
+        (OSError(errno.EINVAL, "Invalid argument"), 1, PictureError, "Invalid argument"),
+        (OSError("image file is truncated"), 1, PictureError, "truncated"),
+    ],
+    ids=str,
+)
+def test_fault_18_a_failing_machine_is_no_bad_picture(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    times: int,
+    outcome: type[Exception] | None,
+    words: str,
+) -> None:
+    """Fault 18: a disk, a network or a memory that fails would have sound pictures left out, and others stand in for
+    them, on this machine alone: it ends the run, after one more try."""
+    (tmp_path / "x.png").write_bytes(PNG)
+    faults, load = iter([fault] * times), PngImageFile.load
+
+    def failing(self: PngImageFile) -> Any:
+        for each in faults:
+            raise each
+        return load(self)
+
+    monkeypatch.setattr(PngImageFile, "load", failing)
+    if outcome is None:
+        assert decode(tmp_path / "x.png", 3).shape == (8, 9, 3)
+        return
+    with pytest.raises(outcome, match=rf"x\.png: .*{words}") as caught:
+        decode(tmp_path / "x.png", 3)
+    assert type(caught.value) is outcome
+
+
+class Slow(dict[int, PictureError]):
+    """A dictionary that is counted while it grows."""
+
+    def __len__(self) -> int:
+        time.sleep(1e-3)  # the other threads' turn
+        return super().__len__()
+
+
+@pytest.mark.parametrize("what", ["one picture", "many"])
+def test_fault_18_threads_report_each_picture_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """Fault 18: a cache is filled by many threads; none prints or lists what another one does."""
+    bad = BadFiles(tmp_path / "list", 0.9, 100)
+    bad = pickle.loads(pickle.dumps(bad))  # as it goes to workers
+    places = [0] * 60 if what == "one picture" else list(range(60))
+    together = threading.Barrier(len(places))
+
+    def report(place: int) -> None:
+        together.wait()
+        bad.add(place, PictureError(Path(f"{place}.png"), "is bad"))
+
+    bad._errors = Slow()
+    with ThreadPoolExecutor(len(places)) as threads:
+        list(threads.map(report, places))
+    assert sorted((tmp_path / "list").read_text().splitlines()) == sorted(f"{n}.png\tis bad" for n in {*places})
+    assert capsys.readouterr().err.count("stands in for it") == min(10, len({*places}))
+    assert bad.summary().startswith(f"{len({*places})} of 100")
 
 
 def test_fault_19_a_damaged_png_ends_no_process(tmp_path: Path) -> None:
@@ -329,12 +407,38 @@ def test_fault_26_what_is_no_readable_file_is_skipped_and_listed(tmp_path: Path)
     assert all(words in reasons[str(odd / name)] for name, words in expected.items())
     assert splits[0].classes == before.classes == ("class 0", "class 1")
     assert set(seen(splits[0])) == set(seen(before))
-    images = [FolderImages(config(tmp_path / "set"), "train") for _ in range(2)]
-    assert images[0].identity == images[1].identity
-    held = len(images[0])
-    shutil.copy(tmp_path / "set" / "class 0" / "000.png", odd / "gone.png")
-    mended = FolderImages(config(tmp_path / "set"), "train")
-    assert mended.identity != images[0].identity or len(mended) == held  # which split gone.png is in, a hash decides
+
+
+def test_fault_26_the_identity_of_what_cannot_be_read(tmp_path: Path) -> None:
+    """Fault 26: links to nowhere and refused ones have an identity too, and another one as soon as they can be read:
+    tokens of the others alone would be taken for those of all."""
+    fill(tmp_path / "set")
+    for number in range(20):  # so many that both splits have some
+        (tmp_path / "set" / "class 0" / f"dangling{number}.png").symlink_to("gone.png")
+        (tmp_path / "set" / "class 1" / f"out{number}.png").symlink_to("/gone.png")
+    options: list[dict[str, Any]] = [{}, {}, {"links": "anywhere"}]
+    before, same, permitted = (identities(tmp_path / "set", **each) for each in options)
+    assert before == same
+    assert all(map(str.__ne__, before, permitted))
+    shutil.copy(tmp_path / "set" / "class 0" / "000.png", tmp_path / "set" / "class 0" / "gone.png")
+    assert all(map(str.__ne__, before, identities(tmp_path / "set")))
+
+
+def identities(root: Path, **options: Any) -> list[str]:
+    return [FolderImages(config(root, **options), split).identity for split in SPLITS]
+
+
+def test_fault_26_a_pipe_is_no_picture(tmp_path: Path) -> None:
+    """Fault 26: whoever opens a pipe waits for its other end, for ever; so it is refused wherever it was named."""
+    os.mkfifo(tmp_path / "x.png")
+    writer = os.open(tmp_path / "x.png", os.O_RDWR)  # lest the test waits where the pipe is opened as files are
+    try:
+        with pytest.raises(PictureError, match="is not a regular file"):
+            decode(tmp_path / "x.png", 3)
+    finally:
+        os.close(writer)
+    with pytest.raises(PictureError, match="is not a regular file"):
+        decode(tmp_path / "x.png", 3)
 
 
 def test_fault_26_a_folder_that_cannot_be_listed_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +454,8 @@ def test_fault_26_a_folder_that_cannot_be_listed_ends_the_run(tmp_path: Path, mo
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(BadFileError, match=r"class 1 cannot be listed \(Permission denied\)"):
         FolderImages(config(tmp_path / "set"), "train")
+    with pytest.raises(BadFileError, match=r"class 1 cannot be listed"):
+        picture_paths(tmp_path / "set", "pictures")
 
 
 def test_fault_27_an_empty_folder_is_refused(tmp_path: Path) -> None:

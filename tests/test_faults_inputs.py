@@ -1,10 +1,12 @@
 """Faults of what comes from outside: keys, pickles, files given for others, a metric's weights, odd paths."""
 
+import json
 import os
 import pickle
 import re
 import subprocess
 import sys
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
+from stage1_tokenizer.config import config_from_json
+from stage1_tokenizer.data import build_images, data_config
+from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.perceptual import DOWNLOADED
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
-from stage2_prior.prior import PRIOR_FILE
+from stage1_tokenizer.trees import parse_yaml
+from stage2_prior.prior import PRIOR_FILE, PriorHeader, check_classes, label_of
 from tests import prior_training
-from tests.artefacts import files_of, write_prior, write_tokenizer
+from tests.artefacts import files_of, write_image_folder, write_prior, write_tokenizer
 from tests.commands import ROOT, Ended, names_of, run
 from tests.prior_training import flags
 
@@ -199,6 +205,24 @@ def test_fault_41_a_download_of_another_hash(net: str, tmp_path: Path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [RuntimeError('invalid hash value (expected "7be5be79")'), IncompleteRead(b""), OSError("no route")],
+    ids=str,
+)
+def test_fault_41_a_download_that_fails(fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 41: without a network, cut off, or with another content than its name promises: exit 2 with the choices."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", fails)
+    ended = run(names_of(TOKENIZER)["main"], *LPIPS, "--out", tmp_path / "out")
+    refused(ended, 2, "perceptual.net alex cannot be downloaded.*local safetensors file.*perceptual.weight 0")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("net", "size", "least"), [("vgg", "12,64", 16), ("alex", "64,28", 31)])
 def test_fault_42_images_too_small_for_the_metric(net: str, size: str, least: int, tmp_path: Path) -> None:
     """Fault 42: exit 2 with the least size that does, at the start, and not a crash in the midst of torchvision."""
@@ -206,6 +230,79 @@ def test_fault_42_images_too_small_for_the_metric(net: str, size: str, least: in
     shown = size.replace(",", "x")
     refused(run(names_of(TOKENIZER)["main"], *words), 2, f"perceptual.net {net}.*at least {least} pixels.*{shown}")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (tuple(map(str, range(40_001))), "has 40,001 classes.*at most 40,000; is data.root"),
+        (tuple(str(number) + "\u4e2d" * 75 for number in range(9_000)), "names .* characters as JSON.*shorten"),
+    ],
+    ids=["many", "long"],
+)
+def test_classes_that_no_header_holds(classes: tuple[str, ...], message: str) -> None:
+    """A prior that was written with them could not be loaded. As many as are let through can."""
+    with pytest.raises(ConfigError, match=message):
+        check_classes(classes)
+    most = tuple(f"{'x' * 88}{number:05}" for number in range(40_000))
+    check_classes(most)
+    tree = {"prior": {"kind": "gpt"}, "shape": (1, 1, 1, 2), "tokenizer": "", "classes": most}
+    assert config_from_json(PriorHeader, json.dumps(tree), "x").classes == most
+
+
+def test_names_in_a_tuple_are_looked_at() -> None:
+    """Half a character among a header's classes would be an error much later, where they are written."""
+    tree = {"prior": {"kind": "gpt"}, "shape": (1, 1, 1, 2), "tokenizer": "", "classes": ["cat", "\ud800"]}
+    with pytest.raises(BadFileError, match=r"classes.*must be text in UTF-8"):
+        config_from_json(PriorHeader, json.dumps(tree), "x")
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "1" * 19, "-1", "\u00b2"])
+def test_a_class_that_is_none(name: str) -> None:
+    """Python makes no number of thousands of digits; and a thousand classes are not all listed."""
+    with pytest.raises(ConfigError, match=r"no such class; the classes are: 0 c0, .*, 49 c49 and 950 more$") as caught:
+        label_of(name, tuple(f"c{label}" for label in range(1000)))
+    assert len(str(caught.value)) < 2000
+    assert label_of("999", tuple(f"c{label}" for label in range(1000))) == 999
+
+
+def test_fault_28_a_header_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 28: a stranger's weights say which data they were trained on; nobody has asked to have these put into a
+    folder of the stranger's choice."""
+    monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", lambda _: (tmp_path / "MNIST").mkdir())
+    data = data_config({"kind": "mnist", "root": str(tmp_path), "download": True}, "x")
+    with pytest.raises(ConfigError, match="does not hold it"):
+        build_images(data, "validation")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_fault_31_a_header_enlarges_nothing_without_end() -> None:
+    """Fault 31: a picture's side, of which resizing would fill any memory, has a bound as all that is built has."""
+    with pytest.raises(BadFileError, match="resize_to"):
+        data_config({"kind": "folder", "root": "x", "resize_to": 10**9}, "x")
+
+
+def test_fault_03_a_signal_while_yaml_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 3: SIGTERM raises wherever the program is; nobody may take it for an error of the file."""
+
+    def struck(*_: object) -> None:
+        raise InterruptionError("asked to stop")
+
+    monkeypatch.setattr("yaml.constructor.SafeConstructor.construct_document", struck)
+    with pytest.raises(InterruptionError, match="asked to stop"):
+        parse_yaml(b"a: 1")
+
+
+def test_fault_52_left_out_names_of_any_bytes(tmp_path: Path) -> None:
+    """Fault 52: a picture's name that is no UTF-8 can be said on a terminal that is strict about it."""
+    write_tokenizer(tmp_path)
+    write_image_folder(tmp_path / "photos", ("cat",), per_class=2)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos/caf\xe9.png")).write_bytes(b"")
+    words = ("--tokenizer", tmp_path, "--out", tmp_path / "out", tmp_path / "photos")
+    ended = run(names_of("sampling/reconstruct.py")["main"], *words)
+    assert ended.code == 3
+    assert "caf\\udce9.png: the file is empty" in ended.out
+    ended.out.encode()
 
 
 ODD = ["a b", "\u00fc\u4e2d\U0001f600", "line\nbreak", "-x 'y\" $z"]

@@ -5,6 +5,8 @@ import os
 import resource
 import shutil
 import signal
+import struct
+import zlib
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -22,10 +24,10 @@ from torch import Tensor
 from sampling import complete as completing
 from sampling import generate as generating
 from sampling.choose import ChooseConfig, choose
-from sampling.picture_files import is_whole, save_png
+from sampling.picture_files import is_whole, read_png, save_png
 from sampling.sampler import Sampler
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
-from stage1_tokenizer.errors import DivergedError
+from stage1_tokenizer.errors import BadFileError, DivergedError
 from stage1_tokenizer.lock import lock_folder, unlock_folders
 from stage2_prior.generation import generate, sample_finite
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
@@ -201,6 +203,35 @@ def test_fault_44_the_disk_is_full_in_the_middle_of_a_picture(
     assert content(tmp_path) == wanted[GENERATE]
 
 
+def test_fault_14_a_command_that_was_faster(
+    prior: Path, half: Path, wanted: dict[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 14: the folder is looked at again once it is locked, for another command may have finished in it between:
+    what that one has made is not written over, be the folder named or the newest numbered one."""
+    words = ("--prior", prior, *COUNTS[GENERATE])
+    numbered = prior / "generated" / "001"
+    numbered.parent.mkdir()
+    shutil.copytree(half, numbered)
+
+    def finish_and_lock(folder: Path) -> None:
+        if folder in (half, numbered) and not (folder / "samples.npz").exists():
+            shutil.rmtree(folder)
+            shutil.copytree(whole, folder)
+        lock_folder(folder)
+
+    whole = half.with_name("whole")
+    assert again(GENERATE, prior, whole, *COUNTS[GENERATE]).code == 0
+    monkeypatch.setattr("sampling.output.lock_folder", finish_and_lock)
+    try:
+        ended = run(generating.main, *words, "--out", half)
+        assert (ended.code, "is not empty" in ended.err) == (2, True)
+        assert run(generating.main, *words).code == 0
+        assert content(half) == content(numbered) == content(prior / "generated" / "002") == wanted[GENERATE]
+        assert not (prior / "generated" / "003").exists()
+    finally:
+        shutil.rmtree(prior / "generated")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_fault_44_one_of_two_processes_is_killed(prior: Path, tmp_path: Path, rank: int) -> None:
     """Fault 44: what is missing then is shared anew, by one process or by two, and all of it is made once."""
@@ -323,6 +354,17 @@ def test_fault_44_no_damage_to_a_picture_goes_unseen(tmp_path: Path) -> None:
         assert not is_whole(tmp_path / "cut.png", (5, 4, 3)), place
 
 
+def test_fault_25_a_bomb_in_the_place_of_a_picture(tmp_path: Path) -> None:
+    """Fault 25: what promises more pixels than memory is no picture of ours, and no error of Pillow's either."""
+    save_png(tmp_path / "a.png", np.zeros((5, 4, 3), np.uint8))
+    data = (tmp_path / "a.png").read_bytes()
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+    assert not is_whole(tmp_path / "a.png", (5, 4, 3))
+    with pytest.raises(BadFileError, match=r"a\.png: cannot be read again"):
+        read_png(tmp_path / "a.png")
+
+
 def test_fault_44_the_newest_numbered_folder_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 44: without --out the same command finds its own unfinished folder, and others begin new ones."""
     run_folder = write_prior(tmp_path / "run").path.parent
@@ -376,6 +418,14 @@ def test_fault_43_no_picture_is_no_number(prior: Path, tmp_path: Path, script: s
     ended = again(script, prior, tmp_path / "out", "-n", 0)
     assert ended.code == 2
     assert "n: " in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fault_43_more_pictures_than_anybody_makes(prior: Path, tmp_path: Path) -> None:
+    """Fault 43: the names of 10^12 pictures alone would take all memory, before the first of them."""
+    ended = again(GENERATE, prior, tmp_path / "out", "-n", 10**12)
+    assert ended.code == 2
+    assert "less than or equal to 10000000" in ended.err
     assert not (tmp_path / "out").exists()
 
 

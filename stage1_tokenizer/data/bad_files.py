@@ -4,9 +4,13 @@ A bad picture keeps its place in the data set, and the next readable one stands 
 stays a function of (seed, epoch, index): no process has to know what another one has found.
 """
 
+import fcntl
 import os
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from stage1_tokenizer.errors import BadFileError
 
@@ -39,6 +43,14 @@ class BadFiles:
         self._errors: dict[int, PictureError] = {}  # by place in the split
         self._listed: set[bytes] = set()
         self._read = 0  # bytes of the list that `_listed` knows
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock, which belongs to this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __contains__(self, place: int) -> bool:
         return place in self._errors
@@ -49,19 +61,22 @@ class BadFiles:
         Raises:
             BadFileError: these are more than the share that is tolerated, or all there are.
         """
-        if self._errors.setdefault(place, error) is not error:
-            return
-        found = len(self._errors)
-        if found <= PRINTED:
-            more = "; further ones are not printed" if found == PRINTED else ""
-            print(f"warning: {one_line(str(error))}; the next picture stands in for it{more}", file=sys.stderr)
-        self._append(error)
+        with self._lock:
+            if place in self._errors:
+                return
+            self._errors[place] = error
+            found = len(self._errors)
+            if found <= PRINTED:
+                more = "; further ones are not printed" if found == PRINTED else ""
+                print(f"warning: {one_line(str(error))}; the next picture stands in for it{more}", file=sys.stderr)
+            self._append(error)
         if found / self._n > self._share or found == self._n:
             raise self.verdict()
 
     def verdict(self) -> BadFileError:
         """The error that ends a run because of these."""
-        errors = list(self._errors.values())
+        with self._lock:
+            errors = list(self._errors.values())
         lines = [f"  {one_line(str(error))}" for error in errors[:QUOTED]]
         lines += [f"  and {len(errors) - QUOTED:,} more"] if len(errors) > QUOTED else []
         return BadFileError(
@@ -92,6 +107,8 @@ class BadFiles:
             # Opened to append and written in one call, so lines of several processes do not mix.
             file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:
+                with suppress(OSError):  # a file system without locks; a line is then twice in the list, at worst
+                    fcntl.lockf(file, fcntl.LOCK_EX)
                 torn = self._read_list(file)
                 if name not in self._listed:
                     os.write(file, b"\n" + line if torn else line)

@@ -6,6 +6,7 @@ limits stay on beneath ours: on frames larger than their header says, and on com
 
 import errno
 import os
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,22 @@ LARGEST = 64_000_000
 """Pixels. A file whose header promises more is refused before it is decoded: a few kB can unpack to gigabytes."""
 LARGEST_FILE = 10 * LARGEST
 """Bytes: eight for a pixel of four channels and 16 bits, and room for the rest. Some decoders read a file whole."""
+OF_THE_FILE = frozenset(
+    {
+        None,  # Pillow's own, of bad data
+        errno.EINVAL,  # bad data may have a decoder seek anywhere
+        errno.EOVERFLOW,
+        errno.ENOENT,
+        errno.ELOOP,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENXIO,
+    }
+)
+"""What the system says of a file that cannot be read. All else is the machine's: a disk, a network, its memory."""
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -50,12 +67,29 @@ def decode(path: Path, channels: int) -> Picture:
 
     Raises:
         PictureError: not an image of a known format, damaged, too large, or of numbers without a known white.
-        StorageError: too many files are open, or the machine's memory is spent.
+        StorageError: the disk or the network it lies on fails, twice; too many files are open; the memory is spent.
     """
     try:
+        return _decode(path, channels)
+    except OSError:  # of the machine: a network may have been away for a moment
+        pass
+    try:
+        return _decode(path, channels)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be read ({error.strerror}), which is a fault of the machine and not of the picture"
+        ) from None
+
+
+def _decode(path: Path, channels: int) -> Picture:
+    """Raises OSError too, where the machine is at fault."""
+    try:
         # Opened here: of a path Pillow maps some formats into memory, and a file cut off meanwhile ends the process.
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
+                raise PictureError(path, "is not a regular file")
             if size == 0:
                 raise PictureError(path, "the file is empty")
             if size > LARGEST_FILE:
@@ -75,12 +109,19 @@ def decode(path: Path, channels: int) -> Picture:
             return pixels.reshape(*pixels.shape[:2], channels)
     except UserError:  # ours, or a signal's
         raise
+    except MemoryError:  # what a header can promise is bounded, so this is not of the file
+        raise StorageError(f"{path}: cannot be decoded, since the machine's memory is spent") from None
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise StorageError(f"{path}: cannot be opened ({error.strerror})") from None
-        raise PictureError(path, _reason(error)) from None
+        if error.errno in OF_THE_FILE:
+            raise PictureError(path, _reason(error)) from None
+        raise
     except Exception as error:  # a decoder that stumbles over a bad file may raise anything
         raise PictureError(path, _reason(error)) from None
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """Opens a file; a pipe too, without waiting for somebody to write into it."""
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def _reason(error: Exception) -> str:

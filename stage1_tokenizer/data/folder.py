@@ -1,14 +1,15 @@
 """A folder of images: one sub-folder per class, or all in one without classes."""
 
 import hashlib
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from stage1_tokenizer.data.bad_files import PictureError
+from stage1_tokenizer.data.bad_files import QUOTED, PictureError, one_line
 from stage1_tokenizer.data.decode import EXTENSIONS, decode
-from stage1_tokenizer.data.listing import Links, image_files
+from stage1_tokenizer.data.listing import NO_FILES, Links, image_files
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
 from stage1_tokenizer.errors import ConfigError
 
@@ -28,8 +29,8 @@ class FolderConfig(SizedConfig):
     next picture stands in for it. Above this share the run stops, for then the data set is not what it seems."""
     links: Links = "inside"
     """Where a file that is a symbolic link may lead. With `inside`, one that leads out of the folder counts as
-    unreadable: a folder from elsewhere could otherwise show a run, and what it publishes, any file of this machine.
-    Links to folders are never followed."""
+    unreadable: a folder from elsewhere could otherwise show a run, and what it publishes, any file of this machine. So
+    does a link to a folder that is not in this one; with `anywhere` it is followed, each folder once."""
 
     @property
     def tolerated(self) -> float:
@@ -41,8 +42,8 @@ class FolderImages:
     """One split of a folder, in the order of the relative paths. Reading a bad file raises PictureError."""
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
-        """Raises ConfigError where there is no such folder, or no image in it, and BadFileError where a folder in it
-        cannot be listed."""
+        """Raises ConfigError where there is no such folder, no image in it, or a class whose name is not UTF-8, and
+        BadFileError where a folder in it cannot be listed."""
         root = Path(config.root)
         if not root.is_dir():
             advice = "; it is a file, and an archive is not unpacked" if root.exists() else ""
@@ -52,10 +53,20 @@ class FolderImages:
         names = list(files)
         if not names:
             raise ConfigError(f"data.root {root}: holds no images (looked for {', '.join(sorted(EXTENSIONS))})")
-        held = [name for name in names if name not in self._refused]
+        if len(self._refused) == len(names):
+            shown = "".join(f"\n  {one_line(f'{name}: {reason}')}" for name, reason in islice(files.items(), QUOTED))
+            raise ConfigError(f"data.root {root}: holds no images that can be read, but{shown}")
+        # A file that is refused counts: a class whose files are all links would be gone, and the labels others.
+        held = [name for name in names if not self._refused.get(name, "").startswith(NO_FILES)]
         tops = sorted({name.split("/", 1)[0] for name in held if "/" in name})
         # One sub-folder, or images beside the sub-folders, is a tree without classes.
         self.classes = tuple(tops) if len(tops) > 1 and all("/" in name for name in held) else ()
+        for name in self.classes:
+            if any("\ud800" <= letter <= "\udfff" for letter in name):  # what Python makes of bytes that are no UTF-8
+                raise ConfigError(
+                    f"data.root {root}: the name of the folder {one_line(name)} is not UTF-8, and names of classes "
+                    "have to be, since a prior keeps them; rename it"
+                )
         self._labels = {name: index for index, name in enumerate(self.classes)}
         in_validation = {name: _unit_hash(name) < config.validation_share for name in names}
         self._names = [name for name in names if in_validation[name] == (split == "validation")]

@@ -100,6 +100,7 @@ def _start_workers(batches: _Batches, steps: range, workers: int) -> Iterator[Ba
         batch_size=None,
         sampler=steps,
         num_workers=workers,
+        multiprocessing_context="fork",  # shares the pictures; else each worker would be sent a copy of all of them
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_leave_signals_to_parent,
     )

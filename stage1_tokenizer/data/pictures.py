@@ -9,6 +9,7 @@ batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on t
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,7 +20,7 @@ from PIL import Image
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
-from stage1_tokenizer.config import Config, Size
+from stage1_tokenizer.config import Config, Side, Size
 from stage1_tokenizer.data.bad_files import BadFiles, PictureError
 from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.errors import ConfigError
@@ -28,6 +29,8 @@ from stage1_tokenizer.seeds import uniforms
 Picture = NDArray[np.uint8]
 Split = Literal["train", "validation"]
 
+AT_ONCE = 256
+"""Pictures that are handed to the threads together."""
 LONGEST = 16
 """Of a picture that is longer than this many times its width, only the middle is used: scaled up whole to cover the
 image size, a line of pixels would fill any memory."""
@@ -69,7 +72,7 @@ class SizedConfig(Config):
     """Processes that prepare batches beside the training; of use where the pictures are not cached. Pictures that are
     kept on a GPU need none."""
 
-    resize_to: int | None = None
+    resize_to: Side | None = None
     """Scale a picture's short side to this many pixels before cropping. By default it just covers the image size."""
     random_crop: bool = False
     """Crop a training picture at a random place instead of the centre."""
@@ -186,7 +189,9 @@ def _read_all(
     labels = np.empty(len(images), dtype=np.int64)
     together = np.empty((len(images), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
     with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
-        read = threads.map(images.__getitem__, range(len(images)))
+        # A part at a time: what the threads are handed takes memory too.
+        parts = (range(start, min(start + AT_ONCE, len(images))) for start in range(0, len(images), AT_ONCE))
+        read = chain.from_iterable(threads.map(images.__getitem__, part) for part in parts)
         for index, (picture, label) in enumerate(read):
             if picture.shape != together.shape[1:]:
                 return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
