@@ -49,6 +49,9 @@ def lock_folder(folder: Path) -> None:
     except OSError:
         file.close()
         return  # a file system without locks; better to work there than not
+    if not _is_at(path, file):  # who had it has just taken it away
+        file.close()
+        return lock_folder(folder)
     _held[path] = file
     with suppress(OSError):  # the lock holds, even where there is no space to say who holds it
         file.truncate(0)
@@ -56,10 +59,24 @@ def lock_folder(folder: Path) -> None:
         file.flush()
 
 
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is the one of this path, and not one that was there before."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
 def unlock_folders() -> None:
-    """Give back what this process holds, at a command's end: a notebook may call the next one."""
+    """Give back what this process holds, at a command's end: a notebook may call the next one. A folder that holds
+    nothing else, since the command was refused, goes too."""
     while _held:
-        _held.popitem()[1].close()
+        path, file = _held.popitem()
+        with suppress(OSError):
+            if [each.name for each in path.parent.iterdir()] == [LOCK_FILE]:
+                path.unlink()
+                path.parent.rmdir()
+        file.close()
 
 
 def holder_of(folder: Path) -> str | None:

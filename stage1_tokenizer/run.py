@@ -212,7 +212,6 @@ class Run:
             raise ConfigError(f"--out {self.folder!s:.200}: {error.strerror}") from None
         lock_folder(self.folder)
         self._check_folder()
-        (self.folder / "samples").mkdir(exist_ok=True)
         for folder in (self.folder, *(self.folder / name for name in ("state", "samples", "tokens"))):
             sweep(folder)
 

@@ -25,6 +25,7 @@ from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.data.resident import roomy
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
+from stage2_prior.prior import check_classes
 
 Provenance = dict[str, Any]
 
@@ -61,6 +62,7 @@ def load_or_extract(
     """The tokens of a split: from `folder` if they are there and were made from just this, else extracted into it."""
     check_fits(tokenizer, data)
     images = build_images(data, split)
+    check_classes(images.classes)
     provenance = _provenance(tokenizer, data, split, views, seed) | {"identity": images.identity}
     accelerator.wait_for_everyone()
     found = _read(folder, split, provenance, accelerator.print)

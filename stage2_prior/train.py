@@ -183,8 +183,11 @@ def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:
     Raises:
         BadFileError: the file has changed since it was loaded, as a training that goes on changes it.
     """
-    if not copy.exists():
-        write_file(copy, tokenizer.path.read_bytes())
+    if copy.exists() and copy.samefile(tokenizer.path):
+        return
+    data = tokenizer.path.read_bytes()
+    if not copy.exists() or copy.read_bytes() != data:
+        write_file(copy, data)
     if LoadedTokenizer.load(copy).fingerprint != tokenizer.fingerprint:
         copy.unlink()
         raise BadFileError(f"{tokenizer.path}: has changed since it was loaded; is it still in training? Start again")
