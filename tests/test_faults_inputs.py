@@ -347,8 +347,8 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "locale", "code"),
-    [("a b\nc", ASCII, 0), ("a b\n\u00fc\u4e2d", {"LC_ALL": "C"}, 0), ("\u00fc", ASCII, 2)],
-    ids=["ascii", "c", "not ascii"],
+    [("a b\n\u00fc\u4e2d", {"LC_ALL": "C"}, 0), ("\u00fc", ASCII, 2)],
+    ids=["c", "not ascii"],
 )
 def test_fault_52_a_run_in_the_locale_c(name: str, locale: dict[str, str], code: int, tmp_path: Path) -> None:
     """Fault 52: Python reads names as UTF-8 in the locale C too. Where it was told not to, what is not ASCII is refused

@@ -503,7 +503,7 @@ def killed_at_random(names: Names, rank: int, seed: int) -> None:
 
 @pytest.mark.slow
 def test_fault_55_soak(tmp_path: Path) -> None:
-    """Fault 55: killed again and again at random points, at least eight times, the run ends bit-equal to one that was
+    """Fault 55: killed again and again at random points, at least five times, the run ends bit-equal to one that was
     not, and its folder never holds more than the states it keeps. (`make soak` does it hundreds of times, to both
     trainers and the sampler, on one process and on two.)"""
     options = {**OPTIONS, "steps": 16, "save_every": 2, "keep": 2}
@@ -512,7 +512,7 @@ def test_fault_55_soak(tmp_path: Path) -> None:
     while True:
         number += 1
         # Later attempts are left alone, so that the test ends.
-        change = partial(killed_at_random, seed=number) if kills < 8 else None
+        change = partial(killed_at_random, seed=number) if kills < 5 else None
         try:
             ((code, err),) = run_processes(1, trained, tmp_path / "ours", options, *([change] if change else []))
         except RankFailedError:
@@ -521,11 +521,11 @@ def test_fault_55_soak(tmp_path: Path) -> None:
             assert len(list((tmp_path / "ours/state").iterdir())) <= 4
             continue
         assert code == 0, err
-        if kills >= 8 or change is None:
+        if kills >= 5 or change is None:
             break
         shutil.rmtree(tmp_path / "ours/state")  # it came through before it was killed often enough: once more
         (tmp_path / "ours/tokenizer.safetensors").unlink()
-    assert kills >= 8
+    assert kills >= 5
     assert checksums(tmp_path / "ours", 16) == checksums(tmp_path / "whole", 16)
     weights = [(tmp_path / name / "tokenizer.safetensors").read_bytes() for name in ("ours", "whole")]
     assert hashlib.sha256(weights[0]).digest() == hashlib.sha256(weights[1]).digest()
