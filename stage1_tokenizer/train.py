@@ -189,7 +189,7 @@ def main() -> None:
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W)
         micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)
         reconstructions, codes_of, parts_of, critic_parts = [], [], [], []
-        if not learned:
+        if not learned:  # the first step, or those before it were left out
             with torch.no_grad(), accelerator.autocast():
                 latents = torch.cat([tokenizer.encoder(x) for x in micro_batches])
                 bottleneck.start(latents.nan_to_num(posinf=0.0, neginf=0.0))  # the guard will say where they come from
