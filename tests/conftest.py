@@ -1,13 +1,28 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+# Flushing to disk is for power cuts, which no test makes, and takes a third of the suite's time. (That it is done, and
+# before the rename, tests/test_checkpoint.py looks at.)
+os.fsync = lambda _: None
+
 # Two threads of a busy machine wait for each other a hundred times longer than these tests' tensors take to compute.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not go through all that was imported, again and again."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At the end it must, or extension modules complain that something of theirs is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

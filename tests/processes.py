@@ -7,6 +7,7 @@ Forking pytest itself would copy the state of its OpenMP threads, of autograd an
 """
 
 import ctypes
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -26,7 +27,9 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["tests.processes", "stage1_tokenizer.run", "stage1_tokenizer.perceptual", "stage1_tokenizer.tokenizer"]
+    # Whatever a rank imports anew costs it that time again: a second for x-transformers, a tenth for pytest.
+    ["tests.faults", "tests.artefacts", "stage2_prior.tokens", "sampling.output", "stage1_tokenizer.perceptual"]
+    + [f"stage1_tokenizer.{name}" for name in ("alarms", "averages", "compiling", "discriminator", "validation")]
 )
 _PR_SET_PDEATHSIG = 1
 
@@ -100,6 +103,8 @@ def _rank(
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(settings["port"]))
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported before stays; to look at all of it would take a third of a second
+    os.fsync = lambda _: None  # as in tests/conftest.py
     try:
         group = InitProcessGroupKwargs(timeout=timedelta(seconds=settings["timeout"]))
         accelerator = Accelerator(cpu=True, kwargs_handlers=[group])
