@@ -9,7 +9,7 @@ import torch
 
 # Flushing to disk is for power cuts, which no test makes, and takes a third of the suite's time. (That it is done, and
 # before the rename, tests/test_checkpoint.py looks at.)
-os.fsync = lambda _: None
+os.fsync = lambda fd: None
 
 # Two threads of a busy machine wait for each other a hundred times longer than these tests' tensors take to compute.
 torch.set_num_threads(1)

@@ -104,7 +104,7 @@ def _rank(
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(settings["port"]))
     torch.set_num_threads(1)
     gc.freeze()  # what was imported before stays; to look at all of it would take a third of a second
-    os.fsync = lambda _: None  # as in tests/conftest.py
+    os.fsync = lambda fd: None  # as in tests/conftest.py
     try:
         group = InitProcessGroupKwargs(timeout=timedelta(seconds=settings["timeout"]))
         accelerator = Accelerator(cpu=True, kwargs_handlers=[group])
