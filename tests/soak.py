@@ -174,10 +174,12 @@ def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random,
                 raise SoakError(f"{job.name} was to end by {end}: {error}") from None
             counts[NAMES[end]] += 1
         else:
-            if {code for code, _ in answers} == {0}:
-                break
+            codes = {code for code, _ in answers}
             wanted = InterruptionError.exit_code if end == "SIGTERM" else StorageError.exit_code
-            if end == "kill" or {code for code, _ in answers} != {wanted}:
+            # A sampler's process that has made its part may be told to stop while the other one finishes the whole.
+            if codes == {0} or (job.result is of_sampling and codes == {0, wanted}):
+                break
+            if end == "kill" or codes != {wanted}:
                 raise SoakError(f"{job.name} was ended by {end}, and said {answers}")
             counts[NAMES[end]] += 1
         kept = states(out / "state")
