@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.errors import DivergedError, StorageError
+from stage1_tokenizer.state import states
 
 SMALLEST_SCALE = 2.0**-14
 """float16's least normal number. A gradient that overflows although the loss was multiplied by less than this is no
@@ -220,8 +221,8 @@ class FiniteGuard:
         )
 
     def _last_words(self, what: str, in_a_row: int) -> str:
-        states = sorted(state.name for state in (self._folder / "state").glob("step-*"))
-        intact = f"what was saved before is intact ({', '.join(states[-3:])})" if states else "no state was saved yet"
+        saved = [state.name for state in reversed(states(self._folder / "state")[:3])]
+        intact = f"what was saved before is intact ({', '.join(saved)})" if saved else "no state was saved yet"
         reduced = self._accelerator.mixed_precision != "no"
         precision = " or float32 (ACCELERATE_MIXED_PRECISION=no)" if reduced else ""
         times = f"It is step number {in_a_row} in a row. " if in_a_row > 1 else ""

@@ -1,4 +1,4 @@
-"""FAULTS 2, 8 to 14, 49, 50, 53: what is on disk is killed in the making, damaged, full, held by another, or old."""
+"""Faults 2, 8 to 14, 49, 50, 53: what is on disk is killed in the making, damaged, full, held by another, or old."""
 
 import errno
 import json
@@ -197,8 +197,7 @@ def test_fault_09_one_flipped_byte_in_the_weights(tmp_path: Path) -> None:
         with pytest.raises(BadFileError, match=r"tokenizer\.safetensors"):
             read_weights(path, "tokenizer")
     path.write_bytes(data)
-    ended = run(names_of("stage2_prior/train.py")["main"], "--tokenizer", tmp_path, "--out", tmp_path / "no", "-h")
-    assert ended.code == 0
+    assert read_weights(path, "tokenizer")[1]["step"] == "7", "and as it was, it is read"
 
 
 def test_fault_09_a_flipped_byte_ends_a_command(tmp_path: Path) -> None:

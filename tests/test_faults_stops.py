@@ -1,4 +1,4 @@
-"""FAULTS 1 to 7: a training that is killed, told to stop, or loses one of its processes."""
+"""Faults 1 to 7: a training that is killed, told to stop, or loses one of its processes."""
 
 import os
 import signal

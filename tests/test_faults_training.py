@@ -1,4 +1,4 @@
-"""FAULTS 15 to 17, 32, 36 to 40, 47, 48, 51, 54 and 55: what happens to a training from inside, and on a resume."""
+"""Faults 15 to 17, 32, 36 to 40, 47, 48, 51, 54 and 55: what happens to a training from inside, and on a resume."""
 
 import hashlib
 import json
@@ -365,7 +365,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_fault_36_damaged_tokens(tmp_path: Path, damage: str) -> None:
-    """Fault 36: tokens are a cache, so where FAULTS would end with code 3 they are made anew, which loses nothing; what
+    """Fault 36: tokens are a cache, so instead of ending with code 3 they are made anew, which loses nothing; what
     was wrong is said, and no index ever wraps. (`python -m stage1_tokenizer.check` ends with code 3.)"""
     write_tokenizer(tmp_path / "stage1")
     say: list[str] = []

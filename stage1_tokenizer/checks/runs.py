@@ -13,6 +13,7 @@ from stage1_tokenizer.checks.states import check_states
 from stage1_tokenizer.checks.tokens import check_tokens, shards_in
 from stage1_tokenizer.checks.weights import PRIOR_FILE, check_pair, check_safetensors, tokenizer_of
 from stage1_tokenizer.config import Tree, read_saved_yaml
+from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.lock import holder_of
 from stage1_tokenizer.state import states
@@ -20,7 +21,6 @@ from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 
 CONFIG = "config.yaml"
 TOKENS = "tokens"
-BAD_FILES = "bad_files.txt"
 NEEDED = ("seed", "steps", "batch_size", "optim")
 LAST = {"pictures", "samples"}
 """Keys of every training's configuration, and the last ones of stage one and two: a file that was cut off lacks it."""
