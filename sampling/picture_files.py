@@ -1,11 +1,9 @@
 """From codes or noise to files, and where files are: decoding in chunks of one size, the PNGs, the grid."""
 
-import os
 import struct
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import storage_error
+from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import EXTENSIONS, decode
 from stage1_tokenizer.data.listing import FOLDER, image_files
@@ -66,15 +64,7 @@ def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
     """
     encoded = BytesIO()
     Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(encoded, format="PNG")
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        temporary.write_bytes(encoded.getbuffer())
-        temporary.replace(path)
-    except OSError as error:
-        raise storage_error(path, error, encoded.tell()) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_file(path, encoded.getbuffer(), flush=False)
 
 
 def read_png(path: Path) -> NDArray[np.uint8]:

@@ -32,8 +32,10 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk, a quota or a process's own limit is used up."""
 
 
-def write_file(path: Path, *data: bytes | memoryview) -> None:
+def write_file(path: Path, *data: bytes | memoryview, flush: bool = True) -> None:
     """Write a file, these parts one after the other, whole or not at all.
+
+    flush: to disk, so that it outlives a power cut; for one of very many files that takes too long.
 
     Raises:
         StorageError: no space, or no permission; a former file of this name is untouched.
@@ -43,10 +45,12 @@ def write_file(path: Path, *data: bytes | memoryview) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.writelines(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if flush:
+            sync_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error, sum(map(len, data))) from None
     finally:  # after an interruption too

@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md: each of its 55 faults has a test that carries its number, and a line leads to it."""
+"""The table of docs/reliability.md: each of its 55 faults has a test with its number, and a line leads to it."""
 
 import re
 from pathlib import Path
