@@ -58,8 +58,8 @@ format: install ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 lock: ## bring both locks up to pyproject.toml (needs uv; ARGS=--upgrade takes the newest versions)
-	$(COMPILE) --extra dev --output-file requirements.lock $(ARGS)
-	$(COMPILE) --extra dev --extra bench --constraint requirements.lock --output-file benchmarks/requirements.lock
+	$(COMPILE) --extra dev --extra app --output-file requirements.lock $(ARGS)
+	$(COMPILE) --extra dev --extra app --extra bench --constraint requirements.lock --output-file benchmarks/requirements.lock
 
 clean: ## remove caches and build artefacts; .venv and runs/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
