@@ -7,27 +7,17 @@ Image i depends on (seed, i) alone: not on the number of images, the batch size 
 that was interrupted, given again, makes only the pictures that are missing.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from io import BytesIO
-
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
-from tqdm import tqdm
 
+from sampling.making import GRID, PriorSource, Source, assemble, file_name, make_missing
 from sampling.noise import NoiseSource
-from sampling.output import Output, close_output, open_output, settings_of
-from sampling.picture_files import Shape, grid_of, read_png, save_png
+from sampling.output import open_output, settings_of
 from sampling.sampler import Sampler, SamplingConfig
-from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.order import share
 from stage1_tokenizer.launch import start_accelerator
-from stage2_prior.prior import LoadedPrior
 
 MEANS_NOTHING = {
     "class_": "a tokenizer has no classes",
@@ -45,8 +35,6 @@ MEANS_NOTHING = {
 }
 """Options that are for a prior, and why a tokenizer alone cannot follow them. (Those that only go with one of these are
 refused without it.)"""
-
-GRID = "grid.png"
 
 
 class GenerateConfig(CommandConfig, SamplingConfig):
@@ -83,48 +71,16 @@ class GenerateConfig(CommandConfig, SamplingConfig):
         return self
 
 
-@dataclass(frozen=True)
-class PriorSource:
-    """A prior, and how it is sampled from. (NoiseSource is the same for a tokenizer alone.)"""
-
-    sampler: Sampler
-    config: GenerateConfig
-
-    unit = "code"
-
-    @property
-    def loaded(self) -> LoadedPrior:
-        return self.sampler.prior
-
-    @property
-    def picture_shape(self) -> Shape:
-        return self.sampler.picture_shape
-
-    @property
-    def units_per_picture(self) -> int:
-        return self.sampler.codes_per_picture * self.config.candidates
-
-    def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.sampler.labels(indices, self.config.class_)
-
-    def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object]) -> NDArray[np.uint8]:
-        return self.sampler.pictures(indices, self.labels(indices), self.config.seed, progress)
-
-    def settings(self) -> dict[str, object]:
-        """What settings.json adds to the configuration."""
-        return self.sampler.settings()
-
-
 def main() -> None:
     config = parse_command_line(GenerateConfig)
     accelerator = start_accelerator()
-    source: PriorSource | NoiseSource
+    source: Source
     if config.tokenizer is None:
-        source = PriorSource(Sampler.load(config.prior, config, accelerator.device), config)
+        source = PriorSource(Sampler.load(config.prior, config, accelerator.device), config.class_, config.seed)
         source.labels(np.arange(1))  # an unknown class is an error before anything is written
     else:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
-    names = {f"{index:06d}.png": source.picture_shape for index in range(config.n)}
+    names = {file_name(index): source.picture_shape for index in range(config.n)}
     settings = settings_of(config.tree(), source.settings())
     out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, names)
     named, where = one_line(str(source.loaded.path)), one_line(str(out.path))
@@ -132,38 +88,12 @@ def main() -> None:
         f"sampling {config.n} pictures from {named} (step {source.loaded.step}) in {config.precision} to {where}"
     )
 
-    began = time.monotonic()
-    mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
-    bar = tqdm(
-        total=len(mine) * source.units_per_picture,
-        unit=source.unit,
-        disable=None if accelerator.is_main_process else True,
-    )
-    for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
-        if not len(indices):
-            continue
-        pictures = source.sample(indices, bar.update)
-        for index, picture in zip(indices, pictures, strict=True):
-            save_png(out.path / f"{index:06d}.png", picture)
-        bar.set_postfix_str(f"{len(indices)} pictures decoded", refresh=False)
-    bar.close()
-    accelerator.wait_for_everyone()
+    seconds = make_missing(accelerator, source, out, config.batch_size)
     if accelerator.is_main_process:
         assemble(source.labels(np.arange(config.n)), names, out)
-        seconds = time.monotonic() - began
         made = len(out.missing)
         print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {where}/{GRID}")
     accelerator.end_training()
-
-
-def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output) -> None:
-    """Write the grid and the .npz of all the pictures, and say that they are finished."""
-    pictures = np.stack([read_png(out.path / name) for name in names])  # (n, H, W, C)
-    save_png(out.path / GRID, grid_of(pictures))
-    arrays = BytesIO()
-    np.savez_compressed(arrays, arr_0=pictures, labels=labels)
-    write_file(out.path / "samples.npz", arrays.getbuffer())
-    close_output(out, [*names, GRID])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""Many pictures of a prior, or of a tokenizer alone, into a folder: those that it lacks, shared by all processes."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sampling.noise import NoiseSource
+from sampling.output import Output, close_output
+from sampling.picture_files import Shape, grid_of, read_png, save_png
+from sampling.sampler import Sampler
+from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.data.order import share
+from stage2_prior.prior import LoadedPrior
+
+GRID = "grid.png"
+SAMPLES = "samples.npz"
+
+
+@dataclass(frozen=True)
+class PriorSource:
+    """A prior, and which pictures are drawn from it."""
+
+    sampler: Sampler
+    class_: str | None
+    """Name or number of the class of all pictures; None: the classes in turn."""
+    seed: int
+
+    unit = "code"
+
+    @property
+    def loaded(self) -> LoadedPrior:
+        return self.sampler.prior
+
+    @property
+    def picture_shape(self) -> Shape:
+        return self.sampler.picture_shape
+
+    @property
+    def units_per_picture(self) -> int:
+        return self.sampler.codes_per_picture * self.sampler.config.candidates
+
+    def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.sampler.labels(indices, self.class_)
+
+    def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object]) -> NDArray[np.uint8]:
+        return self.sampler.pictures(indices, self.labels(indices), self.seed, progress)
+
+    def settings(self) -> dict[str, object]:
+        """What settings.json adds to the configuration."""
+        return self.sampler.settings()
+
+
+Source = PriorSource | NoiseSource
+
+
+def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_size: int) -> float:
+    """Make the pictures that a folder lacks, each process its share, and wait for all. Returns the seconds it took."""
+    began = time.monotonic()
+    mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
+    bar = tqdm(
+        total=len(mine) * source.units_per_picture,
+        unit=source.unit,
+        disable=None if accelerator.is_main_process else True,
+    )
+    for indices in np.array_split(mine, max(1, -(-len(mine) // batch_size))):
+        if not len(indices):
+            continue
+        pictures = source.sample(indices, bar.update)
+        for index, picture in zip(indices, pictures, strict=True):
+            save_png(out.path / file_name(index), picture)
+        bar.set_postfix_str(f"{len(indices)} pictures decoded", refresh=False)
+    bar.close()
+    accelerator.wait_for_everyone()
+    return time.monotonic() - began
+
+
+def file_name(index: int) -> str:
+    """Of picture number `index`."""
+    return f"{index:06d}.png"
+
+
+def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output) -> None:
+    """Write the grid and the .npz of all the pictures, and say that they are finished."""
+    pictures = np.stack([read_png(out.path / name) for name in names])  # (n, H, W, C)
+    save_png(out.path / GRID, grid_of(pictures))
+    arrays = BytesIO()
+    np.savez_compressed(arrays, arr_0=pictures, labels=labels)
+    write_file(out.path / SAMPLES, arrays.getbuffer())
+    close_output(out, [*names, GRID])
