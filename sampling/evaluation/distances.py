@@ -1,0 +1,122 @@
+"""Distances between two sets of pictures, in features: torch-fidelity's, with the sizes and seeds spelled out.
+
+They are the FID, KID and inception score of the papers where the features are Inception's
+(`Extractor.is_inception`); of other features they have other values and must be called otherwise.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from sampling.evaluation.manifold import CHUNK, check_neighbours, density_coverage_of, subset
+from sampling.evaluation.moments import Moments
+
+
+class KernelDistance(NamedTuple):
+    """Mean and deviation of the squared MMD over random subsets."""
+
+    mean: float
+    std: float
+    subset_size: int
+    """What was asked for, or the smaller set's size where that is less."""
+
+
+class Score(NamedTuple):
+    """Mean and deviation over splits."""
+
+    mean: float
+    std: float
+
+
+class PrecisionRecall(NamedTuple):
+    """Share of the samples that lie within the reference, and of the reference that lies within the samples."""
+
+    precision: float
+    recall: float
+
+
+class DensityCoverage(NamedTuple):
+    """Mean number (over k) of reference balls that a sample lies in; share of them that hold a sample."""
+
+    density: float
+    coverage: float
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Frechet distance between two Gaussians of these moments (Heusel et al. 2017, equation 6): at least 0.
+
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), on the scale of the squared features. It falls with the
+    number of pictures, so only distances of equal counts can be compared. Singular covariances (N <= D) are fine.
+    """
+    statistics = [{"mu": moments.mean, "sigma": moments.covariance} for moments in (a, b)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+
+
+def kernel_distance(
+    f1: Tensor, f2: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> KernelDistance:
+    """Squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018): f1 (N, D), f2 (M, D).
+
+    Unbiased, so it is about 0, and may be below, for two sets of one distribution; its value does not depend on N.
+    In float64: the kernel's sums cancel.
+    """
+    size = min(subset_size, len(f1), len(f2))
+    found = kid_features_to_metric(
+        f1.double(), f2.double(), kid_subsets=subsets, kid_subset_size=size, rng_seed=_numpy_seed(seed), verbose=False
+    )
+    return KernelDistance(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD], size)
+
+
+def inception_score(logits: Tensor, splits: int = 10, seed: int = 0) -> Score:
+    """exp of the mean KL from a picture's classes to all pictures' (Salimans et al. 2016): logits (N, classes).
+
+    From 1 to the number of classes. The pictures are shuffled, then split; each split has its own score.
+
+    Raises:
+        ValueError: fewer pictures than splits.
+    """
+    if len(logits) < splits:
+        raise ValueError(f"{len(logits)} pictures cannot be split in {splits}")
+    found = isc_features_to_metric(logits, splits, shuffle=True, rng_seed=_numpy_seed(seed))
+    return Score(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
+
+
+def precision_recall(
+    samples: Tensor, reference: Tensor, k: int = 3, at_most: int = 10_000, seed: int = 0
+) -> PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al. 2019): features (N, D), (M, D), of each `at_most`, by the seed.
+
+    In float64, since torch.cdist takes |x|^2 + |y|^2 - 2 x.y: in float32 the distance of near duplicates is noise. And
+    by parts: three whole matrices of 10,000 x 10,000 would take 2.4 GB.
+
+    Raises:
+        ValueError: a set has no more than k pictures.
+    """
+    chosen = [subset(features, at_most, seed).double() for features in (samples, reference)]
+    for features in chosen:
+        check_neighbours(features, k)
+    found = prc_features_to_metric(*chosen, prc_neighborhood=k, prc_batch_size=CHUNK, save_cpu_ram=True, verbose=False)
+    return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL])
+
+
+def density_coverage(
+    samples: Tensor, reference: Tensor, k: int = 5, at_most: int = 10_000, seed: int = 0
+) -> DensityCoverage:
+    """Density and coverage (Naeem et al. 2020, equations 5 and 6): features (N, D), (M, D), of each `at_most`.
+
+    Expected for two sets of one distribution: density 1, coverage 1 - 2^-k where N = M is large (their section 3.3).
+    """
+    chosen = [subset(features, at_most, seed).double() for features in (samples, reference)]
+    density, coverage = density_coverage_of(*chosen, k)
+    return DensityCoverage(float(density.mean()), float(coverage.double().mean()))
+
+
+def _numpy_seed(seed: int) -> int:
+    """numpy's old generator, which torch-fidelity uses, takes 32 bits."""
+    return int(np.uint64(seed) % np.uint64(2**32))

@@ -1,0 +1,69 @@
+"""What a feature extractor is: uint8 pictures of any size -> features, the same for both sides of a comparison.
+
+How pictures are resized decides a Frechet distance as much as the model does (Parmar, Zhang and Zhu, "On Aliased
+Resizing and Surprising Subtleties in GAN Evaluation", 2022), so all kinds share one resize, and it happens once.
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+
+class Extracted(NamedTuple):
+    """What an extractor says of a batch."""
+
+    features: Tensor
+    """(B, D) float32: the last layer before the classes, pooled over positions."""
+    logits: Tensor | None
+    """(B, classes) float32, or None where the network has no classes."""
+
+
+class Extractor(nn.Module):
+    """A frozen network in float32. Subclasses say in `_extract` what comes after the resize."""
+
+    def __init__(self, name: str, dimension: int, size: tuple[int, int], sha256: str, is_inception: bool) -> None:
+        super().__init__()
+        self.name = name
+        self.dimension = dimension
+        """D."""
+        self.size = size
+        """(h, w) of the network's input."""
+        self.sha256 = sha256
+        """Of the file that the weights were read from."""
+        self.is_inception = is_inception
+        """Whether these are the weights of all published FIDs. Of no other features is anything called FID, KID or
+        inception score."""
+        self.resize = (
+            f"once, from the picture's own size to {size[0]}x{size[1]}, antialiased bicubic on eight bits, without a "
+            "crop; a picture of that size is left as it is"
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode, whatever its parent does."""
+        return super().train(False)
+
+    def forward(self, pictures: Tensor) -> Extracted:
+        """pictures (B, C, H, W) uint8 on any device, C 1 or 3. A picture's features do not depend on its batch.
+
+        Raises:
+            ValueError: pictures of another type or shape.
+        """
+        if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[1] not in (1, 3):
+            raise ValueError(f"pictures must be uint8 (B, 1 or 3, H, W), not {pictures.dtype} {tuple(pictures.shape)}")
+        device = next(self.parameters()).device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            x = self._resized(pictures.to(device).expand(-1, 3, -1, -1))
+            features, logits = self._extract(x)
+        return Extracted(features.float(), None if logits is None else logits.float())
+
+    def _resized(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, *size), uint8 both; equal sizes are not touched."""
+        resized: Tensor = resize(pictures, list(self.size), InterpolationMode.BICUBIC, antialias=True)
+        return resized
+
+    def _extract(self, pictures: Tensor) -> Extracted:
+        """(B, 3, *size) uint8 -> features and logits."""
+        raise NotImplementedError

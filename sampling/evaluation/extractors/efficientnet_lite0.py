@@ -1,0 +1,131 @@
+"""EfficientNet-Lite0: a small network trained on ImageNet, for Frechet distances where Inception's cannot be had.
+
+Tan and Le, "EfficientNet" (2019), in its edition for mobile processors (2020): no squeeze-and-excitation, ReLU6, stem
+and head of fixed width. As TensorFlow trained it, so with its "SAME" padding, which is not symmetric at stride 2.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sampling.evaluation.extractors.base import Extracted, Extractor
+from sampling.evaluation.extractors.weights import existing, fit, read_safetensors, sha256_of
+from stage1_tokenizer.config import Config
+
+BLOCKS = (
+    # kernel, stride, expansion, channels in, channels out, repeats
+    (3, 1, 1, 32, 16, 1),
+    (3, 2, 6, 16, 24, 2),
+    (5, 2, 6, 24, 40, 2),
+    (3, 2, 6, 40, 80, 3),
+    (5, 1, 6, 80, 112, 3),
+    (5, 2, 6, 112, 192, 4),
+    (3, 1, 6, 192, 320, 1),
+)
+HEAD = 1280
+CLASSES = 1000
+SIZE = 224
+AT_ONCE = 8
+CHOICES = "give EfficientNet-Lite0's weights as a safetensors file with the keys of EfficientNet-PyTorch"
+
+
+class EfficientNetLite0Config(Config):
+    """EfficientNet-Lite0's pooled features (1280); never called FID."""
+
+    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    weights: str
+    """A safetensors file with the key names of EfficientNet-PyTorch (`_conv_stem.weight`, ...), in any floating-point
+    format."""
+
+
+class EfficientNetLite0Extractor(Extractor):
+    """Features: after the last convolution, averaged over positions. Logits: ImageNet's 1000 classes."""
+
+    def __init__(self, config: EfficientNetLite0Config, key: str) -> None:
+        """Raises ConfigError or BadFileError: weights that are missing or do not fit."""
+        path = existing(Path(config.weights), f"{key}.weights", CHOICES)
+        super().__init__("EfficientNet-Lite0", HEAD, (SIZE, SIZE), sha256_of(path), is_inception=False)
+        with torch.device("meta"):
+            self.network = EfficientNetLite0()
+        fit(self.network, read_safetensors(path, f"{key}.weights"), f"{key}.weights {path}")
+        self.network.to(memory_format=torch.channels_last)
+
+    def _extract(self, pictures: Tensor) -> Extracted:
+        x = (pictures.float() - 127.0) / 128.0  # as it was trained
+        parts = [self.network(part) for part in x.contiguous(memory_format=torch.channels_last).split(self._at_once)]
+        return Extracted(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    @property
+    def _at_once(self) -> int:
+        """Pictures that go through the network together: on a CPU so few that a layer fits into its cache."""
+        return AT_ONCE if next(self.parameters()).device.type == "cpu" else 10**6
+
+
+class EfficientNetLite0(nn.Module):
+    """(B, 3, 224, 224) in [-1, 1] -> features (B, 1280), logits (B, 1000). Names of EfficientNet-PyTorch's weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = SameConv(3, 32, 3, 2)
+        self._bn0 = _norm(32)
+        blocks: list[nn.Module] = []
+        for kernel, stride, expansion, into, out, repeats in BLOCKS:
+            blocks.append(_Block(kernel, stride, expansion, into, out))
+            blocks += [_Block(kernel, 1, expansion, out, out) for _ in range(repeats - 1)]
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = SameConv(BLOCKS[-1][4], HEAD, 1, 1)
+        self._bn1 = _norm(HEAD)
+        self._fc = nn.Linear(HEAD, CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu6(self._bn0(self._conv_stem(x)))
+        for block in self._blocks:
+            x = block(x)
+        x = F.relu6(self._bn1(self._conv_head(x)))  # (B, 1280, 7, 7)
+        features = x.mean(dim=(2, 3))
+        return features, self._fc(features)
+
+
+class SameConv(nn.Conv2d):
+    """A convolution with TensorFlow's padding "SAME": n positions become ceil(n / stride), and what must be added for
+    that is added half before and half after, the odd one after."""
+
+    def __init__(self, into: int, out: int, kernel: int, stride: int, groups: int = 1) -> None:
+        super().__init__(into, out, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+        if height % 2 or width % 2:
+            x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+            height = width = 0
+        return F.conv2d(x, self.weight, None, stride, (height // 2, width // 2), 1, self.groups)
+
+
+class _Block(nn.Module):
+    """An inverted residual: expand, depthwise convolution, project (Sandler et al., MobileNetV2, 2018)."""
+
+    def __init__(self, kernel: int, stride: int, expansion: int, into: int, out: int) -> None:
+        super().__init__()
+        wide = into * expansion
+        if expansion > 1:
+            self._expand_conv = SameConv(into, wide, 1, 1)
+            self._bn0 = _norm(wide)
+        self._depthwise_conv = SameConv(wide, wide, kernel, stride, groups=wide)
+        self._bn1 = _norm(wide)
+        self._project_conv = SameConv(wide, out, 1, 1)
+        self._bn2 = _norm(out)
+        self._expands, self._adds = expansion > 1, stride == 1 and into == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self._expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self._adds else y
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
