@@ -11,9 +11,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """Of `count` feature vectors."""
+    """Of `count` feature vectors; None where a file does not say of how many."""
 
-    count: int
+    count: int | None
     mean: Array
     """(D,)"""
     covariance: Array
