@@ -164,25 +164,25 @@ def test_same_padding_is_tensorflows(kernel: int, stride: int, n: int) -> None:
 
 
 def test_real_weights_classify(real_data: Path) -> None:
-    """matplotlib's portrait of Grace Hopper is a military uniform (652), and daisies are daisies (985) far more often
-    than tulips are."""
+    """matplotlib's portrait of Grace Hopper is a military uniform (652), and daisies are daisies (985) more often than
+    tulips are, though 128 pixels are few."""
     weights = real_data / "weights" / "efficientnet_lite0_fp16.safetensors"
     extractor = build_extractor(EfficientNetLite0Config(weights=str(weights)), "cpu")
     portrait = Image.open(Path(mpl.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
     shares = {}
-    assert _classes(extractor, [portrait])[0, 0] == 652
+    assert _classes(extractor, [portrait]) == 652
     for flower in ("daisy", "tulip"):
         found = sorted((real_data / "flowers" / flower).iterdir())[:20]
-        shares[flower] = (_classes(extractor, [Image.open(path).convert("RGB") for path in found]) == 985).any(dim=1)
-    assert shares["daisy"].float().mean() > shares["tulip"].float().mean() + 0.3
+        shares[flower] = _classes(extractor, [Image.open(path).convert("RGB") for path in found]) == 985
+    assert shares["daisy"].float().mean() > shares["tulip"].float().mean() + 0.2
 
 
 def _classes(extractor: Extractor, images: list[Image.Image]) -> Tensor:
-    """The five likeliest of each."""
+    """The likeliest of each."""
     x = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     logits = extractor(x).logits
     assert logits is not None
-    return logits.topk(5).indices
+    return logits.argmax(dim=1)
 
 
 def test_files_that_do_not_fit_are_refused(files: dict[str, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Features collected batch by batch: moments of all, a fair choice of them kept, the same on any number of processes."""
+"""Features collected batch by batch: moments of all, a fair choice kept, the same on any number of processes."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_what_is_kept_depends_on_index_and_seed_alone() -> None:
 
 
 def test_the_choice_is_fair_to_all_places() -> None:
-    """A data set sorted by class keeps some of each: of 1000 pictures, a tenth of every tenth, within four deviations."""
+    """A data set sorted by class keeps some of each: a tenth of each tenth, within four deviations."""
     features = Features(1, keep=100)
     for part in torch.arange(1000.0)[:, None].split(50):
         features.add(Extracted(part, None))

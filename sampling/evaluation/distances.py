@@ -7,7 +7,6 @@ They are the FID, KID and inception score of the papers where the features are I
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
@@ -90,7 +89,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = 0) -> Score:
 def precision_recall(
     samples: Tensor, reference: Tensor, k: int = 3, at_most: int = 10_000, seed: int = 0
 ) -> PrecisionRecall:
-    """Improved precision and recall (Kynkaanniemi et al. 2019): features (N, D), (M, D), of each `at_most`, by the seed.
+    """Improved precision and recall (Kynkaanniemi et al. 2019): features (N, D), (M, D), of each `at_most`.
 
     In float64, since torch.cdist takes |x|^2 + |y|^2 - 2 x.y: in float32 the distance of near duplicates is noise. And
     by parts: three whole matrices of 10,000 x 10,000 would take 2.4 GB.

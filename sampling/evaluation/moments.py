@@ -11,9 +11,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """Of `count` feature vectors."""
+    """Of `count` feature vectors; None where a file does not say of how many."""
 
-    count: int
+    count: int | None
     mean: Array
     """(D,)"""
     covariance: Array
@@ -24,8 +24,8 @@ class RunningMoments:
     """Moments of what was added so far.
 
     Parts are combined by their means and their sums of squares around these (Chan, Golub and LeVeque, "Updating
-    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979, equation 2.1): E[x^2] - E[x]^2 would lose as
-    many digits as the mean is larger than the deviation.
+    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979, equation 2.1): E[x^2] - E[x]^2 would lose
+    as many digits as the mean is larger than the deviation.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -48,10 +48,19 @@ class RunningMoments:
             return
         total = self.count + count
         apart = mean - self.mean
-        self.scatter += scatter
+        self.scatter = self.scatter + scatter
         self.scatter += np.outer(apart, apart * (self.count * count / total))
         self.mean = self.mean + apart * (count / total)
         self.count = total
+
+    def without(self, count: int, mean: Array, scatter: Array) -> Moments:
+        """Moments of what is left where a small part, of which these are known, is taken away: `combine` backwards."""
+        left = self.count - count
+        mean_left = self.mean + (self.mean - mean) * (count / left)
+        apart = mean - mean_left
+        scatter_left = self.scatter - scatter
+        scatter_left -= np.outer(apart, apart * (left * count / self.count))
+        return Moments(left, mean_left, scatter_left / (left - 1))
 
     def moments(self) -> Moments:
         """Raises ValueError: fewer than two vectors have no covariance."""

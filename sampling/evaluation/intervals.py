@@ -1,0 +1,139 @@
+"""95 % confidence intervals by resampling, over the pictures that were drawn; the reference is taken as it is.
+
+A mean over pictures is bootstrapped. A Frechet distance cannot be: a bootstrap sample holds some pictures several
+times, so it has fewer different ones, and the distance falls so slowly with their number that this dominates. Of 500
+standard normal vectors of 256 dimensions to 500 others it is 66.5, of 10 bootstrap samples 94.8 on average; of 2000 to
+2000, 16.6 and 24.7: every percentile interval would miss the value it is for. So it, KID and the inception score get a
+delete-one-group jackknife, which repeats nothing.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+from torch import Tensor
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+from sampling.evaluation.manifold import subset
+from sampling.evaluation.moments import Array, Moments, RunningMoments
+from stage1_tokenizer.seeds import derive_seed
+
+LEVEL = 0.95
+DRAWS = 1_000_000
+"""Of a bootstrap, at a time."""
+Indices = NDArray[np.int64]
+
+
+class Interval(NamedTuple):
+    """The ends of a 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: Tensor | NDArray[np.generic], seed: int, resamples: int = 1000) -> Interval:
+    """Percentile bootstrap of the mean of values (N,) over pictures (Efron 1979). Truths count as 0 and 1."""
+    x = np.asarray(values, dtype=np.float64)
+    generator = np.random.default_rng(derive_seed(seed, "bootstrap", len(x)))
+    parts = np.array_split(np.arange(resamples), -(-resamples * len(x) // DRAWS))
+    means = np.concatenate([x[generator.integers(0, len(x), (len(part), len(x)))].mean(axis=1) for part in parts])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def jackknife(n: int, statistic: Callable[[Indices], float], seed: int, groups: int = 20) -> Interval:
+    """Delete-one-group jackknife (Shao and Tu, "The Jackknife and Bootstrap", 1995, section 2.3) over n pictures.
+
+    statistic(indices) is what pictures of these indices (rising) have. With t_i where the i-th of g random groups is
+    left out, the standard error is sqrt((g - 1) / g sum (t_i - mean t)^2), and the interval the value of all pictures
+    +- that times Student's t of g - 1 degrees of freedom.
+    """
+    everything = np.arange(n, dtype=np.int64)
+    left_out = [statistic(np.setdiff1d(everything, group)) for group in grouped(n, groups, seed)]
+    return _student(statistic(everything), left_out)
+
+
+def frechet_interval(features: Tensor, reference: Moments, seed: int, groups: int = 20) -> Interval:
+    """The jackknife of `frechet_distance` between the moments of features (N, D), all of them, and the reference.
+
+    One symmetric eigendecomposition a group: tr (C R)^(1/2) = tr (R^(1/2) C R^(1/2))^(1/2), with R's root taken once.
+    """
+    x = features.double().cpu().numpy()
+    running = RunningMoments(x.shape[1])
+    running.add(x)
+    root = _root(reference.covariance)
+
+    def distance(moments: Moments) -> float:
+        apart = moments.mean - reference.mean
+        values = np.linalg.eigvalsh(root @ moments.covariance @ root)
+        traces = np.trace(moments.covariance) + np.trace(reference.covariance)
+        return float(apart @ apart + traces - 2 * np.sqrt(values.clip(min=0)).sum())
+
+    left_out = []
+    for group in grouped(len(x), groups, seed):
+        part = RunningMoments(x.shape[1])
+        part.add(x[group])
+        left_out.append(distance(running.without(part.count, part.mean, part.scatter)))
+    return _student(distance(running.moments()), left_out)
+
+
+def kernel_interval(f1: Tensor, f2: Tensor, seed: int, groups: int = 20, at_most: int = 10_000) -> Interval:
+    """The jackknife over f1 (N, D) of the squared MMD whose mean over subsets `kernel_distance` is; of each `at_most`.
+
+    Around the estimate from all pairs at once (Gretton et al. 2012, equation 3).
+    """
+    x, y = (subset(f, at_most, seed).double().cpu().numpy() for f in (f1, f2))
+    parts = grouped(len(x), groups, seed)
+    xx = np.array([[_kernel_sum(x[i], x[j], i is j) for j in parts] for i in parts])
+    xy = np.array([_kernel_sum(x[i], y) for i in parts])
+    m, others = len(y), np.array_split(np.arange(len(y)), groups)
+    yy = sum(_kernel_sum(y[i], y[j], i is j) for i in others for j in others) / (m * (m - 1))
+
+    def distance(kept: NDArray[np.bool_]) -> float:
+        n = sum(len(part) for part, keep in zip(parts, kept, strict=True) if keep)
+        return float(xx[np.ix_(kept, kept)].sum() / (n * (n - 1)) + yy - 2 * xy[kept].sum() / (n * m))
+
+    return _student(distance(np.full(groups, True)), [distance(np.arange(groups) != i) for i in range(groups)])
+
+
+def score_interval(logits: Tensor, seed: int, splits: int = 10, groups: int = 20) -> Interval:
+    """The jackknife of `inception_score`'s mean over splits: logits (N, classes).
+
+    The pictures are shuffled once, for what a shuffle changes is no matter of the pictures.
+    """
+    shuffled = logits[np.random.default_rng(derive_seed(seed, "score", len(logits))).permutation(len(logits))]
+    return jackknife(
+        len(logits),
+        lambda kept: isc_features_to_metric(shuffled[kept], splits, shuffle=False)[KEY_METRIC_ISC_MEAN],
+        seed,
+        groups,
+    )
+
+
+def grouped(n: int, groups: int, seed: int) -> list[Indices]:
+    """Random groups of 0..n-1, of sizes that differ by at most 1. Raises ValueError: less than two for each."""
+    if n < 2 * groups:
+        raise ValueError(f"{n} pictures are too few for a jackknife of {groups} groups; it needs {2 * groups}")
+    order = np.random.default_rng(derive_seed(seed, "groups", n)).permutation(n)
+    return [np.sort(group) for group in np.array_split(order, groups)]
+
+
+def _student(value: float, left_out: list[float]) -> Interval:
+    g = len(left_out)
+    error = float(np.sqrt((g - 1) * np.var(left_out)))  # the variance divides by g
+    reach = float(stdtrit(g - 1, (1 + LEVEL) / 2)) * error
+    return Interval(value - reach, value + reach)
+
+
+def _root(covariance: Array) -> Array:
+    """Symmetric (D, D) without negative eigenvalues -> its root."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray((vectors * np.sqrt(values.clip(min=0))) @ vectors.T)
+
+
+def _kernel_sum(x: Array, y: Array, same: bool = False) -> float:
+    """Sum over pairs of (x.y / D + 1)^3; where both are the same pictures, of different ones."""
+    kernel = (x @ y.T / x.shape[1] + 1) ** 3
+    return float(kernel.sum() - np.trace(kernel) * same)

@@ -1,0 +1,133 @@
+"""Memorisation: planted copies are found and counted, and fresh pictures are counted as rarely as they should be."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from sampling.evaluation.extractors.base import Extracted, Extractor
+from sampling.evaluation.nearest import Memorised, memorised, nearest
+
+N = 400
+
+
+class Projection(Extractor):
+    """Features: a fixed random projection of the picture at 8x8."""
+
+    def __init__(self) -> None:
+        super().__init__("random projection", 32, (8, 8), "", is_inception=False)
+        torch.manual_seed(0)
+        self.weights = nn.Parameter(torch.randn(192, 32) / 192**0.5, requires_grad=False)
+
+    def _extract(self, pictures: Tensor) -> Extracted:
+        return Extracted((pictures.flatten(1).float() / 128 - 1) @ self.weights, None)
+
+
+@pytest.fixture(scope="module")
+def extractor() -> Extractor:
+    return Projection()
+
+
+def fresh(n: int, seed: int) -> Tensor:
+    """Smooth random pictures (n, 3, 16, 16), of which no two are alike."""
+    noise = torch.rand(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 255
+    return F.interpolate(noise, size=16, mode="bicubic").clamp(0, 255).round().to(torch.uint8)
+
+
+def batches(pictures: Tensor, size: int = 64, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(pictures), size):
+        part = pictures[start : start + size]
+        yield part, torch.arange(first + start, first + start + len(part))
+
+
+def jpeg(picture: Tensor) -> Tensor:
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90)
+    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+
+
+def test_neighbours_are_those_of_a_loop(extractor: Extractor) -> None:
+    """Whatever the batches, and with features given; the distances by their definitions."""
+    training, samples = fresh(50, 1), fresh(6, 2)
+    features = extractor(training).features
+    found = nearest(samples, batches(training, 7, first=0), extractor, k=4, training_features=features)
+    own = nearest(samples, batches(training, 50), extractor, k=4)
+    assert torch.equal(found.pixels.indices, own.pixels.indices)
+    assert torch.equal(found.features.indices, own.features.indices)
+    for i, sample in enumerate(samples):
+        rms = np.array([np.sqrt(((sample.double() - x.double()) ** 2).mean()) for x in training])
+        order = np.argsort(rms, kind="stable")[:4]
+        assert found.pixels.indices[i].tolist() == order.tolist()
+        np.testing.assert_allclose(found.pixels.distances[i], rms[order], rtol=1e-12)
+        cosine = 1 - F.cosine_similarity(extractor(sample[None]).features.double(), features.double())
+        order = np.argsort(cosine.numpy(), kind="stable")[:4]
+        assert found.features.indices[i].tolist() == order.tolist()
+        np.testing.assert_allclose(found.features.distances[i], cosine[torch.from_numpy(order)], atol=1e-6)
+
+
+@pytest.mark.parametrize("measure", ["pixels", "features"])
+def test_copies_are_found_and_counted(extractor: Extractor, measure: str) -> None:
+    """Exact, slightly noised, JPEG-ed: each with the index of its original; what is fresh beside them is not counted."""
+    training = fresh(N, 1)
+    noise = torch.randint(-4, 5, (3, 16, 16), generator=torch.Generator().manual_seed(5))
+    noised = (training[123].int() + noise).clamp(0, 255).to(torch.uint8)
+    samples = torch.cat([training[[7]], noised[None], jpeg(training[300])[None], fresh(40, 2)])
+    found = getattr(nearest(samples, batches(training), extractor), measure)
+    held_out = getattr(nearest(fresh(N, 3), batches(training), extractor), measure)
+    assert found.indices[:3, 0].tolist() == [7, 123, 300]
+    assert found.distances[0, 0] == pytest.approx(0, abs=1e-9)
+    counted = memorised(found, held_out)
+    assert counted.counted[:3].all()
+    assert counted.count <= 3 + 3  # 0.4 of 40 are expected
+    assert found.distances[1, 0] < found.distances[1, 1] / 3, "the copy stands out"
+
+
+def test_an_exact_copy_has_no_distance_in_pixels(extractor: Extractor) -> None:
+    """Also of bright pictures: |x|^2 + |y|^2 - 2 x.y would leave 0.1 of a grey level in float32."""
+    training = torch.full((5, 3, 16, 16), 255, dtype=torch.uint8) - torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1)
+    found = nearest(training, batches(training), extractor, k=2)
+    assert found.pixels.distances[:, 0].tolist() == [0] * 5
+    assert found.pixels.distances[:, 1].tolist() == [1] * 5
+
+
+def test_fresh_pictures_are_counted_at_the_expected_share(extractor: Extractor) -> None:
+    """1500 of the training's own distribution at a share of 5 %, within four standard errors of both sides' draws."""
+    training, share = fresh(N, 1), 0.05
+    held_out = nearest(fresh(1500, 3), batches(training), extractor)
+    found = nearest(fresh(1500, 2), batches(training), extractor)
+    for ours, theirs in ((found.pixels, held_out.pixels), (found.features, held_out.features)):
+        result = memorised(ours, theirs, share)
+        assert result.expected == pytest.approx(share, abs=1 / 1500)
+        error = (2 * share * (1 - share) / 1500) ** 0.5
+        assert result.count / 1500 == pytest.approx(share, abs=4 * error)
+
+
+def test_a_model_that_copies_half_its_samples_is_told(extractor: Extractor) -> None:
+    training = fresh(N, 1)
+    samples = torch.cat([training[:50], fresh(50, 2)])
+    result: Memorised = memorised(
+        nearest(samples, batches(training), extractor).pixels,
+        nearest(fresh(200, 3), batches(training), extractor).pixels,
+    )
+    assert 50 <= result.count <= 55
+    assert result.threshold > 0
+
+
+def test_mirrored_copies_are_found_where_training_flips(extractor: Extractor) -> None:
+    training = fresh(60, 1)
+    samples = training[[9]].flip(3)
+    assert nearest(samples, batches(training), extractor).pixels.distances[0, 0] > 5
+    found = nearest(samples, batches(training), extractor, mirrored=True).pixels
+    assert (int(found.indices[0, 0]), float(found.distances[0, 0])) == (9, 0.0)
+
+
+def test_what_cannot_be_compared_is_refused(extractor: Extractor) -> None:
+    with pytest.raises(ValueError, match="fewer than 3"):
+        nearest(fresh(2, 0), batches(fresh(2, 1)), extractor)
+    with pytest.raises(ValueError, match="training pictures are"):
+        nearest(fresh(2, 0), [(fresh(4, 1)[..., :8], torch.arange(4))], extractor)
