@@ -93,6 +93,12 @@ def close_output(out: Output, names: Iterable[str]) -> None:
     _write_settings(out.path, {**(_saved(out.path) or {}), "finished": True})
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a command has made all pictures of its settings there."""
+    saved = _saved(folder)
+    return saved is not None and bool(saved["finished"])
+
+
 def _open(given: str | None, parent: Path, settings: Tree, pictures: Mapping[str, Shape]) -> tuple[Path, list[int]]:
     out = _claim(given, parent, settings)
     for path in out.glob(".tmp-*"):

@@ -65,18 +65,31 @@ def frechet_interval(features: Tensor, reference: Moments, seed: int, groups: in
     running.add(x)
     root = _root(reference.covariance)
 
-    def distance(moments: Moments) -> float:
-        apart = moments.mean - reference.mean
-        values = np.linalg.eigvalsh(root @ moments.covariance @ root)
-        traces = np.trace(moments.covariance) + np.trace(reference.covariance)
-        return float(apart @ apart + traces - 2 * np.sqrt(values.clip(min=0)).sum())
-
     left_out = []
     for group in grouped(len(x), groups, seed):
         part = RunningMoments(x.shape[1])
         part.add(x[group])
-        left_out.append(distance(running.without(part.count, part.mean, part.scatter)))
-    return _student(distance(running.moments()), left_out)
+        left_out.append(_distance(running.without(part.count, part.mean, part.scatter), reference, root))
+    return _student(_distance(running.moments(), reference, root), left_out)
+
+
+def paired_frechet_interval(features: Tensor, originals: Tensor, seed: int, groups: int = 20) -> Interval:
+    """The jackknife of `frechet_distance` between (N, D) and (N, D), where row i of both is of the same picture, so that
+    a picture is left out of both: of reconstructions and their originals."""
+    sides = [part.double().cpu().numpy() for part in (features, originals)]
+    wholes = [RunningMoments(x.shape[1]) for x in sides]
+    for whole, x in zip(wholes, sides, strict=True):
+        whole.add(x)
+    left_out = []
+    for group in grouped(len(features), groups, seed):
+        rest = []
+        for whole, x in zip(wholes, sides, strict=True):
+            part = RunningMoments(x.shape[1])
+            part.add(x[group])
+            rest.append(whole.without(part.count, part.mean, part.scatter))
+        left_out.append(_distance(rest[0], rest[1], _root(rest[1].covariance)))
+    first, second = (whole.moments() for whole in wholes)
+    return _student(_distance(first, second, _root(second.covariance)), left_out)
 
 
 def kernel_interval(f1: Tensor, f2: Tensor, seed: int, groups: int = 20, at_most: int = 10_000) -> Interval:
@@ -125,6 +138,14 @@ def _student(value: float, left_out: list[float]) -> Interval:
     error = float(np.sqrt((g - 1) * np.var(left_out)))  # the variance divides by g
     reach = float(stdtrit(g - 1, (1 + LEVEL) / 2)) * error
     return Interval(value - reach, value + reach)
+
+
+def _distance(a: Moments, b: Moments, root: Array) -> float:
+    """`frechet_distance`, given the root of b's covariance."""
+    apart = a.mean - b.mean
+    values = np.linalg.eigvalsh(root @ a.covariance @ root)
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    return float(apart @ apart + traces - 2 * np.sqrt(values.clip(min=0)).sum())
 
 
 def _root(covariance: Array) -> Array:

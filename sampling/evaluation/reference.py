@@ -1,0 +1,130 @@
+"""What samples are compared with: the features of a data set's split, or of pictures or moments that a file holds.
+
+    runs/references/cifar10-train-efficientnet_lite0-1f2e3d4c.safetensors     mean, covariance, features, indices
+
+A split's are computed once and kept on disk. The file's header says what they follow from (data, count, extractor and
+the hash of its weights, resize), its name is made from that, and it is used again only where all of it is the same.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from sampling.evaluation.extractors.base import Extractor
+from sampling.evaluation.extractors.weights import sha256_of
+from sampling.evaluation.moments import Moments
+from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
+from sampling.evaluation.sources import NpzSource, Source, features_of
+from stage1_tokenizer.checkpoint import read_tensors, write_tensors
+from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.launch import on_main
+
+FORMAT = "1"
+KEPT = 50_000
+"""Pictures whose features are kept: all of them in the usual reference sets (of 1,280 numbers each, 256 MB)."""
+Provenance = dict[str, Any]
+
+
+class Reference(NamedTuple):
+    """One side of a comparison."""
+
+    moments: Moments
+    features: Tensor | None
+    """(n, D) float32 of the kept pictures; None where only moments are known."""
+    indices: Tensor | None
+    """(n,) int64, rising: which pictures of the source those are."""
+    provenance: Provenance
+    """What all of this follows from."""
+
+
+def provenance_of(data: Provenance, number: int, extractor: Extractor) -> Provenance:
+    """What features follow from. data: kind, split, identity and all else that decides the pictures."""
+    weights = {"extractor": extractor.name, "extractor_sha256": extractor.sha256, "resize": extractor.resize}
+    tree: Provenance = json.loads(json.dumps({"format": FORMAT, "data": data, "pictures": number, **weights}))
+    return tree
+
+
+def load_or_measure(
+    accelerator: Accelerator,
+    source: Source,
+    extractor: Extractor,
+    provenance: Provenance,
+    folder: Path,
+    name: str,
+    batch_size: int,
+) -> Reference:
+    """The features of a source: from a file in `folder`, if one was made from just this, else computed into it."""
+    digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"{name}-{digest}.safetensors"
+    # One process looks, so that all do the same.
+    if on_main(accelerator, lambda: _read(path, provenance, extractor.dimension) is not None):
+        found = _read(path, provenance, extractor.dimension)
+        if found is None:
+            raise BadFileError(f"{path}: was there, and cannot be read by every process; is the disk sound?")
+        accelerator.print(f"reference: {path}")
+        return found
+    features = features_of(accelerator, source, extractor, batch_size, KEPT, "reference")
+    moments = features.moments
+    tensors = {
+        "mean": torch.from_numpy(moments.mean),
+        "covariance": torch.from_numpy(np.ascontiguousarray(moments.covariance)),
+        "features": features.features,
+        "indices": features.indices,
+    }
+    header = {"kind": "reference", "format": FORMAT, "provenance": json.dumps(provenance)}
+    on_main(accelerator, lambda: write_tensors(path, tensors, header))
+    on_main(accelerator, lambda: write_moments(path.with_suffix(".npz"), moments))  # for published tools
+    accelerator.print(f"reference: {path} (kept for the next evaluation)")
+    return Reference(moments, features.features, features.indices, provenance)
+
+
+def reference_of_file(
+    accelerator: Accelerator, path: Path, extractor: Extractor, batch_size: int
+) -> Reference:
+    """What an .npz file of the ADM suite holds: pictures (`arr_0`), or the moments `mu` and `sigma` of features that
+    must have been this extractor's, for the file does not say whose they are.
+
+    Raises:
+        ConfigError: there is no such file.
+        BadFileError: it is damaged or holds neither, or moments of another number of features.
+    """
+    if not path.is_file():
+        raise ConfigError(f"reference {path}: there is no such file; it is train, validation, or an .npz file")
+    says = {"file": path.name, "sha256": sha256_of(path)}
+    if holds_moments(path):
+        moments = read_moments(path)
+        if len(moments.mean) != extractor.dimension:
+            raise BadFileError(
+                f"{path}: has moments of {len(moments.mean)} features, but {extractor.name} has {extractor.dimension}"
+            )
+        return Reference(moments, None, None, {"data": {**says, "holds": "mu and sigma"}, "pictures": moments.count})
+    source = NpzSource(open_samples(path))
+    features = features_of(accelerator, source, extractor, batch_size, KEPT, "reference")
+    provenance = provenance_of({**says, "holds": "pictures"}, len(source), extractor)
+    return Reference(features.moments, features.features, features.indices, provenance)
+
+
+def _read(path: Path, provenance: Provenance, dimension: int) -> Reference | None:
+    """What `load_or_measure` wrote; None where it is not there, damaged, or of something else."""
+    if not path.is_file():
+        return None
+    try:
+        tensors, header = read_tensors(path)
+        found = json.loads(header.get("provenance", "null"))
+    except (BadFileError, ValueError, RecursionError) as error:
+        print(f"{error}; it is made anew")
+        return None
+    shapes = {"mean": (dimension,), "covariance": (dimension, dimension)}
+    whole = tensors.keys() == {"mean", "covariance", "features", "indices"} and all(
+        tensors[key].shape == shape for key, shape in shapes.items()
+    )
+    if not whole or found != provenance:
+        return None
+    moments = Moments(int(provenance["pictures"]), tensors["mean"].numpy(), tensors["covariance"].numpy())
+    return Reference(moments, tensors["features"], tensors["indices"], provenance)

@@ -1,0 +1,63 @@
+"""The samples that an evaluation is about: those of a prior, made now or found, or pictures that a file or folder holds."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+
+from sampling.evaluation.npz import open_samples
+from sampling.evaluation.sources import FolderSource, NpzSource, Source
+from sampling.making import SAMPLES, PriorSource, assemble, file_name, make_missing
+from sampling.output import Output, is_finished, open_output, settings_of
+from sampling.picture_files import picture_paths
+from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.launch import on_main
+
+
+class Samples(NamedTuple):
+    """Pictures to be measured."""
+
+    source: Source
+    where: Path
+    per_second: float | None
+    """Pictures made in a second, by all processes together; None where they were there already."""
+
+
+def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: int) -> Samples:
+    """n pictures of a prior, in RUN/evaluation/samples-DIGEST: the same as `generate.py` would make, an interrupted
+    making goes on, and pictures that are there are used again."""
+    settings = settings_of({**source.sampler.config.tree(), "n": n, "seed": source.seed}, source.settings())
+    told = {key: value for key, value in settings.items() if key not in ("prior", "finished")}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    folder = source.loaded.path.parent / "evaluation" / f"samples-{digest}"
+    names = {file_name(index): source.picture_shape for index in range(n)}
+    found = FolderSource([folder / name for name in names], source.picture_shape[2])
+    if on_main(accelerator, lambda: is_finished(folder)):
+        accelerator.print(f"samples: {one_line(str(folder))}")
+        return Samples(found, folder, None)
+    out: Output = open_output(accelerator, str(folder), folder.parent, settings, names)
+    accelerator.print(f"sampling {len(out.missing)} pictures to {one_line(str(folder))}")
+    seconds = make_missing(accelerator, source, out, batch_size)
+    on_main(accelerator, lambda: assemble(source.labels(np.arange(n)), names, out))
+    return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None)
+
+
+def given(path: Path) -> Samples:
+    """Pictures in a folder, as PNGs, or in an .npz file as the ADM suite has them.
+
+    Raises:
+        ConfigError: there are none.
+        BadFileError: the file is damaged or of another kind.
+    """
+    if path.is_dir():
+        written = path / SAMPLES  # by generate.py: just its samples, in their order, and not its grid too
+        if written.is_file():
+            return given(written)
+        return Samples(FolderSource(picture_paths(path, "--samples"), channels=3), path, None)
+    if not path.is_file():
+        raise ConfigError(f"--samples {path}: there is no such file or folder")
+    return Samples(NpzSource(open_samples(path)), path, None)

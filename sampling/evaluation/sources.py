@@ -1,0 +1,134 @@
+"""Where the pictures of an evaluation come from: a data set's split, or a folder of samples. All give uint8 batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from sampling.evaluation.extractors.base import Extracted, Extractor
+from sampling.evaluation.features import Features
+from sampling.evaluation.npz import Samples
+from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.pictures import Pictures
+from stage1_tokenizer.errors import BadFileError
+
+Indices = NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Pictures with numbers."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Indices) -> Tensor:
+        """(B, C, H, W) uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """Some pictures of a split, in their plain view."""
+
+    pictures: Pictures
+    chosen: Indices
+    """(N,): which."""
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, indices: Indices) -> Tensor:
+        return self.pictures.batch(self.chosen[indices])[0]
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Files of pictures, all of one size."""
+
+    paths: Sequence[Path]
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Indices) -> Tensor:
+        """Raises BadFileError where one is damaged or of another size than the first."""
+        shape = decode(self.paths[0], self.channels).shape
+        pictures = [decode(self.paths[index], self.channels) for index in indices]
+        for index, picture in zip(indices, pictures, strict=True):
+            if picture.shape != shape:
+                raise BadFileError(
+                    f"{self.paths[index]}: is {picture.shape[0]}x{picture.shape[1]} (height, width), but "
+                    f"{self.paths[0]} is {shape[0]}x{shape[1]}; samples that are measured together have one size"
+                )
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+class NpzSource:
+    """Pictures of an .npz file, which can only be read from its beginning on: cheap as long as the numbers rise."""
+
+    def __init__(self, file: Samples) -> None:
+        self._file, self._rest, self._next = file, file.batches(1), 0
+
+    def __len__(self) -> int:
+        return self._file.n
+
+    def read(self, indices: Indices) -> Tensor:
+        """Raises BadFileError where the file is damaged."""
+        pictures = []
+        for index in indices.tolist():
+            if index < self._next:
+                self._rest, self._next = self._file.batches(1), 0
+            pictures.append(next(islice(self._rest, index - self._next, None)))
+            self._next = index + 1
+        return torch.cat(pictures)
+
+
+def evenly(n: int, of: int) -> Indices:
+    """n of 0..of-1 (all where n is larger), from all over: the pictures of a folder are in the order of their classes."""
+    return np.arange(min(n, of), dtype=np.int64) * of // min(n, of)
+
+
+def my_batches(accelerator: Accelerator, number: int, batch_size: int) -> list[Indices]:
+    """This process's share of 0..number-1, in batches; the shares are in the order of the processes."""
+    mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+
+def features_of(
+    accelerator: Accelerator,
+    source: Source,
+    extractor: Extractor,
+    batch_size: int,
+    keep: int | None,
+    what: str,
+    logits: bool = False,
+) -> Features:
+    """The features of all pictures of a source, each computed once over all processes and known to all afterwards.
+
+    keep: of how many pictures the features themselves are kept beside their moments; None: of all.
+    logits: keep these too.
+    """
+    features = Features(extractor.dimension, keep)
+    batches = my_batches(accelerator, len(source), batch_size)
+    total, hidden = sum(map(len, batches)), None if accelerator.is_main_process else True
+    with tqdm(total=total, desc=what, unit="picture", disable=hidden) as bar:
+        for indices in batches:
+            extracted = extractor(source.read(indices))
+            features.add(extracted if logits else without_logits(extracted), torch.from_numpy(indices))
+            bar.update(len(indices))
+    features.merge_over(accelerator)
+    return features
+
+
+def without_logits(extracted: Extracted) -> Extracted:
+    """A thousand numbers a picture that only a class score is made from."""
+    return extracted._replace(logits=None)
