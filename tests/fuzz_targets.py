@@ -4,10 +4,12 @@ import contextlib
 import io
 import json
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -15,6 +17,8 @@ from safetensors.torch import load, save
 from torch import nn
 from torchvision.models import alexnet
 
+from sampling.evaluation.extractors.weights import fit, read_safetensors
+from sampling.evaluation.npz import open_samples, read_moments
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig
 from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedRvqConfig
@@ -32,7 +36,7 @@ from stage2_prior.tokens import _read_shard
 from tests.artefacts import CODES, write_prior, write_tokenizer
 from tests.commands import ROOT, names_of
 from tests.fuzzing import Target
-from tests.mutations import mutate_json, mutate_safetensors, mutate_words, mutate_yaml, words_of
+from tests.mutations import mutate_bytes, mutate_json, mutate_safetensors, mutate_words, mutate_yaml, words_of
 
 IMAGES = 900
 """Megabytes that a picture may take: 64 million pixels in four bytes, and a copy of them."""
@@ -77,6 +81,8 @@ def targets(folder: Path) -> Iterator[Target]:
         prior = (beside / PRIOR_FILE).read_bytes()
         yield Target(f"prior-{name}", [prior], prior_reader(beside), ".safetensors", header)
     yield backbone_target()
+    yield extractor_target()
+    yield from npz_targets()
     yield from run_targets(folder)
     yield from picture_targets()
 
@@ -178,6 +184,46 @@ def backbone_target() -> Target:
         built[0]._load_backbone(_read_backbone(path), str(path))
 
     return Target("backbone", [good], read, ".safetensors", (mutate_safetensors,))
+
+
+def extractor_target() -> Target:
+    """Weights of a small network, read and fitted as those of a feature extractor."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+
+    def read(path: Path) -> None:
+        fit(network, read_safetensors(path, "extractor.weights"), str(path))
+
+    return Target("extractor", [save(network.state_dict())], read, ".safetensors", (mutate_safetensors,))
+
+
+def npz_targets() -> Iterator[Target]:
+    """Samples and statistics of other people's tools, stored and compressed."""
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    arrays = {"samples": {"arr_0": pictures}, "moments": {"mu": np.arange(3.0), "sigma": np.eye(3), "arr_0": pictures}}
+    readers: dict[str, Callable[[Path], object]] = {"samples": lambda path: [*open_samples(path).batches(2)]}
+    readers["moments"] = read_moments
+    for name, reader in readers.items():
+        seeds = []
+        for save_npz in (np.savez, np.savez_compressed):
+            file = io.BytesIO()
+            given: dict[str, Any] = arrays[name]
+            save_npz(file, **given)
+            seeds.append(file.getvalue())
+        yield Target(f"{name}-npz", seeds, reader, ".npz", (zipped_anew,))
+
+
+def zipped_anew(rng: random.Random, data: bytes) -> bytes:
+    """An archive that is whole, of arrays that are changed, where it can be read at all."""
+    made = io.BytesIO()
+    with contextlib.suppress(Exception), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        chosen = rng.choice(archive.namelist())
+        with zipfile.ZipFile(made, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as changed:
+            for name in archive.namelist():
+                content = archive.read(name)
+                changed.writestr(name, mutate_bytes(rng, content) if name == chosen else content)
+        return made.getvalue()
+    return data
 
 
 def picture_targets() -> Iterator[Target]:

@@ -195,7 +195,7 @@ def test_density_of_one_distribution_is_one() -> None:
 def test_the_seed_chooses_among_too_many() -> None:
     x = drawn(100)
     some = subset(x, 30, seed=1)
-    assert len(some.unique(dim=0)) == 30
+    assert len({tuple(row) for row in some.tolist()}) == 30
     assert torch.equal(some, subset(x, 30, seed=1))
     assert not torch.equal(some, subset(x, 30, seed=2))
     assert torch.equal(subset(x, 100, seed=1), x)

@@ -60,7 +60,7 @@ def test_neighbours_are_those_of_a_loop(extractor: Extractor) -> None:
     assert torch.equal(found.pixels.indices, own.pixels.indices)
     assert torch.equal(found.features.indices, own.features.indices)
     for i, sample in enumerate(samples):
-        rms = np.array([np.sqrt(((sample.double() - x.double()) ** 2).mean()) for x in training])
+        rms = np.array([float((sample.double() - x.double()).square().mean().sqrt()) for x in training])
         order = np.argsort(rms, kind="stable")[:4]
         assert found.pixels.indices[i].tolist() == order.tolist()
         np.testing.assert_allclose(found.pixels.distances[i], rms[order], rtol=1e-12)
@@ -72,7 +72,7 @@ def test_neighbours_are_those_of_a_loop(extractor: Extractor) -> None:
 
 @pytest.mark.parametrize("measure", ["pixels", "features"])
 def test_copies_are_found_and_counted(extractor: Extractor, measure: str) -> None:
-    """Exact, slightly noised, JPEG-ed: each with the index of its original; what is fresh beside them is not counted."""
+    """Exact, slightly noised, JPEG-ed: each with its original's index; what is fresh beside them is not counted."""
     training = fresh(N, 1)
     noise = torch.randint(-4, 5, (3, 16, 16), generator=torch.Generator().manual_seed(5))
     noised = (training[123].int() + noise).clamp(0, 255).to(torch.uint8)

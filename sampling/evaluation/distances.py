@@ -111,8 +111,8 @@ def density_coverage(
 
     Expected for two sets of one distribution: density 1, coverage 1 - 2^-k where N = M is large (their section 3.3).
     """
-    chosen = [subset(features, at_most, seed).double() for features in (samples, reference)]
-    density, coverage = density_coverage_of(*chosen, k)
+    samples, reference = (subset(features, at_most, seed).double() for features in (samples, reference))
+    density, coverage = density_coverage_of(samples, reference, k)
     return DensityCoverage(float(density.mean()), float(coverage.double().mean()))
 
 

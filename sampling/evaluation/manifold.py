@@ -53,14 +53,14 @@ def manifold(
 def within(points: Tensor, others: Tensor, k: int) -> Tensor:
     """(n, D), (m, D) -> (n,) bool: which points lie in a ball of the others (Kynkaanniemi et al. 2019, equation 1)."""
     radii = radii_of(others, k)
-    return torch.cat([(torch.cdist(part, others) <= radii).any(dim=1) for part in points.split(CHUNK)])
+    return torch.cat([(torch.cdist(part, others) <= radii).any(dim=1) for part in torch.split(points, CHUNK)])
 
 
 def density_coverage_of(samples: Tensor, reference: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(n, D), (m, D) float64 -> density (n,) float64, coverage (m,) bool (Naeem et al. 2020, equations 5 and 6)."""
     radii = radii_of(reference, k)
     density, coverage = [], torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
-    for part in samples.split(CHUNK):
+    for part in torch.split(samples, CHUNK):
         inside = torch.cdist(part, reference) <= radii
         density.append(inside.sum(dim=1).double() / k)
         coverage |= inside.any(dim=0)
@@ -70,7 +70,7 @@ def density_coverage_of(samples: Tensor, reference: Tensor, k: int) -> tuple[Ten
 def radii_of(points: Tensor, k: int) -> Tensor:
     """(n, D) -> (n,): how far the k-th nearest other point is away. Raises ValueError: there are no k others."""
     check_neighbours(points, k)
-    return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in points.split(CHUNK)])
+    return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in torch.split(points, CHUNK)])
 
 
 def check_neighbours(points: Tensor, k: int) -> None:

@@ -74,7 +74,7 @@ def nearest(
     """
     device = next(extractor.parameters()).device
     samples = samples.to(device)
-    features = F.normalize(torch.cat([extractor(part).features for part in samples.split(64)]).double(), dim=1)
+    features = F.normalize(torch.cat([extractor(part).features for part in torch.split(samples, 64)]).double(), dim=1)
     by_pixels, by_features = _Best(len(samples), k, device), _Best(len(samples), k, device)
     for pictures, indices in training:
         if pictures.shape[1:] != samples.shape[1:]:
@@ -131,7 +131,7 @@ def _pixel_distances(samples: Tensor, pictures: Tensor) -> Tensor:
     y = pictures.flatten(1).double()
     rows = max(1, CHUNK // y.shape[1])
     squares = []
-    for part in samples.split(rows):
+    for part in torch.split(samples, rows):
         x = part.flatten(1).double()
         squares.append(x.square().sum(dim=1, keepdim=True) + y.square().sum(dim=1) - 2.0 * (x @ y.T))
     return (torch.cat(squares) / y.shape[1]).sqrt()

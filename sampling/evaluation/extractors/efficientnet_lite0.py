@@ -55,7 +55,8 @@ class EfficientNetLite0Extractor(Extractor):
 
     def _extract(self, pictures: Tensor) -> Extracted:
         x = (pictures.float() - 127.0) / 128.0  # as it was trained
-        parts = [self.network(part) for part in x.contiguous(memory_format=torch.channels_last).split(self._at_once)]
+        x = x.contiguous(memory_format=torch.channels_last)
+        parts = [self.network(part) for part in torch.split(x, self._at_once)]
         return Extracted(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     @property
