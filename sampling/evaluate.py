@@ -7,39 +7,40 @@
 Writes RUN/evaluation/NAME.json and NAME.md (for --samples beside these), and NAME-nearest.png.
 """
 
-import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from accelerate import Accelerator
+import numpy as np
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from sampling.evaluation.extractors import ExtractorConfig, build_extractor
-from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.extractors.inception import InceptionConfig
-from sampling.evaluation.memorisation import look_for_copies
+from sampling.evaluation.memorisation import Copies, look_for_copies
+from sampling.evaluation.protocol import DataSet, Measuring
 from sampling.evaluation.reconstructions import lpips_per_picture, measure_reconstructions
-from sampling.evaluation.reference import Reference, load_or_measure, provenance_of, reference_of_file
-from sampling.evaluation.results import Evaluation, console_lines, described_machine, now, versions, write_results
-from sampling.evaluation.samples import Samples, given, sampled
-from sampling.evaluation.sources import SplitSource, evenly, features_of
-from sampling.evaluation.tables import likelihood_figures, reconstruction_figures, sample_figures
+from sampling.evaluation.reference import Reference
+from sampling.evaluation.results import Evaluation, Figure, console_lines, described_machine, write_results
+from sampling.evaluation.samples import given, sampled
+from sampling.evaluation.sources import Source, SplitSource, evenly
+from sampling.evaluation.tables import likelihood_figures, reconstruction_figures, sample_figures, warnings_of
 from sampling.making import PriorSource
+from sampling.picture_files import save_png
 from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, Config, parse_command_line
-from stage1_tokenizer.data import DataConfig, build_images, data_config
+from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.pictures import Pictures, Split
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.launch import on_main, start_accelerator
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.prior import labels_for, load_prior, newest_run
+from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run
 from stage2_prior.score import ScoreConfig, score
+from stage2_prior.tokens import check_fits
 
 SAMPLES = 10_000
-"""How many a prior is asked for, unless a number is given. Published FIDs take 50,000; of fewer they come out larger."""
+"""How many a prior is asked for where no number is given. Published FIDs take 50,000; of fewer they are larger."""
 
 
 class EvaluateConfig(CommandConfig):
@@ -60,7 +61,7 @@ class EvaluateConfig(CommandConfig):
     split: Split = "validation"
     """The split whose reconstructions are measured, and that bits per token are measured on."""
     reference: str = "train"
-    """What samples are compared with: train, validation, or an .npz file of the ADM suite: pictures, or mu and sigma."""
+    """What samples are compared with: train, validation, or an .npz file of the ADM suite: pictures, or mu, sigma."""
     extractor: ExtractorConfig = InceptionConfig()
     """The network in whose features sets are compared. Only with Inception's the distances are called FID and KID."""
     perceptual: PerceptualConfig = PerceptualConfig(weight=1.0)
@@ -83,7 +84,9 @@ class EvaluateConfig(CommandConfig):
         if self.tokenizer is not None and self.prior is not None:
             raise ValueError("--tokenizer and --prior exclude each other; a prior's folder holds its tokenizer too")
         if (self.tokenizer or self.samples) and self.sampling != SamplingConfig():
-            raise ValueError(f"--sampling is for a prior; with --{'samples' if self.samples else 'tokenizer'} nothing is sampled")
+            raise ValueError(
+                f"--sampling is for a prior; with --{'samples' if self.samples else 'tokenizer'} nothing is sampled"
+            )
         if self.perceptual.weight not in (0.0, 1.0):
             raise ValueError("--perceptual.weight is 1 to measure LPIPS, or 0 to leave it out")
         return self
@@ -93,62 +96,136 @@ def main() -> None:
     config = parse_command_line(EvaluateConfig)
     accelerator = start_accelerator()
     extractor = build_extractor(config.extractor, accelerator.device)
-    if config.tokenizer is not None and config.samples is None:
-        stem, evaluation = evaluate_tokenizer(accelerator, config, extractor)
-    else:
-        stem, evaluation = evaluate_samples(accelerator, config, extractor)
+    kept = Path(config.references)
+    measuring = Measuring(accelerator, extractor, config.extractor.kind, config.batch_size, kept, config.seed)
+    evaluate = evaluate_tokenizer if config.tokenizer and not config.samples else evaluate_samples
+    stem, evaluation = evaluate(config, measuring)
     on_main(accelerator, lambda: write_results(stem, evaluation))
     accelerator.print("\n".join(console_lines(evaluation)))
-    accelerator.print(f"{one_line(str(stem))}.md, .json")
+    accelerator.print(f"results: {one_line(str(stem))}.md, and .json for programs")
     accelerator.end_training()
 
 
-def evaluate_tokenizer(
-    accelerator: Accelerator, config: EvaluateConfig, extractor: Extractor
-) -> tuple[Path, Evaluation]:
-    """Reconstruct a split, and compare."""
+def evaluate_tokenizer(config: EvaluateConfig, measuring: Measuring) -> tuple[Path, Evaluation]:
+    """Reconstruct a split, and compare. Returns where the results go, and them."""
+    accelerator, extractor = measuring.accelerator, measuring.extractor
     assert config.tokenizer is not None
     loaded = LoadedTokenizer.load(config.tokenizer, accelerator.device)
-    data = config.data or data_config(loaded.data, str(loaded.path))
-    size = loaded.tokenizer.config.image_size
-    if data.image_size != size:
-        raise ConfigError(f"data.image_size is {data.image_size}, but {loaded.path} was trained on {size}; give that")
+    data = DataSet(config.data or data_config(loaded.data, str(loaded.path)))
+    size, channels = loaded.tokenizer.config.image_size, loaded.tokenizer.config.image_channels
+    if data.config.image_size != size:
+        raise ConfigError(
+            f"data.image_size is {data.config.image_size}, but {loaded.path} was trained on {size}; give that"
+        )
+    pictures = data.pictures(config.split)
+    if pictures.channels != channels:
+        raise ConfigError(f"the images have {pictures.channels} channels, but {loaded.path} was trained on {channels}")
     lpips = Perceptual(config.perceptual, size).to(accelerator.device) if config.perceptual.weight else None
-    source, description = split_source(config, data, config.split, loaded.tokenizer.config.image_channels, config.n)
-    accelerator.print(f"reconstructing {len(source)} {config.split} images of {data.kind} with {one_line(str(loaded.path))}")
+    source = SplitSource(pictures, evenly(config.n or len(pictures), len(pictures)))
+    kind, number = data.config.kind, len(source)
+    accelerator.print(f"reconstructing {number:,} {config.split} images of {kind} with {one_line(str(loaded.path))}")
     found = measure_reconstructions(
         accelerator, loaded, source, extractor, lpips_per_picture(lpips) if lpips else None, config.batch_size
     )
+    figures = reconstruction_figures(found, loaded.tokenizer, extractor, config.perceptual.net, config.seed)
     protocol = {
-        "subject": f"reconstructions of {loaded.path.parent.name}",
+        "subject": f"Reconstructions of {loaded.path.parent.name}",
         "tokenizer": {"file": str(loaded.path), "step": loaded.step, "fingerprint": loaded.fingerprint},
-        "data": description,
-        "pictures": f"{len(source)}, each once, {picked(source)}",
+        "data": data.described(config.split),
+        "pictures": f"{number:,} of {len(pictures):,}" + (", evenly spaced" if number < len(pictures) else ""),
         "reference": "the originals of the same pictures",
-        "pixels": "reconstructions are rounded to eight bits before anything is measured",
-        **({"LPIPS": f"version 0.1, {config.perceptual.net}"} if lpips else {}),
-        **measured_with(accelerator, config, extractor),
+        "pixels": "a reconstruction is rounded to eight bits before anything is measured",
+        **measuring.stated(),
     }
-    figures, warnings = reconstruction_figures(found, loaded.tokenizer, extractor, config.perceptual.net, config.seed)
-    name = f"reconstructions-{data.kind}-{config.split}-{len(source)}-{config.extractor.kind}"
-    return stem_of(config, loaded.path.parent, name), Evaluation("tokenizer", figures, protocol, warnings)
+    name = f"reconstructions-{kind}-{config.split}-{number}-{config.extractor.kind}"
+    stem = Path(config.out) if config.out else loaded.path.parent / "evaluation" / name
+    return stem, Evaluation("tokenizer", figures, protocol, warnings_of(number, None, extractor))
 
 
-def evaluate_samples(
-    accelerator: Accelerator, config: EvaluateConfig, extractor: Extractor
-) -> tuple[Path, Evaluation]:
-    """Compare samples with a data set; of a prior also measure how likely it finds the images."""
+def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path, Evaluation]:
+    """Compare samples with a data set; of a prior also measure how likely it finds images. Returns as the other one."""
+    accelerator, extractor = measuring.accelerator, measuring.extractor
     prior = None
     if config.samples is None:
         prior = load_prior(config.prior or newest_run(Path("runs/stage2")), accelerator.device)
-        sampler = Sampler(prior, config.sampling)
-    data = config.data or trained_on(config)
-    validation, validation_says = split_source(config, data, config.split, None)
-    training, training_says = split_source(config, data, "train", None)
-    if prior is not None:
-        check_fits(prior.tokenizer, data)
-        labels = labels_for(prior, validation.pictures.classes)
-        samples = sampled(accelerator, PriorSource(sampler, None, config.seed), config.n or SAMPLES, config.sampling.batch_size)
+        data = DataSet(config.data or data_config(prior.data, str(prior.path)))
+        check_fits(prior.tokenizer, data.config)
+        maker = PriorSource(Sampler(prior, config.sampling), None, config.seed)
+        samples = sampled(accelerator, maker, config.n or SAMPLES, config.sampling.batch_size)
+        folder, subject = samples.where.parent, f"Samples of {prior.path.parent.name}"
+        says: dict[str, Any] = {"prior": maker.settings(), "sampling": config.sampling.tree()}
     else:
-        assert config.samples is not None
-        samples = given(Path(config.samples))
+        data = DataSet(config.data or trained_on(config))
+        samples = given(Path(config.samples), config.n)
+        folder, subject, says = samples.where.parent, f"Pictures of {samples.where}", {}
+    found = measuring.features(samples.source, "samples", logits=True)
+    reference = data.reference(measuring, config.reference)
+    figures = sample_figures(found, reference, extractor, config.seed)
+    warnings = warnings_of(found.count, reference.moments.count, extractor)
+    if prior is not None:
+        figures += bits_of(config, measuring, prior, data.pictures(config.split))
+        if samples.per_second is not None:
+            where = f"{accelerator.num_processes} x {described_machine(accelerator.device)}"
+            figures.append(Figure("throughput", "samples per second", samples.per_second, None, "", "higher", where))
+    protocol = {
+        "subject": subject,
+        "samples": f"{found.count:,} in {samples.where}",
+        **says,
+        "reference": reference.provenance,
+        **measuring.stated(),
+    }
+    shown = reference.provenance["data"].get("split") or Path(config.reference).stem
+    name = f"{samples.where.stem}-to-{shown}-{found.count}-{config.extractor.kind}"
+    stem = Path(config.out) if config.out else folder / name
+    if config.nearest:
+        copies = memorised(config, measuring, samples.source, data, reference)
+        if isinstance(copies, str):
+            warnings.append(f"training images nearest to samples were not looked for: {copies}")
+        else:
+            figures += copies.figures
+            protocol["memorisation"] = copies.says
+            path = stem.with_name(f"{stem.name}-nearest.png")
+            on_main(accelerator, lambda: save_png(path, copies.picture))
+    return stem, Evaluation("prior" if prior else "samples", figures, protocol, warnings)
+
+
+def bits_of(config: EvaluateConfig, measuring: Measuring, prior: LoadedPrior, pictures: Pictures) -> list[Figure]:
+    """How likely the prior finds a split's images."""
+    labels, wanted = labels_for(prior, pictures.classes), ScoreConfig(batch_size=config.batch_size)
+    scores = score(measuring.accelerator, prior, pictures, len(pictures), labels, wanted)
+    length, unigram = prior.model.shape.length, scores.use.entropy_bits
+    return likelihood_figures(scores.nats, length, unigram, config.split, config.seed)
+
+
+def memorised(
+    config: EvaluateConfig, measuring: Measuring, samples: Source, data: DataSet, reference: Reference
+) -> Copies | str:
+    """The training images nearest to samples; or why they cannot be looked for."""
+    mine, theirs = (source.read(np.arange(1)).shape[2:] for source in (samples, data.source("train")))
+    if mine != theirs:
+        return f"samples are {mine[0]}x{mine[1]}, training images {theirs[0]}x{theirs[1]}"
+    trained = reference if config.reference == "train" else data.reference(measuring, "train")
+    assert trained.features is not None
+    assert trained.indices is not None
+    training = SplitSource(data.pictures("train"), trained.indices.numpy())
+    return look_for_copies(
+        measuring, samples, training, trained.features, data.source("validation"), config.nearest, data.config.flip
+    )
+
+
+def trained_on(config: EvaluateConfig) -> DataConfig:
+    """The data set that given samples are to be compared with. Raises ConfigError where nothing says which."""
+    if config.prior is not None:
+        prior = load_prior(config.prior)
+        return data_config(prior.data, str(prior.path))
+    if config.tokenizer is not None:
+        loaded = LoadedTokenizer.load(config.tokenizer)
+        return data_config(loaded.data, str(loaded.path))
+    raise ConfigError(
+        f"--samples {config.samples}: name what to compare them with: the run that was trained on it, with --prior or "
+        "--tokenizer, or the data set itself, with --data.kind"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

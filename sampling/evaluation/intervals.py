@@ -74,8 +74,8 @@ def frechet_interval(features: Tensor, reference: Moments, seed: int, groups: in
 
 
 def paired_frechet_interval(features: Tensor, originals: Tensor, seed: int, groups: int = 20) -> Interval:
-    """The jackknife of `frechet_distance` between (N, D) and (N, D), where row i of both is of the same picture, so that
-    a picture is left out of both: of reconstructions and their originals."""
+    """The jackknife of `frechet_distance` between (N, D) and (N, D), where row i of both is of the same picture, so
+    that it is left out of both: of reconstructions and their originals."""
     sides = [part.double().cpu().numpy() for part in (features, originals)]
     wholes = [RunningMoments(x.shape[1]) for x in sides]
     for whole, x in zip(wholes, sides, strict=True):

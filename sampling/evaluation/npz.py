@@ -63,6 +63,12 @@ def write_moments(path: Path, moments: Moments) -> None:
     _write(path, arrays)
 
 
+def holds_moments(path: Path) -> bool:
+    """Whether a file has mu and sigma, and is not one of pictures. Raises BadFileError: damaged."""
+    with _opened(path) as archive:
+        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+
+
 def read_moments(path: Path) -> Moments:
     """mu and sigma, and the count where the file has one.
 

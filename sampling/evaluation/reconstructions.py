@@ -1,6 +1,6 @@
 """How near a tokenizer's reconstructions are to the originals: picture by picture, and as a set.
 
-    x uint8 -> normalise -> tokenizer -> x_hat -> uint8         all figures are of the rounded picture, as it is saved
+x uint8 -> normalise -> tokenizer -> x_hat -> uint8         all figures are of the rounded picture, as it is saved
 """
 
 import math

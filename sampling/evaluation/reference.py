@@ -84,9 +84,7 @@ def load_or_measure(
     return Reference(moments, features.features, features.indices, provenance)
 
 
-def reference_of_file(
-    accelerator: Accelerator, path: Path, extractor: Extractor, batch_size: int
-) -> Reference:
+def reference_of_file(accelerator: Accelerator, path: Path, extractor: Extractor, batch_size: int) -> Reference:
     """What an .npz file of the ADM suite holds: pictures (`arr_0`), or the moments `mu` and `sigma` of features that
     must have been this extractor's, for the file does not say whose they are.
 

@@ -1,4 +1,4 @@
-"""The samples that an evaluation is about: those of a prior, made now or found, or pictures that a file or folder holds."""
+"""The samples that an evaluation is about: a prior's, made now or found, or pictures of a file or folder."""
 
 import hashlib
 import json
@@ -46,8 +46,8 @@ def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: i
     return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None)
 
 
-def given(path: Path) -> Samples:
-    """Pictures in a folder, as PNGs, or in an .npz file as the ADM suite has them.
+def given(path: Path, n: int | None) -> Samples:
+    """The first n pictures (None: all) in a folder, or in an .npz file as the ADM suite has them.
 
     Raises:
         ConfigError: there are none.
@@ -56,8 +56,8 @@ def given(path: Path) -> Samples:
     if path.is_dir():
         written = path / SAMPLES  # by generate.py: just its samples, in their order, and not its grid too
         if written.is_file():
-            return given(written)
-        return Samples(FolderSource(picture_paths(path, "--samples"), channels=3), path, None)
+            return given(written, n)
+        return Samples(FolderSource(picture_paths(path, "--samples")[:n], channels=3), path, None)
     if not path.is_file():
         raise ConfigError(f"--samples {path}: there is no such file or folder")
-    return Samples(NpzSource(open_samples(path)), path, None)
+    return Samples(NpzSource(open_samples(path), n), path, None)

@@ -75,11 +75,13 @@ class FolderSource:
 class NpzSource:
     """Pictures of an .npz file, which can only be read from its beginning on: cheap as long as the numbers rise."""
 
-    def __init__(self, file: Samples) -> None:
+    def __init__(self, file: Samples, n: int | None = None) -> None:
+        """n: only the first n."""
         self._file, self._rest, self._next = file, file.batches(1), 0
+        self._length = min(n or file.n, file.n)
 
     def __len__(self) -> int:
-        return self._file.n
+        return self._length
 
     def read(self, indices: Indices) -> Tensor:
         """Raises BadFileError where the file is damaged."""
@@ -93,7 +95,7 @@ class NpzSource:
 
 
 def evenly(n: int, of: int) -> Indices:
-    """n of 0..of-1 (all where n is larger), from all over: the pictures of a folder are in the order of their classes."""
+    """n of 0..of-1 (all where n is larger), from all over: pictures of a folder are in the order of their classes."""
     return np.arange(min(n, of), dtype=np.int64) * of // min(n, of)
 
 

@@ -4,9 +4,8 @@ Only of Inception's features is anything called FID, KID or inception score: of 
 """
 
 import math
-from collections.abc import Sequence
+from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
 from sampling.evaluation.distances import frechet_distance, inception_score, kernel_distance, precision_recall
@@ -47,22 +46,27 @@ def reconstruction_figures(
     if found.made.count >= 2 * GROUPS:
         interval = paired_frechet_interval(found.made.features, found.originals.features, seed, GROUPS)
     figures = [Figure(name, label, value, interval, "", "lower", "of reconstructions from originals")]
-    of_each: list[tuple[str, str, Tensor, str, str, str]] = [
+    of_each: list[tuple[str, str, Tensor, str, Literal["lower", "higher"], str]] = [
         ("psnr", "PSNR", found.psnr, "dB", "higher", ""),
         ("ssim", "SSIM", found.ssim, "", "higher", ""),
-        ("nmse", "NMSE", found.squared_error / found.variance, "", "lower", "squared error over the originals' variance"),
+        (
+            "nmse",
+            "NMSE",
+            found.squared_error / found.variance,
+            "",
+            "lower",
+            "error over the originals' variance",
+        ),
     ]
     if found.lpips is not None:
         of_each.append(("lpips", f"LPIPS ({net})", found.lpips, "", "lower", ""))
-    for name, label, values, unit, better, note in of_each:
+    for key, says, values, unit, better, note in of_each:
         interval = bootstrap_mean(values, seed)
-        figures.append(Figure(name, label, float(values.mean()), interval, unit, better, note))
+        figures.append(Figure(key, says, float(values.mean()), interval, unit, better, note))
     return [*figures, *_code_figures(found, tokenizer)]
 
 
-def sample_figures(
-    samples: Features, reference: Reference, extractor: Extractor, seed: int
-) -> list[Figure]:
+def sample_figures(samples: Features, reference: Reference, extractor: Extractor, seed: int) -> list[Figure]:
     """Of samples beside a reference."""
     return [
         _frechet(samples, reference, extractor, seed),
@@ -76,26 +80,29 @@ def likelihood_figures(nats: Tensor, length: int, unigram_bits: float, split: st
     """nats (N,) of images of `length` tokens."""
     bits = nats / (length * math.log(2))
     note = f"on {len(bits):,} {split} images; by the codes' frequencies alone {unigram_bits:.3f}"
-    return [Figure("bits_per_token", "bits per token", float(bits.mean()), bootstrap_mean(bits, seed), "", "lower", note)]
+    return [
+        Figure("bits_per_token", "bits per token", float(bits.mean()), bootstrap_mean(bits, seed), "", "lower", note)
+    ]
 
 
-def warnings_of(count: int, reference_count: int, dimension: int, extractor: Extractor) -> list[str]:
-    """What must be known before distances are believed."""
+def warnings_of(count: int, reference_count: int | None, extractor: Extractor) -> list[str]:
+    """What must be known before distances are believed. reference_count: None where it is not known, or the same."""
     found = []
     if not extractor.is_inception:
         found.append(
-            f"features are those of {extractor.name}, so no distance here is an FID or KID, and none can be compared "
-            "with one; compare only figures of the same extractor, reference and counts"
+            f"features are those of {extractor.name}: no distance here is an FID or KID, and none can be compared with "
+            "one; compare only figures of the same extractor, reference and counts"
         )
-    if min(count, reference_count) <= dimension:
+    fewest = min(count, reference_count or count)
+    if fewest <= extractor.dimension:
         found.append(
-            f"{min(count, reference_count):,} pictures span fewer than the {dimension:,} dimensions of the features: the "
-            "Fréchet distance is dominated by that; take more pictures"
+            f"{fewest:,} pictures span fewer than the features' {extractor.dimension:,} dimensions, and that dominates "
+            "the Fréchet distance; take more pictures"
         )
     elif count < PUBLISHED:
         found.append(
             f"a Fréchet distance falls with the number of pictures: of {count:,} it is larger than of the "
-            f"{PUBLISHED:,} that are usually published"
+            f"{PUBLISHED:,} that are usual"
         )
     return found
 
@@ -142,9 +149,17 @@ def _manifold(samples: Features, reference: Reference, extractor: Extractor, see
     return [
         Figure("precision", "precision", shares.precision, bootstrap_mean(each.precision, seed), "", "higher", near),
         Figure("recall", "recall", shares.recall, bootstrap_mean(each.recall, seed), "", "higher", near),
-        Figure("density", "density", float(each.density.mean()), bootstrap_mean(each.density, seed), "", "higher", balls),
         Figure(
-            "coverage", "coverage", float(each.coverage.double().mean()), bootstrap_mean(each.coverage, seed), "", "higher", balls
+            "density", "density", float(each.density.mean()), bootstrap_mean(each.density, seed), "", "higher", balls
+        ),
+        Figure(
+            "coverage",
+            "coverage",
+            float(each.coverage.double().mean()),
+            bootstrap_mean(each.coverage, seed),
+            "",
+            "higher",
+            balls,
         ),
     ]
 

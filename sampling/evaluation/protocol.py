@@ -1,0 +1,84 @@
+"""How one evaluation measures, what it states of that, and the data set that it compares with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from sampling.evaluation.extractors.base import Extractor
+from sampling.evaluation.features import Features
+from sampling.evaluation.reference import Reference, load_or_measure, provenance_of, reference_of_file
+from sampling.evaluation.results import described_machine, now, versions
+from sampling.evaluation.sources import Source, SplitSource, features_of
+from stage1_tokenizer.data import DataConfig, build_images, build_pictures
+from stage1_tokenizer.data.pictures import Pictures, Split
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """With what features are made, and by whom."""
+
+    accelerator: Accelerator
+    extractor: Extractor
+    kind: str
+    """The extractor's, for names of files."""
+    batch_size: int
+    references: Path
+    """Folder in which a reference's features are kept."""
+    seed: int
+
+    def features(self, source: Source, what: str, logits: bool = False) -> Features:
+        """Of all pictures of a source."""
+        return features_of(self.accelerator, source, self.extractor, self.batch_size, None, what, logits)
+
+    def stated(self) -> Mapping[str, Any]:
+        """The part of a protocol that is the same for all evaluations."""
+        return {
+            "extractor": self.extractor.name,
+            "extractor weights": f"sha256 {self.extractor.sha256}",
+            "resize": self.extractor.resize,
+            "seed": self.seed,
+            "intervals": "95 %: means by bootstrap over pictures, distances by a jackknife of 20 groups of them",
+            "processes": self.accelerator.num_processes,
+            "machine": described_machine(self.accelerator.device),
+            "versions": versions(),
+            "date": now(),
+        }
+
+
+@dataclass
+class DataSet:
+    """Both splits of the data, each read when it is first asked for."""
+
+    config: DataConfig
+    _splits: dict[Split, Pictures] = field(default_factory=dict)
+
+    def pictures(self, split: Split) -> Pictures:
+        """One split."""
+        if split not in self._splits:
+            self._splits[split] = build_pictures(self.config, split, seed=0)
+        return self._splits[split]
+
+    def source(self, split: Split) -> SplitSource:
+        """All of one split."""
+        pictures = self.pictures(split)
+        return SplitSource(pictures, np.arange(len(pictures), dtype=np.int64))
+
+    def described(self, split: Split) -> dict[str, Any]:
+        """What decides its pictures."""
+        return self.config.tree() | {"split": split, "identity": build_images(self.config, split).identity}
+
+    def reference(self, measuring: Measuring, name: str) -> Reference:
+        """Features of the split `train` or `validation`, those kept from before where they are there; or of an .npz
+        file. Errors are those of `reference_of_file`."""
+        accelerator, extractor, batch_size = measuring.accelerator, measuring.extractor, measuring.batch_size
+        if name not in ("train", "validation"):
+            return reference_of_file(accelerator, Path(name), extractor, batch_size)
+        split: Split = "train" if name == "train" else "validation"
+        source = self.source(split)
+        provenance = provenance_of(self.described(split), len(source), extractor)
+        label = f"{self.config.kind}-{split}-{measuring.kind}"
+        return load_or_measure(accelerator, source, extractor, provenance, measuring.references, label, batch_size)
