@@ -145,6 +145,17 @@ def test_torchvisions_features_are_before_the_last_layer(
         torch.testing.assert_close(network.fc(extracted.features), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_the_folded_network_is_the_one_of_the_file(files: dict[str, Path], extractors: dict[str, Extractor]) -> None:
+    network = EfficientNetLite0()
+    network.load_state_dict(load_file(files["lite"]), strict=False)
+    x = pictures(2, 224)
+    with torch.no_grad():
+        features, logits = network.eval()((x.float() - 127) / 128)
+    extracted = extractors["lite"](x)
+    torch.testing.assert_close(extracted.features, features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(extracted.logits, logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("kernel", "stride", "n"), [(3, 1, 7), (3, 2, 8), (3, 2, 7), (5, 2, 14), (5, 2, 9), (1, 1, 4)])
 def test_same_padding_is_tensorflows(kernel: int, stride: int, n: int) -> None:
     """Position i of the output sees the input from i * stride - before on, where `before` is the smaller half of what
