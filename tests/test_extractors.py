@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torchvision.models import resnet18
+from torchvision.models import get_model, resnet18
 
 from sampling.evaluation.extractors import build_extractor
 from sampling.evaluation.extractors.base import Extractor
@@ -213,6 +213,26 @@ def test_files_that_do_not_fit_are_refused(files: dict[str, Path], tmp_path: Pat
         assert f"features.weights {path}" in str(refused.value)
 
 
+@pytest.mark.parametrize("model", ["mnasnet0_5", pytest.param("swin_t", marks=pytest.mark.slow)])
+def test_models_with_versions_and_tables_are_read(tmp_path: Path, model: str) -> None:
+    """mnasnet's layers have versions that no safetensors file holds, and swin_t's windows tables of whole numbers."""
+    torch.manual_seed(0)
+    network = get_model(model, weights=None).eval()
+    weights = network.state_dict()
+    path = tmp_path / "weights.safetensors"
+    save_file(weights, path)
+    config = TorchvisionConfig(model=model, weights=str(path))
+    extracted = build_extractor(config, "cpu")(pictures(1, 224))
+    assert extracted.logits is not None
+    assert extracted.logits.std() > 0
+    for name, tensor in weights.items():
+        if name.endswith("relative_position_index"):
+            save_file({**weights, name: tensor + 10**6}, path)
+            with pytest.raises(BadFileError, match="relative_position_index has other values"):
+                build_extractor(config, "cpu")
+            break
+
+
 def test_half_precision_and_counts_of_batches_are_read(files: dict[str, Path], tmp_path: Path) -> None:
     good = load_file(files["resnet18"])
     path = tmp_path / "half.safetensors"
@@ -272,3 +292,19 @@ def test_an_unknown_model_is_told_the_nearest_names() -> None:
         build_extractor(TorchvisionConfig(model="resnet5"), "cpu")
     with pytest.raises(ConfigError, match="fcn_resnet50"):  # of segmentation
         build_extractor(TorchvisionConfig(model="fcn_resnet50"), "cpu")
+
+
+def test_autocast_around_it_changes_nothing(extractors: dict[str, Extractor]) -> None:
+    """Features are float32's: nobody's bfloat16, and on a GPU not the ten bits of TF32."""
+    x, seen = pictures(), []
+    extractor = extractors["resnet18"]
+    layer = extractor.get_submodule("network.conv1")
+    hook = layer.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = extractor(x).features
+        assert torch.equal(inside, extractor(x).features)
+    finally:
+        hook.remove()
+    assert seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32, "torch's default again"
