@@ -200,15 +200,15 @@ def extractor_target() -> Target:
 def npz_targets() -> Iterator[Target]:
     """Samples and statistics of other people's tools, stored and compressed."""
     pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
-    arrays = {"samples": {"arr_0": pictures}, "moments": {"mu": np.arange(3.0), "sigma": np.eye(3), "arr_0": pictures}}
+    arrays: dict[str, dict[str, Any]] = {"samples": {"arr_0": pictures}}
+    arrays["moments"] = {"mu": np.arange(3.0), "sigma": np.eye(3), "arr_0": pictures}
     readers: dict[str, Callable[[Path], object]] = {"samples": lambda path: [*open_samples(path).batches(2)]}
     readers["moments"] = read_moments
     for name, reader in readers.items():
         seeds = []
         for save_npz in (np.savez, np.savez_compressed):
             file = io.BytesIO()
-            given: dict[str, Any] = arrays[name]
-            save_npz(file, **given)
+            save_npz(file, **arrays[name])
             seeds.append(file.getvalue())
         yield Target(f"{name}-npz", seeds, reader, ".npz", (zipped_anew,))
 

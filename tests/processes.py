@@ -28,7 +28,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     # Whatever a rank imports anew costs it that time again: a second for x-transformers, a tenth for pytest.
-    ["tests.faults", "tests.artefacts", "stage2_prior.tokens", "sampling.output", "stage1_tokenizer.perceptual"]
+    ["tests.faults", "tests.artefacts", "stage2_prior.tokens", "sampling.output", "sampling.evaluation.features"]
     + [f"stage1_tokenizer.{name}" for name in ("alarms", "averages", "compiling", "discriminator", "validation")]
 )
 _PR_SET_PDEATHSIG = 1

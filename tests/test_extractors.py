@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torchvision.models import resnet18
+from torchvision.models import get_model, resnet18
 
 from sampling.evaluation.extractors import build_extractor
 from sampling.evaluation.extractors.base import Extractor
@@ -145,6 +145,17 @@ def test_torchvisions_features_are_before_the_last_layer(
         torch.testing.assert_close(network.fc(extracted.features), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_the_folded_network_is_the_one_of_the_file(files: dict[str, Path], extractors: dict[str, Extractor]) -> None:
+    network = EfficientNetLite0()
+    network.load_state_dict(load_file(files["lite"]), strict=False)
+    x = pictures(2, 224)
+    with torch.no_grad():
+        features, logits = network.eval()((x.float() - 127) / 128)
+    extracted = extractors["lite"](x)
+    torch.testing.assert_close(extracted.features, features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(extracted.logits, logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("kernel", "stride", "n"), [(3, 1, 7), (3, 2, 8), (3, 2, 7), (5, 2, 14), (5, 2, 9), (1, 1, 4)])
 def test_same_padding_is_tensorflows(kernel: int, stride: int, n: int) -> None:
     """Position i of the output sees the input from i * stride - before on, where `before` is the smaller half of what
@@ -200,6 +211,26 @@ def test_files_that_do_not_fit_are_refused(files: dict[str, Path], tmp_path: Pat
         with pytest.raises(BadFileError, match=message) as refused:
             build_extractor(TorchvisionConfig(model="resnet18", weights=str(path)), "cpu", "features")
         assert f"features.weights {path}" in str(refused.value)
+
+
+@pytest.mark.parametrize("model", ["mnasnet0_5", pytest.param("swin_t", marks=pytest.mark.slow)])
+def test_models_with_versions_and_tables_are_read(tmp_path: Path, model: str) -> None:
+    """mnasnet's layers have versions that no safetensors file holds, and swin_t's windows tables of whole numbers."""
+    torch.manual_seed(0)
+    network = get_model(model, weights=None).eval()
+    weights = network.state_dict()
+    path = tmp_path / "weights.safetensors"
+    save_file(weights, path)
+    config = TorchvisionConfig(model=model, weights=str(path))
+    extracted = build_extractor(config, "cpu")(pictures(1, 224))
+    assert extracted.logits is not None
+    assert extracted.logits.std() > 0
+    for name, tensor in weights.items():
+        if name.endswith("relative_position_index"):
+            save_file({**weights, name: tensor + 10**6}, path)
+            with pytest.raises(BadFileError, match="relative_position_index has other values"):
+                build_extractor(config, "cpu")
+            break
 
 
 def test_half_precision_and_counts_of_batches_are_read(files: dict[str, Path], tmp_path: Path) -> None:
@@ -261,3 +292,19 @@ def test_an_unknown_model_is_told_the_nearest_names() -> None:
         build_extractor(TorchvisionConfig(model="resnet5"), "cpu")
     with pytest.raises(ConfigError, match="fcn_resnet50"):  # of segmentation
         build_extractor(TorchvisionConfig(model="fcn_resnet50"), "cpu")
+
+
+def test_autocast_around_it_changes_nothing(extractors: dict[str, Extractor]) -> None:
+    """Features are float32's: nobody's bfloat16, and on a GPU not the ten bits of TF32."""
+    x, seen = pictures(), []
+    extractor = extractors["resnet18"]
+    layer = extractor.get_submodule("network.conv1")
+    hook = layer.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = extractor(x).features
+        assert torch.equal(inside, extractor(x).features)
+    finally:
+        hook.remove()
+    assert seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32, "torch's default again"

@@ -35,7 +35,7 @@ def test_a_large_mean_costs_no_digits() -> None:
     """E[x^2] - E[x]^2 would have none left: the mean is 2^20 times the deviation, and its square 2^40 times."""
     x = (drawn(400) + 2.0**20).double()
     features = Features(5, keep=None)
-    for part in x.float().split(32):
+    for part in torch.split(x.float(), 32):
         features.add(Extracted(part, None))
     np.testing.assert_allclose(features.covariance, np.cov(x.float().double().numpy(), rowvar=False), rtol=1e-9)
 

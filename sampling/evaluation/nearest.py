@@ -85,7 +85,8 @@ def nearest(
             apart = torch.minimum(apart, _pixel_distances(samples, x.flip(3)))
         by_pixels.add(apart, places)
         found = extractor(x).features if training_features is None else training_features[indices.cpu()].to(device)
-        by_features.add(1.0 - features @ F.normalize(found.double(), dim=1).T, places)
+        cosines = features @ F.normalize(found.double(), dim=1).T
+        by_features.add((1.0 - cosines).clamp_min(0.0), places)
     return Nearest(by_pixels.neighbours(), by_features.neighbours())
 
 

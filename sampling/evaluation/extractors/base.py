@@ -54,7 +54,9 @@ class Extractor(nn.Module):
         if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[1] not in (1, 3):
             raise ValueError(f"pictures must be uint8 (B, 1 or 3, H, W), not {pictures.dtype} {tuple(pictures.shape)}")
         device = next(self.parameters()).device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        # A GPU's convolutions would round to the ten bits of TF32, as torch has it by default.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), exact:
             x = self._resized(pictures.to(device).expand(-1, 3, -1, -1))
             features, logits = self._extract(x)
         return Extracted(features.float(), None if logits is None else logits.float())
