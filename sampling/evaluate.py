@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sampling.evaluation.extractors import ExtractorConfig, build_extractor
 from sampling.evaluation.extractors.inception import InceptionConfig
@@ -54,7 +54,7 @@ class EvaluateConfig(CommandConfig):
     samples: str | None = None
     """Pictures in place of a prior's: a folder that `generate.py` wrote, any folder of pictures of one size, or an .npz
     file (`arr_0`, as the ADM suite has it). They are compared with the data of --prior, --tokenizer or --data."""
-    n: PositiveInt | None = None
+    n: int | None = Field(None, ge=2)
     """Pictures to measure; null: 10,000 samples of a prior, else all that there are."""
     data: DataConfig | None = None
     """The data set; null: that of the training."""

@@ -19,7 +19,7 @@ from sampling.evaluation.npz import Samples
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Pictures
-from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.errors import BadFileError, ConfigError
 
 Indices = NDArray[np.int64]
 
@@ -118,7 +118,12 @@ def features_of(
 
     keep: of how many pictures the features themselves are kept beside their moments; None: of all.
     logits: keep these too.
+
+    Raises:
+        ConfigError: there are fewer than two pictures, and one has no spread.
     """
+    if len(source) < 2:
+        raise ConfigError(f"{what}: there is {len(source)} picture to measure, and sets are of at least 2")
     features = Features(extractor.dimension, keep)
     batches = my_batches(accelerator, len(source), batch_size)
     total, hidden = sum(map(len, batches)), None if accelerator.is_main_process else True
