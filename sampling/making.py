@@ -90,6 +90,7 @@ def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output)
     pictures = np.stack([read_png(out.path / name) for name in names])  # (n, H, W, C)
     save_png(out.path / GRID, grid_of(pictures))
     arrays = BytesIO()
-    np.savez_compressed(arrays, arr_0=pictures, labels=labels)
+    three = np.broadcast_to(pictures, (*pictures.shape[:3], 3))  # as the ADM suite's tools want them, grey ones too
+    np.savez_compressed(arrays, arr_0=three, labels=labels)
     write_file(out.path / SAMPLES, arrays.getbuffer())
     close_output(out, [*names, GRID])

@@ -86,13 +86,13 @@ def test_the_grid_shows_each_picture_at_its_place(n: int, rows: int, columns: in
 
 
 def test_grey_pictures(tmp_path: Path) -> None:
-    """A tokenizer of one channel gives grey files, not red ones and not a crash, and (n, H, W, 1) in the .npz."""
+    """A tokenizer of one channel gives grey files, not red ones and not a crash, and three equal channels in the .npz, as published tools want."""
     write_prior(tmp_path / "run", tokenizer={"channels": 1})
     ended = run(main, "--prior", tmp_path / "run", "--out", tmp_path / "out", "-n", 3)
     assert ended.code == 0, ended.err
     with np.load(tmp_path / "out" / "samples.npz") as saved:
-        assert saved["arr_0"].shape == (3, *IMAGE_SIZE, 1)
+        assert saved["arr_0"].shape == (3, *IMAGE_SIZE, 3)
         for i, picture in enumerate(saved["arr_0"]):
             with Image.open(tmp_path / "out" / f"{i:06d}.png") as image:
                 assert image.mode == "L"
-                assert np.array_equal(np.asarray(image), picture[:, :, 0])
+                assert (np.asarray(image)[:, :, None] == picture).all()
