@@ -24,6 +24,7 @@ SCRIPTS = {
     "sampling/complete.py": "CompleteConfig",
     "sampling/reconstruct.py": "ReconstructConfig",
     "sampling/summary.py": "SummaryConfig",
+    "sampling/app.py": "AppConfig",
 }
 TINY_SHAPES = "--data.train_images 12 --data.validation_images 6 --network.channels 8 --network.residual_channels 4"
 

@@ -6,6 +6,7 @@ server, and come from its own page. What the page does not need is not there.
 """
 
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -152,11 +153,14 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._stop()
+        logging.getLogger("uvicorn.error").disabled = True  # it would report each connection that has to be cut
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
 def serve(app: ASGIApp, bound: socket.socket, stop: Callable[[], object]) -> None:
     """Answer requests until Ctrl-C or SIGTERM; `stop` is called then, and what is under way has a second to end."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=1
+    )
     Server(config, stop).run(sockets=[bound])

@@ -117,8 +117,7 @@ class Playground:
         Raises:
             ConfigError: a value that does not fit, or more than the limits admit.
         """
-        config = GenerateConfig.from_tree(self._tree(values), SOURCE)
-        self._check_number("n", config.n)
+        config = GenerateConfig.from_tree(self._tree(values, "n"), SOURCE)
         self._check_side("size", config.size or self.size)
         sampler = Sampler(self.prior, config)
         indices = np.arange(config.n, dtype=np.int64)
@@ -170,8 +169,7 @@ class Playground:
         return grow(sampler, task, margins, config.paste, progress)
 
     def _started(self, chosen: Chosen | None, values: Mapping[str, Any]) -> tuple[CompleteConfig, Sampler, Task]:
-        config = CompleteConfig.from_tree(self._tree(values), SOURCE)
-        self._check_number("variants", config.variants)
+        config = CompleteConfig.from_tree(self._tree(values, "variants"), SOURCE)
         if chosen is None:
             raise ConfigError("no picture is chosen: choose one, or upload one")
         sampler = Sampler(self.prior, config)
@@ -191,13 +189,12 @@ class Playground:
             raise ConfigError("class: this prior does not know pictures of no class; say which class this one is")
         return self.prior.model.null_label
 
-    def _tree(self, values: Mapping[str, Any]) -> Tree:
-        return {**values, "precision": self.precision}
-
-    def _check_number(self, key: str, number: int) -> None:
-        most = self.limits.pictures
-        if number > most:
+    def _tree(self, values: Mapping[str, Any], key: str) -> Tree:
+        """The values as a config's; `key` is the one that says how many pictures are wanted."""
+        number, most = values.get(key, 1), self.limits.pictures
+        if isinstance(number, int | float) and number > most:
             raise ConfigError(f"{key}: {number:,} pictures are more than the {most} that this page makes at once")
+        return {key: 1, **values, "precision": self.precision}
 
     def _check_side(self, key: str, size: tuple[int, int], what: str = "") -> None:
         if max(size) > max(self.limits.side, *self.size):
