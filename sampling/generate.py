@@ -15,7 +15,6 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
-from tqdm import tqdm
 
 from sampling.noise import NoiseSource
 from sampling.output import Output, close_output, open_output, settings_of
@@ -24,6 +23,7 @@ from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.launch import start_accelerator
@@ -134,19 +134,14 @@ def main() -> None:
 
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
-    bar = tqdm(
-        total=len(mine) * source.units_per_picture,
-        unit=source.unit,
-        disable=None if accelerator.is_main_process else True,
-    )
+    shown = bar(len(mine) * source.units_per_picture, source.unit, "sampling")
     for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
         if not len(indices):
             continue
-        pictures = source.sample(indices, bar.update)
+        pictures = source.sample(indices, shown.update)
         for index, picture in zip(indices, pictures, strict=True):
             save_png(out.path / f"{index:06d}.png", picture)
-        bar.set_postfix_str(f"{len(indices)} pictures decoded", refresh=False)
-    bar.close()
+    shown.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         assemble(source.labels(np.arange(config.n)), names, out)

@@ -58,7 +58,7 @@ class Page:
 
     def app(self) -> FastAPI:
         """What a server serves."""
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none is fetched
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         return gr.mount_gradio_app(
             app,
@@ -73,7 +73,7 @@ class Page:
             pwa=False,
             mcp_server=False,
             enable_monitoring=False,
-            theme=gr.themes.Default(primary_hue="indigo", **fonts),
+            theme=gr.themes.Default(primary_hue="indigo", font=fonts[0], font_mono=fonts[1]),
             css_paths=STYLE,
         )
 

@@ -48,7 +48,7 @@ class Chosen(NamedTuple):
 
     picture: Picture
     """(H, W, C) of the prior's size."""
-    index: int
+    number: int
     """Its number: with the seed it decides the noise."""
     label: int | None
     """Its class, where its data set says it."""
@@ -175,7 +175,7 @@ class Playground:
         sampler = Sampler(self.prior, config)
         n = config.variants
         label = self._label(chosen, config.class_, sampler)
-        pictures, indices = np.repeat(chosen.picture[None], n, axis=0), np.full(n, chosen.index, dtype=np.int64)
+        pictures, indices = np.repeat(chosen.picture[None], n, axis=0), np.full(n, chosen.number, dtype=np.int64)
         task = Task(pictures, indices, np.full(n, label, dtype=np.int64), config.seed, np.arange(n, dtype=np.int64))
         return config, sampler, task
 
