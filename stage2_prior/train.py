@@ -19,7 +19,7 @@ from stage1_tokenizer.checkpoint import write_file, write_weights
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
-from stage1_tokenizer.console import command, counted
+from stage1_tokenizer.console import bar, command, counted
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.order import BatchOrder, Places, share
 from stage1_tokenizer.data.pictures import Split
@@ -231,8 +231,9 @@ def sample(prior: Prior, tokenizer: LoadedTokenizer, n: int, seed: int, device: 
     indices = np.arange(n, dtype=np.int64)
     noise = uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)
     labels = torch.from_numpy(indices % max(1, prior.classes)).to(device)
-    with torch.inference_mode():
-        return tokenizer.tokenizer.decode_codes(generate(prior, labels, torch.from_numpy(noise).to(device)))
+    with torch.inference_mode(), bar(noise.size, "code", "sampling", within=True) as shown:
+        codes = generate(prior, labels, torch.from_numpy(noise).to(device), progress=shown.update)
+        return tokenizer.tokenizer.decode_codes(codes)
 
 
 if __name__ == "__main__":

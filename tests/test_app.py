@@ -311,6 +311,7 @@ GOOD = {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}
         ("GET", "/gradio_api/info", GOOD, 404),
         ("GET", "/gradio_api/file=/work/page/a.png", GOOD, 200),
         ("GET", "/gradio_api/file=/etc/passwd", GOOD, 404),
+        ("GET", "/gradio_api/file=/work/page/../../etc/passwd", GOOD, 404),
         ("GET", "/gradio_api/file=https://evil.example/", GOOD, 404),
         ("GET", "/gradio_api/proxy=http://evil.example/", GOOD, 404),
         ("DELETE", "/", GOOD, 404),

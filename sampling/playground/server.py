@@ -55,8 +55,9 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            return  # the page opens no other connections
+        if scope["type"] != "http":  # the page opens no other connections
+            await send({"type": "websocket.close"})
+            return
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -91,7 +92,8 @@ class Guard:
             return path.rstrip("/") in SENT
         if method not in ("GET", "HEAD"):
             return False
-        return path in PAGES or path.startswith(READ) or path.startswith(f"{FILES}{self._files}/")
+        is_own_file = path.startswith(f"{FILES}{self._files}/") and ".." not in path.split("/")
+        return path in PAGES or path.startswith(READ) or is_own_file
 
 
 def name_in(host: str) -> str:
