@@ -184,7 +184,15 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     mask = np.array([[bool(cell) for cell in row] for row in painted_by(page)])
     assert (mask[hidden]).all()
     assert (np.stack(made) == complete(sampler, task, ~mask, True)).all()
+    page.get_by_label("Paint over the bottom half").click()
+    assert (np.array(painted_by(page)) == (np.arange(IMAGE_SIZE[0]) >= IMAGE_SIZE[0] // 2)[:, None]).all()
+    page.get_by_label("Erase").check()
+    canvas.click(position={"x": 0.5 * side, "y": 6.5 * side})  # the page may have scrolled
+    erased = np.array(painted_by(page))
+    assert not erased[6, 0]
+    assert erased[6, 6:].all()
     page.get_by_text("clear all").click()
+    assert not np.array(painted_by(page)).any()
     page.get_by_role("button", name="Complete", exact=True).click()
     page.get_by_text("nothing is painted").wait_for()
 
