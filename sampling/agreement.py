@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stage1_tokenizer.console import counted
 from stage1_tokenizer.data.order import BatchOrder, validation_batches
 from stage1_tokenizer.data.pictures import Pictures, normalise
 from stage1_tokenizer.seeds import derive_seed
@@ -53,7 +54,7 @@ def train_classifier(pictures: Pictures, steps: int, seed: int, device: torch.de
     classifier = Classifier(pictures.channels, len(pictures.classes)).to(device).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
     order = BatchOrder(len(pictures), BATCH, seed)
-    for step in range(steps):
+    for step in counted(range(steps), steps, "step", "training a classifier"):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         pixels, labels = pictures.batch(*order.places(step))

@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
-from tqdm import tqdm
 
 from sampling.completing import HIDDEN, Margins, Pictures, Task, complete, grow, kept_codes
 from sampling.output import Output, close_output, open_output, settings_of
@@ -25,6 +24,7 @@ from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, Config, parse_command_line
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
@@ -106,19 +106,19 @@ def main() -> None:
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
     total = len(mine) * config.candidates * codes_made(sampler, margins)
-    bar = tqdm(total=total, unit="code", disable=None if accelerator.is_main_process else True)
+    shown = bar(total, "code", "completing")
     for part in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
         if not len(part):
             continue
         indices, variants = np.divmod(part, config.variants)
         task = Task(chosen.pictures[indices], indices, chosen.labels[indices], config.seed, variants)
         if keep is None:
-            made = grow(sampler, task, margins, config.paste, bar.update)
+            made = grow(sampler, task, margins, config.paste, shown.update)
         else:
-            made = complete(sampler, task, keep, config.paste, bar.update)
+            made = complete(sampler, task, keep, config.paste, shown.update)
         for place, picture in zip(part, made, strict=True):
             save_png(out.path / names[place], picture)
-    bar.close()
+    shown.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         assemble(chosen.pictures, kept, config.variants, out)

@@ -8,13 +8,13 @@ from io import BytesIO
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sampling.noise import NoiseSource
 from sampling.output import Output, close_output
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
 from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.order import share
 from stage2_prior.prior import LoadedPrior
 
@@ -63,19 +63,14 @@ def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_si
     """Make the pictures that a folder lacks, each process its share, and wait for all. Returns the seconds it took."""
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
-    bar = tqdm(
-        total=len(mine) * source.units_per_picture,
-        unit=source.unit,
-        disable=None if accelerator.is_main_process else True,
-    )
+    shown = bar(len(mine) * source.units_per_picture, source.unit, "sampling")
     for indices in np.array_split(mine, max(1, -(-len(mine) // batch_size))):
         if not len(indices):
             continue
-        pictures = source.sample(indices, bar.update)
+        pictures = source.sample(indices, shown.update)
         for index, picture in zip(indices, pictures, strict=True):
             save_png(out.path / file_name(index), picture)
-        bar.set_postfix_str(f"{len(indices)} pictures decoded", refresh=False)
-    bar.close()
+    shown.close()
     accelerator.wait_for_everyone()
     return time.monotonic() - began
 

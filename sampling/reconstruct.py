@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic_settings import CliPositionalArg
 from torch import Tensor
-from tqdm import tqdm
 
 from sampling.output import close_output, open_output, settings_of
 from sampling.picture_files import picture_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.console import counted
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
@@ -94,7 +94,7 @@ def main() -> None:
     began = time.monotonic()
     figures = torch.zeros(number, len(COLUMNS), dtype=torch.float64)
     mine = share(number, accelerator.process_index, accelerator.num_processes)
-    for index in tqdm(mine, unit="picture", disable=None if accelerator.is_main_process else True):
+    for index in counted(mine, len(mine), "picture", "reconstructing"):
         picture = originals.read(index)
         made, *values = reconstruct(accelerator, loaded.tokenizer, picture, tiles)
         save_png(out / f"{index:06d}.png", rows_of([[picture, made]]) if config.beside else made)

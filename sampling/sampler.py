@@ -162,7 +162,11 @@ class Sampler:
             )
 
     def sample(
-        self, n: int, classes: str | int | Sequence[str | int] | None = None, seed: int = 0
+        self,
+        n: int,
+        classes: str | int | Sequence[str | int] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
     ) -> NDArray[np.uint8]:
         """Pictures 0..n-1 of a seed: (n, H, W, C) uint8.
 
@@ -178,7 +182,7 @@ class Sampler:
         indices = np.arange(n, dtype=np.int64)
         labels = self.labels(indices, classes)
         parts = np.array_split(indices, -(-n // self.config.batch_size))
-        return np.concatenate([self.pictures(part, labels[part], seed) for part in parts])
+        return np.concatenate([self.pictures(part, labels[part], seed, progress) for part in parts])
 
     def labels(
         self, indices: NDArray[np.int64], classes: str | int | Sequence[str | int] | None = None

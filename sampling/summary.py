@@ -14,6 +14,7 @@ from sampling.agreement import agreement
 from sampling.sampler import Sampler
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.log_file import log_entries
@@ -104,7 +105,8 @@ def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
     data = data_config(prior.data, str(prior.path))
     train, validation = (build_pictures(data, "train", config.seed), build_pictures(data, "validation", config.seed))
     sampler = Sampler(prior)
-    pictures = sampler.sample(config.samples, seed=config.seed)
+    with bar(config.samples * sampler.codes_per_picture, "code", "sampling") as shown:
+        pictures = sampler.sample(config.samples, seed=config.seed, progress=shown.update)
     missing = [name for name in prior.classes if name not in train.classes]
     if missing:
         raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")

@@ -28,6 +28,7 @@ from stage1_tokenizer.analysis.usage import draw_usage
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.console import counted, say
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.errors import ConfigError, StorageError
@@ -68,17 +69,18 @@ def main() -> None:
     encoded = encode(loaded.tokenizer, validation, config.images, device)
     describe(loaded, encoded)
     with SummaryWriter(out, filename_suffix=EVENTS) as writer:
-        for name, draw in pictures(loaded, encoded, config, out):
+        drawn = list(pictures(loaded, encoded, config, out))
+        for name, draw in counted(drawn, len(drawn), "picture", "drawing"):
             sheet = draw()
             if isinstance(sheet, str):
                 (out / f"{name}.png").unlink(missing_ok=True)  # that of an earlier analysis would not be of this one
-                print(f"{name}: left out, {sheet}")
+                say(f"{name}: left out, {sheet}")
                 continue
             png = sheet.png()
             write_file(out / f"{name}.png", png)
             with Image.open(io.BytesIO(png)) as image:
                 writer.add_image(f"analysis/{name}", np.asarray(image.convert("RGB")), loaded.step, dataformats="HWC")
-            print(f"{out / name}.png")
+            say(f"{out / name}.png")
 
 
 def pictures(

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
-from tqdm import tqdm
 
 from stage1_tokenizer.checks.finding import Finding, bad, reason
 from stage1_tokenizer.checks.images import check_image, check_images, holds_images
@@ -31,6 +30,7 @@ from stage1_tokenizer.checks.tokens import shards_in
 from stage1_tokenizer.checks.weights import PRIOR_FILE, check_safetensors
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.console import say
 from stage1_tokenizer.data.decode import EXTENSIONS
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.state import STATE_NAME, states
@@ -67,7 +67,7 @@ def main() -> None:
     for check in checks:
         for finding in _all_of(check):
             numbers[finding.verdict] += 1
-            tqdm.write(str(finding))  # above a progress bar
+            say(str(finding))
     print(", ".join(f"{numbers[verdict]:,} {verdict}" for verdict in ("ok", "bad", "note")))
     if numbers["bad"]:
         sys.exit(BadFileError.exit_code)

@@ -22,6 +22,7 @@ from stage1_tokenizer.comparison import Failure, Reconstructions, Row, measure
 from stage1_tokenizer.comparison_picture import draw
 from stage1_tokenizer.comparison_table import aligned, as_json, machine, markdown
 from stage1_tokenizer.config import CommandConfig, parse_command_line, read_yaml
+from stage1_tokenizer.console import counted, say
 from stage1_tokenizer.errors import ConfigError, StorageError, UserError
 from stage1_tokenizer.perceptual import SMALLEST, Perceptual, PerceptualConfig
 from stage1_tokenizer.presets import find_presets, short_schedule
@@ -64,24 +65,24 @@ def main() -> None:
 
     rows: list[Row | Failure] = []
     reconstructions: list[Reconstructions] = []
-    for number, (name, preset) in enumerate(presets.items(), start=1):
+    for number, (name, preset) in counted(enumerate(presets.items(), start=1), len(presets), "preset", "comparing"):
         begin = f"[{number}/{len(presets)}] {name}"
         try:
             command = training_command(preset, out / name, config, passed_on)
             if is_trained(out / name, command, preset):
-                print(f"{begin}: trained already", flush=True)
+                say(f"{begin}: trained already")
             else:
-                print(f"{begin}: training", flush=True)
+                say(f"{begin}: training")
                 train(out / name, command, preset)
             smallest = SMALLEST[config.lpips_net]
             row, images = measure(name, out / name, config.batch_size, lpips, smallest, config.pictures)
         except UserError as error:
             rows.append(Failure(name, " ".join(f"failed: {error}".split())))  # on one line, as rows are
-            print(f"{begin}: failed: {error}", flush=True)
+            say(f"{begin}: failed: {error}")
             continue
         rows.append(row)
         reconstructions += [images] if images else []
-        print(f"{begin}: PSNR {row.psnr:.2f} dB after {row.seconds:.0f} s", flush=True)
+        say(f"{begin}: PSNR {row.psnr:.2f} dB after {row.seconds:.0f} s")
 
     settings = {**config.tree(), "passed_on": passed_on}
     (out / "table.md").write_text(markdown(rows, caption(config, rows)), encoding="utf-8")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
+from stage1_tokenizer import console
 from stage1_tokenizer.checkpoint import storage_error, write_file
 from stage1_tokenizer.config import Tree, differences, read_saved_yaml, write_yaml
 from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
@@ -61,8 +62,8 @@ class Run:
         on_main(accelerator, self._open)
         self._events: Events | None = None
         self._bar: tqdm[Any] | None = None
-        self._seen = 0
-        self._began = time.monotonic()
+        self._seen, self._first = 0, 0
+        self._began = self._advanced = time.monotonic()
 
     def resume(self, parts: Mapping[str, Part]) -> int:
         """Load the newest whole state, or the one that was named, into the parts. Returns the steps done.
@@ -74,22 +75,15 @@ class Run:
         folder = self.folder / "state"
         newest = on_main(self._accelerator, lambda: self._choose(folder))
         step, scalars = (0, {}) if newest is None else self._load(newest, parts)
-        if newest is not None:
-            self._accelerator.print(f"continuing {self.folder} from step {step}")
+        begun = f"training {self.folder}" if newest is None else f"continuing {self.folder} from step {step}"
+        self._accelerator.print(f"{begun}: {self._config.steps:,} steps of {self._config.batch_size} images")
         if self._accelerator.scaler and "scaler" in scalars:
             self._accelerator.scaler.load_state_dict(scalars["scaler"])
         on_main(self._accelerator, lambda: self._begin(step))
         if self._main:
             self._events = Events(self.folder, step, self.say)
-            self._bar = tqdm(
-                total=self._config.steps,
-                initial=step,
-                desc=self.folder.name,
-                unit="step",
-                disable=None,
-                dynamic_ncols=True,
-            )
-        self._began, self._seen = time.monotonic(), 0
+            self._bar = console.bar(self._config.steps, "step", self.folder.name, step)
+        self._began, self._seen, self._first = time.monotonic(), 0, step
         return step
 
     def save(self, step: int, parts: Mapping[str, Part], keep: int) -> None:
@@ -146,7 +140,7 @@ class Run:
 
     def advance(self, images: int) -> None:
         """One optimizer step over `images` images (of all processes) is done."""
-        self._seen += images
+        self._seen, self._advanced = self._seen + images, time.monotonic()
         if self._bar is not None:
             self._bar.update()
 
@@ -164,7 +158,7 @@ class Run:
         self._append("metrics.jsonl", {"step": step, **scalars})
         if self._bar is not None and show:
             self._bar.set_postfix_str(
-                " ".join(f"{name.split('/')[-1]} {scalars[name]:.4g}" for name in show), refresh=False
+                ", ".join(f"{console.label(name)} {scalars[name]:.4g}" for name in show), refresh=False
             )
 
     def logged(self) -> list[dict[str, float]]:
@@ -183,7 +177,17 @@ class Run:
     def say(self, message: str) -> None:
         """One line on the console, above the progress bar."""
         if self._main:
-            tqdm.write(message)
+            console.say(message)
+
+    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Say what a validation after so many steps has found."""
+        self.say(console.validation_line(step, self._config.steps, figures, time.monotonic() - self._advanced))
+
+    def summarise(self, *after: tuple[str, str]) -> None:
+        """Say what the finished run came to, and the commands to go on with, each with what it does."""
+        seconds = time.monotonic() - self._began
+        if self._main:
+            print(console.summary(self.folder, self._first, self._config.steps, seconds, self._weights, after))
 
     def pictures(self, step: int, name: str, images: Tensor, columns: int) -> None:
         """Images (N, C, H, W) in [-1, 1] as one grid, to samples/NAME-STEP.png and to TensorBoard."""

@@ -24,6 +24,7 @@ from stage1_tokenizer.checkpoint import write_weights
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
+from stage1_tokenizer.console import command
 from stage1_tokenizer.data import DataConfig, build_pictures
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import BatchOrder, training_batches
@@ -253,7 +254,7 @@ def main() -> None:
                 "train/lr": optimizer.param_groups[0]["lr"],
                 "train/images_per_second": run.images_per_second,
             }
-            record(done, values, show=("train/total", "train/images_per_second"))
+            record(done, values, show=("train/total",))
         if done % config.validate_every == 0 or last:
             with run.kept(done, save):
                 figures = validate(
@@ -267,7 +268,7 @@ def main() -> None:
                     config.perceptual.weight,
                 )
                 record(done, {f"validation/{name}": figure for name, figure in figures.items()})
-                run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+                run.validated(done, figures)
                 if config.pictures:
                     grid = pairs(ema.module, validation_set, config.pictures, device)
                     run.pictures(done, "reconstructions", grid, columns=8)
@@ -277,12 +278,10 @@ def main() -> None:
             run.interrupt(done)
 
     run.finish()
-    accelerator.print(f"tokenizer: {run.folder / TOKENIZER_FILE}")
-    if bottleneck.depth:
-        accelerator.print(f"next: python stage2_prior/train.py --tokenizer {run.folder}")
-    if bottleneck.noise_channels:
-        accelerator.print(f"next: python sampling/generate.py --tokenizer {run.folder}")
-    accelerator.print(f"pictures that explain it: python stage1_tokenizer/analyze.py --tokenizer {run.folder}")
+    nexts = [("next", "stage2_prior/train.py")] * bool(bottleneck.depth)
+    nexts += [("next", "sampling/generate.py")] * bool(bottleneck.noise_channels)
+    nexts += [("pictures that explain it", "stage1_tokenizer/analyze.py")]
+    run.summarise(*((what, command(script, "--tokenizer", run.folder)) for what, script in nexts))
 
 
 def kept(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from stage1_tokenizer.console import counted
 from stage1_tokenizer.data.order import validation_batches
 from stage1_tokenizer.data.pictures import Pictures, normalise
 from stage1_tokenizer.losses import PixelConfig, generator_loss, reconstruction_loss
@@ -34,7 +35,9 @@ def validate(
     sums: dict[str, Tensor] = {}
     use = CodeUse(bottleneck.depth, bottleneck.codebook_size, device)
     size = max(1, batch_size // accelerator.num_processes)
-    for pixels, _ in validation_batches(split, size, accelerator.process_index, accelerator.num_processes):
+    batches = validation_batches(split, size, accelerator.process_index, accelerator.num_processes)
+    number = -(-len(split) // (size * accelerator.num_processes))
+    for pixels, _ in counted(batches, number, "batch", "validating", within=True):
         x = normalise(pixels.to(device))
         with accelerator.autocast():
             x_hat, bottlenecked = tokenizer(x)

@@ -21,11 +21,11 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 from torch import Tensor
-from tqdm import tqdm
 
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
@@ -115,7 +115,7 @@ def score(
     table = torch.zeros(number, 3 + classes, dtype=torch.float64, device=device)  # label, nats, psnr, nats by class
     use = CodeUse(model.shape.K, model.shape.V, device)
     mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
-    bar = tqdm(total=len(mine), unit="image", disable=None if accelerator.is_main_process else True)
+    shown = bar(len(mine), "image", "scoring")
     for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
         if not len(indices):
             continue
@@ -129,8 +129,8 @@ def score(
             rows = torch.cat([rows, nats_by_class(model, codes)], dim=1)
         table[torch.from_numpy(indices).to(device)] = rows
         use.add(codes)
-        bar.update(len(indices))
-    bar.close()
+        shown.update(len(indices))
+    shown.close()
     table = accelerator.reduce(table, "sum").cpu()
     use.counts = accelerator.reduce(use.counts, "sum").cpu()
     return Scores(table[:, 0].long(), table[:, 1], table[:, 3:], table[:, 2], use)

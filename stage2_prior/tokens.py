@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stage1_tokenizer.checkpoint import SUM, read_tensors, write_tensors
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data import DataConfig, build_images
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import Places, share
@@ -148,13 +149,16 @@ def _extract(
     rank, processes = accelerator.process_index, accelerator.num_processes
     mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
     codes, labels = [], []
+    shown = bar(len(mine) * views, "image", "extracting codes")
     for indices in np.array_split(mine, max(1, -(-len(mine) // 128))):
         per_view = []
         for view in range(views):
             pixels, batch_labels = pictures.batch(indices, None if view == 0 else np.full_like(indices, view))
             per_view.append(tokenizer.tokenizer.encode_codes(normalise(pixels.to(accelerator.device))).int().cpu())
+            shown.update(len(indices))
         codes.append(torch.stack(per_view, dim=1))  # (b, views, h, w, K)
         labels.append(batch_labels.int())
+    shown.close()
     header = {
         "provenance": json.dumps(provenance, sort_keys=True),
         "classes": json.dumps(pictures.classes),

@@ -19,6 +19,7 @@ from stage1_tokenizer.checkpoint import write_file, write_weights
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
+from stage1_tokenizer.console import bar, command, counted
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.order import BatchOrder, Places, share
 from stage1_tokenizer.data.pictures import Split
@@ -104,9 +105,7 @@ def main() -> None:
     first = run.resume(parts)
     order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
-    accelerator.print(
-        f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}"
-    )
+    run.say(f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}")
 
     def save_weights(done: int) -> None:
         described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
@@ -156,12 +155,12 @@ def main() -> None:
                 "train/lr": optimizer.param_groups[0]["lr"],
                 "train/images_per_second": run.images_per_second,
             }
-            run.log(done, values, show=("train/bits_per_token", "train/images_per_second"))
+            run.log(done, values, show=("train/bits_per_token",))
         if done % config.validate_every == 0 or last:
             figures = validate(accelerator, ema.module, validation_set, config, tokenizer)
             figures["validation/bigram_bits_per_token"] = bigram
             run.log(done, figures)
-            run.say(f"step {done}: " + " ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            run.validated(done, figures)
             if config.samples and accelerator.is_main_process:
                 run.pictures(
                     done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10
@@ -173,8 +172,7 @@ def main() -> None:
             run.interrupt(done)
 
     run.finish()
-    accelerator.print(f"prior: {run.folder / PRIOR_FILE}")
-    accelerator.print(f"next: python sampling/generate.py -n 64 --prior {run.folder}")
+    run.summarise(("next", command("sampling/generate.py", "-n", 64, "--prior", run.folder)))
 
 
 def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:
@@ -208,7 +206,8 @@ def validate(
     mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     total = torch.zeros((), dtype=torch.float64, device=device)
     use = CodeUse(shape.K, shape.V, device)
-    for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
+    batches = np.array_split(mine, max(1, -(-len(mine) // config.batch_size)))
+    for indices in counted(batches, len(batches), "batch", "validating", within=True):
         codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
         with accelerator.autocast():
             total += image_nats(prior, codes, labels).sum()
@@ -232,8 +231,9 @@ def sample(prior: Prior, tokenizer: LoadedTokenizer, n: int, seed: int, device: 
     indices = np.arange(n, dtype=np.int64)
     noise = uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)
     labels = torch.from_numpy(indices % max(1, prior.classes)).to(device)
-    with torch.inference_mode():
-        return tokenizer.tokenizer.decode_codes(generate(prior, labels, torch.from_numpy(noise).to(device)))
+    with torch.inference_mode(), bar(noise.size, "code", "sampling", within=True) as shown:
+        codes = generate(prior, labels, torch.from_numpy(noise).to(device), progress=shown.update)
+        return tokenizer.tokenizer.decode_codes(codes)
 
 
 if __name__ == "__main__":

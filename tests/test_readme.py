@@ -25,6 +25,7 @@ SCRIPTS = {
     "sampling/reconstruct.py": "ReconstructConfig",
     "sampling/summary.py": "SummaryConfig",
     "sampling/evaluate.py": "EvaluateConfig",
+    "sampling/app.py": "AppConfig",
 }
 TINY_SHAPES = "--data.train_images 12 --data.validation_images 6 --network.channels 8 --network.residual_channels 4"
 

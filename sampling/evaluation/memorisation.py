@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from sampling.evaluation.intervals import Interval, bootstrap_mean
 from sampling.evaluation.nearest import Memorised, Nearest, Neighbours, memorised, nearest
@@ -21,6 +19,7 @@ from sampling.evaluation.protocol import Measuring
 from sampling.evaluation.results import Figure
 from sampling.evaluation.sources import Source, evenly
 from sampling.picture_files import rows_of
+from stage1_tokenizer.console import counted
 from stage1_tokenizer.data.order import share as share_of
 
 SHARE = 0.01
@@ -59,7 +58,7 @@ def look_for_copies(
     mine = share_of(len(together), accelerator.process_index, accelerator.num_processes)
     found = nearest(
         together[mine.start : mine.stop],
-        _batches(accelerator, training),
+        _batches(training),
         measuring.extractor,
         K,
         training_features,
@@ -97,9 +96,9 @@ def _figure(name: str, unit: str, ours: Tensor, theirs: Tensor, counted: Memoris
     return Figure(f"memorised_{name}", label, 100 * float(share.mean()), interval, "%", "lower", note)
 
 
-def _batches(accelerator: Accelerator, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
-    hidden = None if accelerator.is_main_process else True
-    for start in tqdm(range(0, len(source), BATCH), desc="training images", unit="batch", disable=hidden):
+def _batches(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+    starts = range(0, len(source), BATCH)
+    for start in counted(starts, len(starts), "batch", "training images"):
         indices = np.arange(start, min(start + BATCH, len(source)), dtype=np.int64)
         yield source.read(indices), torch.from_numpy(indices)
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.features import Features
 from sampling.evaluation.sources import Source, my_batches, without_logits
 from sampling.picture_files import DECODE_CHUNK, in_chunks
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.pictures import normalise, to_uint8
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.metrics import CodeUse, psnr
@@ -77,8 +77,7 @@ def measure_reconstructions(
     use = CodeUse(bottleneck.depth, bottleneck.codebook_size, device)
     originals, made = (Features(extractor.dimension, keep=None) for _ in range(2))
     batches = my_batches(accelerator, len(source), batch_size)
-    total, hidden = sum(map(len, batches)), None if accelerator.is_main_process else True
-    with tqdm(total=total, desc="reconstructions", unit="picture", disable=hidden) as bar:
+    with bar(sum(map(len, batches)), "picture", "reconstructions") as shown:
         for indices in batches:
             pixels = source.read(indices).to(device)
             x = normalise(pixels)
@@ -96,7 +95,7 @@ def measure_reconstructions(
             numbers = torch.from_numpy(indices)
             originals.add(without_logits(extractor(pixels)), numbers)
             made.add(without_logits(extractor(pixels_hat)), numbers)
-            bar.update(len(indices))
+            shown.update(len(indices))
     table = accelerator.reduce(table, "sum").cpu()
     use.counts = accelerator.reduce(use.counts, "sum").cpu()
     originals.merge_over(accelerator)

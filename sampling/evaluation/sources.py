@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.features import Features
 from sampling.evaluation.npz import Samples
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Pictures
@@ -126,12 +126,11 @@ def features_of(
         raise ConfigError(f"{what}: there is {len(source)} picture to measure, and sets are of at least 2")
     features = Features(extractor.dimension, keep)
     batches = my_batches(accelerator, len(source), batch_size)
-    total, hidden = sum(map(len, batches)), None if accelerator.is_main_process else True
-    with tqdm(total=total, desc=what, unit="picture", disable=hidden) as bar:
+    with bar(sum(map(len, batches)), "picture", what) as shown:
         for indices in batches:
             extracted = extractor(source.read(indices))
             features.add(extracted if logits else without_logits(extracted), torch.from_numpy(indices))
-            bar.update(len(indices))
+            shown.update(len(indices))
     features.merge_over(accelerator)
     return features
 

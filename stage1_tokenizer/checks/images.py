@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from stage1_tokenizer.checks.finding import Finding, bad, note, ok
+from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.listing import image_files
@@ -34,8 +33,8 @@ def check_images(folder: Path) -> Iterator[Finding]:
     """Every image below a folder: those that cannot be read, then a line for all. Memory does not grow with them."""
     found = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in image_files(folder, "inside"))
     broken = 0
-    with tqdm(total=found.total(), desc=folder.name, unit="image", disable=None, leave=False) as bar:
-        for error in unreadable(folder, seen=bar.update):
+    with bar(found.total(), "image", folder.name) as shown:
+        for error in unreadable(folder, seen=shown.update):
             broken += 1
             yield bad(error.path, error.reason)
     where = f" in {len(found)} sub-folders" if len(found) > 1 else ""

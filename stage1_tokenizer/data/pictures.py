@@ -21,6 +21,7 @@ from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config import Config, Side, Size
+from stage1_tokenizer.console import counted
 from stage1_tokenizer.data.bad_files import BadFiles, PictureError
 from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.errors import ConfigError
@@ -191,7 +192,8 @@ def _read_all(
     with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
         # A part at a time: what the threads are handed takes memory too.
         parts = (range(start, min(start + AT_ONCE, len(images))) for start in range(0, len(images), AT_ONCE))
-        read = chain.from_iterable(threads.map(images.__getitem__, part) for part in parts)
+        decoded = chain.from_iterable(threads.map(images.__getitem__, part) for part in parts)
+        read = counted(decoded, len(images), "image", "reading", within=True)
         for index, (picture, label) in enumerate(read):
             if picture.shape != together.shape[1:]:
                 return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]

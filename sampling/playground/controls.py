@@ -1,0 +1,48 @@
+"""The parts that the page is made of, and what arrives from them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import gradio as gr
+
+ComponentT = TypeVar("ComponentT", bound=gr.components.Component)
+
+
+class Settings(NamedTuple):
+    """The controls of a tab, by the names of the options that they set."""
+
+    named: dict[str, gr.components.Component]
+
+    def values(self, given: Sequence[Any]) -> dict[str, Any]:
+        """What arrived from the controls, in their order; what is left empty is left to its default."""
+        found = {key: value for key, value in zip(self.named, given, strict=False) if value not in (None, "")}
+        if found.get("top_k") == 0:  # how a field for numbers says "none"
+            del found["top_k"]
+        return found
+
+
+def as_given(component: ComponentT) -> ComponentT:
+    """What arrives from it is passed on: Gradio's own checks know less, and stumble over what is no number at all."""
+    component.preprocess = lambda payload: payload  # type: ignore[method-assign]
+    return component
+
+
+def number(label: str, value: int, low: int, high: int, step: int = 1) -> gr.components.Component:
+    return as_given(gr.Number(value, label=label, minimum=low, maximum=high, step=step, min_width=80))
+
+
+def slider(label: str, value: float, high: float, step: float) -> gr.components.Component:
+    return as_given(gr.Slider(0.0, high, value, step=step, label=label))
+
+
+def result_gallery(label: str, name: str) -> gr.Gallery:
+    return gr.Gallery(
+        label=label,
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        buttons=["download", "download_all", "fullscreen"],
+        interactive=False,
+        elem_id=name,
+        elem_classes="pixels",
+    )

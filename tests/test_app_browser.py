@@ -1,0 +1,316 @@
+"""The page in a real browser, over the real command: what a user does in each tab, and what a stranger tries."""
+
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from sampling.completing import Margins, Task, complete, grow
+from sampling.sampler import Sampler
+from sampling.to_complete import read_pictures
+from tests.artefacts import IMAGE_SIZE, files_of, write_prior
+from tests.commands import ROOT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+playwright_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("gradio", reason="the extra `app` is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here")]
+QUIET = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+QUIET += ["disable-component-update", "disable-sync"]
+WAIT = 60_000
+"""Milliseconds: the machine may be busy."""
+
+
+class App(NamedTuple):
+    process: "subprocess.Popen[str]"
+    address: str
+    prior: Path
+    temporary: Path
+
+
+def started(prior: Path, temporary: Path, *options: str) -> App:
+    """The command, once it says where its page is."""
+    temporary.mkdir()
+    settings = {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "sampling/app.py"), "--prior", str(prior), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | settings,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("http://127.0.0.1:"), process.communicate(timeout=60)
+    return App(process, line.split()[0], prior, temporary)
+
+
+def ended(app: App) -> tuple[int, str, str]:
+    """How it ends when Ctrl-C comes while a browser's connection is open, whose end is not waited for."""
+    parsed = urlparse(app.address)
+    with closing(http.client.HTTPConnection(str(parsed.hostname), parsed.port, timeout=60)) as connection:
+        connection.request("GET", "/gradio_api/heartbeat/abc")
+        with connection.getresponse() as answer:
+            assert answer.status == 200
+            app.process.send_signal(signal.SIGINT)
+            out, err = app.process.communicate(timeout=60)
+    return app.process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    folder = tmp_path_factory.mktemp("app")
+    prior = folder / "prior"
+    prior.mkdir()
+    write_prior(prior, label_dropout=0.5)
+    before = files_of(prior)
+    app = started(prior, folder / "tmp", "--pictures", "6")
+    try:
+        yield app
+    finally:
+        code, out, err = ended(app)
+    assert (code, out, err) == (0, "", "")  # no traceback, whatever was asked for meanwhile
+    assert files_of(prior) == before
+    assert not list(app.temporary.glob("tessera-app-*"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{option}" for option in QUIET])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(app: App, browser: Any) -> Iterator[Any]:
+    """The page, loaded; afterwards, nothing may have been asked of anybody else, and no script have failed."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.set_default_timeout(WAIT)
+    page.goto(app.address)
+    page.get_by_role("button", name="Sample", exact=True).wait_for()
+    yield page
+    page.close()
+    assert requests
+    assert {urlparse(url.removeprefix("blob:")).netloc for url in requests if not url.startswith("data:")} == {
+        urlparse(app.address).netloc
+    }
+    assert errors == []
+
+
+def shown(page: Any, gallery: str, number: int) -> list[NDArray[np.uint8]]:
+    """The pictures in a gallery, once there are so many: (H, W, C) each, as their files have them."""
+    page.wait_for_function(f"document.querySelectorAll('{gallery} .grid-container img').length == {number}")
+    found = []
+    for image in page.locator(f"{gallery} .grid-container img").all():
+        body = page.request.get(image.get_attribute("src")).body()
+        assert body.startswith(b"\x89PNG")
+        found.append(np.array(Image.open(io.BytesIO(body))))
+    return found
+
+
+def choose(page: Any, index: int) -> None:
+    page.locator(".choice:visible .thumbnail-lg").nth(index).click()
+
+
+def test_a_user_samples_and_gets_what_python_gives(app: App, page: Any) -> None:
+    page.get_by_label("Number", exact=True).fill("3")
+    page.get_by_label("Seed", exact=True).first.fill("7")
+    page.get_by_role("button", name="Sample", exact=True).click()
+    expected = Sampler.load(app.prior).sample(3, seed=7)
+    assert (np.stack(shown(page, "#samples", 3)) == expected).all()
+    assert (
+        page.locator("#command textarea, #command input")
+        .input_value()
+        .endswith("-n 3 --prior " + str(app.prior) + " --seed 7")
+    )
+    smooth = page.locator("#samples .grid-container img").first.evaluate("e => getComputedStyle(e).imageRendering")
+    assert smooth == "pixelated"
+    page.get_by_label("Class").first.click()
+    page.get_by_role("option", name="dog").click()
+    before = page.get_by_label("Seed", exact=True).first.input_value()
+    page.get_by_role("button", name="New seed").first.click()
+    page.wait_for_function(f"document.querySelector('.seed input').value != '{before}'")
+    seed = int(page.get_by_label("Seed", exact=True).first.input_value())
+    old = page.locator("#samples img").first.get_attribute("src")
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.wait_for_function(f"document.querySelector('#samples .grid-container img').src != '{old}'")
+    assert (np.stack(shown(page, "#samples", 3)) == Sampler.load(app.prior).sample(3, "dog", seed)).all()
+
+
+def test_a_user_paints_and_completes(app: App, page: Any) -> None:
+    page.get_by_role("tab", name="Complete").click()
+    choose(page, 1)
+    canvas = page.locator(".painter canvas")
+    canvas.wait_for()
+    page.wait_for_function(f"document.querySelector('.painter canvas').width == {IMAGE_SIZE[1]}")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    side = box["width"] / IMAGE_SIZE[1]
+    page.mouse.move(box["x"] + 10 * side, box["y"] + 0.5 * side)  # down along the right
+    page.mouse.down()
+    page.mouse.move(box["x"] + 10 * side, box["y"] + 7.5 * side, steps=5)
+    page.mouse.up()
+    page.get_by_label("Completions", exact=True).fill("2")
+    page.get_by_role("button", name="Complete", exact=True).click()
+    original, kept, *made = shown(page, "#completions", 4)
+    sampler = Sampler.load(app.prior)
+    chosen = read_pictures(sampler, None, 2, None, 0)
+    assert (original == chosen.pictures[1]).all()
+    hidden = (kept == 128).all(axis=2) & (original != 128).any(axis=2)
+    assert hidden[:, 10].all()
+    assert not hidden[:, :8].any()
+    two = np.ones(2, dtype=np.int64)
+    task = Task(np.stack([original] * 2), two, chosen.labels[[1, 1]], 0, np.arange(2))
+    mask = np.array([[bool(cell) for cell in row] for row in painted_by(page)])
+    assert (mask[hidden]).all()
+    assert (np.stack(made) == complete(sampler, task, ~mask, True)).all()
+    page.get_by_label("Paint over the bottom half").click()
+    assert (np.array(painted_by(page)) == (np.arange(IMAGE_SIZE[0]) >= IMAGE_SIZE[0] // 2)[:, None]).all()
+    page.get_by_label("Erase").check()
+    canvas.click(position={"x": 0.5 * side, "y": 6.5 * side})  # the page may have scrolled
+    erased = np.array(painted_by(page))
+    assert not erased[6, 0]
+    assert erased[6, 6:].all()
+    page.get_by_text("clear all").click()
+    assert not np.array(painted_by(page)).any()
+    page.get_by_role("button", name="Complete", exact=True).click()
+    page.get_by_text("nothing is painted").wait_for()
+
+
+def painted_by(page: Any) -> list[list[int]]:
+    """What the canvas shows as painted: rows of 0 and 1."""
+    rows: list[list[int]] = page.evaluate(
+        """() => {
+          const canvas = document.querySelector('.painter canvas');
+          const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+          const at = (y, x) => Number(data[4 * (y * canvas.width + x) + 3] > 0);
+          return [...Array(canvas.height).keys()].map(y => [...Array(canvas.width).keys()].map(x => at(y, x)));
+        }"""
+    )
+    return rows
+
+
+def test_a_user_uploads_a_picture_and_grows_it(app: App, page: Any, tmp_path: Path) -> None:
+    page.get_by_role("tab", name="Grow").click()
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG no picture")
+    page.locator("input[type=file]").last.set_input_files(bad)
+    page.get_by_text("bad.png: cannot be read").wait_for()
+    good = tmp_path / "good.png"
+    Image.fromarray(np.full((*IMAGE_SIZE, 3), (20, 200, 90), dtype=np.uint8)).save(good)
+    page.locator("input[type=file]").last.set_input_files(good)
+    page.locator(".preview img").wait_for()
+    page.get_by_label("Up", exact=True).fill("4")
+    page.get_by_label("Right", exact=True).fill("8")
+    page.get_by_label("Results", exact=True).fill("1")
+    page.get_by_role("button", name="Grow", exact=True).click()
+    original, made = shown(page, "#grown", 2)
+    sampler = Sampler.load(app.prior)
+    label = np.array([sampler.prior.model.null_label])
+    task = Task(original[None], np.zeros(1, dtype=np.int64), label, 0, np.zeros(1, dtype=np.int64))
+    assert (original == (20, 200, 90)).all()
+    assert (made == grow(sampler, task, Margins(up=1, right=2), True)[0]).all()
+
+
+def test_a_refused_value_shows_a_message(page: Any) -> None:
+    page.get_by_label("Number", exact=True).fill("7")
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.get_by_text("7 pictures are more than the 6 that this page makes at once").wait_for()
+
+
+def test_it_can_be_used_on_a_phone(page: Any) -> None:
+    """Nothing is wider than the screen, in any tab, with results too."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.locator("#samples .grid-container img").first.wait_for()
+    for name in ("Sample", "Complete", "Grow"):
+        page.get_by_role("tab", name=name).click()
+        button = page.get_by_role("button", name=name, exact=True)
+        button.scroll_into_view_if_needed()
+        assert button.bounding_box()["width"] > 200
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+
+
+def ask(app: App, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+    parsed = urlparse(app.address)
+    with closing(http.client.HTTPConnection(str(parsed.hostname), parsed.port, timeout=60)) as connection:
+        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+        with connection.getresponse() as answer:
+            return Answer(answer.status, answer.read())
+
+
+def called(app: App, number: int, values: list[Any], session: str) -> dict[str, Any]:
+    """What the server says at the end of a request that a script makes up."""
+    body = json.dumps({"data": values, "fn_index": number, "session_hash": session}).encode()
+    joined = ask(app, "POST", "/gradio_api/queue/join", body)
+    if joined.status != 200:
+        return {"refused": joined.status}
+    stream = ask(app, "GET", f"/gradio_api/queue/data?session_hash={session}").body.decode()
+    events = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
+    return next(event for event in events if event["msg"] in ("process_completed", "unexpected_error"))
+
+
+def test_a_script_that_makes_up_requests_gets_a_message_and_the_page_goes_on(app: App) -> None:
+    """Values that no widget would send, straight to the server; then an ordinary request."""
+    config = json.loads(ask(app, "GET", "/config").body)
+    labels = {each["id"]: each["props"].get("label") for each in config["components"]}
+    function = next(each for each in config["dependencies"] if "Number" in [labels[i] for i in each["inputs"]])
+    names = [labels[each] for each in function["inputs"]]
+    usual = {"Class": "", "Number": 1, "Seed": 0, "Height": 8, "Width": 12, "Temperature": 1, "Top-p": 0.9}
+    usual |= {"Guidance": 1, "Min-p": 0, "Top-k (0: all codes)": 0}
+    assert usual.keys() == set(names)
+    made_up: list[tuple[dict[str, Any], str]] = [
+        ({"Number": 10**9}, "1,000,000,000 pictures are more than the 6"),
+        ({"Height": 10**6}, "size.0"),
+        ({"Seed": "x"}, "seed: "),
+        ({"Temperature": float("nan")}, "temperature: "),
+        ({"Class": "<img src=x onerror=alert(1)>"}, "&lt;img"),
+        ({"Class": ["cat"]}, "class: "),
+        ({"Number": {"a": [1] * 1000}}, "n: "),
+    ]
+    for place, (change, message) in enumerate(made_up):
+        answer = called(app, function["id"], [(usual | change)[name] for name in names], f"made{place}")
+        assert not answer["success"]
+        assert message in answer["output"]["error"], answer
+    assert called(app, function["id"], [usual[name] for name in names], "usual")["success"]
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/info", "/gradio_api/openapi.json", "/docs", "/monitoring/summary"])
+def test_what_the_page_does_not_need_is_closed(app: App, path: str) -> None:
+    assert ask(app, "GET", path).status == 404
+    assert ask(app, "POST", "/gradio_api/run/sample", b"{}").status == 404
+
+
+def test_another_site_is_refused(app: App) -> None:
+    assert ask(app, "GET", "/config", Host="evil.example").status == 421
+    assert ask(app, "POST", "/gradio_api/queue/join", b"{}", Origin="http://evil.example").status == 403
+    assert ask(app, "GET", f"/gradio_api/file={app.prior}/prior.safetensors").status == 404
+
+
+def test_an_upload_that_is_too_large_is_refused(app: App) -> None:
+    assert ask(app, "POST", "/gradio_api/upload", b"x" * (22 * 1024 * 1024)).status == 413
