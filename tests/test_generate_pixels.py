@@ -86,7 +86,7 @@ def test_the_grid_shows_each_picture_at_its_place(n: int, rows: int, columns: in
 
 
 def test_grey_pictures(tmp_path: Path) -> None:
-    """A tokenizer of one channel gives grey files, not red ones and not a crash, and three equal channels in the .npz, as published tools want."""
+    """A tokenizer of one channel gives grey files, not a crash, and in the .npz three equal channels."""
     write_prior(tmp_path / "run", tokenizer={"channels": 1})
     ended = run(main, "--prior", tmp_path / "run", "--out", tmp_path / "out", "-n", 3)
     assert ended.code == 0, ended.err
