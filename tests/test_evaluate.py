@@ -96,7 +96,7 @@ def test_reconstructions_are_measured_as_by_hand(tmp_path: Path, monkeypatch: py
     found = result(tmp_path / "run/evaluation/reconstructions-shapes-validation-50-efficientnet_lite0")["of"]
 
     x = build_pictures(DATA, "validation", 0).batch(np.arange(50))[0]
-    x_hat = to_uint8(torch.cat([loaded.tokenizer(part)[0] for part in normalise(x).split(1)]))
+    x_hat = to_uint8(torch.cat([loaded.tokenizer(part)[0] for part in torch.split(normalise(x), 1)]))
     a, b = x.double() / 255.0, x_hat.double() / 255.0
     psnr = np.mean(
         [float(peak_signal_noise_ratio(q[None], p[None], data_range=1.0)) for p, q in zip(a, b, strict=True)]
