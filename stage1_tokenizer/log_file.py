@@ -3,7 +3,17 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+LAST_STEP, LARGEST = 2**53, 1e300
+"""A step or a value beyond these is a damaged one."""
+
+
+class Curve(NamedTuple):
+    """One scalar over the steps at which it was logged."""
+
+    steps: list[int]
+    values: list[float]
 
 
 def log_entries(log: Path) -> list[dict[str, Any]]:
@@ -20,6 +30,20 @@ def log_entries(log: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return entries
+
+
+def read_curves(log: Path) -> dict[str, Curve]:
+    """All scalars of a metrics.jsonl by name; none where there is no file. A line cut off by a stop is left out."""
+    curves: dict[str, Curve] = {}
+    for entry in log_entries(log):
+        if not 0 <= entry["step"] <= LAST_STEP:
+            continue
+        for name, value in entry.items():
+            if name != "step" and isinstance(value, (int, float)) and abs(value) <= LARGEST:
+                curve = curves.setdefault(name, Curve([], []))
+                curve.steps.append(entry["step"])
+                curve.values.append(float(value))
+    return curves
 
 
 def sync_log(log: Path) -> None:

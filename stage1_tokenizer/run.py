@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from stage1_tokenizer.checkpoint import storage_error, write_file
 from stage1_tokenizer.config import Tree, differences, read_saved_yaml, write_yaml
+from stage1_tokenizer.environment import note_session
 from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
 from stage1_tokenizer.events import Events
 from stage1_tokenizer.launch import on_main
@@ -263,6 +264,7 @@ class Run:
         drop_later(self.folder / "state", step)
         write_yaml(self.folder / "config.yaml", self._tree)
         self._forget_after(step)
+        note_session(self.folder, self._accelerator, step)
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         """One line at the end of a log."""

@@ -1,0 +1,104 @@
+"""Pictures within the page: as data URIs, no larger than a page needs, and with words for those who do not see them."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.pictures import Picture, to_uint8
+from stage1_tokenizer.report.markup import Markup, tag
+
+LOSSLESS = 60_000
+"""Bytes up to which a picture stays lossless."""
+QUALITY = 88
+"""Of JPEG, for the others."""
+LARGEST_SIDE = 1600
+LARGEST_AREA = 1_200_000
+"""Pixels of a picture on the page."""
+
+
+def pixels(image: Tensor) -> Picture:
+    """(C, H, W) in [-1, 1] -> (H, W, C) uint8."""
+    picture: Picture = to_uint8(image).permute(1, 2, 0).cpu().numpy()
+    return picture
+
+
+def data_uri(picture: Picture, lossless: bool = False) -> str:
+    """A picture (H, W, C) or (H, W) uint8 of any size, scaled down where it is too large for a page; lossless where
+    that is asked for, or costs little."""
+    image = Image.fromarray(picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture)
+    scale = min(1.0, LARGEST_SIDE / max(image.size), (LARGEST_AREA / (image.width * image.height)) ** 0.5)
+    if scale < 1.0:
+        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.BOX)
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    image.save(png, "PNG", optimize=True)
+    kind, data = "png", png.getvalue()
+    if len(data) > LOSSLESS and not lossless:
+        image.save(jpeg, "JPEG", quality=QUALITY, subsampling=0)
+        if len(jpeg.getvalue()) < len(data):
+            kind, data = "jpeg", jpeg.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def img(picture: Picture, alt: str, scale: float = 1.0, class_: str | None = None) -> Markup:
+    """A picture as an element, `scale` times its size where the page is wide enough."""
+    height, width = picture.shape[:2]
+    sharp = "sharp" if scale >= 1.0 else "smooth"
+    return tag(
+        "img",
+        src=data_uri(picture),
+        alt=alt,
+        width=max(1, round(width * scale)),
+        height=max(1, round(height * scale)),
+        class_=f"{sharp} {class_}" if class_ else sharp,
+    )
+
+
+def enlargement(side: int, wanted: int) -> float:
+    """How many times a picture of `side` pixels is enlarged to come near to `wanted`: a whole number where it is."""
+    return max(1, round(wanted / side)) if side <= wanted else wanted / side
+
+
+def read(path: Path) -> Picture:
+    """A picture file, (H, W, 3).
+
+    Raises:
+        UserError: it is no picture, or one that is too large to decode.
+    """
+    return decode(path, 3)
+
+
+def fitted(images: Tensor, side: int) -> Tensor:
+    """Images (N, C, H, W), scaled down by averaging where they are larger than `side`."""
+    height, width = images.shape[2:]
+    scale = side / max(height, width)
+    if scale >= 1.0:
+        return images
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return torch.nn.functional.interpolate(images, size=size, mode="area")
+
+
+def sheet(images: Tensor, columns: int) -> Picture:
+    """Images (N, C, H, W) in [-1, 1] as one picture without gaps, row by row; what is left over is grey."""
+    rows = -(-len(images) // columns)
+    filler = images.new_zeros(rows * columns - len(images), *images.shape[1:])
+    whole = rearrange(torch.cat([images, filler]), "(r c) C H W -> C (r H) (c W)", c=columns)
+    return pixels(whole)
+
+
+STOPS = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]], np.float64)
+"""The colour map `inferno` (van der Walt and Smith), at six places."""
+
+
+def heat(values: Tensor) -> Picture:
+    """(H, W) in 0..1 -> (H, W, 3): black for 0, bright for 1, ever lighter between."""
+    places = np.linspace(0.0, 1.0, len(STOPS))
+    level: NDArray[np.float64] = values.clamp(0, 1).double().cpu().numpy()
+    return np.stack([np.interp(level, places, STOPS[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
