@@ -158,7 +158,10 @@ def draw(chart: Chart) -> Markup | None:
     if chart.shade:
         legend.append(tag("li", tag("span", class_="swatch shade"), chart.shade[0]))
     y_labels = [tag("span", tick_label(tick), style=f"bottom:{100 * frame.up(tick):.2f}%") for tick in y_ticks]
-    x_labels = [tag("span", tick_label(tick), style=f"left:{100 * frame.across(tick):.2f}%") for tick in x_ticks]
+    x_labels = [
+        tag("span", tick_label(tick), style=f"left:{100 * place:.2f}%", class_="last" if place > 0.95 else None)
+        for tick, place in ((tick, frame.across(tick)) for tick in x_ticks)
+    ]
     area = tag("div", _drawing(chart, shown, frame, x_ticks, y_ticks), class_="area", data_chart=_data(shown, frame))
     return tag(
         "figure",

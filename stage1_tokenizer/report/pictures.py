@@ -36,7 +36,9 @@ def data_uri(picture: Picture, lossless: bool = False) -> str:
     image = Image.fromarray(picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture)
     scale = min(1.0, LARGEST_SIDE / max(image.size), (LARGEST_AREA / (image.width * image.height)) ** 0.5)
     if scale < 1.0:
-        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.BOX)
+        image = image.resize(
+            (max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.BOX
+        )
     png, jpeg = io.BytesIO(), io.BytesIO()
     image.save(png, "PNG", optimize=True)
     kind, data = "png", png.getvalue()

@@ -1,11 +1,13 @@
 """Originals, reconstructions and errors; and the pictures at which a tokenizer fails, with what is odd about them."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stage1_tokenizer.report.markup import Child, Markup, join, tag
 from stage1_tokenizer.report.measured import Measured
-from stage1_tokenizer.report.numbers import percent, plain
+from stage1_tokenizer.report.numbers import percent
 from stage1_tokenizer.report.pictures import enlargement, fitted, heat, img, pixels, read
 from stage1_tokenizer.report.run_folder import RunFolder
 
@@ -19,6 +21,10 @@ WANTED = 96
 """Pixels on the screen to which small ones are enlarged."""
 OFF = 0.1
 """A share of the range by which a pixel is plainly wrong."""
+UNUSUAL = 0.8
+"""A picture that has more of something than this share of the others is unusual in it."""
+SHIFTED = 0.2
+"""A share of the squared error that is worth a word."""
 
 
 def show_reconstructions(measured: Measured) -> Markup:
@@ -38,9 +44,9 @@ def show_failures(measured: Measured) -> Markup:
     """The pictures with the least PSNR, the worst first."""
     psnr, x = measured.psnr, measured.encoded.x
     worst = psnr.argsort(stable=True)[:WORST].tolist()
-    detail = detail_of(x)
-    together = rank_correlation(detail, psnr)
-    rows = [triple(measured, place, _reasons(measured, place, detail)) for place in worst]
+    odd = oddities(measured)
+    together = rank_correlation(detail_of(x), psnr)
+    rows = [triple(measured, place, _reasons(measured, place, odd)) for place in worst]
     if together < -0.3:
         verdict = "the more detail a picture has, the worse it becomes"
     elif together > 0.3:
@@ -112,17 +118,35 @@ def _caption(measured: Measured, place: int) -> list[Child]:
     return [tag("strong", f"{measured.psnr[place]:.2f} dB"), f" {label}" if label else None]
 
 
-def _reasons(measured: Measured, place: int, detail: Tensor) -> list[Child]:
-    """What is measured of a failure."""
-    x, x_hat = measured.encoded.x[place], measured.encoded.x_hat[place]
-    error = (x_hat - x).abs().mean(dim=0) / 2.0
-    more = float((detail < detail[place]).double().mean())
-    words = [
-        f"{percent(float((error > OFF).double().mean()))} of the pixels are off by more than {percent(OFF)}",
-        f"more detail than {percent(more)} of the pictures",
-    ]
+class Oddity(NamedTuple):
+    """What may be odd about a picture, and how much of it each picture has."""
+
+    words: str
+    amounts: Tensor
+    """(N,)."""
+
+
+def oddities(measured: Measured) -> list[Oddity]:
+    """What can be measured of the pictures themselves. Each can be why one of them fails."""
+    x = measured.encoded.x
+    found = [Oddity("more detail", detail_of(x)), Oddity("more contrast", x.flatten(1).std(dim=1))]
+    if x.shape[1] == 3:
+        found.append(Oddity("more vivid colours", (x.amax(dim=1) - x.amin(dim=1)).flatten(1).mean(dim=1)))
     if measured.codes is not None:
-        counts = torch.bincount(measured.codes.flatten())[measured.codes[place]].double()
-        average = float(torch.bincount(measured.codes.flatten())[measured.codes].double().mean())
-        words.append(f"its codes are used {plain(float(counts.mean()) / average, 2)} times as often as the average")
+        counts = torch.bincount(measured.codes.flatten()).double()
+        found.append(Oddity("rarer codes", -counts[measured.codes].log().flatten(1).mean(dim=1)))
+    return found
+
+
+def _reasons(measured: Measured, place: int, odd: list[Oddity]) -> list[Child]:
+    """What is measured of a failure, and in what it differs from the others."""
+    difference = (measured.encoded.x_hat[place] - measured.encoded.x[place]) / 2.0  # (C, H, W)
+    off = float((difference.abs().mean(dim=0) > OFF).double().mean())
+    shift = float(difference.mean(dim=(1, 2)).square().mean() / difference.square().mean().clamp_min(1e-12))
+    words = [f"{percent(off)} of the pixels are off by more than {percent(OFF)}"]
+    if shift > SHIFTED:
+        words.append(f"{percent(shift)} of the squared error is one shift of the whole picture's colour")
+    ranks = {each.words: float((each.amounts < each.amounts[place]).double().mean()) for each in odd}
+    unusual = [f"{name} than {percent(rank)} of the pictures" for name, rank in ranks.items() if rank >= UNUSUAL]
+    words.append("it has " + " and ".join(unusual) if unusual else "nothing measured here is unusual about it")
     return [*_caption(measured, place), tag("span", "; ".join(words) + ".", class_="why")]

@@ -43,12 +43,12 @@ def tokenizer_page(run: RunFolder, device: torch.device, root: str | None = None
     look = once(lambda: measure(run.path, root, device))
     sections = [
         attempt("figures", "Figures", lambda: show_figures(run, TOKENIZER_FIGURES)),
-        attempt("run", "What was run", lambda: what_was_run(run, facts_of(run, look), command_of(run))),
-        attempt("curves", "Curves", lambda: draw_curves(run.curves, tokenizer_charts(run.curves))),
         attempt("reconstructions", "Reconstructions", lambda: _reconstructions(run, look)),
         attempt("failures", "Failures", lambda: show_failures(look())),
-        *token_sections(look),
         *more,
+        attempt("curves", "Curves", lambda: draw_curves(run.curves, tokenizer_charts(run.curves))),
+        *token_sections(look),
+        attempt("run", "What was run", lambda: what_was_run(run, facts_of(run, look), command_of(run))),
         attempt("alarms", "Alarms", lambda: happened(run)),
     ]
     return render(head_of(run, "Tokenizer", "bottleneck"), sections, footer_of(run))

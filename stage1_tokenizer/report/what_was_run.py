@@ -7,7 +7,6 @@ from typing import Any
 
 from stage1_tokenizer.config import Tree
 from stage1_tokenizer.data.bad_files import BAD_FILES
-from stage1_tokenizer.log_file import log_entries
 from stage1_tokenizer.report.markup import Child, Markup, escaped, fold, join, listed, table, tag
 from stage1_tokenizer.report.numbers import plain, plural
 from stage1_tokenizer.report.page import note
