@@ -1,6 +1,7 @@
 """Several runs on one page: their figures in a table, their curves in one chart, what differs, and their pictures."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from stage1_tokenizer.report.numbers import plural
 from stage1_tokenizer.report.page import Head, attempt, note, render
 from stage1_tokenizer.report.pictures import enlargement, fitted, img, pixels, read
 from stage1_tokenizer.report.run_folder import RunFolder
+from stage1_tokenizer.report.what_was_run import setting
 from stage2_prior.report import FIGURES
 
 MEANINGS: dict[str, Meaning] = TOKENIZER_FIGURES | FIGURES
@@ -55,6 +57,7 @@ def _figures(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     """A row for each figure that a run has."""
     of_runs = [{each.name: each for each in readings(run.curves, MEANINGS)} for run in runs]
     head = ["figure", *(f"{name} ({run.kind})" for name, run in zip(names, runs, strict=True))]
+    alike = all(run.config.get("data") == runs[0].config.get("data") for run in runs)
     body = []
     for name, meaning in MEANINGS.items():
         values = [found[name].value if name in found else None for found in of_runs]
@@ -62,7 +65,7 @@ def _figures(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
         if not known:
             continue
         best = {"higher": max(known), "lower": min(known), None: None}[meaning.better]
-        tie = len(known) < 2 or len(set(known)) == 1
+        tie = len(known) < 2 or len(set(known)) == 1 or not alike
         cells = [
             tag("td", meaning.shown(value) if value is not None else "\N{EN DASH}",
                 class_="best" if value is not None and value == best and not tie else None)
@@ -78,7 +81,7 @@ def _figures(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
         tag("tbody", body),
         class_="compare",
     )
-    words = "Of the last validation of each run. They can be compared where data and pictures are the same."
+    words = "Of the last validation of each run. The best is marked where the data are the same in all."
     return join(tag("p", words), tag("div", inner, class_="scroll", role="region", aria_label="Figures", tabindex="0"))
 
 
@@ -101,15 +104,22 @@ def _curves(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
 
 
 def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
-    """The keys of their configurations that are not the same in all."""
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = [key for key in dict.fromkeys(key for tree in flat for key in tree) if key not in NOT_COMPARED]
-    rows = [[key, *(str(tree.get(key, "\N{EN DASH}"))[:200] for tree in flat)] for key in keys]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
-    if not rows:
-        return note("Nothing in their configurations differs.")
-    more = note(f"And {len(rows) - MOST_DIFFERENCES:,} more.") if len(rows) > MOST_DIFFERENCES else None
-    return join(table("Settings that differ", ["key", *names], rows[:MOST_DIFFERENCES], "config", hide=True), more)
+    """The keys of their configurations that are not the same in all; those of one stage with one another."""
+    parts: list[Child] = []
+    for kind in ("tokenizer", "prior"):
+        flat = {name: dict(_flat(run.config)) for name, run in zip(names, runs, strict=True) if run.kind == kind}
+        if len(flat) < 2:
+            continue
+        keys = [key for key in dict.fromkeys(key for tree in flat.values() for key in tree) if key not in NOT_COMPARED]
+        rows = [
+            [key, *(setting(tree[key]) if key in tree else "\N{EN DASH}" for tree in flat.values())] for key in keys
+        ]
+        rows = [row for row in rows if len(set(row[1:])) > 1][:MOST_DIFFERENCES]
+        caption = f"Settings of the {kind}s that differ"
+        parts.append(
+            table(caption, ["key", *flat], rows, "config") if rows else note(f"The {kind}s' settings are one.")
+        )
+    return parts or note("They are of different stages, and have no settings to compare.")
 
 
 def _flat(tree: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -174,4 +184,4 @@ def _samples(runs: Sequence[tuple[str, RunFolder]]) -> Markup:
         caption = tag("figcaption", tag("strong", name), f" after {step:,} steps")
         return tag("figure", img(picture, f"Samples of {name} after {step:,} steps", scale), caption, class_="strip")
 
-    return tag("div", [or_note(lambda name=name, run=run: last(name, run)) for name, run in runs], class_="strips")
+    return tag("div", [or_note(partial(last, name, run)) for name, run in runs], class_="strips")

@@ -8,9 +8,10 @@ All of these files may come from anybody: what cannot be read is named, and the 
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sampling.picture_files import rows_of
 from stage1_tokenizer.checkpoint import brief
@@ -19,7 +20,7 @@ from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.errors import InterruptionError, UserError
 from stage1_tokenizer.report.markup import Child, Markup, fold, join, listed, table, tag
 from stage1_tokenizer.report.numbers import plain, plural
-from stage1_tokenizer.report.page import Section, attempt, note
+from stage1_tokenizer.report.page import Section, attempt, note, section
 from stage1_tokenizer.report.pictures import LARGEST_SIDE, enlargement, img, read
 from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.trees import LARGEST_JSON, parse_json
@@ -31,7 +32,8 @@ MOST_FILES = 64
 LARGEST_GRID = 144
 """Pictures up to which the grid of them all is shown; of more, the first MOST_FILES."""
 MOST_FIGURES = 40
-LONGEST = 300
+LONGEST, LONGEST_NOTE = 300, 1000
+"""Characters of a value, and of a sentence."""
 WIDE = 680
 """Pixels on the screen of a grid, about."""
 SHOWN_SETTINGS = (
@@ -62,23 +64,15 @@ QUIET = {"min_p": 0.0, "guidance_schedule": "constant", "candidates": 1, "invert
 
 def output_sections(run: RunFolder) -> list[Section]:
     """One for each kind of thing that is there."""
-    parts: dict[str, tuple[str, str, str]] = {
-        "generated": ("Generated pictures", "Sampled", "python sampling/generate.py --{kind} {run}"),
-        "completed": ("Completed pictures", "Completed", "python sampling/complete.py --prior {run}"),
-        "reconstructed": (
-            "Reconstructed pictures",
-            "Reconstructed",
-            "python sampling/reconstruct.py --tokenizer {run}",
-        ),
-    }
+    kinds = {"generated": "Generated", "completed": "Completed", "reconstructed": "Reconstructed"}
     sections = []
-    for name, (title, done, command) in parts.items():
-        folders = numbered(run.path / name)
+    for name, done in kinds.items():
+        title, folders = f"{done} pictures", numbered(run.path / name)
         if folders:
-            sections.append(attempt(name, title, lambda folders=folders, done=done: _folders(folders, done)))
+            sections.append(attempt(name, title, partial(_folders, folders, done)))
         elif name == "generated" and run.kind == "prior":
-            hint = tag("code", command.format(kind=run.kind, run=run.path))
-            sections.append(Section(name, title, note("None yet; this makes some: ", hint)))
+            command = tag("code", f"python sampling/generate.py --prior {run.path}")
+            sections.append(section(name, title, note("None yet; this makes some: ", command)))
     if (run.path / "evaluation").is_dir():
         sections.append(attempt("evaluation", "Evaluation", lambda: show_evaluations(run.path / "evaluation")))
     return sections
@@ -126,7 +120,7 @@ def _folders(folders: list[Path], done: str) -> Child:
             settings = {}
         elif settings.get("finished") is False:
             parts.append(note("These are not finished; the same command makes the rest."))
-        parts += [_settings(settings), or_note(lambda folder=folder, tree=settings: _picture(folder, tree, done))]
+        parts += [_settings(settings), or_note(partial(_picture, folder, settings, done))]
     if len(folders) > NEWEST:
         parts.append(note(f"And {plural(len(folders) - NEWEST, 'older folder')}."))
     return join(parts)
@@ -208,7 +202,7 @@ def show_evaluation(tree: Tree) -> Markup:
     rows = [_figure(each) for each in (figures if isinstance(figures, list) else [])[:MOST_FIGURES]]
     known = [row for row in rows if row]
     parts: list[Child] = [
-        tag("p", tag("strong", "Beware: "), str(words)[:1000], class_="warning")
+        tag("p", tag("strong", "Beware: "), str(words)[:LONGEST_NOTE], class_="warning")
         for words in _list(tree.get("warnings"))
     ]
     if known:
@@ -241,14 +235,9 @@ def _figure(entry: Any) -> list[Child] | None:
     unit = str(entry.get("unit") or "")[:40]
     better = entry.get("better") if entry.get("better") in ("lower", "higher") else ""
     label = str(entry.get("label") or entry.get("name") or "?")[:LONGEST]
-    return [
-        label,
-        tag("strong", f"{plain(value)} {unit}".rstrip()),
-        interval,
-        better,
-        str(entry.get("note") or "")[:1000],
-    ]
+    shown = tag("strong", f"{plain(value)} {unit}".rstrip())
+    return [label, shown, interval, better, str(entry.get("note") or "")[:LONGEST_NOTE]]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

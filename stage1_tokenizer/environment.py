@@ -1,6 +1,6 @@
 """What a training ran on: a line in the run's environment.jsonl for each time that it was started or continued.
 
-    {"step": 0, "time": "2026-01-31T12:00:00Z", "command": [...], "python": ..., "packages": {...}, "processor": ..., ...}
+    {"step": 0, "time": "2026-01-31T12:00:00Z", "command": [...], "packages": {...}, "processor": ..., ...}
 
 It is for people, and for the run report; nothing is decided by it.
 """

@@ -18,14 +18,16 @@ MOST_OTHERS = 24
 """Charts of scalars that have no place of their own."""
 
 
-def pair(curves: Mapping[str, Curve], name: str, title: str, unit: str, **options: bool) -> Chart:
+def pair(
+    curves: Mapping[str, Curve], name: str, title: str, unit: str, log: bool = False, from_zero: bool = False
+) -> Chart:
     """A scalar in training and in validation."""
     series = []
     if f"train/{name}" in curves:
         series.append(Series("training", curves[f"train/{name}"]))
     if f"validation/{name}" in curves:
         series.append(Series("validation", curves[f"validation/{name}"], dots=True))
-    return Chart(title, unit, series, **options)
+    return Chart(title, unit, series, log=log, from_zero=from_zero)
 
 
 def tokenizer_charts(curves: Mapping[str, Curve]) -> list[Chart]:

@@ -46,8 +46,8 @@ def sprites_of(name: str, codes: list[int], patches: Tensor) -> Sprites:
     picture = sheet(small, COLUMNS)
     ratio = f"{small.shape[3]} / {small.shape[2]}"
     style = Markup(
-        f"<style>.{name}{{background-image:url({data_uri(picture, lossless=True)});background-size:{100 * COLUMNS}% {100 * rows}%;"
-        f"aspect-ratio:{ratio}}}</style>"
+        f"<style>.{name}{{background-image:url({data_uri(picture, lossless=True)});"
+        f"background-size:{100 * COLUMNS}% {100 * rows}%;aspect-ratio:{ratio}}}</style>"
     )
     return Sprites(name, {code: place for place, code in enumerate(codes)}, rows, style)
 

@@ -62,8 +62,7 @@ def codes_in(measured: Measured) -> list[int]:
     assert measured.codes is not None
     rows, columns = grid_of(measured)
     few = measured.codes[chosen(measured)[: shown_first(measured)], :rows, :columns]
-    found: list[int] = few.unique().tolist()
-    return found
+    return sorted(set(few.flatten().tolist()))
 
 
 def alone(measured: Measured, codes: list[int]) -> Sprites | None:
@@ -188,7 +187,7 @@ def _data(
     is."""
     assert measured.codes is not None
     codes = measured.codes[places]
-    seen = set(codes.unique().tolist())
+    seen = set(codes.flatten().tolist())
     used = {
         code: [count, rank]
         for rank, (code, count) in enumerate(zip(atlas.ids.tolist(), atlas.counts.tolist(), strict=True), start=1)

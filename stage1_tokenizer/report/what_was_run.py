@@ -31,7 +31,7 @@ def what_was_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: 
         parts += [tag("h3", "The same again"), _code(command)]
         parts.append(tag("p", "Its own command line was not noted by the version that trained it.", class_="small"))
     if run.config:
-        rows = [[key, _value(value)] for key, value in _flat(run.config)]
+        rows = [[key, setting(value)] for key, value in _flat(run.config)]
         count = plural(len(rows), "setting")
         parts.append(fold(f"All {count}, the defaults among them", table("Settings", ["key", "value"], rows, "config")))
     parts.append(_machine(run))
@@ -140,13 +140,14 @@ def _pairs(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _value(value: Any) -> str:
+def setting(value: Any) -> str:
+    """A value as a config file has it."""
     match value:
         case None:
             return "null"
         case bool():
             return "true" if value else "false"
         case list() | tuple():
-            return ", ".join(map(_value, value[:20]))[:LONGEST]
+            return ", ".join(map(setting, value[:20]))[:LONGEST]
         case _:
             return str(value)[:LONGEST]
