@@ -25,7 +25,7 @@ from stage1_tokenizer.report.pictures import LARGEST_SIDE, enlargement, img, rea
 from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.trees import LARGEST_JSON, parse_json
 
-NEWEST = 4
+NEWEST = 3
 """Folders of a kind that are shown."""
 MOST_FILES = 64
 """Pictures of one, where it has no grid that could be shown."""

@@ -3,6 +3,7 @@
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,14 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.pictures import Picture, to_uint8
 from stage1_tokenizer.report.markup import Markup, tag
 
-LOSSLESS = 60_000
+LOSSLESS = 40_000
 """Bytes up to which a picture stays lossless."""
-QUALITY = 88
-"""Of JPEG, for the others."""
+PER_PIXEL = 0.35
+"""Bytes: others are JPEG, in the best of these qualities that needs no more, or else smaller. Photographs come to this
+in the first one or two; noise would make a page of any size."""
+QUALITIES = (88, 75, 55, 35)
 LARGEST_SIDE = 1600
-LARGEST_AREA = 1_200_000
+LARGEST_AREA = 600_000
 """Pixels of a picture on the page."""
 
 
@@ -34,19 +37,36 @@ def data_uri(picture: Picture, lossless: bool = False) -> str:
     """A picture (H, W, C) or (H, W) uint8 of any size, scaled down where it is too large for a page; lossless where
     that is asked for, or costs little."""
     image = Image.fromarray(picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture)
-    scale = min(1.0, LARGEST_SIDE / max(image.size), (LARGEST_AREA / (image.width * image.height)) ** 0.5)
-    if scale < 1.0:
-        image = image.resize(
-            (max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.BOX
-        )
-    png, jpeg = io.BytesIO(), io.BytesIO()
-    image.save(png, "PNG", optimize=True)
-    kind, data = "png", png.getvalue()
+    area = image.width * image.height
+    image = _scaled(image, min(1.0, LARGEST_SIDE / max(image.size), (LARGEST_AREA / area) ** 0.5))
+    data, kind = _file(image, "PNG", optimize=True), "png"
     if len(data) > LOSSLESS and not lossless:
-        image.save(jpeg, "JPEG", quality=QUALITY, subsampling=0)
-        if len(jpeg.getvalue()) < len(data):
-            kind, data = "jpeg", jpeg.getvalue()
+        smaller = _jpeg(image)
+        data, kind = (smaller, "jpeg") if len(smaller) < len(data) else (data, kind)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    most = max(LOSSLESS / 2, PER_PIXEL * image.width * image.height)
+    while True:
+        for quality in QUALITIES:
+            data = _file(image, "JPEG", quality=quality, subsampling=0 if quality > 80 else 2)
+            if len(data) <= most:
+                return data
+        image = _scaled(image, 0.7)
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    if scale >= 1.0:
+        return image
+    size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def img(picture: Picture, alt: str, scale: float = 1.0, class_: str | None = None) -> Markup:

@@ -13,6 +13,7 @@ SIDE = 16
 """Pixels of a patch, at most."""
 COLUMNS = 32
 AREA = LARGEST_AREA // 2
+"""Pixels of them all, which are lossless."""
 
 
 class Sprites(NamedTuple):
