@@ -117,7 +117,7 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
         rows = [row for row in rows if len(set(row[1:])) > 1][:MOST_DIFFERENCES]
         caption = f"Settings of the {kind}s that differ"
         parts.append(
-            table(caption, ["key", *flat], rows, "config") if rows else note(f"The {kind}s' settings are one.")
+            table(caption, ["key", *flat], rows, "config") if rows else note(f"The {kind}s have the same settings.")
         )
     return parts or note("They are of different stages, and have no settings to compare.")
 

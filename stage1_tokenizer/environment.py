@@ -39,7 +39,7 @@ def session(accelerator: Accelerator, step: int) -> dict[str, Any]:
     return {
         "step": step,
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": [os.path.relpath(sys.argv[0]) if os.path.isabs(sys.argv[0]) else sys.argv[0], *sys.argv[1:]],
+        "command": [*launcher(accelerator), *sys.argv],
         "tessera": _version(PROJECT),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -56,6 +56,16 @@ def note_session(folder: Path, accelerator: Accelerator, step: int) -> None:
     """Add the line. Raises OSError."""
     with (folder / SESSIONS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(session(accelerator, step)) + "\n")
+
+
+def launcher(accelerator: Accelerator) -> list[str]:
+    """How the script was started: `accelerate launch` says the precision in the environment, and torchrun nothing."""
+    processes = str(accelerator.num_processes)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        several = ["--multi_gpu"] if accelerator.num_processes > 1 else []
+        how = ["--num_processes", processes, "--mixed_precision", accelerator.mixed_precision]
+        return ["accelerate", "launch", *several, *how]
+    return ["torchrun", "--nproc_per_node", processes] if accelerator.num_processes > 1 else ["python"]
 
 
 def device_name(device: torch.device) -> str:

@@ -64,7 +64,7 @@ def prior_page(run: RunFolder, device: torch.device, root: str | None = None, mo
         *more,
         attempt("samples", "Samples over the training", lambda: _samples(run)),
         attempt("curves", "Curves", lambda: draw_curves(run.curves, charts(run))),
-        attempt("tokenizer", "The tokenizer below", lambda: _tokenizer(look())),
+        attempt("tokenizer", "Its tokenizer", lambda: _tokenizer(look())),
         *token_sections(look)[1:],
         attempt("run", "What was run", lambda: what_was_run(run, facts_of(run), command_of(run))),
         attempt("alarms", "Alarms", lambda: happened(run)),

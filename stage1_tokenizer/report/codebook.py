@@ -14,6 +14,10 @@ from stage1_tokenizer.report.sprites import Sprites
 
 SHOWN, FOLDED = 96, 416
 """Codes of the atlas on the page, the most used ones, and how many more behind a fold."""
+MIXED = (
+    "This network is an MLP: a code may describe any part of a picture, not just the patch under it, so its mean patch "
+    "says less. "
+)
 CONTINUOUS = "The latent of this bottleneck ({}) is continuous: there are no codes, and nothing to show here."
 
 
@@ -88,6 +92,7 @@ def show_atlas(measured: Measured, atlas: Atlas | None, sprites: Sprites | None)
         tag(
             "p",
             first,
+            MIXED if measured.loaded.tokenizer.config.network.kind == "mlp" else None,
             "The mean of the image patches on which each code falls, its number, and its share of all positions; the "
             f"most used first. {len(atlas.ids):,} of {atlas.codebook_size:,} codes occur here.",
         ),

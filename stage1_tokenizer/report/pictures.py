@@ -85,7 +85,7 @@ def img(picture: Picture, alt: str, scale: float = 1.0, class_: str | None = Non
 
 def enlargement(side: int, wanted: int) -> float:
     """How many times a picture of `side` pixels is enlarged to come near to `wanted`: a whole number where it is."""
-    return max(1, round(wanted / side)) if side <= wanted else wanted / side
+    return wanted // side if side <= wanted else wanted / side
 
 
 def read(path: Path) -> Picture:

@@ -17,7 +17,7 @@ BRIGHTEST = 0.5
 """The error, as a share of the whole range of values, that is drawn brightest."""
 SIDE = 192
 """Pixels of a picture on the page, at most."""
-WANTED = 96
+WANTED = 128
 """Pixels on the screen to which small ones are enlarged."""
 OFF = 0.1
 """A share of the range by which a pixel is plainly wrong."""

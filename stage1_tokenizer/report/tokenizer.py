@@ -115,7 +115,11 @@ def head_of(run: RunFolder, kind: str, part: str) -> Head:
     how = run.text(part, "kind")
     done = f"{run.done:,} of {run.steps:,} steps" if run.steps else f"{run.done:,} steps"
     alarms = plural(len(run.alarms), "alarm") if run.alarms else "no alarms"
-    lead: list[Child] = [f"{how} on {run.text('data', 'kind')}, " if part == "bottleneck" else f"{how}, ", done, ", "]
+    lead: list[Child] = [
+        f"{how} bottleneck on {run.text('data', 'kind')}, " if part == "bottleneck" else f"{how}, ",
+        done,
+        ", ",
+    ]
     return Head(kind, run.name, [*lead, tag("a", alarms, href="#alarms"), "."])
 
 
