@@ -41,7 +41,7 @@ class Run:
     """A run's folder and log. Only the main process writes.
 
     config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), alarms.jsonl
-    (one per alarm: `step`, `alarm`, `message`), events.out..., samples/NAME-STEP.png, state/.
+    (one per alarm: `step`, `alarm`, `message`), environment.jsonl, events.out..., samples/NAME-STEP.png, state/.
     """
 
     def __init__(self, folder: Path, config: RunConfig, tree: Tree, accelerator: Accelerator, weights: str) -> None:

@@ -23,6 +23,7 @@ SCRIPTS = {
     "sampling/generate.py": "GenerateConfig",
     "sampling/complete.py": "CompleteConfig",
     "sampling/reconstruct.py": "ReconstructConfig",
+    "sampling/report.py": "ReportConfig",
     "sampling/summary.py": "SummaryConfig",
 }
 TINY_SHAPES = "--data.train_images 12 --data.validation_images 6 --network.channels 8 --network.residual_channels 4"

@@ -147,6 +147,7 @@ def _reasons(measured: Measured, place: int, odd: list[Oddity]) -> list[Child]:
     if shift > SHIFTED:
         words.append(f"{percent(shift)} of the squared error is one shift of the whole picture's colour")
     ranks = {each.words: float((each.amounts < each.amounts[place]).double().mean()) for each in odd}
-    unusual = [f"{name} than {percent(rank)} of the pictures" for name, rank in ranks.items() if rank >= UNUSUAL]
-    words.append("it has " + " and ".join(unusual) if unusual else "nothing measured here is unusual about it")
+    most = sorted((name for name, rank in ranks.items() if rank >= UNUSUAL), key=lambda name: -ranks[name])[:2]
+    unusual = " and ".join(f"{name} than {percent(ranks[name])}" for name in most)
+    words.append(f"it has {unusual} of the pictures" if most else "nothing measured here is unusual about it")
     return [*_caption(measured, place), tag("span", "; ".join(words) + ".", class_="why")]

@@ -115,12 +115,8 @@ def head_of(run: RunFolder, kind: str, part: str) -> Head:
     how = run.text(part, "kind")
     done = f"{run.done:,} of {run.steps:,} steps" if run.steps else f"{run.done:,} steps"
     alarms = plural(len(run.alarms), "alarm") if run.alarms else "no alarms"
-    lead: list[Child] = [
-        f"{how} bottleneck on {run.text('data', 'kind')}, " if part == "bottleneck" else f"{how}, ",
-        done,
-        ", ",
-    ]
-    return Head(kind, run.name, [*lead, tag("a", alarms, href="#alarms"), "."])
+    what = f"{how} bottleneck on {run.text('data', 'kind')}" if part == "bottleneck" else how
+    return Head(kind, run.name, [f"{what}, {done}, ", tag("a", alarms, href="#alarms"), "."])
 
 
 def footer_of(run: RunFolder) -> str:

@@ -58,8 +58,7 @@ def happened(run: RunFolder) -> Markup:
         if len(run.alarms) > MOST_LINES:
             parts.append(note(f"And {plural(len(run.alarms) - MOST_LINES, 'more', 'more')} in alarms.jsonl."))
     else:
-        watched = "The training was watched, and nothing went wrong." if run.curves else "There is no log yet."
-        parts.append(tag("p", watched))
+        parts.append(tag("p", "No alarm was raised." if run.curves else "There is no log yet."))
     skipped = sum(run.curves["train/skipped"].values) if "train/skipped" in run.curves else 0
     facts: list[tuple[Child, Child]] = []
     if skipped:
@@ -87,13 +86,21 @@ def _time(run: RunFolder) -> Iterator[tuple[Child, Child]]:
     state = " (in training now)" if run.in_use else "" if run.steps in (None, run.done) else " (not finished)"
     yield "Steps", f"{run.done:,}{total}{state}"
     if run.sessions:
-        yield "Started", str(run.sessions[0].get("time", "unknown"))[:LONGEST]
+        yield "Started", _moment(str(run.sessions[0].get("time", "unknown")))
     if run.weights.is_file():
         saved = datetime.fromtimestamp(run.weights.stat().st_mtime, UTC)
         yield "Weights saved", saved.strftime("%Y-%m-%d %H:%M UTC")
     rate = run.last("train/images_per_second")
     if rate:
         yield "Speed", f"{plain(rate, 3)} pictures a second at the end"
+
+
+def _moment(time: str) -> str:
+    """2026-01-31T12:00:00Z as people write it; what is none as it is."""
+    try:
+        return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError):
+        return time[:LONGEST]
 
 
 def _machine(run: RunFolder) -> Markup:
