@@ -13,7 +13,7 @@ from stage1_tokenizer.report.meanings import TOKENIZER_FIGURES, Meaning, reading
 from stage1_tokenizer.report.measured import Measured, measure
 from stage1_tokenizer.report.numbers import plural
 from stage1_tokenizer.report.page import Head, attempt, note, render
-from stage1_tokenizer.report.pictures import enlargement, fitted, img, pixels, read
+from stage1_tokenizer.report.pictures import enlargement, fitted, grid, img, pixels, read
 from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.report.what_was_run import setting
 from stage2_prior.report import FIGURES
@@ -179,9 +179,8 @@ def _samples(runs: Sequence[tuple[str, RunFolder]]) -> Markup:
         if not found:
             return note(f"{name} has none.")
         step, path = found[-1]
-        picture = read(path)
-        scale = min(4.0, enlargement(picture.shape[1], 680))
+        picture = grid(read(path), f"Samples of {name} after {step:,} steps")
         caption = tag("figcaption", tag("strong", name), f" after {step:,} steps")
-        return tag("figure", img(picture, f"Samples of {name} after {step:,} steps", scale), caption, class_="strip")
+        return tag("figure", picture, caption, class_="strip")
 
     return tag("div", [or_note(partial(last, name, run)) for name, run in runs], class_="strips")

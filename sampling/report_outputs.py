@@ -21,7 +21,7 @@ from stage1_tokenizer.errors import InterruptionError, UserError
 from stage1_tokenizer.report.markup import Child, Markup, fold, join, listed, table, tag
 from stage1_tokenizer.report.numbers import plain, plural
 from stage1_tokenizer.report.page import Section, attempt, note, section
-from stage1_tokenizer.report.pictures import LARGEST_SIDE, enlargement, img, read
+from stage1_tokenizer.report.pictures import LARGEST_SIDE, grid, read
 from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.trees import LARGEST_JSON, parse_json
 
@@ -34,8 +34,6 @@ LARGEST_GRID = 144
 MOST_FIGURES = 40
 LONGEST, LONGEST_NOTE = 300, 1000
 """Characters of a value, and of a sentence."""
-WIDE = 680
-"""Pixels on the screen of a grid, about."""
 SHOWN_SETTINGS = (
     "n",
     "class",
@@ -151,9 +149,9 @@ def _short(value: Any) -> str:
 def _picture(folder: Path, settings: Tree, done: str) -> Child:
     """The grid, or of very many pictures the first ones."""
     files = [path for path in islice(sorted(folder.glob("[0-9]*.png")), LARGEST_GRID + 1) if "-" not in path.stem]
-    grid = folder / "grid.png"
-    if grid.is_file() and len(files) <= LARGEST_GRID:
-        picture = read(grid)
+    whole = folder / "grid.png"
+    if whole.is_file() and len(files) <= LARGEST_GRID:
+        picture = read(whole)
         what = f"{done}: {_columns(settings)}"
     elif files:
         pictures = [read(path) for path in files[:MOST_FILES]]
@@ -163,8 +161,7 @@ def _picture(folder: Path, settings: Tree, done: str) -> Child:
         what = f"{done}: the first {plural(len(pictures), 'picture')}"
     else:
         return note("There are no pictures in it.")
-    scale = min(4.0, enlargement(picture.shape[1], WIDE))
-    return tag("figure", img(picture, f"{what}, from {folder.parent.name}/{folder.name}", scale))
+    return tag("figure", grid(picture, f"{what}, from {folder.parent.name}/{folder.name}"))
 
 
 def _columns(settings: Tree) -> str:
@@ -192,8 +189,7 @@ def show_evaluations(folder: Path) -> Child:
 
 
 def _nearest(path: Path) -> Markup:
-    picture = read(path)
-    return img(picture, "Samples beside their nearest training pictures", min(4.0, enlargement(picture.shape[1], WIDE)))
+    return grid(read(path), "Samples beside their nearest training pictures")
 
 
 def show_evaluation(tree: Tree) -> Markup:

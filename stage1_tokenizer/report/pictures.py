@@ -16,9 +16,9 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.pictures import Picture, to_uint8
 from stage1_tokenizer.report.markup import Markup, tag
 
-LOSSLESS = 40_000
-"""Bytes up to which a picture stays lossless."""
-PER_PIXEL = 0.35
+LOSSLESS, GRID = 40_000, 150_000
+"""Bytes up to which a picture, or a grid of them, stays lossless."""
+PER_PIXEL = 0.3
 """Bytes: others are JPEG, in the best of these qualities that needs no more, or else smaller. Photographs come to this
 in the first one or two; noise would make a page of any size."""
 QUALITIES = (88, 75, 55, 35)
@@ -33,14 +33,14 @@ def pixels(image: Tensor) -> Picture:
     return picture
 
 
-def data_uri(picture: Picture, lossless: bool = False) -> str:
-    """A picture (H, W, C) or (H, W) uint8 of any size, scaled down where it is too large for a page; lossless where
-    that is asked for, or costs little."""
+def data_uri(picture: Picture, lossless: int = LOSSLESS) -> str:
+    """A picture (H, W, C) or (H, W) uint8 of any size, scaled down where it is too large for a page, and lossless
+    where it is then of no more than so many bytes."""
     image = Image.fromarray(picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture)
     area = image.width * image.height
     image = _scaled(image, min(1.0, LARGEST_SIDE / max(image.size), (LARGEST_AREA / area) ** 0.5))
     data, kind = _file(image, "PNG", optimize=True), "png"
-    if len(data) > LOSSLESS and not lossless:
+    if len(data) > lossless:
         smaller = _jpeg(image)
         data, kind = (smaller, "jpeg") if len(smaller) < len(data) else (data, kind)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
@@ -69,13 +69,13 @@ def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def img(picture: Picture, alt: str, scale: float = 1.0, class_: str | None = None) -> Markup:
+def img(picture: Picture, alt: str, scale: float = 1.0, class_: str | None = None, lossless: int = LOSSLESS) -> Markup:
     """A picture as an element, `scale` times its size where the page is wide enough."""
     height, width = picture.shape[:2]
     sharp = "sharp" if scale >= 1.0 else "smooth"
     return tag(
         "img",
-        src=data_uri(picture),
+        src=data_uri(picture, lossless),
         alt=alt,
         width=max(1, round(width * scale)),
         height=max(1, round(height * scale)),
@@ -95,6 +95,11 @@ def read(path: Path) -> Picture:
         UserError: it is no picture, or one that is too large to decode.
     """
     return decode(path, 3)
+
+
+def grid(picture: Picture, alt: str, wanted: int = 680) -> Markup:
+    """A grid of pictures as an element of about `wanted` pixels, but not enlarged beyond recognition."""
+    return img(picture, alt, min(4.0, enlargement(picture.shape[1], wanted)), lossless=GRID)
 
 
 def fitted(images: Tensor, side: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from stage1_tokenizer.report.markup import Child, Markup, join, tag
 from stage1_tokenizer.report.measured import Measured
 from stage1_tokenizer.report.numbers import percent
-from stage1_tokenizer.report.pictures import enlargement, fitted, heat, img, pixels, read
+from stage1_tokenizer.report.pictures import enlargement, fitted, grid, heat, img, pixels, read
 from stage1_tokenizer.report.run_folder import RunFolder
 
 SHOWN = 8
@@ -90,12 +90,9 @@ def over_training(run: RunFolder, prefix: str, what: str, most: int = 6) -> Mark
     figures = []
     for place in chosen if len(found) > most else range(len(found)):
         step, path = found[place]
-        picture = read(path)
-        scale = enlargement(max(picture.shape[:2]), 680)
-        figures.append(
-            tag("figure", img(picture, f"{what} after {step:,} steps", min(scale, 4.0)),
-                tag("figcaption", tag("strong", f"Step {step:,}")), class_="strip")
-        )  # fmt: skip
+        picture = grid(read(path), f"{what} after {step:,} steps")
+        caption = tag("figcaption", tag("strong", f"Step {step:,}"))
+        figures.append(tag("figure", picture, caption, class_="strip"))
     return tag("div", figures, class_="strips")
 
 

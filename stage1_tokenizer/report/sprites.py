@@ -1,5 +1,6 @@
 """Many small patches in one picture, of which each element shows its own."""
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ def sprites_of(name: str, codes: list[int], patches: Tensor) -> Sprites:
     picture = sheet(small, COLUMNS)
     ratio = f"{small.shape[3]} / {small.shape[2]}"
     style = Markup(
-        f"<style>.{name}{{background-image:url({data_uri(picture, lossless=True)});"
+        f"<style>.{name}{{background-image:url({data_uri(picture, lossless=sys.maxsize)});"
         f"background-size:{100 * COLUMNS}% {100 * rows}%;aspect-ratio:{ratio}}}</style>"
     )
     return Sprites(name, {code: place for place, code in enumerate(codes)}, rows, style)
