@@ -143,7 +143,7 @@ if (block) {
     const others = [...perPicture.values()];
     find(".elsewhere").replaceChildren(...others.slice(0, 8).map(context));
     find(".elsewhere-title").textContent = others.length
-      ? `Also in ${grouped(others.length)} of ${grouped(data.codes.length - 1)} other pictures on this page, among them:`
+      ? `Also in ${grouped(others.length)} of ${grouped(data.codes.length - 1)} other pictures on this page${others.length > 8 ? ", among them" : ""}:`
       : `In none of the ${grouped(data.codes.length - 1)} other pictures on this page.`;
     if (focus) own[cell].focus();
   };

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from stage1_tokenizer.errors import InterruptionError, UserError
 from stage1_tokenizer.report.markup import Child, Markup, escaped, join, tag
 
 HERE = Path(__file__).parent
+STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 MARK = Markup(
     '<svg class="mark" viewBox="0 0 20 20" aria-hidden="true"><path d="M1 1h8v8H1z"/><path d="M11 1h8v8h-8z" '
     'opacity=".55"/><path d="M1 11h8v8H1z" opacity=".35"/><path d="M11 11h8v8h-8z" opacity=".8"/></svg>'
@@ -64,6 +66,9 @@ def render(head: Head, sections: Sequence[Section], footer: str) -> str:
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
     )
+    # Sections bring the style of their own pictures; its place is in the head.
+    styles = [style, *(found for each in sections for found in STYLE.findall(each.body))]
+    sections = [each._replace(body=Markup(STYLE.sub("", each.body))) for each in sections]
     contents = tag(
         "nav",
         tag("p", "On this page", class_="nav-title", id="contents"),
@@ -99,7 +104,7 @@ def render(head: Head, sections: Sequence[Section], footer: str) -> str:
                 tag("meta", name="referrer", content="no-referrer"),
                 tag("title", f"{head.title} - {head.kind} - Tessera"),
                 tag("link", rel="icon", href="data:,"),
-                Markup(f"<style>{style}</style>"),
+                Markup(f"<style>{''.join(styles)}</style>"),
             ),
             tag(
                 "body",

@@ -28,6 +28,8 @@ ELSEWHERE = 64
 SHEET_AREA = 1_000_000
 SHEET_SIDE = 256
 """Pixels: of all of those, and of a side of one."""
+ROOM = 32
+"""Digits in a row that can be read over a picture on a phone; where there are more, they stand below it."""
 LARGE = 512
 """Pixels on the screen of the picture with the tokens."""
 ALONE = 512
@@ -115,7 +117,7 @@ def show_tokens(measured: Measured, atlas: Atlas | None, means: Sprites | None, 
             "div",
             tag("div", overlays, class_="overlays"),
             _inspector(own is not None),
-            class_="tokens",
+            class_=f"tokens{' dense' if columns * len(str(atlas.codebook_size)) > ROOM else ''}",
             data_columns=columns,
         ),
         _sheet_style(pictures),
@@ -141,7 +143,7 @@ def _overlay(measured: Measured, place: int, index: int, name: str, rows: int, c
         img(pixels(small[0]), f"{name}, the original", scale, "original"),
         img(pixels(small[1]), f"{name}, reconstructed from these codes", scale, "reconstruction"),
         table,
-        class_=f"stage{' dense' if columns > 16 else ''}",
+        class_="stage",
         style=f"--columns:{columns};--rows:{rows};--wide:{round(small.shape[3] * scale)}px",
     )
     return tag("figure", stage, tag("figcaption", name), class_="overlay", data_picture=index)
