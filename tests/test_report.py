@@ -28,7 +28,8 @@ from stage1_tokenizer.report.run_folder import open_run
 from stage1_tokenizer.report.tokenizer import tokenizer_page
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from tests.artefacts import write_image_folder, write_tokenizer
-from tests.commands import Ended, names_of, run
+from tests.commands import Ended, names_of, run, run_script
+from tests.processes import run_processes
 from tests.report_runs import LOG, Page, config, outputs, prior_run, tokenizer_run, write_log
 
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -455,12 +456,30 @@ def test_a_training_writes_its_report_and_notes_what_it_ran_on(tmp_path: Path, t
     assert "--bottleneck.codebook_size 8 --batch_size 4" in page.text
     logged = log_entries(tmp_path / "run/metrics.jsonl")[-1]["validation/psnr"]
     assert float(page.terms["PSNR"][0].split()[0]) == pytest.approx(logged, abs=0.01)
-    (tmp_path / "run/report.html").unlink()
-    (tmp_path / "run/state/step-00000002").rename(tmp_path / "gone")
-    again = train("--steps", 2, "--no-report", "--out", tmp_path / "run2")
+    assert "Stopped and continued" not in page.terms
+    again = train("--steps", 2)  # continues from its end
     assert again.code == 0
-    assert not (tmp_path / "run2/report.html").exists()
-    assert "report" not in again.out
+    assert Page((tmp_path / "run/report.html").read_text()).terms["Stopped and continued"] == ["from step 2"]
+
+
+def test_a_training_that_is_told_so_writes_no_report(tmp_path: Path, tokenizer_trainer: Any) -> None:
+    """And it may be told so, or not, when it is continued."""
+    _, train = tokenizer_trainer
+    ended = train("--steps", 1, "--no-report")
+    assert ended.code == 0
+    assert "report" not in ended.out
+    assert not (tmp_path / "run/report.html").exists()
+    assert train("--steps", 1).code == 0
+    assert (tmp_path / "run/report.html").exists()
+
+
+def test_of_several_processes_one_writes_the_report(tmp_path: Path) -> None:
+    """After the others have left: it waits for none of them."""
+    words = ["--steps", "2", "--out", tmp_path / "run"]
+    run_processes(2, run_script, "stage1_tokenizer/train.py", *TINY.split(), *words)
+    page = Page((tmp_path / "run/report.html").read_text())
+    assert page.terms["Processes"] == ["2"]
+    assert "torchrun --nproc_per_node 2" in page.text or "accelerate launch --multi_gpu --num_processes 2" in page.text
 
 
 def test_whatever_happens_to_the_report_the_training_is_finished(tmp_path: Path, tokenizer_trainer: Any) -> None:
@@ -490,3 +509,13 @@ def test_a_priors_training_writes_its_report_too(tmp_path: Path) -> None:
     logged = log_entries(tmp_path / "run/metrics.jsonl")[-1]["validation/bits_per_token"]
     assert float(page.terms["Bits per token"][0]) == pytest.approx(logged, rel=1e-3)
     assert "Samples after 2 steps" in [each["alt"] for each in page.all("img")]
+
+
+def test_a_prior_over_several_codes_per_position_has_a_page(tmp_path: Path) -> None:
+    """Sequence and tokenizer say the depth."""
+    several = {"bottleneck": RvqConfig(codebook_size=16, depth=3, kmeans_init=False)}
+    folder = prior_run(tmp_path / "prior", tokenizer=several)
+    assert report(folder).code == 0
+    page = Page((folder / "report.html").read_text())
+    assert page.terms["Sequence"] == ["18 tokens out of 16"]
+    assert page.terms["Latent"] == ["2 x 3 positions, 3 codes each, of a codebook of 16"]

@@ -208,6 +208,26 @@ def test_without_the_script_all_is_there_but_the_pointing(show: Open, folder: Pa
     assert page.locator("details[open] table").first.is_visible()
 
 
+def test_who_walks_by_keys_sees_where_he_is(show: Open) -> None:
+    """First the way past the contents; each stop has an outline; the tokens are one stop, not one for each."""
+    page = show()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.locator(".skip").bounding_box()["x"] >= 0  # type: ignore[index]
+    stops = []
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        style, name = page.evaluate(
+            "[getComputedStyle(document.activeElement).outlineStyle, document.activeElement.tagName]"
+        )
+        if name == "BODY":
+            break
+        stops.append(name)
+        assert style != "none", name
+    assert stops.count("TD") == 1
+    assert stops.count("SUMMARY") > 3
+
+
 def test_every_picture_is_whole(show: Open) -> None:
     """The browser could decode each of them, and each has words."""
     page = show("prior")

@@ -19,6 +19,11 @@ PIXELS = {"cpu": 2**20, "cuda": 2**25}
 """Of all pictures that are looked at: on a CPU a second's work or a few, for the networks of the presets."""
 
 
+def pixels_for(device: torch.device) -> int:
+    """How many are looked at on a device."""
+    return PIXELS.get(device.type, PIXELS["cpu"])
+
+
 @dataclass(frozen=True)
 class Measured:
     """A tokenizer, and pictures of its data encoded and decoded."""
@@ -77,7 +82,7 @@ def measure(path: Path, root: str | None, device: torch.device) -> Measured:
             f"have {split.channels} of {data.image_size}; name the folder of its training with --root"
         )
     height, width = data.image_size
-    at_most = max(LEAST, min(MOST, PIXELS[device.type] // (height * width)))
+    at_most = max(LEAST, min(MOST, pixels_for(device) // (height * width)))
     return Measured(loaded, data, encode(loaded.tokenizer, split, at_most, device), split.classes, len(split))
 
 

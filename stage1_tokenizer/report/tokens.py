@@ -12,7 +12,7 @@ from stage1_tokenizer.analysis.atlas import Atlas
 from stage1_tokenizer.analysis.encoded import decode, vectors
 from stage1_tokenizer.report.codebook import no_codes
 from stage1_tokenizer.report.markup import Child, Markup, data_block, join, tag
-from stage1_tokenizer.report.measured import PIXELS, Measured
+from stage1_tokenizer.report.measured import Measured, pixels_for
 from stage1_tokenizer.report.numbers import plural
 from stage1_tokenizer.report.pictures import data_uri, enlargement, fitted, img, pixels, sheet
 from stage1_tokenizer.report.sprites import Sprites, sprites_of
@@ -72,9 +72,9 @@ def alone(measured: Measured, codes: list[int]) -> Sprites | None:
     a position has several codes."""
     tokenizer = measured.loaded.tokenizer
     _, _, H, W = measured.encoded.x.shape
-    device = next(tokenizer.parameters()).device.type
+    device = next(tokenizer.parameters()).device
     codes = codes[:ALONE]
-    if tokenizer.bottleneck.depth != 1 or len(codes) * H * W > PIXELS[device]:
+    if tokenizer.bottleneck.depth != 1 or len(codes) * H * W > pixels_for(device):
         return None
     h, w, _, _ = tokenizer.shape
     grids = torch.tensor(codes)[:, None, None, None].expand(-1, h, w, 1)
