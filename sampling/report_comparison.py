@@ -6,13 +6,12 @@ from functools import partial
 import torch
 
 from sampling.report_outputs import or_note
-from stage1_tokenizer.errors import InterruptionError, UserError
 from stage1_tokenizer.report.charts import Chart, Series, draw
 from stage1_tokenizer.report.markup import Child, Markup, join, table, tag
 from stage1_tokenizer.report.meanings import TOKENIZER_FIGURES, Meaning, readings
 from stage1_tokenizer.report.measured import Measured, measure
 from stage1_tokenizer.report.numbers import plural
-from stage1_tokenizer.report.page import Head, attempt, note, render
+from stage1_tokenizer.report.page import TROUBLE, Head, attempt, note, render
 from stage1_tokenizer.report.pictures import enlargement, fitted, grid, img, pixels, read
 from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.report.what_was_run import setting
@@ -148,9 +147,7 @@ def _reconstructions(runs: Sequence[tuple[str, RunFolder]], device: torch.device
     for name, run in runs:
         try:
             measured.append((name, measure(run.path, root, device)))
-        except InterruptionError:
-            raise
-        except (UserError, OSError) as error:
+        except TROUBLE as error:
             troubles.append(note(f"{name}: {error}"))
     if not measured:
         return troubles

@@ -17,10 +17,9 @@ from sampling.picture_files import rows_of
 from stage1_tokenizer.checkpoint import brief
 from stage1_tokenizer.config import Tree
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.errors import InterruptionError, UserError
 from stage1_tokenizer.report.markup import Child, Markup, fold, join, listed, table, tag
 from stage1_tokenizer.report.numbers import plain, plural
-from stage1_tokenizer.report.page import Section, attempt, note, section
+from stage1_tokenizer.report.page import TROUBLE, Section, attempt, note, section
 from stage1_tokenizer.report.pictures import LARGEST_SIDE, grid, read
 from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.trees import LARGEST_JSON, parse_json
@@ -88,9 +87,7 @@ def or_note(build: Callable[[], Child]) -> Child:
     """A part of a section, or why it cannot be shown."""
     try:
         return build()
-    except InterruptionError:
-        raise
-    except (UserError, OSError) as error:
+    except TROUBLE as error:
         return note(f"This cannot be shown: {one_line(str(error))[:LONGEST]}")
 
 

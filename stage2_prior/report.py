@@ -9,14 +9,14 @@ from safetensors import SafetensorError, safe_open
 
 from stage1_tokenizer.checkpoint import brief, write_file
 from stage1_tokenizer.config import config_from_json
-from stage1_tokenizer.errors import BadFileError, InterruptionError, UserError
+from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.report.charts import Chart, Series
 from stage1_tokenizer.report.curves import draw_curves, pair
 from stage1_tokenizer.report.markup import Child, Markup, join, listed, tag
 from stage1_tokenizer.report.meanings import Meaning, readings
 from stage1_tokenizer.report.measured import Measured, measure
 from stage1_tokenizer.report.numbers import percent, plain
-from stage1_tokenizer.report.page import Section, attempt, note, render
+from stage1_tokenizer.report.page import TROUBLE, Section, attempt, note, render
 from stage1_tokenizer.report.reconstructions import over_training, triple
 from stage1_tokenizer.report.run_folder import RunFolder, open_run
 from stage1_tokenizer.report.tokenizer import REPORT, footer_of, head_of, once, show_figures, token_sections
@@ -120,9 +120,7 @@ def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
         facts.append(("Data", data_facts(data)))
     try:
         header, parameters = header_of(run.weights)
-    except InterruptionError:
-        raise
-    except (UserError, OSError) as error:
+    except TROUBLE as error:
         facts.append(("Weights", f"cannot be read: {error}" if run.weights.exists() else "not written yet"))
     else:
         h, w, K, V = header.shape

@@ -51,7 +51,6 @@ class Chart:
     """The area below the (only) curve is filled."""
     shade: tuple[str, float] | None = None
     """What is from this x on to the right."""
-    note: str = ""
     extent: tuple[float, float] | None = None
     """Of the horizontal axis; None: as far as the curves go."""
 
@@ -176,7 +175,6 @@ def draw(chart: Chart) -> Markup | None:
             class_="plot",
         ),
         tag("p", chart.x_name, class_="x-name", aria_hidden="true"),
-        tag("p", chart.note, class_="small") if chart.note else None,
         fold("The numbers", _numbers(chart, kept)),
         class_="chart",
     )

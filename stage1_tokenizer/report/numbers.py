@@ -11,9 +11,7 @@ def plain(value: float, digits: int = 4) -> str:
         return f"{int(value):,}"
     size = math.floor(math.log10(abs(value)))
     if -4 <= size < 9:
-        places = max(0, digits - 1 - size)
-        text = f"{value:,.{places}f}"
-        return text.rstrip("0").rstrip(".") if "." in text and digits > 4 else text
+        return f"{value:,.{max(0, digits - 1 - size)}f}"
     return f"{value:.{digits - 1}e}"
 
 

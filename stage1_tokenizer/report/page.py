@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.errors import InterruptionError, UserError
+from stage1_tokenizer.errors import BadFileError, ConfigError, StorageError
 from stage1_tokenizer.report.markup import Child, Markup, escaped, join, tag
 
+TROUBLE = (ConfigError, BadFileError, StorageError, OSError)
+"""What may be wrong with a run and its data, and keeps a part of the page from being made. (Not a stop by the user.)"""
 HERE = Path(__file__).parent
 STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 MARK = Markup(
@@ -52,9 +54,7 @@ def attempt(name: str, title: str, build: Callable[[], Child]) -> Section:
     damaged. One section's trouble is not the others'."""
     try:
         return section(name, title, build())
-    except InterruptionError:
-        raise
-    except (UserError, OSError) as error:
+    except TROUBLE as error:
         return section(name, title, note(f"This cannot be shown: {one_line(str(error))[:600]}"))
 
 

@@ -1,28 +1,29 @@
 """The page about a tokenizer's run: which sections it has, and in which order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
+from stage1_tokenizer.analysis.atlas import Atlas
 from stage1_tokenizer.checkpoint import write_file
-from stage1_tokenizer.errors import InterruptionError, UserError
 from stage1_tokenizer.report.codebook import atlas_for, show_atlas, show_use
 from stage1_tokenizer.report.curves import draw_curves, tokenizer_charts
 from stage1_tokenizer.report.markup import Child, Markup, join, tag
-from stage1_tokenizer.report.meanings import TOKENIZER_FIGURES, cards, readings
+from stage1_tokenizer.report.meanings import TOKENIZER_FIGURES, Meaning, cards, readings
 from stage1_tokenizer.report.measured import Measured, measure
 from stage1_tokenizer.report.numbers import plural
-from stage1_tokenizer.report.page import Head, Section, attempt, note, render
+from stage1_tokenizer.report.page import TROUBLE, Head, Section, attempt, note, render
 from stage1_tokenizer.report.reconstructions import over_training, show_failures, show_reconstructions
 from stage1_tokenizer.report.run_folder import RunFolder, open_run
-from stage1_tokenizer.report.sprites import mean_sprites
+from stage1_tokenizer.report.sprites import Sprites, mean_sprites
 from stage1_tokenizer.report.tokens import alone, codes_in, describe, show_tokens
 from stage1_tokenizer.report.what_was_run import data_facts, happened, what_was_run
 
 REPORT = "report.html"
 Look = Callable[[], Measured]
+T = TypeVar("T")
 
 
 def write_tokenizer_report(folder: Path, device: torch.device, root: str | None = None) -> Path:
@@ -57,7 +58,7 @@ def tokenizer_page(run: RunFolder, device: torch.device, root: str | None = None
 def token_sections(look: Look) -> list[Section]:
     """The codebook, its atlas, and the tokens over pictures."""
 
-    def sprites() -> Any:
+    def sprites() -> tuple[Measured, Atlas | None, Sprites | None, Sprites | None]:
         measured = look()
         atlas = atlas_for(measured)
         wanted = codes_in(measured) if atlas else []
@@ -79,26 +80,26 @@ def token_sections(look: Look) -> list[Section]:
     ]
 
 
-def once(action: Callable[[], Any]) -> Callable[[], Any]:
+def once(action: Callable[[], T]) -> Callable[[], T]:
     """An action that several sections need: done once, and what it raises is raised to each of them."""
-    answers: list[Any] = []
+    answers: list[T] = []
+    troubles: list[Exception] = []
 
-    def ask() -> Any:
+    def ask() -> T:
+        if troubles:
+            raise troubles[0]
         if not answers:
             try:
                 answers.append(action())
-            except InterruptionError:
+            except TROUBLE as error:
+                troubles.append(error)
                 raise
-            except (UserError, OSError) as error:
-                answers.append(error)
-        if isinstance(answers[0], Exception):
-            raise answers[0]
         return answers[0]
 
     return ask
 
 
-def show_figures(run: RunFolder, meanings: Any) -> Markup:
+def show_figures(run: RunFolder, meanings: Mapping[str, Meaning]) -> Markup:
     """The last validation in large numbers."""
     found = readings(run.curves, meanings)
     if not found:
@@ -138,9 +139,7 @@ def facts_of(run: RunFolder, look: Look) -> list[tuple[Child, Child]]:
         facts.append(("Data", data_facts(data)))
     try:
         measured = look()
-    except InterruptionError:
-        raise
-    except (UserError, OSError):  # the other sections say so
+    except TROUBLE:  # the other sections say so
         pass
     else:
         facts.append(("Validation split", f"{measured.total:,} pictures"))
@@ -161,9 +160,7 @@ def _reconstructions(run: RunFolder, look: Look) -> Child:
     """The tokenizer's pictures now, and those that the training left; the latter alone where there are no data."""
     try:
         now: Child = show_reconstructions(look())
-    except InterruptionError:
-        raise
-    except (UserError, OSError) as error:
+    except TROUBLE as error:
         now = note(f"They cannot be made again: {error}")
     before = over_training(run, "reconstructions", "Originals and reconstructions, side by side,", most=3)
     if before is None:
