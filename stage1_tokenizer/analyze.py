@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from stage1_tokenizer.analysis.atlas import atlas_of
 from stage1_tokenizer.analysis.atlas_picture import NEIGHBOURS, draw_atlas
 from stage1_tokenizer.analysis.codebook_map import draw_codebook_map
-from stage1_tokenizer.analysis.curves import draw_curves, read_curves
+from stage1_tokenizer.analysis.curves import draw_curves
 from stage1_tokenizer.analysis.encoded import Encoded, code_use, encode
 from stage1_tokenizer.analysis.latent_maps import draw_latent_maps
 from stage1_tokenizer.analysis.masked_latents import draw_masked_latents
@@ -32,6 +32,7 @@ from stage1_tokenizer.console import counted, say
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.errors import ConfigError, StorageError
+from stage1_tokenizer.log_file import read_curves
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 EVENTS = ".analysis"

@@ -3,7 +3,19 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from stage1_tokenizer.checkpoint import write_file
+
+LAST_STEP, LARGEST = 2**53, 1e300
+"""A step or a value beyond these is a damaged one."""
+
+
+class Curve(NamedTuple):
+    """One scalar over the steps at which it was logged."""
+
+    steps: list[int]
+    values: list[float]
 
 
 def log_entries(log: Path) -> list[dict[str, Any]]:
@@ -20,6 +32,27 @@ def log_entries(log: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return entries
+
+
+def read_curves(log: Path) -> dict[str, Curve]:
+    """All scalars of a metrics.jsonl by name; none where there is no file. A line cut off by a stop is left out."""
+    curves: dict[str, Curve] = {}
+    for entry in log_entries(log):
+        if not 0 <= entry["step"] <= LAST_STEP:
+            continue
+        for name, value in entry.items():
+            if name != "step" and isinstance(value, (int, float)) and abs(value) <= LARGEST:
+                curve = curves.setdefault(name, Curve([], []))
+                curve.steps.append(entry["step"])
+                curve.values.append(float(value))
+    return curves
+
+
+def forget_after(log: Path, step: int) -> None:
+    """Drop the entries of steps that are about to be run again. Raises StorageError."""
+    kept = [entry for entry in log_entries(log) if entry["step"] <= step]
+    if log.exists():
+        write_file(log, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
 
 def sync_log(log: Path) -> None:

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from stage1_tokenizer import console
 from stage1_tokenizer.checkpoint import storage_error, write_file
 from stage1_tokenizer.config import Tree, differences, read_saved_yaml, write_yaml
+from stage1_tokenizer.environment import note_session
 from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
 from stage1_tokenizer.events import Events
 from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
-from stage1_tokenizer.log_file import log_entries, sync_log
+from stage1_tokenizer.log_file import forget_after, log_entries, sync_log
 from stage1_tokenizer.run_config import RunConfig, compared
 from stage1_tokenizer.state import (
     Part,
@@ -41,7 +42,7 @@ class Run:
     """A run's folder and log. Only the main process writes.
 
     config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), alarms.jsonl
-    (one per alarm: `step`, `alarm`, `message`), events.out..., samples/NAME-STEP.png, state/.
+    (one per alarm: `step`, `alarm`, `message`), environment.jsonl, events.out..., samples/NAME-STEP.png, state/.
     """
 
     def __init__(self, folder: Path, config: RunConfig, tree: Tree, accelerator: Accelerator, weights: str) -> None:
@@ -266,7 +267,9 @@ class Run:
         """Write what says that the run is now of this configuration and at this step; not before its state fits."""
         drop_later(self.folder / "state", step)
         write_yaml(self.folder / "config.yaml", self._tree)
-        self._forget_after(step)
+        for name in ("metrics.jsonl", "alarms.jsonl"):
+            forget_after(self.folder / name, step)
+        note_session(self.folder, self._accelerator, step)
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         """One line at the end of a log."""
@@ -290,10 +293,3 @@ class Run:
             if self._accelerator.num_processes == 1:
                 raise
             self._trouble = error
-
-    def _forget_after(self, step: int) -> None:
-        """Drop the log entries of steps that are about to be run again."""
-        for log in (self.folder / "metrics.jsonl", self.folder / "alarms.jsonl"):
-            kept = [entry for entry in log_entries(log) if entry["step"] <= step]
-            if log.exists():
-                write_file(log, "".join(json.dumps(entry) + "\n" for entry in kept).encode())

@@ -17,6 +17,7 @@ FREE_KEYS = (
     "cache",
     "workers",
     "bad_share",
+    "report",
 )
 """Keys that say where, how often or how stubbornly, not what: a resumed run may change them."""
 
@@ -46,6 +47,8 @@ class RunConfig(CommandConfig):
     """Steps in a row that are left out because something in them is not finite; after one more the run ends."""
     resume: str = "auto"
     """State to continue from, e.g. step-00000650; later ones are dropped then. `auto`: the newest that is whole."""
+    report: bool = True
+    """At the end, write the page about the run, report.html in its folder."""
     allow_changed: bool = False
     """Continue a run although the configuration has changed; what differs is listed otherwise."""
 

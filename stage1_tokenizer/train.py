@@ -50,6 +50,8 @@ from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
+from stage1_tokenizer.report.ending import report_at_end
+from stage1_tokenizer.report.tokenizer import write_tokenizer_report
 from stage1_tokenizer.run import Run
 from stage1_tokenizer.run_config import RunConfig
 from stage1_tokenizer.seeds import derive_seed
@@ -278,6 +280,7 @@ def main() -> None:
             run.interrupt(done)
 
     run.finish()
+    report_at_end(accelerator, config.report, run.folder, write_tokenizer_report)
     nexts = [("next", "stage2_prior/train.py")] * bool(bottleneck.depth)
     nexts += [("next", "sampling/generate.py")] * bool(bottleneck.noise_channels)
     nexts += [("pictures that explain it", "stage1_tokenizer/analyze.py")]

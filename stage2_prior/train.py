@@ -28,6 +28,7 @@ from stage1_tokenizer.finite import FiniteGuard, Tally, clip
 from stage1_tokenizer.launch import check_batch_size, on_main, start_accelerator
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from stage1_tokenizer.report.ending import report_at_end
 from stage1_tokenizer.run import Run
 from stage1_tokenizer.run_config import RunConfig
 from stage1_tokenizer.seeds import derive_seed, uniforms
@@ -40,6 +41,7 @@ from stage2_prior.generation import generate
 from stage2_prior.gpt import GptConfig
 from stage2_prior.likelihood import bits, image_nats, token_loss
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
+from stage2_prior.report import write_prior_report
 from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, relabel
 
 
@@ -172,6 +174,7 @@ def main() -> None:
             run.interrupt(done)
 
     run.finish()
+    report_at_end(accelerator, config.report, run.folder, write_prior_report)
     run.summarise(("next", command("sampling/generate.py", "-n", 64, "--prior", run.folder)))
 
 

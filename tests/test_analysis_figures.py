@@ -10,12 +10,13 @@ from torch import Tensor
 
 from stage1_tokenizer.analysis.atlas import atlas_of, mean_patches, nearest_codes
 from stage1_tokenizer.analysis.atlas_picture import percent
-from stage1_tokenizer.analysis.curves import read_curves, smooth
+from stage1_tokenizer.analysis.curves import smooth
 from stage1_tokenizer.analysis.latent_maps import latent_colours
 from stage1_tokenizer.analysis.masked_latents import change_by_distance, masked, masks_of
 from stage1_tokenizer.analysis.projection import pca
 from stage1_tokenizer.analysis.random_codes import shuffled, uniform_codes, unigram_codes
 from stage1_tokenizer.analysis.reconstruction import depth_kept, find_holes, groups_by_psnr, hole_masks
+from stage1_tokenizer.log_file import read_curves
 
 
 def generator(seed: int = 0) -> torch.Generator:

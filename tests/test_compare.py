@@ -65,7 +65,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     save_file({f"features.{key}": tensor for key, tensor in alexnet(weights=None).features.state_dict().items()}, alex)
     arguments: list[object] = ["--presets", ",".join(str(folder / f"{name}.yaml") for name in PRESETS)]
     arguments += ["--steps", 20, "--batch_size", 4, "--out", folder / "out", "--lpips_weights", alex, "--pictures", 3]
-    arguments += ["--", "--seed", 5, "--optim.lr=1e-3"]
+    arguments += ["--", "--seed", 5, "--optim.lr=1e-3", "--no-report"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "passive")  # threads that wait would take the cores of a busy machine
         ended = run(names_of(SCRIPT)["main"], *arguments)
@@ -141,7 +141,7 @@ def test_the_table_says_on_what_it_was_made(compared: Compared) -> None:
         assert word in compared.markdown
     assert torch.__version__ in compared.markdown
     assert compared.table["machine"]["torch"] == torch.__version__
-    assert compared.table["settings"]["passed_on"] == ["--seed", "5", "--optim.lr=1e-3"]
+    assert compared.table["settings"]["passed_on"] == ["--seed", "5", "--optim.lr=1e-3", "--no-report"]
 
 
 def test_the_picture_has_a_row_for_each(compared: Compared) -> None:

@@ -98,7 +98,7 @@ def train_on(root: Path, out: Path, **options: Any) -> Ended:
     tiny = {key: value for key, value in TINY.items() if key not in ("data.train_images", "data.validation_images")}
     tiny |= {"data.kind": "folder", "data.root": root, "steps": 2, "adversarial.weight": 0, **options}
     arguments = [part for key, value in tiny.items() if value is not True for part in (f"--{key}", value)]
-    return run(names_of("stage1_tokenizer/train.py")["main"], "--out", out, *arguments)
+    return run(names_of("stage1_tokenizer/train.py")["main"], "--no-report", "--out", out, *arguments)
 
 
 @may_fork

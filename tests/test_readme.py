@@ -23,6 +23,7 @@ SCRIPTS = {
     "sampling/generate.py": "GenerateConfig",
     "sampling/complete.py": "CompleteConfig",
     "sampling/reconstruct.py": "ReconstructConfig",
+    "sampling/report.py": "ReportConfig",
     "sampling/summary.py": "SummaryConfig",
     "sampling/evaluate.py": "EvaluateConfig",
     "sampling/app.py": "AppConfig",

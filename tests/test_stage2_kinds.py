@@ -17,7 +17,7 @@ KINDS = {
     "gpt": ("--prior.kind", "gpt", "--prior.layers", 1, "--prior.width", 16, "--prior.heads", 2),
     "pixelcnn": ("--prior.kind", "pixelcnn", "--prior.layers", 2, "--prior.width", 16),
 }
-RUN = ("--batch_size", 6, "--steps", 4, "--samples", 2, "--log_every", 1, "--prior.label_dropout", 0.5)
+RUN = ("--no-report", "--batch_size", 6, "--steps", 4, "--samples", 2, "--log_every", 1, "--prior.label_dropout", 0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -63,7 +63,7 @@ def test_every_kind_gives_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     source = ["--tokenizer", "tokenizer"]
     if tree["kind"] != "kl":
         tiny = "--steps 2 --batch_size 8 --prior.layers 1 --prior.width 16 --prior.heads 2 --samples 0 --out prior"
-        prior = run(names_of("stage2_prior/train.py")["main"], *source, *tiny.split())
+        prior = run(names_of("stage2_prior/train.py")["main"], *source, "--no-report", *tiny.split())
         assert prior.code == 0, prior.err
         source = ["--prior", "prior"]
     sampled = run(names_of("sampling/generate.py")["main"], *source, "-n", 3, "--out", "pictures")

@@ -39,6 +39,7 @@ TINY = {
     "validate_every": 100,
     "keep": 100,
     "pictures": 2,
+    "no-report": True,
 }
 """Shapes of 16x16, a network of 8 channels, a discriminator from step 3 on; a state is saved after each step."""
 

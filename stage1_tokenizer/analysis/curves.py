@@ -1,37 +1,15 @@
 """Training curves from a run's metrics.jsonl."""
 
-import math
 from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from stage1_tokenizer.analysis.sheet import COLOURS, GREY, MARGIN, TOP, WIDTH, Sheet
-from stage1_tokenizer.log_file import log_entries
+from stage1_tokenizer.log_file import Curve
 
 SMOOTHING = 0.6
 LOSSES = ("total", "l1", "l2", "perceptual", "adversarial", "bottleneck", "commitment")
-
-
-class Curve(NamedTuple):
-    """One scalar over the steps at which it was logged."""
-
-    steps: list[int]
-    values: list[float]
-
-
-def read_curves(log: Path) -> dict[str, Curve]:
-    """All scalars of a metrics.jsonl by name; none where there is no file. A line cut off by a stop is left out."""
-    curves: dict[str, Curve] = {}
-    for entry in log_entries(log):
-        for name, value in entry.items():
-            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
-                curve = curves.setdefault(name, Curve([], []))
-                curve.steps.append(entry["step"])
-                curve.values.append(float(value))
-    return curves
 
 
 def smooth(values: Iterable[float], weight: float = SMOOTHING) -> list[float]:

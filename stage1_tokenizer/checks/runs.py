@@ -14,6 +14,7 @@ from stage1_tokenizer.checks.tokens import check_tokens, shards_in
 from stage1_tokenizer.checks.weights import PRIOR_FILE, check_pair, check_safetensors, tokenizer_of
 from stage1_tokenizer.config import Tree, read_saved_yaml
 from stage1_tokenizer.data.bad_files import BAD_FILES
+from stage1_tokenizer.environment import SESSIONS
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.lock import holder_of
 from stage1_tokenizer.state import states
@@ -43,7 +44,7 @@ def check_run(folder: Path) -> Iterator[Finding]:
     if not product.is_file():
         yield note(product, "is not there; a run writes it with each state")
     yield from check_token_folder(folder / TOKENS)
-    for name in ("metrics.jsonl", "alarms.jsonl"):
+    for name in ("metrics.jsonl", "alarms.jsonl", SESSIONS):
         if (folder / name).exists():
             yield _log(folder / name)
     if (folder / BAD_FILES).exists():

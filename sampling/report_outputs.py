@@ -1,0 +1,236 @@
+"""The report's sections on what was made of a run since its training: samples, completions, and evaluations.
+
+    generated/NNN/, completed/NNN/, reconstructed/NNN/     settings.json, grid.png, pictures
+    evaluation/*.json, nearest.png                         figures with intervals, the protocol, what to beware of
+
+All of these files may come from anybody: what cannot be read is named, and the rest is shown.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sampling.picture_files import rows_of
+from stage1_tokenizer.checkpoint import brief
+from stage1_tokenizer.config import Tree
+from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.report.markup import Child, Markup, fold, join, listed, table, tag
+from stage1_tokenizer.report.numbers import plain, plural
+from stage1_tokenizer.report.page import TROUBLE, Section, attempt, note, section
+from stage1_tokenizer.report.pictures import LARGEST_SIDE, grid, read
+from stage1_tokenizer.report.run_folder import RunFolder
+from stage1_tokenizer.trees import LARGEST_JSON, parse_json
+
+NEWEST = 3
+"""Folders of a kind that are shown."""
+MOST_FILES = 64
+"""Pictures of one, where it has no grid that could be shown."""
+LARGEST_GRID = 144
+"""Pictures up to which the grid of them all is shown; of more, the first MOST_FILES."""
+MOST_FIGURES = 40
+LONGEST, LONGEST_NOTE = 300, 1000
+"""Characters of a value, and of a sentence."""
+SHOWN_SETTINGS = (
+    "n",
+    "class",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "guidance",
+    "guidance_schedule",
+    "candidates",
+    "keep",
+    "box",
+    "mask",
+    "invert",
+    "grow",
+    "variants",
+    "size",
+    "images",
+    "step",
+    "precision",
+)
+QUIET = {"min_p": 0.0, "guidance_schedule": "constant", "candidates": 1, "invert": False, "precision": "float32"}
+"""Settings that say nothing where they have these values."""
+
+
+def output_sections(run: RunFolder) -> list[Section]:
+    """One for each kind of thing that is there."""
+    kinds = {"generated": "Generated", "completed": "Completed", "reconstructed": "Reconstructed"}
+    sections = []
+    for name, done in kinds.items():
+        title, folders = f"{done} pictures", numbered(run.path / name)
+        if folders:
+            sections.append(attempt(name, title, partial(_folders, folders, done)))
+        elif name == "generated" and run.kind == "prior":
+            command = tag("code", f"python sampling/generate.py --prior {run.path}")
+            sections.append(section(name, title, note("None yet; this makes some: ", command)))
+    if (run.path / "evaluation").is_dir():
+        sections.append(attempt("evaluation", "Evaluation", lambda: show_evaluations(run.path / "evaluation")))
+    return sections
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The numbered folders in it, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"\d{1,9}", path.name, re.ASCII)]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def or_note(build: Callable[[], Child]) -> Child:
+    """A part of a section, or why it cannot be shown."""
+    try:
+        return build()
+    except TROUBLE as error:
+        return note(f"This cannot be shown: {one_line(str(error))[:LONGEST]}")
+
+
+def json_file(path: Path) -> Tree | str:
+    """What a JSON file says, or what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_JSON + 1)
+        tree = parse_json(data.decode("utf-8"))
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    except ValueError as error:
+        return f"{path.name} cannot be read: {brief(error)}"
+    return tree if isinstance(tree, dict) else f"{path.name} is no JSON object"
+
+
+def _folders(folders: list[Path], done: str) -> Child:
+    """The newest of them."""
+    parts: list[Child] = []
+    for folder in folders[:NEWEST]:
+        parts.append(tag("h3", f"{folder.parent.name}/{folder.name}"))
+        settings = json_file(folder / "settings.json")
+        if isinstance(settings, str):
+            parts.append(note(settings))
+            settings = {}
+        elif settings.get("finished") is False:
+            parts.append(note("These are not finished; the same command makes the rest."))
+        parts += [_settings(settings), or_note(partial(_picture, folder, settings, done))]
+    if len(folders) > NEWEST:
+        parts.append(note(f"And {plural(len(folders) - NEWEST, 'older folder')}."))
+    return join(parts)
+
+
+def _settings(settings: Tree) -> Markup | None:
+    """Those that make a difference, and all of them behind a fold."""
+    named = [(key, settings[key]) for key in SHOWN_SETTINGS if settings.get(key) is not None]
+    facts = [(key.replace("_", " "), _short(value)) for key, value in named if QUIET.get(key) != value]
+    if not facts:
+        return None
+    pairs = ((str(key)[:LONGEST], _short(value)) for key, value in islice(settings.items(), 100))
+    return join(
+        tag("p", ", ".join(f"{key} {value}" for key, value in facts), class_="small"),
+        fold("All settings", table("Settings", ["key", "value"], pairs, "config")),
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(each)}" for key, each in islice(value.items(), 20) if each)[:LONGEST]
+    if isinstance(value, list):
+        more = ", ..." if len(value) > 12 else ""
+        return (", ".join(_short(each) for each in value[:12]) + more)[:LONGEST]
+    return str(value)[:LONGEST]
+
+
+def _picture(folder: Path, settings: Tree, done: str) -> Child:
+    """The grid, or of very many pictures the first ones."""
+    files = [path for path in islice(sorted(folder.glob("[0-9]*.png")), LARGEST_GRID + 1) if "-" not in path.stem]
+    whole = folder / "grid.png"
+    if whole.is_file() and len(files) <= LARGEST_GRID:
+        picture = read(whole)
+        what = f"{done}: {_columns(settings)}"
+    elif files:
+        pictures = [read(path) for path in files[:MOST_FILES]]
+        side = max(1, min(16, LARGEST_SIDE // (pictures[0].shape[1] + 2)))
+        columns = min(side, max(1, round(len(pictures) ** 0.5)))
+        picture = rows_of([pictures[start : start + columns] for start in range(0, len(pictures), columns)])
+        what = f"{done}: the first {plural(len(pictures), 'picture')}"
+    else:
+        return note("There are no pictures in it.")
+    return tag("figure", grid(picture, f"{what}, from {folder.parent.name}/{folder.name}"))
+
+
+def _columns(settings: Tree) -> str:
+    if "variants" in settings:
+        return "in each row an original, what was kept of it, and completions"
+    return f"{_short(settings.get('n', 'some'))} pictures"
+
+
+def show_evaluations(folder: Path) -> Child:
+    """All reports of the evaluation, the newest first, and the nearest training pictures of samples."""
+    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    parts: list[Child] = []
+    for path in files[:NEWEST]:
+        tree = json_file(path)
+        parts.append(tag("h3", path.stem) if len(files) > 1 else None)
+        parts.append(note(tree) if isinstance(tree, str) else show_evaluation(tree))
+    if len(files) > NEWEST:
+        parts.append(note(f"And {plural(len(files) - NEWEST, 'older file')}."))
+    nearest = folder / "nearest.png"
+    if nearest.is_file():
+        words = "Samples, and the training pictures that are nearest to them: what looks like a copy would be one."
+        parts += [tag("h3", "Nearest training pictures"), tag("p", words)]
+        parts.append(or_note(lambda: _nearest(nearest)))
+    return join(parts) if files or nearest.is_file() else note("The folder evaluation/ is empty.")
+
+
+def _nearest(path: Path) -> Markup:
+    return grid(read(path), "Samples beside their nearest training pictures")
+
+
+def show_evaluation(tree: Tree) -> Markup:
+    """Figures with their intervals, the protocol, and what to beware of."""
+    figures = tree.get("figures")
+    rows = [_figure(each) for each in (figures if isinstance(figures, list) else [])[:MOST_FIGURES]]
+    known = [row for row in rows if row]
+    parts: list[Child] = [
+        tag("p", tag("strong", "Beware: "), str(words)[:LONGEST_NOTE], class_="warning")
+        for words in _list(tree.get("warnings"))
+    ]
+    if known:
+        head = ["figure", "value", "interval", "better", "what it is"]
+        parts.append(table("Figures of the evaluation", head, known, "alarms", hide=True))
+    if len(known) < len(rows) or not rows:
+        parts.append(note("Some of its figures cannot be read." if known else "It has no figures that can be read."))
+    protocol = tree.get("protocol")
+    if isinstance(protocol, dict) and protocol:
+        facts: list[tuple[Child, Child]] = [
+            (str(key)[:60].replace("_", " "), _short(value)) for key, value in islice(protocol.items(), 60)
+        ]
+        parts += [tag("h3", "Protocol"), listed(facts)]
+    return join(parts)
+
+
+def _list(value: Any) -> Iterable[Any]:
+    return value[:20] if isinstance(value, list) else []
+
+
+def _figure(entry: Any) -> list[Child] | None:
+    """A row of the table; None where the entry is none."""
+    if not isinstance(entry, dict):
+        return None
+    value = entry.get("value")
+    if not _is_number(value):
+        return None
+    low, high = entry.get("low"), entry.get("high")
+    interval = f"{plain(low)} to {plain(high)}" if _is_number(low) and _is_number(high) else "\N{EN DASH}"
+    unit = str(entry.get("unit") or "")[:40]
+    better = entry.get("better") if entry.get("better") in ("lower", "higher") else ""
+    label = str(entry.get("label") or entry.get("name") or "?")[:LONGEST]
+    shown = tag("strong", f"{plain(value)} {unit}".rstrip())
+    return [label, shown, interval, better, str(entry.get("note") or "")[:LONGEST_NOTE]]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

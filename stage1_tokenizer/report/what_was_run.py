@@ -1,0 +1,160 @@
+"""What was run: with which settings, on which data, by which versions, on what machine."""
+
+import shlex
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from stage1_tokenizer.config import Tree
+from stage1_tokenizer.data.bad_files import BAD_FILES
+from stage1_tokenizer.report.markup import Child, Markup, escaped, fold, join, listed, table, tag
+from stage1_tokenizer.report.numbers import plain, plural
+from stage1_tokenizer.report.page import note
+from stage1_tokenizer.report.run_folder import RunFolder
+
+LONGEST = 300
+"""Characters of a value that are shown."""
+MOST_KEYS = 400
+MOST_LINES = 60
+
+
+def what_was_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: str) -> Markup:
+    """`facts`: what the stage has to say; `command`: how such a run is started where nothing was noted."""
+    parts: list[Child] = [listed([*facts, *_time(run)])]
+    if run.config_trouble:
+        parts.append(note(f"Its configuration is not known: {run.config_trouble[:LONGEST]}."))
+    newest = run.sessions[-1] if run.sessions else {}
+    words = newest.get("command")
+    if isinstance(words, list) and words:
+        parts += [tag("h3", "The same again"), _code(shlex.join(map(str, words)))]
+    elif run.config:
+        parts += [tag("h3", "The same again"), _code(command)]
+        parts.append(tag("p", "Its own command line was not noted by the version that trained it.", class_="small"))
+    if run.config:
+        rows = [[key, setting(value)] for key, value in _flat(run.config)]
+        count = plural(len(rows), "setting")
+        parts.append(fold(f"All {count}, the defaults among them", table("Settings", ["key", "value"], rows, "config")))
+    parts.append(_machine(run))
+    return join(parts)
+
+
+def data_facts(data: Tree) -> str:
+    """A data set in a few words."""
+    size = data.get("image_size")
+    across = "x".join(map(str, size)) if isinstance(size, (list, tuple)) else "?"
+    root = data.get("root")
+    return f"{data.get('kind', 'unknown')}, {across} pixels{f', from {root}' if root else ''}"
+
+
+def happened(run: RunFolder) -> Markup:
+    """Alarms, steps left out, files that could not be read, and stops; what was done about each."""
+    parts: list[Child] = []
+    if run.alarms:
+        rows = [
+            [f"{entry['step']:,}", tag("strong", str(entry.get("alarm", "?"))[:LONGEST]), _message(entry)]
+            for entry in run.alarms[:MOST_LINES]
+        ]
+        parts.append(table("Alarms", ["step", "alarm", "what was seen, and what to do"], rows, "alarms", hide=True))
+        if len(run.alarms) > MOST_LINES:
+            parts.append(note(f"And {plural(len(run.alarms) - MOST_LINES, 'more', 'more')} in alarms.jsonl."))
+    else:
+        parts.append(tag("p", "No alarm was raised." if run.curves else "There is no log yet."))
+    skipped = sum(run.curves["train/skipped"].values) if "train/skipped" in run.curves else 0
+    facts: list[tuple[Child, Child]] = []
+    if skipped:
+        facts.append(("Steps left out", f"{plain(skipped)}, whose loss or gradient was not finite"))
+    clipped = run.curves.get("train/clipped")
+    if clipped and sum(clipped.values):
+        facts.append(("Gradients clipped", f"in {plain(sum(clipped.values))} steps"))
+    resumed = [entry["step"] for entry in run.sessions[1:]]
+    if resumed:
+        facts.append(("Stopped and continued", f"from step {', '.join(f'{step:,}' for step in resumed[:20])}"))
+    if (run.path / BAD_FILES).is_file():
+        with (run.path / BAD_FILES).open("rb") as file:
+            lines = sum(1 for _ in file)
+        facts.append(("Pictures left out", f"{lines:,} could not be read; {BAD_FILES} lists them"))
+    parts.append(listed(facts) if facts else None)
+    return join(parts)
+
+
+def _message(entry: Tree) -> Markup:
+    return escaped(str(entry.get("message", ""))[:1500])
+
+
+def _time(run: RunFolder) -> Iterator[tuple[Child, Child]]:
+    total = f" of {run.steps:,}" if run.steps else ""
+    state = " (in training now)" if run.in_use else "" if run.steps in (None, run.done) else " (not finished)"
+    yield "Steps", f"{run.done:,}{total}{state}"
+    if run.sessions:
+        yield "Started", _moment(str(run.sessions[0].get("time", "unknown")))
+    if run.weights.is_file():
+        saved = datetime.fromtimestamp(run.weights.stat().st_mtime, UTC)
+        yield "Weights saved", saved.strftime("%Y-%m-%d %H:%M UTC")
+    rate = run.last("train/images_per_second")
+    if rate:
+        yield "Speed", f"{plain(rate, 3)} pictures a second at the end"
+
+
+def _moment(time: str) -> str:
+    """2026-01-31T12:00:00Z as people write it; what is none as it is."""
+    try:
+        return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError):
+        return time[:LONGEST]
+
+
+def _machine(run: RunFolder) -> Markup:
+    """The environment of the newest session, and of others only what differed."""
+    if not run.sessions:
+        return note("Machine and versions were not noted: an earlier version of Tessera trained this run.")
+    newest = run.sessions[-1]
+    packages = newest.get("packages")
+    names = {"tessera": newest.get("tessera"), "Python": newest.get("python")}
+    names |= packages if isinstance(packages, dict) else {}
+    facts: list[tuple[Child, Child]] = [
+        (label, str(newest.get(key, "unknown"))[:LONGEST])
+        for key, label in (
+            ("device", "Device"),
+            ("precision", "Mixed precision"),
+            ("processes", "Processes"),
+            ("threads", "Threads each"),
+            ("processor", "Processor"),
+            ("system", "System"),
+        )
+    ]
+    versions = table("Versions", ["package", "version"], [[k, str(v)[:LONGEST]] for k, v in names.items()], "config")
+    return join(tag("h3", "Machine"), listed(facts), fold("Versions of Python and packages", versions))
+
+
+def _code(text: str) -> Markup:
+    return tag("pre", tag("code", text[:2000]), tabindex="0", aria_label="Command", role="region")
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values, MOST_KEYS at most."""
+    for number, (key, value) in enumerate(_pairs(tree, prefix)):
+        if number == MOST_KEYS:
+            yield "...", "and more"
+            return
+        yield key, value
+
+
+def _pairs(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _pairs(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def setting(value: Any) -> str:
+    """A value as a config file has it."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case list() | tuple():
+            return ", ".join(map(setting, value[:20]))[:LONGEST]
+        case _:
+            return str(value)[:LONGEST]

@@ -1,0 +1,183 @@
+"""The page about a prior's run: its sections, on the machinery of stage1_tokenizer/report."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from stage1_tokenizer.checkpoint import brief, write_file
+from stage1_tokenizer.config import config_from_json
+from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.report.charts import Chart, Series
+from stage1_tokenizer.report.curves import draw_curves, pair
+from stage1_tokenizer.report.markup import Child, Markup, join, listed, tag
+from stage1_tokenizer.report.meanings import Meaning, readings
+from stage1_tokenizer.report.measured import Measured, measure
+from stage1_tokenizer.report.numbers import percent, plain
+from stage1_tokenizer.report.page import TROUBLE, Section, attempt, note, render
+from stage1_tokenizer.report.reconstructions import over_training, triple
+from stage1_tokenizer.report.run_folder import RunFolder, open_run
+from stage1_tokenizer.report.tokenizer import REPORT, footer_of, head_of, once, show_figures, token_sections
+from stage1_tokenizer.report.tokens import describe
+from stage1_tokenizer.report.what_was_run import data_facts, happened, what_was_run
+from stage2_prior.prior import PriorHeader
+
+FIGURES = {
+    "validation/bits_per_token": Meaning(
+        "Bits per token", "What the prior needs on average for one code of a picture that it has not seen.", "lower"
+    ),
+    "validation/unigram_bits_per_token": Meaning(
+        "Unigram", "What it would take knowing only how frequent each code is.", None, "bits"
+    ),
+    "validation/bigram_bits_per_token": Meaning(
+        "Bigram", "What it would take knowing the code before, too. A prior has to be below this.", None, "bits"
+    ),
+    "validation/code_bits_per_dim": Meaning(
+        "Code bits per dimension", "Bits of a picture's codes for each of its colour values; not a likelihood of "
+        "pixels.", "lower", digits=3,
+    ),
+}  # fmt: skip
+LIMITS = 4
+"""Reconstructions that show what the tokenizer allows."""
+
+
+def write_prior_report(folder: Path, device: torch.device, root: str | None = None) -> Path:
+    """Write RUN/report.html of a prior's run, and return its path.
+
+    Raises:
+        ConfigError: the folder is no run's.
+        StorageError: it cannot be written.
+    """
+    run = open_run(folder)
+    path = run.path / REPORT
+    write_file(path, prior_page(run, device, root).encode())
+    return path
+
+
+def prior_page(run: RunFolder, device: torch.device, root: str | None = None, more: Sequence[Section] = ()) -> str:
+    """The page; `more`: sections on what was made with the prior since."""
+    look = once(lambda: measure(run.path, root, device))
+    sections = [
+        attempt("figures", "Figures", lambda: join(in_words(run), show_figures(run, FIGURES))),
+        *more,
+        attempt("samples", "Samples over the training", lambda: _samples(run)),
+        attempt("curves", "Curves", lambda: draw_curves(run.curves, charts(run))),
+        attempt("tokenizer", "Its tokenizer", lambda: _tokenizer(look())),
+        *token_sections(look)[1:],
+        attempt("run", "What was run", lambda: what_was_run(run, facts_of(run), command_of(run))),
+        attempt("alarms", "Alarms", lambda: happened(run)),
+    ]
+    return render(head_of(run, "Prior", "prior"), sections, footer_of(run))
+
+
+def in_words(run: RunFolder) -> Markup | None:
+    """The prior beside the two simplest models."""
+    found = {each.name.partition("/")[2]: each.value for each in readings(run.curves, FIGURES)}
+    bits = found.get("bits_per_token")
+    if bits is None:
+        return None
+    words = [f"The prior needs {plain(bits)} bits for a code."]
+    for name, knows in (("unigram", "how frequent each code is"), ("bigram", "the code before")):
+        other = found.get(f"{name}_bits_per_token")
+        if other is not None and other > 0:
+            apart = 1 - bits / other
+            less = f"{percent(apart)} less" if apart >= 0 else f"{percent(-apart)} more"
+            words.append(f"That is {less} than a model that knows only {knows} ({name}, {plain(other)} bits).")
+    bigram = found.get("bigram_bits_per_token")
+    if bigram is not None and bits > bigram:
+        words.append("It is worse than a bigram: it has not learned yet what pictures look like.")
+    return tag("p", " ".join(words))
+
+
+def charts(run: RunFolder) -> list[Chart]:
+    """The likelihood, beside what simple models have, and what else was logged."""
+    curves = run.curves
+    bits = pair(curves, "bits_per_token", "Bits per token", "bits for a code, lower is better")
+    levels = [
+        Series(f"{name}, validation", curves[f"validation/{name}_bits_per_token"])
+        for name in ("unigram", "bigram")
+        if f"validation/{name}_bits_per_token" in curves
+    ]
+    return [
+        Chart(bits.title, bits.unit, [*bits.series, *levels]),
+        Chart("Speed", "pictures a second", _one(run, "train/images_per_second"), from_zero=True),
+        Chart("Norm of the gradient", "before clipping", _one(run, "train/gradient_norm"), log=True),
+        Chart("Learning rate", "", _one(run, "train/lr"), from_zero=True),
+    ]
+
+
+def _one(run: RunFolder, name: str) -> list[Series]:
+    return [Series("training", run.curves[name])] if name in run.curves else []
+
+
+def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
+    """What a prior is, in a few lines."""
+    config = run.config
+    facts: list[tuple[Child, Child]] = [("Prior", run.text("prior", "kind"))]
+    if isinstance(data := config.get("data"), dict):
+        facts.append(("Data", data_facts(data)))
+    try:
+        header, parameters = header_of(run.weights)
+    except TROUBLE as error:
+        facts.append(("Weights", f"cannot be read: {error}" if run.weights.exists() else "not written yet"))
+    else:
+        h, w, K, V = header.shape
+        facts += [("Parameters", f"{parameters:,}"), ("Sequence", f"{h * w * K:,} tokens out of {V:,}")]
+        names = ", ".join(header.classes[:12]) + (", ..." if len(header.classes) > 12 else "")
+        facts.append(("Classes", f"{len(header.classes):,}: {brief(names)}" if header.classes else "none"))
+        facts.append(("Tokenizer", header.tokenizer))
+    if isinstance(prior := config.get("prior"), dict):
+        sizes = [f"{key} {prior[key]}" for key in ("layers", "width", "heads") if key in prior]
+        facts.append(("Size", ", ".join(sizes)))
+    facts += [("Batch size", run.text("batch_size")), ("Learning rate", run.text("optim", "lr"))]
+    return facts
+
+
+def header_of(file: Path) -> tuple[PriorHeader, int]:
+    """What a prior's file says of it, and the number of its parameters; the weights stay on disk.
+
+    Raises:
+        BadFileError: it is damaged, or not there.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            sizes = [math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise BadFileError(f"{file}: {brief(error)}") from None
+    return config_from_json(PriorHeader, metadata.get("config"), str(file)), sum(sizes)
+
+
+def command_of(run: RunFolder) -> str:
+    """How a run like this one is started, by its configuration."""
+    config = run.config.get("config")
+    given = f" --config {config}" if isinstance(config, str) else ""
+    return f"accelerate launch stage2_prior/train.py{given} --tokenizer {run.path}    # and the settings that differ"
+
+
+def _samples(run: RunFolder) -> Child:
+    strips = over_training(run, "samples", "Samples")
+    if strips is None:
+        return note("There are none: the training has not come to a validation yet, or samples was 0.")
+    words = "Sampled at the validations without any filter or guidance, from the same random numbers each time; the "
+    return join(tag("p", words, "columns are the classes in turn. What changes is what the prior has learned."), strips)
+
+
+def _tokenizer(measured: Measured) -> Markup:
+    """The limit of what the prior can draw."""
+    loaded, psnr = measured.loaded, measured.psnr
+    facts: list[tuple[Child, Child]] = [
+        ("Kind", f"{loaded.tokenizer.config.bottleneck.kind}, trained for {loaded.step:,} steps"),
+        ("Latent", describe(measured)),
+        ("PSNR", f"{float(psnr.mean()):.2f} dB on {measured.pictures}"),
+        ("Fingerprint", loaded.fingerprint),
+    ]
+    shown = [triple(measured, place, f"{psnr[place]:.2f} dB") for place in measured.encoded.spread(LIMITS)]
+    return join(
+        tag("p", "Samples are drawn by this tokenizer's decoder, and can be no better than its reconstructions: "
+            "original, reconstruction, error."),
+        listed(facts),
+        tag("div", shown, class_="triples"),
+    )  # fmt: skip
