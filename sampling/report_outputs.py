@@ -1,7 +1,7 @@
 """The report's sections on what was made of a run since its training: samples, completions, and evaluations.
 
     generated/NNN/, completed/NNN/, reconstructed/NNN/     settings.json, grid.png, pictures
-    evaluation/*.json, nearest.png                         figures with intervals, the protocol, what to beware of
+    evaluation/NAME.json, NAME-nearest.png                 figures with intervals, the protocol, what to beware of
 
 All of these files may come from anybody: what cannot be read is named, and the rest is shown.
 """
@@ -168,21 +168,23 @@ def _columns(settings: Tree) -> str:
 
 
 def show_evaluations(folder: Path) -> Child:
-    """All reports of the evaluation, the newest first, and the nearest training pictures of samples."""
+    """The newest results, and with those of samples the training pictures that are nearest to them."""
     files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     parts: list[Child] = []
     for path in files[:NEWEST]:
         tree = json_file(path)
         parts.append(tag("h3", path.stem) if len(files) > 1 else None)
         parts.append(note(tree) if isinstance(tree, str) else show_evaluation(tree))
+        nearest = path.with_name(f"{path.stem}-nearest.png")
+        if nearest.is_file():
+            words = (
+                "The samples that are nearest to training pictures, by pixels on the left and by features on the right, "
+                "each with its three nearest: what looks like a copy would be one."
+            )
+            parts += [tag("h4", "Nearest training pictures"), tag("p", words), or_note(partial(_nearest, nearest))]
     if len(files) > NEWEST:
         parts.append(note(f"And {plural(len(files) - NEWEST, 'older file')}."))
-    nearest = folder / "nearest.png"
-    if nearest.is_file():
-        words = "Samples, and the training pictures that are nearest to them: what looks like a copy would be one."
-        parts += [tag("h3", "Nearest training pictures"), tag("p", words)]
-        parts.append(or_note(lambda: _nearest(nearest)))
-    return join(parts) if files or nearest.is_file() else note("The folder evaluation/ is empty.")
+    return join(parts) if files else note("The folder evaluation/ has no results.")
 
 
 def _nearest(path: Path) -> Markup:

@@ -249,7 +249,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     (folder / "evaluation").mkdir()
     (folder / "evaluation/a.json").write_text('{"figures": [{"value": "x"}, 3, {"value": 1.25, "label": "good one"}]}')
     (folder / "evaluation/b.json").write_text('{"figures"')
-    (folder / "evaluation/nearest.png").write_bytes(b"\x89PNG")
+    (folder / "evaluation/a-nearest.png").write_bytes(b"\x89PNG")
     ended = report(folder)
     assert ended.code == 0, ended.err
     text = Page((folder / "report.html").read_text()).text
@@ -319,7 +319,7 @@ def test_evaluations_are_shown_with_intervals_protocol_and_warnings(tmp_path: Pa
     tree = {"format": 1, "kind": "prior", "figures": [figure], "protocol": {"split": "validation", "n": 500},
             "warnings": ["few pictures"]}  # fmt: skip
     (folder / "prior.json").write_text(json.dumps(tree))
-    Image.fromarray(np.zeros((20, 40, 3), dtype=np.uint8)).save(folder / "nearest.png")
+    Image.fromarray(np.zeros((20, 40, 3), dtype=np.uint8)).save(folder / "prior-nearest.png")
     assert report(folder.parent).code == 0
     page = Page((folder.parent / "report.html").read_text())
     for words in ("Fréchet distance (not FID)", "12.35", "11.50 to 13.50", "lower", "of features", "few pictures"):
