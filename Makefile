@@ -30,11 +30,12 @@ install-bench: .venv/.installed-bench ## the same, and the peers that benchmarks
 	.ci/install benchmarks/requirements.lock
 	@touch .venv/.installed $@
 
-quickstart: install ## train a tokenizer and a prior on drawn shapes, and make 64 images
+quickstart: install ## train a tokenizer and a prior on drawn shapes, make 64 images and a page about all of it
 	$(BIN)/accelerate launch stage1_tokenizer/train.py
 	$(BIN)/python stage2_prior/train.py --tokenizer runs/stage1/shapes_vq
 	$(BIN)/python sampling/generate.py -n 64
 	$(BIN)/python sampling/summary.py
+	$(BIN)/python sampling/report.py
 
 test: install ## run all tests (ARGS="-k codebook" chooses)
 	$(BIN)/pytest $(ARGS)
