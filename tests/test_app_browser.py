@@ -4,14 +4,13 @@ import http.client
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlparse
 
 import numpy as np
@@ -23,14 +22,14 @@ from sampling.completing import Margins, Task, complete, grow
 from sampling.sampler import Sampler
 from sampling.to_complete import read_pictures
 from tests.artefacts import IMAGE_SIZE, files_of, write_prior
+from tests.browser import browser as open_browser
 from tests.commands import ROOT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-playwright_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here")]
-QUIET = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-QUIET += ["disable-component-update", "disable-sync"]
+pytestmark = pytest.mark.slow
 WAIT = 60_000
 """Milliseconds: the machine may be busy."""
 
@@ -72,7 +71,7 @@ def ended(app: App) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+def app(tmp_path_factory: pytest.TempPathFactory, browser: "Browser") -> Iterator[App]:
     folder = tmp_path_factory.mktemp("app")
     prior = folder / "prior"
     prior.mkdir()
@@ -89,15 +88,13 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{option}" for option in QUIET])
-        yield browser
-        browser.close()
+def browser() -> Iterator["Browser"]:
+    with open_browser() as opened:
+        yield opened
 
 
 @pytest.fixture
-def page(app: App, browser: Any) -> Iterator[Any]:
+def page(app: App, browser: "Browser") -> Iterator[Any]:
     """The page, loaded; afterwards, nothing may have been asked of anybody else, and no script have failed."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     requests: list[str] = []
