@@ -201,8 +201,8 @@ def show_evaluation(tree: Tree) -> Markup:
         for words in _list(tree.get("warnings"))
     ]
     if known:
-        head = ["figure", "value", "interval", "better", "what it is"]
-        parts.append(table("Figures of the evaluation", head, known, "alarms", hide=True))
+        head = ["figure", "value and 95 % interval", "better", "what it is"]
+        parts.append(table("Figures of the evaluation", head, known, "measured", hide=True))
     if len(known) < len(rows) or not rows:
         parts.append(note("Some of its figures cannot be read." if known else "It has no figures that can be read."))
     protocol = tree.get("protocol")
@@ -210,7 +210,7 @@ def show_evaluation(tree: Tree) -> Markup:
         facts: list[tuple[Child, Child]] = [
             (str(key)[:60].replace("_", " "), _short(value)) for key, value in islice(protocol.items(), 60)
         ]
-        parts += [tag("h3", "Protocol"), listed(facts)]
+        parts.append(fold("Protocol", listed(facts)))
     return join(parts)
 
 
@@ -226,12 +226,12 @@ def _figure(entry: Any) -> list[Child] | None:
     if not _is_number(value):
         return None
     low, high = entry.get("low"), entry.get("high")
-    interval = f"{plain(low)} to {plain(high)}" if _is_number(low) and _is_number(high) else "\N{EN DASH}"
+    interval = f"{plain(low)} to {plain(high)}" if _is_number(low) and _is_number(high) else ""
     unit = str(entry.get("unit") or "")[:40]
     better = entry.get("better") if entry.get("better") in ("lower", "higher") else ""
     label = str(entry.get("label") or entry.get("name") or "?")[:LONGEST]
-    shown = tag("strong", f"{plain(value)} {unit}".rstrip())
-    return [label, shown, interval, better, str(entry.get("note") or "")[:LONGEST_NOTE]]
+    shown = join(tag("strong", f"{plain(value)} {unit}".rstrip(), class_="nowrap"), tag("br"), tag("span", interval, class_="small nowrap"))
+    return [label, shown, better, str(entry.get("note") or "")[:LONGEST_NOTE]]
 
 
 def _is_number(value: object) -> TypeGuard[float]:

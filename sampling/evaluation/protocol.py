@@ -16,6 +16,9 @@ from sampling.evaluation.sources import Source, SplitSource, features_of
 from stage1_tokenizer.data import DataConfig, build_images, build_pictures
 from stage1_tokenizer.data.pictures import Pictures, Split
 
+CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop")
+"""Keys of the data that change no picture in its plain view."""
+
 
 @dataclass(frozen=True)
 class Measuring:
@@ -68,8 +71,10 @@ class DataSet:
         return SplitSource(pictures, np.arange(len(pictures), dtype=np.int64))
 
     def described(self, split: Split) -> dict[str, Any]:
-        """What decides its pictures."""
-        return self.config.tree() | {"split": split, "identity": build_images(self.config, split).identity}
+        """What decides its pictures, which are looked at in their plain view."""
+        tree = {key: value for key, value in self.config.tree().items() if key not in CHANGE_NOTHING}
+        identity = build_images(self.config, split).identity
+        return tree | {"split": split} | ({"identity": identity} if identity else {})
 
     def reference(self, measuring: Measuring, name: str) -> Reference:
         """Features of the split `train` or `validation`, those kept from before where they are there; or of an .npz

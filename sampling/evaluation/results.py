@@ -59,7 +59,8 @@ def described_machine(device: torch.device) -> str:
     """What computed, for figures of speed."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def write_results(stem: Path, evaluation: Evaluation) -> None:
