@@ -230,7 +230,11 @@ def _figure(entry: Any) -> list[Child] | None:
     unit = str(entry.get("unit") or "")[:40]
     better = entry.get("better") if entry.get("better") in ("lower", "higher") else ""
     label = str(entry.get("label") or entry.get("name") or "?")[:LONGEST]
-    shown = join(tag("strong", f"{plain(value)} {unit}".rstrip(), class_="nowrap"), tag("br"), tag("span", interval, class_="small nowrap"))
+    shown = join(
+        tag("strong", f"{plain(value)} {unit}".rstrip(), class_="nowrap"),
+        tag("br"),
+        tag("span", interval, class_="small nowrap"),
+    )
     return [label, shown, better, str(entry.get("note") or "")[:LONGEST_NOTE]]
 
 

@@ -8,13 +8,16 @@ from torch import Tensor
 from sampling.evaluation.distances import frechet_distance, inception_score, kernel_distance
 from sampling.evaluation.intervals import (
     Interval,
+    any_interval,
     bootstrap_mean,
     frechet_interval,
     grouped,
     jackknife,
     kernel_interval,
     score_interval,
+    share_interval,
 )
+from sampling.evaluation.manifold import manifold
 from sampling.evaluation.moments import moments_of
 
 
@@ -87,9 +90,8 @@ def test_the_fast_kernel_jackknife_is_the_slow_one() -> None:
         within = [(k[name].sum() - np.trace(k[name])) / (s * (s - 1)) for name, s in (("aa", n), ("bb", m))]
         return float(sum(within) - 2 * k["ab"].mean())
 
-    np.testing.assert_allclose(kernel_interval(x, y, seed=2), jackknife(90, mmd, seed=2), rtol=1e-9)
-    same = drawn(80, seed=2) + 0.5
-    assert middle(kernel_interval(same, y, seed=0)) == pytest.approx(kernel_distance(same, y, subsets=1).mean, rel=1e-9)
+    np.testing.assert_allclose(kernel_interval(x, y, mmd(np.arange(90)), seed=2), jackknife(90, mmd, seed=2), rtol=1e-9)
+    assert middle(kernel_interval(x, y, 0.5, seed=0)) == pytest.approx(0.5)
 
 
 def test_the_score_lies_in_its_interval() -> None:
@@ -106,7 +108,9 @@ def test_jackknives_cover_what_a_set_of_this_size_has_on_average() -> None:
     draws = [drawn(150, 4, seed=i) * 1.3 + 0.3 for i in range(120)]
     frechet = [frechet_interval(x, moments, seed=i) for i, x in enumerate(draws)]
     assert covered(frechet, float(np.mean([middle(one) for one in frechet]))) == pytest.approx(0.95, abs=0.065)
-    kernel = [kernel_interval(x, reference, seed=i, groups=10) for i, x in enumerate(draws)]
+    values = [kernel_distance(x, reference, subsets=1).mean for x in draws]
+    pairs = enumerate(zip(draws, values, strict=True))
+    kernel = [kernel_interval(x, reference, value, seed=i, groups=10) for i, (x, value) in pairs]
     assert covered(kernel, float(np.mean([middle(one) for one in kernel]))) == pytest.approx(0.95, abs=0.065)
 
 
@@ -119,3 +123,23 @@ def test_a_bootstrap_of_the_frechet_distance_would_miss_it() -> None:
     assert min(again) > 1.15 * value
     interval = frechet_interval(x, reference, seed=0)
     assert interval.high - interval.low < 0.5 * value
+
+
+def test_recall_and_coverage_vary_with_the_samples_and_their_intervals_cover_it() -> None:
+    """What the reference's pictures say of the share is not how it would change with other samples."""
+    reference = drawn(400, 2, seed=10_000)
+    found = [manifold(drawn(60, 2, seed=i), reference, seed=i, groups=20) for i in range(60)]
+    for shares in ([each.recall_by_group for each in found], [each.coverage_by_group for each in found]):
+        mean = float(np.mean([share.any(dim=1).double().mean() for share in shares]))
+        assert covered([any_interval(share) for share in shares], mean) == pytest.approx(0.95, abs=0.12)
+
+
+def test_of_a_rare_thing_that_was_not_seen_it_is_not_said_that_it_never_happens() -> None:
+    """Nor of one that always was; between them the interval is about the share (Wilson 1927, by hand)."""
+    assert share_interval(0, 100) == pytest.approx((0.0, 0.0370), abs=1e-4)
+    assert share_interval(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
+    low, high = share_interval(30, 100)
+    z, p, n = 1.959964, 0.3, 100
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert (low, high) == pytest.approx((middle - reach, middle + reach), abs=1e-6)

@@ -6,14 +6,13 @@ They are the FID, KID and inception score of the papers where the features are I
 
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from sampling.evaluation.manifold import CHUNK, check_neighbours, density_coverage_of, subset
+from sampling.evaluation.manifold import CHUNK, check_neighbours, subset
 from sampling.evaluation.moments import Moments
 
 
@@ -40,15 +39,8 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-class DensityCoverage(NamedTuple):
-    """Mean number (over k) of reference balls that a sample lies in; share of them that hold a sample."""
-
-    density: float
-    coverage: float
-
-
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Frechet distance between two Gaussians of these moments (Heusel et al. 2017, equation 6): at least 0.
+    """Frechet distance between two Gaussians of these moments (Heusel et al. 2017, equation 6): 0 of equal ones.
 
     |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), on the scale of the squared features. It falls with the
     number of pictures, so only distances of equal counts can be compared. Singular covariances (N <= D) are fine.
@@ -104,18 +96,6 @@ def precision_recall(
     return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL])
 
 
-def density_coverage(
-    samples: Tensor, reference: Tensor, k: int = 5, at_most: int = 10_000, seed: int = 0
-) -> DensityCoverage:
-    """Density and coverage (Naeem et al. 2020, equations 5 and 6): features (N, D), (M, D), of each `at_most`.
-
-    Expected for two sets of one distribution: density 1, coverage 1 - 2^-k where N = M is large (their section 3.3).
-    """
-    samples, reference = (subset(features, at_most, seed).double() for features in (samples, reference))
-    density, coverage = density_coverage_of(samples, reference, k)
-    return DensityCoverage(float(density.mean()), float(coverage.double().mean()))
-
-
 def _numpy_seed(seed: int) -> int:
     """numpy's old generator, which torch-fidelity uses, takes 32 bits."""
-    return int(np.uint64(seed) % np.uint64(2**32))
+    return seed % 2**32

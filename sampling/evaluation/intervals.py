@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
+from scipy.stats import binomtest
 from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-from sampling.evaluation.manifold import subset
 from sampling.evaluation.moments import Array, Moments, RunningMoments
 from stage1_tokenizer.seeds import derive_seed
 
@@ -92,12 +92,10 @@ def paired_frechet_interval(features: Tensor, originals: Tensor, seed: int, grou
     return _student(_distance(first, second, _root(second.covariance)), left_out)
 
 
-def kernel_interval(f1: Tensor, f2: Tensor, seed: int, groups: int = 20, at_most: int = 10_000) -> Interval:
-    """The jackknife over f1 (N, D) of the squared MMD whose mean over subsets `kernel_distance` is; of each `at_most`.
-
-    Around the estimate from all pairs at once (Gretton et al. 2012, equation 3).
-    """
-    x, y = (subset(f, at_most, seed).double().cpu().numpy() for f in (f1, f2))
+def kernel_interval(f1: Tensor, f2: Tensor, value: float, seed: int, groups: int = 20) -> Interval:
+    """The jackknife over f1 (N, D) of the squared MMD to f2 (M, D), about `value`, the mean over subsets that
+    `kernel_distance` gives; the error is that of the estimate from all pairs (Gretton et al. 2012, equation 3)."""
+    x, y = (f.double().cpu().numpy() for f in (f1, f2))
     parts = grouped(len(x), groups, seed)
     xx = np.array([[_kernel_sum(x[i], x[j], i is j) for j in parts] for i in parts])
     xy = np.array([_kernel_sum(x[i], y) for i in parts])
@@ -108,7 +106,22 @@ def kernel_interval(f1: Tensor, f2: Tensor, seed: int, groups: int = 20, at_most
         n = sum(len(part) for part, keep in zip(parts, kept, strict=True) if keep)
         return float(xx[np.ix_(kept, kept)].sum() / (n * (n - 1)) + yy - 2 * xy[kept].sum() / (n * m))
 
-    return _student(distance(np.full(groups, True)), [distance(np.arange(groups) != i) for i in range(groups)])
+    return _student(value, [distance(np.arange(groups) != i) for i in range(groups)])
+
+
+def any_interval(by_group: Tensor) -> Interval:
+    """The jackknife over groups of samples of a share of the reference pictures, as recall and coverage are: by_group
+    (m, groups) bool says which groups put a picture in. The radii stay those of all samples."""
+    count = by_group.sum(dim=1, keepdim=True)
+    rest = (count - by_group.long() > 0).double().mean(dim=0)  # (groups,): the share with one group left out
+    low, high = _student(float((count > 0).double().mean()), rest.tolist())
+    return Interval(max(low, 0.0), min(high, 1.0))
+
+
+def share_interval(counted: int, of: int) -> Interval:
+    """Of a share, after Wilson (1927), which is right for rare things too: of 0 of n it is not 0 to 0."""
+    found = binomtest(counted, of).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def score_interval(logits: Tensor, seed: int, splits: int = 10, groups: int = 20) -> Interval:

@@ -21,12 +21,22 @@ class Manifold:
 
     precision: Tensor
     """(n,) bool: the sample lies in a reference ball."""
-    recall: Tensor
-    """(m,) bool: the reference picture lies in a sample's ball."""
+    recall_by_group: Tensor
+    """(m, groups) bool: the reference picture lies in the ball of a sample of this group."""
     density: Tensor
     """(n,) float64: the number of reference balls that the sample lies in, over k."""
-    coverage: Tensor
-    """(m,) bool: the reference picture's ball holds a sample."""
+    coverage_by_group: Tensor
+    """(m, groups) bool: the reference picture's ball holds a sample of this group."""
+
+    @property
+    def recall(self) -> Tensor:
+        """(m,) bool: the reference picture lies in a sample's ball."""
+        return self.recall_by_group.any(dim=1)
+
+    @property
+    def coverage(self) -> Tensor:
+        """(m,) bool: the reference picture's ball holds a sample."""
+        return self.coverage_by_group.any(dim=1)
 
 
 def manifold(
@@ -36,34 +46,47 @@ def manifold(
     k_density: int = 5,
     at_most: int = 10_000,
     seed: int = 0,
+    groups: int = 1,
 ) -> Manifold:
-    """All four, from features (N, D) and (M, D), of each `at_most`, in float64.
+    """All four, from features (N, D) and (M, D), of each `at_most`, in float64; the samples in so many random groups.
 
     The means of `precision` and `recall` (balls of k) are what `precision_recall` says, those of `density` and
-    `coverage` (balls of k_density) what `density_coverage` says.
+    `coverage` (balls of k_density) those of Naeem et al.: expected for two sets of one distribution are density 1 and
+    coverage 1 - 2^-k where n = m is large (their section 3.3).
 
     Raises:
         ValueError: a set has no more than k pictures.
     """
     samples, reference = (subset(features, at_most, seed).double() for features in (samples, reference))
-    density, coverage = density_coverage_of(samples, reference, k_density)
-    return Manifold(within(samples, reference, k), within(reference, samples, k), density, coverage)
+    members = np.random.default_rng(derive_seed(seed, "groups", len(samples))).integers(0, groups, len(samples))
+    group_of, one = torch.from_numpy(members), torch.zeros(len(reference), dtype=torch.int64)
+    density, coverage = density_coverage_of(samples, reference, k_density, group_of)
+    precision = within(samples, reference, k, one)[:, 0]
+    return Manifold(precision, within(reference, samples, k, group_of), density, coverage)
 
 
-def within(points: Tensor, others: Tensor, k: int) -> Tensor:
-    """(n, D), (m, D) -> (n,) bool: which points lie in a ball of the others (Kynkaanniemi et al. 2019, equation 1)."""
+def within(points: Tensor, others: Tensor, k: int, group_of: Tensor) -> Tensor:
+    """(n, D), (m, D), groups of the others (m,) -> (n, groups) bool: which points lie in a ball of one of that group
+    (Kynkaanniemi et al. 2019, equation 1). A ball reaches to the k-th nearest of all the others."""
     radii = radii_of(others, k)
-    return torch.cat([(torch.cdist(part, others) <= radii).any(dim=1) for part in torch.split(points, CHUNK)])
+    groups = [group_of == number for number in range(int(group_of.max()) + 1)]
+    found = []
+    for part in torch.split(points, CHUNK):
+        inside = torch.cdist(part, others) <= radii
+        found.append(torch.stack([inside[:, group].any(dim=1) for group in groups], dim=1))
+    return torch.cat(found)
 
 
-def density_coverage_of(samples: Tensor, reference: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(n, D), (m, D) float64 -> density (n,) float64, coverage (m,) bool (Naeem et al. 2020, equations 5 and 6)."""
+def density_coverage_of(samples: Tensor, reference: Tensor, k: int, group_of: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, D), (m, D) float64, groups of the samples (n,) -> density (n,) float64, coverage (m, groups) bool
+    (Naeem et al. 2020, equations 5 and 6)."""
     radii = radii_of(reference, k)
-    density, coverage = [], torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
-    for part in torch.split(samples, CHUNK):
+    density, coverage = [], torch.zeros(len(reference), int(group_of.max()) + 1, dtype=torch.bool)
+    for part, numbers in zip(torch.split(samples, CHUNK), torch.split(group_of, CHUNK), strict=True):
         inside = torch.cdist(part, reference) <= radii
         density.append(inside.sum(dim=1).double() / k)
-        coverage |= inside.any(dim=0)
+        for number in numbers.unique().tolist():
+            coverage[:, number] |= inside[numbers == number].any(dim=0)
     return torch.cat(density), coverage
 
 

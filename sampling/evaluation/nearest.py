@@ -100,7 +100,9 @@ def memorised(samples: Neighbours, held_out: Neighbours, share: float = 0.01) ->
     distances = held_out.distances[:, 0].sort().values
     j = max(1, int(share * (len(distances) + 1)))
     threshold = float(distances[j - 1])
-    return Memorised(samples.distances[:, 0] < threshold, threshold, j / (len(distances) + 1))
+    mine = samples.distances[:, 0]
+    # An exact copy counts, also where held-out pictures that are in the training set too make the threshold 0.
+    return Memorised((mine < threshold) | (mine == 0), threshold, j / (len(distances) + 1))
 
 
 class _Best:

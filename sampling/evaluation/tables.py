@@ -12,6 +12,7 @@ from sampling.evaluation.distances import frechet_distance, inception_score, ker
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.features import Features
 from sampling.evaluation.intervals import (
+    any_interval,
     bootstrap_mean,
     frechet_interval,
     kernel_interval,
@@ -123,7 +124,7 @@ def _kernel(samples: Features, reference: Reference, extractor: Extractor, seed:
     found = kernel_distance(samples.features, reference.features, seed=seed)
     interval = None
     if samples.count >= 2 * GROUPS:
-        interval = kernel_interval(samples.features, reference.features, seed, GROUPS, COMPARED)
+        interval = kernel_interval(samples.features, reference.features, found.mean, seed, GROUPS)
     note = f"mean of 100 subsets of {found.subset_size:,}, whose deviation is {found.std:.3g}"
     return [Figure(name, label, found.mean, interval, "", "lower", note)]
 
@@ -142,21 +143,24 @@ def _manifold(samples: Features, reference: Reference, extractor: Extractor, see
     if reference.features is None or min(samples.count, len(reference.features)) <= NEIGHBOURS_OF_DENSITY:
         return []
     sizes = (NEIGHBOURS, NEIGHBOURS_OF_DENSITY, COMPARED, seed)
-    each = manifold(samples.features, reference.features, *sizes)
+    groups = GROUPS if samples.count >= 2 * GROUPS else 1
+    each = manifold(samples.features, reference.features, *sizes, groups)
+    of_samples = [bootstrap_mean(part, seed) if groups > 1 else None for part in (each.precision, each.density)]
+    of_reference = [
+        any_interval(part) if groups > 1 else None for part in (each.recall_by_group, each.coverage_by_group)
+    ]
     shares = precision_recall(samples.features, reference.features, NEIGHBOURS, COMPARED, seed)
     used = f"{min(COMPARED, samples.count):,} samples, {min(COMPARED, len(reference.features)):,} reference pictures"
     near, balls = (f"{used}; neighbour {k}" for k in sizes[:2])
     return [
-        Figure("precision", "precision", shares.precision, bootstrap_mean(each.precision, seed), "", "higher", near),
-        Figure("recall", "recall", shares.recall, bootstrap_mean(each.recall, seed), "", "higher", near),
-        Figure(
-            "density", "density", float(each.density.mean()), bootstrap_mean(each.density, seed), "", "higher", balls
-        ),
+        Figure("precision", "precision", shares.precision, of_samples[0], "", "higher", near),
+        Figure("recall", "recall", shares.recall, of_reference[0], "", "higher", near),
+        Figure("density", "density", float(each.density.mean()), of_samples[1], "", "higher", balls),
         Figure(
             "coverage",
             "coverage",
             float(each.coverage.double().mean()),
-            bootstrap_mean(each.coverage, seed),
+            of_reference[1],
             "",
             "higher",
             balls,
