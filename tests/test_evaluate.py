@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.linalg import sqrtm
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -24,12 +25,17 @@ from sampling.evaluation.moments import moments_of
 from sampling.evaluation.npz import write_moments, write_samples
 from sampling.evaluation.reference import Reference
 from sampling.evaluation.results import Evaluation, Figure, as_json, as_markdown, console_lines
-from sampling.evaluation.tables import sample_figures, warnings_of
+from sampling.evaluation.sources import some
+from sampling.evaluation.tables import sample_figures
+from sampling.evaluation.warnings_of import warnings_of
 from sampling.picture_files import read_png
 from sampling.sampler import Sampler
+from stage1_tokenizer.bottlenecks.kl import KlConfig
+from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.data import build_pictures
+from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.pictures import normalise, to_uint8
-from stage1_tokenizer.tokenizer import LoadedTokenizer
+from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from tests.artefacts import pixels_of, shapes, write_prior, write_tokenizer
 from tests.commands import Ended, names_of, run
 from tests.processes import run_processes
@@ -59,11 +65,14 @@ def evaluate(*arguments: object) -> Ended:
     """The command, with the tiny extractor in place of a real one."""
     names = names_of("sampling/evaluate.py")
     names["build_extractor"] = lambda config, device: TinyExtractor().to(device)
-    return run(names["main"], *WEIGHTS, "--perceptual.weight", 0, *arguments)
+    without = ("--perceptual.weight", 0) if "--tokenizer" in arguments and "--samples" not in arguments else ()
+    return run(names["main"], *WEIGHTS, *without, *arguments)
 
 
 def result(stem: Path) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads(stem.with_name(stem.name + ".json").read_text())
+    """The figures by name under `of`, beside all else that the file says."""
+    path = stem if stem.suffix == ".json" else stem.with_name(stem.name + ".json")
+    tree: dict[str, Any] = json.loads(path.read_text())
     return tree | {"of": {figure["name"]: figure for figure in tree["figures"]}}
 
 
@@ -93,7 +102,7 @@ def test_reconstructions_are_measured_as_by_hand(tmp_path: Path, monkeypatch: py
     loaded = write_tokenizer(tmp_path / "run", data=DATA)
     ended = evaluate("--tokenizer", tmp_path / "run", "--batch_size", 9)
     assert ended.code == 0, ended.err
-    found = result(tmp_path / "run/evaluation/reconstructions-shapes-validation-50-efficientnet_lite0")["of"]
+    found = result(next((tmp_path / "run/evaluation").glob("reconstructions-shapes-validation-50-*.json")))["of"]
 
     x = build_pictures(DATA, "validation", 0).batch(np.arange(50))[0]
     x_hat = to_uint8(torch.cat([loaded.tokenizer(part)[0] for part in torch.split(normalise(x), 1)]))
@@ -124,8 +133,7 @@ def test_a_priors_samples_are_measured_as_by_hand(prior: Path) -> None:
     score.py gives; what is on disk then is measured again without the prior, with the same figures."""
     ended = evaluate("--prior", prior, "-n", 45, "--sampling.top_p", 1, "--seed", 3, "--nearest", 10)
     assert ended.code == 0, ended.err
-    stem = next(prior.glob("evaluation/*.json")).with_suffix("")
-    found, folder = result(stem), next(prior.glob("evaluation/samples-????????"))
+    found, folder = result(next(prior.glob("evaluation/*.json"))), next(prior.glob("evaluation/samples-????????"))
     sampler = Sampler.load(prior, names_of("sampling/evaluate.py")["SamplingConfig"](top_p=1.0))
     pictures = sampler.sample(45, seed=3)
     np.testing.assert_array_equal(np.stack([read_png(folder / f"{index:06d}.png") for index in range(45)]), pictures)
@@ -228,10 +236,87 @@ def test_copies_of_training_images_are_counted_and_shown(prior: Path) -> None:
     assert "memorised_pixels" not in result(prior / "out")["of"]
 
 
+def test_samples_of_all_classes_are_looked_at(prior: Path) -> None:
+    """Samples have their classes in turn, and every tenth of them would be of one class out of ten."""
+    chosen = some(100, 1000, seed=0)
+    assert len(set(chosen.tolist())) == 100
+    assert set(np.bincount(chosen % 10) > 0) == {True}
+    assert not np.array_equal(chosen, some(100, 1000, seed=1))
+    np.testing.assert_array_equal(some(9, 5, seed=0), np.arange(5))
+
+
+def test_results_of_different_protocols_have_different_names(prior: Path) -> None:
+    """And the same protocol the same: a second evaluation replaces the first one's files."""
+    for seed in (0, 0, -1):
+        ended = evaluate("--samples", with_pictures(prior), "--prior", prior, "--nearest", 3, "--seed", seed)
+        assert ended.code == 0, ended.err
+    assert len(list(prior.glob("*-to-train-8-*.json"))) == 2
+    assert len(list(prior.glob("*-nearest.png"))) == 2
+    ended = evaluate("--samples", prior, "--prior", prior, "--nearest", 0, "--out", prior / "out")
+    assert "no pictures" in ended.err  # for those that we wrote are none of them
+
+
+def with_pictures(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    write_samples(folder / "eight.npz", rng.integers(0, 256, (8, 16, 24, 3), dtype=np.uint8))
+    return folder / "eight.npz"
+
+
+def test_the_moments_of_a_file_with_pictures_are_left_alone(prior: Path) -> None:
+    """A reference file of the ADM suite has both, and its moments are of another resize."""
+    train = build_pictures(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    np.savez(prior / "both.npz", arr_0=train, mu=np.full(D, 9.0), sigma=np.eye(D))
+    arguments = ("--prior", prior, "-n", 6, "--nearest", 0)
+    assert evaluate(*arguments, "--reference", prior / "both.npz", "--out", prior / "both").code == 0
+    assert evaluate(*arguments, "--out", prior / "split").code == 0
+    both, split = result(prior / "both"), result(prior / "split")
+    assert both["of"]["fd"]["value"] == pytest.approx(split["of"]["fd"]["value"], rel=1e-6)
+    with_npz(prior, D)
+    assert evaluate(*arguments, "--reference", prior / "moments.npz", "--out", prior / "moments").code == 0
+    assert "how its pictures were resized is not known" in " ".join(result(prior / "moments")["warnings"])
+
+
+@pytest.mark.parametrize("bottleneck", [KlConfig(), RvqConfig(codebook_size=16, depth=3, kmeans_init=False)])
+def test_every_kind_of_latent_can_be_measured(
+    bottleneck: KlConfig | RvqConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a continuous one there are no codes to count; of several codes per position the bits of all."""
+    monkeypatch.chdir(tmp_path)
+    write_tokenizer(tmp_path / "run", data=DATA, bottleneck=bottleneck)
+    ended = evaluate("--tokenizer", tmp_path / "run", "-n", 41, "--out", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    found = result(tmp_path / "out")["of"]
+    if isinstance(bottleneck, KlConfig):
+        assert "code_usage" not in found
+    else:
+        assert found["bits_per_image"]["value"] == 4 * 6 * 3 * 4
+    assert found["psnr"]["low"] < found["psnr"]["value"] < found["psnr"]["high"]
+
+
+def test_lpips_is_that_of_the_package(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Picture by picture, on the rounded reconstruction, with the published weights."""
+    monkeypatch.chdir(tmp_path)
+    data = shapes(image_size=(32, 32), train_images=8, validation_images=5)
+    loaded = write_tokenizer(tmp_path / "run", data=data)
+    weights = str(real_data / "weights/lpips_alex_features.safetensors")
+    names = names_of("sampling/evaluate.py")
+    names["build_extractor"] = lambda config, device: TinyExtractor()
+    options = ("--perceptual.net", "alex", "--perceptual.weights", weights, "--out", tmp_path / "out")
+    assert run(names["main"], *WEIGHTS, "--tokenizer", tmp_path / "run", *options).code == 0
+    x = normalise(build_pictures(data, "validation", 0).batch(np.arange(5))[0])
+    x_hat = normalise(to_uint8(loaded.tokenizer(x)[0]))
+    package = Perceptual(PerceptualConfig(weight=1.0, net="alex", weights=weights), (32, 32)).lpips
+    each = [float(package(a[None], b[None])) for a, b in zip(x, x_hat, strict=True)]
+    found = result(tmp_path / "out")
+    assert found["of"]["lpips"]["value"] == pytest.approx(np.mean(each), rel=1e-4)
+    assert "sha256" in found["protocol"]["LPIPS"]
+
+
 def on_ranks(_: Accelerator, arguments: list[str]) -> None:
     names = names_of("sampling/evaluate.py")
     names["build_extractor"] = lambda config, device: TinyExtractor().to(device)
-    sys.argv = ["evaluate.py", *WEIGHTS, "--perceptual.weight", "0", *arguments]
+    without = ["--perceptual.weight", "0"] if "--tokenizer" in arguments else []
+    sys.argv = ["evaluate.py", *WEIGHTS, *without, *arguments]
     names["main"]()
 
 
@@ -265,7 +350,7 @@ def test_only_inceptions_figures_have_its_names(is_inception: bool) -> None:
         features = Features(D, keep=None)
         features.add(extractor(torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=generator)))
         sets.append(features)
-    reference = Reference(sets[1].moments, sets[1].features, sets[1].indices, {})
+    reference = Reference(sets[1].moments, sets[1].features, sets[1].indices, {}, (8, 8))
     labels = {figure.name: figure.label for figure in sample_figures(sets[0], reference, extractor, 0)}
     told = " ".join(warnings_of(60, 60, extractor))
     if is_inception:
@@ -325,6 +410,14 @@ def one_sample(folder: Path) -> Path:
     [
         (lambda run: ("--prior", run, "--tokenizer", run), 2, "exclude each other"),
         (lambda run: ("--tokenizer", run, "--sampling.top_p", 0.5), 2, "nothing is sampled"),
+        (lambda run: ("--tokenizer", run, "--nearest", 3), 2, "reconstructions are no samples"),
+        (lambda run: ("--tokenizer", run, "--reference", "validation"), 2, "compared with their originals"),
+        (lambda run: ("--samples", run, "--prior", run, "--split", "train"), 2, "nothing is reconstructed"),
+        (lambda run: ("--prior", run, "--perceptual.net", "alex"), 2, "LPIPS is of reconstructions"),
+        (lambda run: ("--prior", run, "--out", "."), 2, "name the results in it"),
+        (lambda run: ("--samples", "x" * 300, "--prior", run), 2, "there is no such file"),
+        (lambda run: ("--prior", run, "--reference", "x" * 300), 2, "there is no such file"),
+        (lambda run: ("--prior", run, "--root", "/nowhere"), 2, "the images are drawn"),
         (lambda run: ("--samples", run / "none.npz", "--prior", run), 2, "there is no such file"),
         (lambda run: ("--samples", run / "evaluated"), 2, "--data.kind"),
         (lambda run: ("--prior", run, "-n", 3, "--reference", "training"), 2, "train, validation, or an .npz"),
@@ -356,10 +449,27 @@ def test_samples_of_another_size_have_no_nearest_training_images(prior: Path) ->
 
 
 def test_grey_pictures_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Extractors see three channels; PSNR and the rest the one that is there."""
+    """Extractors see three equal channels; PSNR and the rest the one that is there. Samples in an .npz have three."""
     monkeypatch.chdir(tmp_path)
-    loaded = write_tokenizer(tmp_path / "run", channels=1, data=DATA)
-    assert isinstance(loaded, LoadedTokenizer)
-    ended = evaluate("--tokenizer", tmp_path / "run")
-    assert ended.code == 2
-    assert "3 channels" in ended.err
+    folder = tmp_path / "grey"
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(60):
+            picture = rng.integers(0, 256, (16, 24), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / name / f"{number:02d}.png")
+    data = FolderConfig(root=str(folder), channels=1, image_size=(16, 24), validation_share=0.4)
+    write_prior(tmp_path / "run", classes=("a", "b"), tokenizer={"data": data, "channels": 1}, label_dropout=0.5)
+    assert evaluate("--tokenizer", tmp_path / "run", "--out", tmp_path / "one").code == 0
+    ended = evaluate("--prior", tmp_path / "run", "-n", 41, "--nearest", 5, "--out", tmp_path / "two")
+    assert ended.code == 0, ended.err
+    samples = next((tmp_path / "run/evaluation").glob("samples-*")) / "samples.npz"
+    arguments = ("--samples", samples, "--prior", tmp_path / "run", "--nearest", 5)
+    assert evaluate(*arguments, "--out", tmp_path / "three").code == 0
+    two, three = result(tmp_path / "two")["of"], result(tmp_path / "three")["of"]
+    assert three == {name: figure for name, figure in two.items() if name in three}
+    coloured = np.zeros((9, 16, 24, 3), dtype=np.uint8)
+    coloured[..., 0] = 200
+    write_samples(tmp_path / "red.npz", coloured)
+    assert evaluate("--samples", tmp_path / "red.npz", *arguments[2:], "--out", tmp_path / "red").code == 0
+    assert "samples have colours" in " ".join(result(tmp_path / "red")["warnings"])

@@ -64,9 +64,10 @@ def write_moments(path: Path, moments: Moments) -> None:
 
 
 def holds_moments(path: Path) -> bool:
-    """Whether a file has mu and sigma, and is not one of pictures. Raises BadFileError: damaged."""
+    """Whether a file has mu and sigma, and no pictures beside them. Raises BadFileError: damaged."""
     with _opened(path) as archive:
-        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+        names = set(archive.namelist())
+    return {"mu.npy", "sigma.npy"} <= names and "arr_0.npy" not in names
 
 
 def read_moments(path: Path) -> Moments:

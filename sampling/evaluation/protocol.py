@@ -9,14 +9,16 @@ import numpy as np
 from accelerate import Accelerator
 
 from sampling.evaluation.extractors.base import Extractor
+from sampling.evaluation.extractors.weights import sha256_of
 from sampling.evaluation.features import Features
 from sampling.evaluation.reference import Reference, load_or_measure, provenance_of, reference_of_file
 from sampling.evaluation.results import described_machine, now, versions
 from sampling.evaluation.sources import Source, SplitSource, features_of
 from stage1_tokenizer.data import DataConfig, build_images, build_pictures
 from stage1_tokenizer.data.pictures import Pictures, Split
+from stage1_tokenizer.perceptual import PerceptualConfig
 
-CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop")
+CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "root", "links")
 """Keys of the data that change no picture in its plain view."""
 
 
@@ -44,12 +46,18 @@ class Measuring:
             "extractor weights": f"sha256 {self.extractor.sha256}",
             "resize": self.extractor.resize,
             "seed": self.seed,
-            "intervals": "95 %: means by bootstrap over pictures, distances by a jackknife of 20 groups of them",
+            "intervals": "95 %, over the pictures measured: means by bootstrap, others by a jackknife of 20 groups",
             "processes": self.accelerator.num_processes,
             "machine": described_machine(self.accelerator.device),
             "versions": versions(),
             "date": now(),
         }
+
+
+def described_lpips(config: PerceptualConfig) -> str:
+    """Which LPIPS it is."""
+    given = f"backbone of sha256 {sha256_of(Path(config.weights))}" if config.weights else "torchvision's backbone"
+    return f"version 0.1, {config.net}, {given}"
 
 
 @dataclass

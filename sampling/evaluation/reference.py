@@ -8,6 +8,7 @@ the hash of its weights, resize), its name is made from that, and it is used aga
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,8 @@ from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.extractors.weights import sha256_of
 from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
-from sampling.evaluation.sources import NpzSource, Source, features_of
-from stage1_tokenizer.checkpoint import read_tensors, write_tensors
+from sampling.evaluation.sources import NpzSource, Source, features_of, size_of
+from stage1_tokenizer.checkpoint import brief, read_tensors, write_tensors
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.launch import on_main
 
@@ -41,11 +42,14 @@ class Reference(NamedTuple):
     """(n,) int64, rising: which pictures of the source those are."""
     provenance: Provenance
     """What all of this follows from."""
+    size: tuple[int, int] | None
+    """Height and width of the pictures; None where only moments are known."""
 
 
 def provenance_of(data: Provenance, number: int, extractor: Extractor) -> Provenance:
     """What features follow from. data: kind, split, identity and all else that decides the pictures."""
     weights = {"extractor": extractor.name, "extractor_sha256": extractor.sha256, "resize": extractor.resize}
+    weights |= {name: version(name) for name in ("torch", "torchvision")}
     tree: Provenance = json.loads(json.dumps({"format": FORMAT, "data": data, "pictures": number, **weights}))
     return tree
 
@@ -63,8 +67,8 @@ def load_or_measure(
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{name}-{digest}.safetensors"
     # One process looks, so that all do the same.
-    if on_main(accelerator, lambda: _read(path, provenance, extractor.dimension) is not None):
-        found = _read(path, provenance, extractor.dimension)
+    if on_main(accelerator, lambda: _read(path, provenance, extractor.dimension, size_of(source)) is not None):
+        found = _read(path, provenance, extractor.dimension, size_of(source))
         if found is None:
             raise BadFileError(f"{path}: was there, and cannot be read by every process; is the disk sound?")
         accelerator.print(f"reference: {path}")
@@ -81,7 +85,7 @@ def load_or_measure(
     on_main(accelerator, lambda: write_tensors(path, tensors, header))
     on_main(accelerator, lambda: write_moments(path.with_suffix(".npz"), moments))  # for published tools
     accelerator.print(f"reference: {path} (kept for the next evaluation)")
-    return Reference(moments, features.features, features.indices, provenance)
+    return Reference(moments, features.features, features.indices, provenance, size_of(source))
 
 
 def reference_of_file(accelerator: Accelerator, path: Path, extractor: Extractor, batch_size: int) -> Reference:
@@ -92,23 +96,34 @@ def reference_of_file(accelerator: Accelerator, path: Path, extractor: Extractor
         ConfigError: there is no such file.
         BadFileError: it is damaged or holds neither, or moments of another number of features.
     """
-    if not path.is_file():
-        raise ConfigError(f"reference {path}: there is no such file; it is train, validation, or an .npz file")
+    check_reference(str(path))
     says = {"file": path.name, "sha256": sha256_of(path)}
-    if holds_moments(path):
+    if holds_moments(path):  # and no pictures, which say more
         moments = read_moments(path)
         if len(moments.mean) != extractor.dimension:
             raise BadFileError(
                 f"{path}: has moments of {len(moments.mean)} features, but {extractor.name} has {extractor.dimension}"
             )
-        return Reference(moments, None, None, {"data": {**says, "holds": "mu and sigma"}, "pictures": moments.count})
+        return Reference(
+            moments, None, None, {"data": {**says, "holds": "mu and sigma"}, "pictures": moments.count}, None
+        )
     source = NpzSource(open_samples(path))
     features = features_of(accelerator, source, extractor, batch_size, KEPT, "reference")
     provenance = provenance_of({**says, "holds": "pictures"}, len(source), extractor)
-    return Reference(features.moments, features.features, features.indices, provenance)
+    return Reference(features.moments, features.features, features.indices, provenance, size_of(source))
 
 
-def _read(path: Path, provenance: Provenance, dimension: int) -> Reference | None:
+def check_reference(name: str) -> None:
+    """Raises ConfigError unless it is train, validation, or a file that is there."""
+    try:
+        found = name in ("train", "validation") or Path(name).is_file()
+    except OSError:  # a name that no file can have
+        found = False
+    if not found:
+        raise ConfigError(f"reference {brief(name)}: there is no such file; it is train, validation, or an .npz file")
+
+
+def _read(path: Path, provenance: Provenance, dimension: int, size: tuple[int, int]) -> Reference | None:
     """What `load_or_measure` wrote; None where it is not there, damaged, or of something else."""
     if not path.is_file():
         return None
@@ -125,4 +140,4 @@ def _read(path: Path, provenance: Provenance, dimension: int) -> Reference | Non
     if not whole or found != provenance:
         return None
     moments = Moments(int(provenance["pictures"]), tensors["mean"].numpy(), tensors["covariance"].numpy())
-    return Reference(moments, tensors["features"], tensors["indices"], provenance)
+    return Reference(moments, tensors["features"], tensors["indices"], provenance, size)

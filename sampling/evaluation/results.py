@@ -4,12 +4,14 @@ A figure without its protocol is a rumour: the same pictures give another distan
 number of pictures. So what a figure follows from stands in the same file.
 """
 
+import hashlib
 import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +23,8 @@ from stage1_tokenizer.checkpoint import write_file
 FORMAT = 1
 PACKAGES = ("tessera-images", "torch", "torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
 """Whose versions may change a figure."""
+NOT_TOLD = ("processes", "machine", "versions", "date")
+"""Parts of a protocol that another evaluation of the same may have different."""
 Kind = Literal["tokenizer", "prior", "samples"]
 Protocol = Mapping[str, Any]
 
@@ -52,7 +56,17 @@ class Evaluation(NamedTuple):
 
 def versions() -> dict[str, str]:
     """Of all that may change a figure."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # ours, in a checkout that was never installed
+            found[name] = version(name)
+    return found
+
+
+def digest_of(protocol: Protocol) -> str:
+    """Six letters that differ between results of different protocols, for the names of their files."""
+    told = {key: value for key, value in protocol.items() if key not in NOT_TOLD}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def described_machine(device: torch.device) -> str:

@@ -9,13 +9,17 @@ import numpy as np
 from accelerate import Accelerator
 
 from sampling.evaluation.npz import open_samples
-from sampling.evaluation.sources import FolderSource, NpzSource, Source
+from sampling.evaluation.sources import FolderSource, NpzSource, Source, some
 from sampling.making import SAMPLES, PriorSource, assemble, file_name, make_missing
 from sampling.output import Output, is_finished, open_output, settings_of
 from sampling.picture_files import picture_paths
+from stage1_tokenizer.checkpoint import brief
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.launch import on_main
+
+NEAREST = "-nearest.png"
+"""How the names of our own pictures of nearest training images end."""
 
 
 class Samples(NamedTuple):
@@ -25,6 +29,8 @@ class Samples(NamedTuple):
     where: Path
     per_second: float | None
     """Pictures made in a second, by all processes together; None where they were there already."""
+    of: int
+    """How many there are, of which these may be some."""
 
 
 def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: int) -> Samples:
@@ -37,27 +43,43 @@ def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: i
     names = {file_name(index): source.picture_shape for index in range(n)}
     found = FolderSource([folder / name for name in names], source.picture_shape[2])
     if on_main(accelerator, lambda: is_finished(folder)):
+        if gone := [path.name for path in found.paths if not path.is_file()]:
+            raise BadFileError(
+                f"{folder}: was finished, but {len(gone):,} of its pictures are gone, {gone[0]} first; delete it, "
+                "and all are made again"
+            )
         accelerator.print(f"samples: {one_line(str(folder))}")
-        return Samples(found, folder, None)
+        return Samples(found, folder, None, n)
     out: Output = open_output(accelerator, str(folder), folder.parent, settings, names)
     accelerator.print(f"sampling {len(out.missing)} pictures to {one_line(str(folder))}")
     seconds = make_missing(accelerator, source, out, batch_size)
     on_main(accelerator, lambda: assemble(source.labels(np.arange(n)), names, out))
-    return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None)
+    return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None, n)
 
 
-def given(path: Path, n: int | None) -> Samples:
-    """The first n pictures (None: all) in a folder, or in an .npz file as the ADM suite has them.
+def given(path: Path, n: int | None, seed: int) -> Samples:
+    """n pictures (None: all), drawn at random in a folder, or the first of an .npz file as the ADM suite has them.
 
     Raises:
         ConfigError: there are none.
         BadFileError: the file is damaged or of another kind.
     """
+    try:
+        path = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise ConfigError(f"--samples {brief(path)}: there is no such file or folder") from None
     if path.is_dir():
         written = path / SAMPLES  # by generate.py: just its samples, in their order, and not its grid too
         if written.is_file():
-            return given(written, n)
-        return Samples(FolderSource(picture_paths(path, "--samples")[:n], channels=3), path, None)
-    if not path.is_file():
-        raise ConfigError(f"--samples {path}: there is no such file or folder")
-    return Samples(NpzSource(open_samples(path), n), path, None)
+            return given(written, n, seed)
+        return _folder(path, n, seed)
+    file = open_samples(path)
+    return Samples(NpzSource(file, n), path, None, file.n)
+
+
+def _folder(path: Path, n: int | None, seed: int) -> Samples:
+    paths = [file for file in picture_paths(path, "--samples") if not file.name.endswith(NEAREST)]  # which we wrote
+    if not paths:
+        raise ConfigError(f"--samples {path}: holds no pictures")
+    chosen = some(n or len(paths), len(paths), seed)
+    return Samples(FolderSource([paths[place] for place in chosen], channels=3), path, None, len(paths))

@@ -20,6 +20,7 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.seeds import derive_seed
 
 Indices = NDArray[np.int64]
 
@@ -94,9 +95,19 @@ class NpzSource:
         return torch.cat(pictures)
 
 
-def evenly(n: int, of: int) -> Indices:
-    """n of 0..of-1 (all where n is larger), from all over: pictures of a folder are in the order of their classes."""
-    return np.arange(min(n, of), dtype=np.int64) * of // min(n, of)
+def size_of(source: Source) -> tuple[int, int]:
+    """Height and width of its pictures."""
+    height, width = source.read(np.arange(1)).shape[2:]
+    return height, width
+
+
+def some(n: int, of: int, seed: int) -> Indices:
+    """n of 0..of-1 (all where n is larger), drawn at random, rising. Neither the first nor every k-th would do: folders
+    are in the order of their classes, and samples have the classes in turn."""
+    if n >= of:
+        return np.arange(of, dtype=np.int64)
+    drawn = np.random.default_rng(derive_seed(seed, "some", of)).choice(of, n, replace=False)
+    return np.sort(drawn).astype(np.int64)
 
 
 def my_batches(accelerator: Accelerator, number: int, batch_size: int) -> list[Indices]:

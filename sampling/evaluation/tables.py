@@ -33,8 +33,6 @@ NEIGHBOURS, NEIGHBOURS_OF_DENSITY = 3, 5
 """Which neighbour a ball reaches to, as published."""
 COMPARED = 10_000
 """Pictures of each side at most that every one is compared with every other one of."""
-PUBLISHED = 50_000
-"""Pictures behind a published FID."""
 
 
 def reconstruction_figures(
@@ -84,28 +82,6 @@ def likelihood_figures(nats: Tensor, length: int, unigram_bits: float, split: st
     return [
         Figure("bits_per_token", "bits per token", float(bits.mean()), bootstrap_mean(bits, seed), "", "lower", note)
     ]
-
-
-def warnings_of(count: int, reference_count: int | None, extractor: Extractor) -> list[str]:
-    """What must be known before distances are believed. reference_count: None where it is not known, or the same."""
-    found = []
-    if not extractor.is_inception:
-        found.append(
-            f"features are those of {extractor.name}: no distance here is an FID or KID, and none can be compared with "
-            "one; compare only figures of the same extractor, reference and counts"
-        )
-    fewest = min(count, reference_count or count)
-    if fewest <= extractor.dimension:
-        found.append(
-            f"{fewest:,} pictures span fewer than the features' {extractor.dimension:,} dimensions, and that dominates "
-            "the Fréchet distance; take more pictures"
-        )
-    elif count < PUBLISHED:
-        found.append(
-            f"a Fréchet distance falls with the number of pictures: of {count:,} it is larger than of the "
-            f"{PUBLISHED:,} that are usual"
-        )
-    return found
 
 
 def _frechet(samples: Features, reference: Reference, extractor: Extractor, seed: int) -> Figure:
