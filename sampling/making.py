@@ -3,23 +3,23 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from sampling.evaluation.npz import write_samples
 from sampling.noise import NoiseSource
 from sampling.output import Output, close_output
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
-from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.order import share
 from stage2_prior.prior import LoadedPrior
 
 GRID = "grid.png"
 SAMPLES = "samples.npz"
+MOST_IN_GRID = 1024
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,8 @@ def file_name(index: int) -> str:
 
 
 def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output) -> None:
-    """Write the grid and the .npz of all the pictures, and say that they are finished."""
+    """Write the grid (of very many pictures, the first ones) and the .npz of all, and say that they are finished."""
     pictures = np.stack([read_png(out.path / name) for name in names])  # (n, H, W, C)
-    save_png(out.path / GRID, grid_of(pictures))
-    arrays = BytesIO()
-    three = np.broadcast_to(pictures, (*pictures.shape[:3], 3))  # as the ADM suite's tools want them, grey ones too
-    np.savez_compressed(arrays, arr_0=three, labels=labels)
-    write_file(out.path / SAMPLES, arrays.getbuffer())
+    save_png(out.path / GRID, grid_of(pictures[:MOST_IN_GRID]))
+    write_samples(out.path / SAMPLES, pictures, labels)
     close_output(out, [*names, GRID])

@@ -41,8 +41,8 @@ DAMAGED = (
 """What zipfile and numpy raise for files that are not what they should be."""
 
 
-def write_samples(path: Path, pictures: NDArray[np.uint8]) -> None:
-    """pictures (N, H, W, 3), or (N, H, W, 1) or (N, H, W), which get three equal channels.
+def write_samples(path: Path, pictures: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> None:
+    """pictures (N, H, W, 3), or (N, H, W, 1) or (N, H, W), which get three equal channels; labels (N,) beside them.
 
     Raises:
         ValueError: pictures of another type or shape.
@@ -52,7 +52,8 @@ def write_samples(path: Path, pictures: NDArray[np.uint8]) -> None:
         pictures = pictures[..., None]
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] not in (1, 3):
         raise ValueError(f"samples are uint8 (N, H, W, 3 or 1), not {pictures.dtype} {pictures.shape}")
-    _write(path, {"arr_0": np.broadcast_to(pictures, (*pictures.shape[:3], 3))})
+    arrays: dict[str, NDArray[Any]] = {"arr_0": np.broadcast_to(pictures, (*pictures.shape[:3], 3))}
+    _write(path, arrays if labels is None else arrays | {"labels": labels})
 
 
 def write_moments(path: Path, moments: Moments) -> None:
