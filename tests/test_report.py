@@ -5,6 +5,10 @@ import hashlib
 import json
 import os
 import re
+import shlex
+import signal
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.pictures import normalise
+from stage1_tokenizer.errors import InterruptionError
 from stage1_tokenizer.log_file import Curve, log_entries
 from stage1_tokenizer.report.charts import Chart, Series, draw, linear_ticks, log_ticks, thinned
 from stage1_tokenizer.report.markup import data_block, tag
@@ -482,20 +487,41 @@ def test_of_several_processes_one_writes_the_report(tmp_path: Path) -> None:
     assert "torchrun --nproc_per_node 2" in page.text or "accelerate launch --multi_gpu --num_processes 2" in page.text
 
 
-def test_whatever_happens_to_the_report_the_training_is_finished(tmp_path: Path, tokenizer_trainer: Any) -> None:
-    """A full disk, or our own mistake: exit code 0, the reason, and the command that makes it."""
+def fails() -> None:
+    raise RuntimeError("no\nluck")
+
+
+def is_stopped(number: signal.Signals) -> None:
+    """As torchrun and a terminal do it: the same signal more than once."""
+    with pytest.raises(InterruptionError):
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    raise InterruptionError("stopped")
+
+
+@pytest.mark.parametrize(
+    ("happens", "reason"),
+    [
+        (fails, r"no\nluck"),
+        (partial(is_stopped, signal.SIGTERM), "stopped"),
+        (partial(is_stopped, signal.SIGINT), "stopped"),
+    ],
+)
+def test_whatever_happens_to_the_report_the_training_is_finished(
+    tmp_path: Path, tokenizer_trainer: Any, happens: Callable[[], None], reason: str
+) -> None:
+    """A full disk, our own mistake, Ctrl-C: exit code 0, the summary before it, the reason, and the command to make it.
+    A stop does not speak of a step."""
     names, train = tokenizer_trainer
-
-    def fail(*_: Any) -> Path:
-        raise RuntimeError("no\nluck")
-
-    names["write_tokenizer_report"] = fail
+    names["write_tokenizer_report"] = lambda *_: happens()
     ended = train("--steps", 1)
     assert ended.code == 0
-    assert (
-        f"(no\\nluck); the training is complete all the same: python sampling/report.py {tmp_path / 'run'}" in ended.out
-    )
-    assert "next: python stage2_prior/train.py" in ended.out
+    assert ended.err == ""
+    *before, reported = ended.out.strip().splitlines()
+    command = re.escape(shlex.join(["sampling/report.py", str(tmp_path / "run")])).replace("sampling", r"\S*sampling")
+    assert re.search(rf"\({re.escape(reason)}\); the training is complete all the same: \S*python\S* {command}$", reported)
+    assert before[-1] == "writing the report ..."
+    assert [line for line in before if re.match(r"next: \S*python\S* \S*stage2_prior/train\.py", line)]
     assert (tmp_path / "run/tokenizer.safetensors").exists()
 
 
