@@ -163,6 +163,29 @@ def test_a_priors_summary_leads_to_samples(tmp_path: Path, monkeypatch: pytest.M
     assert config.model_dump()["prior"] == str(tmp_path / "a run")
 
 
+def test_a_finished_training_that_is_started_again_says_so(tmp_path: Path) -> None:
+    """And not how fast it did nothing."""
+    assert trained(tmp_path).code == 0
+    again = trained(tmp_path)
+    assert again.code == 0
+    assert f"{tmp_path / 'run'} is finished already: 4 steps" in again.out
+    assert "\nrun: 4 steps\n" in again.out
+
+
+def test_the_time_left_is_by_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation between two steps lets it not jump: after ten steps of a second each and one of eleven, two seconds
+    a step."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = console.bar(110, "step")
+    now = shown.start_t
+    shown._time = lambda: now
+    for step in range(1, 11):
+        now += 11.0 if step == 5 else 1.0
+        shown.update()
+    assert "03:20 left" in str(shown)
+    shown.close()
+
+
 def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
     """A run whose figures were better half-way, with alarms and steps left out."""
     entries: list[dict[str, Any]] = [

@@ -93,9 +93,9 @@ def show_atlas(measured: Measured, atlas: Atlas | None, sprites: Sprites | None)
             "p",
             first,
             MIXED if measured.loaded.tokenizer.config.network.kind == "mlp" else None,
-            "The mean of the image patches on which each code falls, its number, its share of all positions, and how many "
-            f"these are; the most used first. {len(atlas.ids):,} of {atlas.codebook_size:,} codes occur here. Codes may look alike: "
-            "their differences may show only together with those around them.",
+            "The mean of the image patches on which each code falls, its number, its share of all positions, and how "
+            f"many these are; the most used first. {len(atlas.ids):,} of {atlas.codebook_size:,} codes occur here. "
+            "Codes may look alike: their differences may show only together with those around them.",
         ),
         _patches(atlas, sprites, codes[:SHOWN]),
         fold(others, more) if len(codes) > SHOWN else None,
