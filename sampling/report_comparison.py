@@ -53,11 +53,13 @@ def comparison_page(runs: Sequence[RunFolder], device: torch.device, root: str |
 def names_of(runs: Sequence[RunFolder]) -> list[str]:
     """The folders' names, with as many of the folders above them as it takes to tell them apart."""
     parts = [run.path.resolve().parts for run in runs]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-length:]) for each in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
+
+    def name(own: tuple[str, ...]) -> str:
+        lengths = range(1, len(own) + 1)
+        apart = (length for length in lengths if sum(each[-length:] == own[-length:] for each in parts) == 1)
+        return "/".join(own[-next(apart, len(own)) :])
+
+    return [name(own) for own in parts]
 
 
 def ground_of(run: RunFolder) -> tuple[str, ...] | None:

@@ -35,7 +35,7 @@ class Figure(NamedTuple):
 
 FIGURES = (
     Figure("psnr", "PSNR", "{:.2f} dB", 1),
-    Figure("code_usage", "codes in use", "{:.0%}", 0),
+    Figure("code_usage", "codes in use", "{:.0%}", 1),
     Figure("perceptual", "LPIPS", "{:.4f}", -1),
     Figure("bits_per_token", "bits per token", "{:.3f}", -1),
     Figure("bigram_bits_per_token", "of a bigram", "{:.3f}", 0),

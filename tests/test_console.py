@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from sampling.report_comparison import MEANINGS
 from stage1_tokenizer import console
 from stage1_tokenizer.config import parse_command_line
 from tests.artefacts import write_prior, write_tokenizer
@@ -204,6 +205,14 @@ def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
     assert "alarms    1: collapse at step 20; alarms.jsonl says what to change" in said
     assert "left out  3 steps that were not finite" in said
     assert said.endswith("\nnext: python x.py")
+
+
+def test_the_console_and_the_report_call_the_same_better() -> None:
+    """Each has a table of the figures."""
+    signs = {"higher": 1, "lower": -1, None: 0}
+    both = [(figure, MEANINGS.get(f"validation/{figure.name}")) for figure in console.FIGURES]
+    assert sum(meaning is not None for _, meaning in both) > 3
+    assert [figure.name for figure, meaning in both if meaning and signs[meaning.better] != figure.sign] == []
 
 
 def test_a_command_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,6 +299,7 @@ def test_a_continuous_latent_has_no_codes_and_several_codes_show_the_first(tmp_p
     assert not [each for each in page.all("figcaption") if "decoded alone" in str(each)]
 
 
+@pytest.mark.slow
 def test_the_largest_page_stays_within_its_bound(tmp_path: Path) -> None:
     """Noise of 256x256 and 16384 codes: nothing compresses, and all lists are full."""
     rng = np.random.default_rng(0)
@@ -503,6 +504,28 @@ def test_a_training_writes_its_report_and_notes_what_it_ran_on(tmp_path: Path, t
     assert Page((tmp_path / "run/report.html").read_text()).terms["Started again"] == ["at step 2"]
 
 
+def test_the_same_again_is_the_first_command_whole_or_said_to_be_cut(tmp_path: Path) -> None:
+    """The later ones only continued it; what began without a note is no start."""
+    folder = tokenizer_run(tmp_path / "run")
+    began = ["python", "train.py", "--out", "it's a run"]
+    sessions = [
+        {"step": 0, "time": "2026-01-31T12:00:00Z", "command": began},
+        {"step": 30, "time": "2026-02-01T12:00:00Z", "command": ["python", "train.py", "--steps", "7"]},
+    ]
+    write_log(folder, sessions, "environment.jsonl")
+    page = page_of(folder)
+    assert shlex.join(began) in page.text
+    assert "--steps 7" not in page.text
+    assert page.terms["Started"] == ["2026-01-31 12:00 UTC"]
+    assert page.terms["Started again"] == ["at step 30"]
+    assert "cut off here" not in page.text
+    write_log(folder, [{**sessions[1], "command": ["python", "x" * 5000]}], "environment.jsonl")
+    page = page_of(folder)
+    assert page.terms["Continued at step 30"] == ["2026-02-01 12:00 UTC"]
+    assert "Started" not in page.terms
+    assert "It is cut off here, after 2,000 characters" in page.text
+
+
 def test_a_training_that_is_told_so_writes_no_report(tmp_path: Path, tokenizer_trainer: Any) -> None:
     """And it may be told so, or not, when it is continued."""
     _, train = tokenizer_trainer
@@ -514,6 +537,7 @@ def test_a_training_that_is_told_so_writes_no_report(tmp_path: Path, tokenizer_t
     assert (tmp_path / "run/report.html").exists()
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_writes_the_report(tmp_path: Path) -> None:
     """After the others have left: it waits for none of them."""
     words = ["--steps", "2", "--out", tmp_path / "run"]
