@@ -179,7 +179,7 @@ def test_the_time_left_is_by_the_average(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shown = console.bar(110, "step")
     now = shown.start_t
-    shown._time = lambda: now
+    monkeypatch.setattr(shown, "_time", lambda: now)
     for step in range(1, 11):
         now += 11.0 if step == 5 else 1.0
         shown.update()

@@ -32,6 +32,7 @@ from stage1_tokenizer.report.reconstructions import rank_correlation
 from stage1_tokenizer.report.run_folder import open_run
 from stage1_tokenizer.report.tokenizer import tokenizer_page
 from stage1_tokenizer.tokenizer import LoadedTokenizer
+from stage2_prior.report import prior_page
 from tests.artefacts import write_image_folder, write_tokenizer
 from tests.commands import Ended, names_of, run, run_script
 from tests.processes import run_processes
@@ -340,6 +341,16 @@ def test_a_prior_is_told_in_words_beside_the_simplest_models(tmp_path: Path) -> 
     assert page.terms["Classes"] == ["2: cat, dog"]
     assert page.terms["Data"] == ["shapes, 8x12 pixels"]
     assert "each column is of one class" in page.text
+
+
+def test_columns_are_of_a_class_only_where_ten_is_a_multiple(tmp_path: Path) -> None:
+    """The grids have ten columns, and three classes do not fill them evenly."""
+    text = Page(prior_page(open_run(prior_run(tmp_path / "three", classes=("a", "b", "c"))), CPU)).text
+    assert "the classes are drawn in turn: row by row" in text
+    assert "each column" not in text
+    assert (
+        "classes are drawn in turn" not in Page(prior_page(open_run(prior_run(tmp_path / "no", classes=())), CPU)).text
+    )
 
 
 def test_evaluations_are_shown_with_intervals_protocol_and_warnings(tmp_path: Path) -> None:
