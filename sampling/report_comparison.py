@@ -1,26 +1,27 @@
 """Several runs on one page: their figures in a table, their curves in one chart, what differs, and their pictures."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
-from sampling.report_outputs import or_note
 from stage1_tokenizer.report.charts import Chart, Series, draw
-from stage1_tokenizer.report.markup import Child, Markup, join, table, tag
+from stage1_tokenizer.report.markup import Child, Markup, join, scrolling, tag
 from stage1_tokenizer.report.meanings import TOKENIZER_FIGURES, Meaning, readings
 from stage1_tokenizer.report.measured import Measured, measure
 from stage1_tokenizer.report.numbers import plural
-from stage1_tokenizer.report.page import TROUBLE, Head, attempt, note, render
+from stage1_tokenizer.report.page import TROUBLE, Head, attempt, note, or_note, render
 from stage1_tokenizer.report.pictures import enlargement, fitted, grid, img, pixels, read
 from stage1_tokenizer.report.run_folder import RunFolder
-from stage1_tokenizer.report.what_was_run import setting
-from stage2_prior.report import FIGURES
+from stage1_tokenizer.report.what_was_run import pairs, setting
+from stage2_prior.report import FIGURES, described_prior
 
 MEANINGS: dict[str, Meaning] = TOKENIZER_FIGURES | FIGURES
 CURVES = {
     "validation/psnr": ("PSNR in validation", "dB, higher is better", False),
     "validation/nmse": ("NMSE in validation", "squared error over the data's variance", True),
+    "validation/perceptual": ("LPIPS in validation", "perceptual distance, lower is better", True),
     "validation/code_perplexity": ("Perplexity of the codes", "codes", False),
     "validation/bits_per_token": ("Bits per token in validation", "bits for a code, lower is better", False),
     "train/total": ("Loss in training", "weighted loss", True),
@@ -29,6 +30,9 @@ CURVES = {
 ROWS = 6
 """Pictures that all runs reconstruct."""
 MOST_DIFFERENCES = 200
+OF_THE_CODEBOOK = {"validation/code_usage", "validation/code_perplexity", "validation/bits_per_image"}
+"""Figures that mean something else with another number of codes."""
+NONE = "\N{EN DASH}"
 NOT_COMPARED = {"config", "out", "report", "resume", "allow_changed"}
 
 
@@ -47,41 +51,91 @@ def comparison_page(runs: Sequence[RunFolder], device: torch.device, root: str |
 
 
 def names_of(runs: Sequence[RunFolder]) -> list[str]:
-    """The folders' names, with the folders above them where two are the same."""
-    names = [run.name for run in runs]
-    return names if len(set(names)) == len(names) else ["/".join(run.path.resolve().parts[-3:]) for run in runs]
+    """The folders' names, with as many of the folders above them as it takes to tell them apart."""
+    parts = [run.path.resolve().parts for run in runs]
+
+    def name(own: tuple[str, ...]) -> str:
+        lengths = range(1, len(own) + 1)
+        apart = (length for length in lengths if sum(each[-length:] == own[-length:] for each in parts) == 1)
+        return "/".join(own[-next(apart, len(own)) :])
+
+    return [name(own) for own in parts]
+
+
+def ground_of(run: RunFolder) -> tuple[str, ...] | None:
+    """What a run's figures were measured on: only where it is the same can one be better. None: it is not known."""
+    if run.kind == "tokenizer":
+        data = run.config.get("data")
+        return ("tokenizer", json.dumps(data, sort_keys=True)) if isinstance(data, dict) else None
+    try:
+        described = described_prior(run.weights)
+    except TROUBLE:
+        return None
+    return ("prior", described.header.tokenizer, json.dumps(described.data, sort_keys=True))
+
+
+def _codebook(run: RunFolder) -> tuple[str, ...]:
+    """What decides how many codes there are."""
+    return tuple(run.text("bottleneck", key) for key in ("codebook_size", "levels", "depth"))
 
 
 def _figures(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     """A row for each figure that a run has."""
     of_runs = [{each.name: each for each in readings(run.curves, MEANINGS)} for run in runs]
+    grounds = [ground_of(run) for run in runs]
     head = ["figure", *(f"{name} ({run.kind})" for name, run in zip(names, runs, strict=True))]
-    alike = all(run.config.get("data") == runs[0].config.get("data") for run in runs)
-    body = []
+    rows: list[tuple[str, list[tuple[str, bool]]]] = []
     for name, meaning in MEANINGS.items():
         values = [found[name].value if name in found else None for found in of_runs]
         known = [value for value in values if value is not None]
         if not known:
             continue
         best = {"higher": max(known), "lower": min(known), None: None}[meaning.better]
-        tie = len(known) < 2 or len(set(known)) == 1 or not alike
-        cells = [
-            tag("td", meaning.shown(value) if value is not None else "\N{EN DASH}",
-                class_="best" if value is not None and value == best and not tie else None)
+        having = [place for place, value in enumerate(values) if value is not None]
+        alike = len({grounds[place] for place in having}) == 1 and grounds[having[0]] is not None
+        if name in OF_THE_CODEBOOK:
+            alike = alike and len({_codebook(runs[place]) for place in having}) == 1
+        marked = alike and len(set(known)) > 1
+        shown = [
+            (meaning.shown(value) if value is not None else NONE, marked and value is not None and value == best)
             for value in values
-        ]  # fmt: skip
-        body.append(tag("tr", tag("th", meaning.label, scope="row"), cells))
-    steps = [tag("td", f"{run.done:,}{f' of {run.steps:,}' if run.steps else ''}") for run in runs]
-    body.append(tag("tr", tag("th", "Steps", scope="row"), steps))
+        ]
+        rows.append((meaning.label, shown))
+    steps = [f"{run.done:,}{f' of {run.steps:,}' if run.steps else ''}" for run in runs]
+    rows.append(("Steps", [(text, False) for text in steps]))
+    words = (
+        "Of the last validation of each run. The best is marked where figures can be compared: those of tokenizers on "
+        "the same data (and, of the use of the codes, with as many codes), those of priors over the same tokenizer's "
+        "codes of the same data."
+    )
+    caption = "Figures of the last validation of each run"
+    return join(tag("p", words), _side_by_side(caption, head, names, rows, "compare", hide=True))
+
+
+def _side_by_side(
+    caption: str,
+    head: Sequence[str],
+    names: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[tuple[str, bool]]]],
+    class_: str,
+    hide: bool = False,
+) -> Markup:
+    """A table with a column for each run; on a narrow screen each cell stands on a line of its own, after the run's
+    name. `rows`: a label, and for each run what it has and whether that is the best."""
+    body = [
+        tag("tr", tag("th", label, scope="row"),
+            [tag("td", text, class_="best" if best else None, data_run=name)
+             for name, (text, best) in zip(names, cells, strict=True)])
+        for label, cells in rows
+    ]  # fmt: skip
     inner = tag(
         "table",
-        tag("caption", "Figures of the last validation of each run", class_="unseen"),
+        tag("caption", caption, class_="unseen" if hide else None),
         tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in head])),
         tag("tbody", body),
-        class_="compare",
+        class_=f"{class_} stacked",
     )
-    words = "Of the last validation of each run. The best is marked where the data are the same in all."
-    return join(tag("p", words), tag("div", inner, class_="scroll", role="region", aria_label="Figures", tabindex="0"))
+    return scrolling(caption, inner)
 
 
 def _curves(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
@@ -90,8 +144,8 @@ def _curves(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
             title,
             unit,
             [
-                Series(label, run.curves[name], dots=name.startswith("validation/"))
-                for label, run in zip(names, runs, strict=True)
+                Series(label, run.curves[name], dots=name.startswith("validation/"), colour=number)
+                for number, (label, run) in enumerate(zip(names, runs, strict=True))
                 if name in run.curves
             ],
             log=log,
@@ -106,27 +160,21 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     """The keys of their configurations that are not the same in all; those of one stage with one another."""
     parts: list[Child] = []
     for kind in ("tokenizer", "prior"):
-        flat = {name: dict(_flat(run.config)) for name, run in zip(names, runs, strict=True) if run.kind == kind}
-        if len(flat) < 2:
+        alike = [(name, dict(pairs(run.config))) for name, run in zip(names, runs, strict=True) if run.kind == kind]
+        if len(alike) < 2:
             continue
-        keys = [key for key in dict.fromkeys(key for tree in flat.values() for key in tree) if key not in NOT_COMPARED]
-        rows = [
-            [key, *(setting(tree[key]) if key in tree else "\N{EN DASH}" for tree in flat.values())] for key in keys
-        ]
-        rows = [row for row in rows if len(set(row[1:])) > 1][:MOST_DIFFERENCES]
+        keys = [key for key in dict.fromkeys(key for _, tree in alike for key in tree) if key not in NOT_COMPARED]
+        rows = [(key, [setting(tree[key]) if key in tree else NONE for _, tree in alike]) for key in keys]
+        differing = [(key, values) for key, values in rows if len(set(values)) > 1]
+        shown = [(key, [(value, False) for value in values]) for key, values in differing[:MOST_DIFFERENCES]]
+        those = [name for name, _ in alike]
         caption = f"Settings of the {kind}s that differ"
         parts.append(
-            table(caption, ["key", *flat], rows, "config") if rows else note(f"The {kind}s have the same settings.")
+            _side_by_side(caption, ["key", *those], those, shown, "config")
+            if shown
+            else note(f"The {kind}s have the same settings.")
         )
     return parts or note("They are of different stages, and have no settings to compare.")
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _pictures(runs: Sequence[RunFolder], names: Sequence[str], device: torch.device, root: str | None) -> Child:

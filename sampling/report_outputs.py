@@ -6,8 +6,9 @@
 All of these files may come from anybody: what cannot be read is named, and the rest is shown.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,10 +17,9 @@ from typing import Any, TypeGuard
 from sampling.picture_files import rows_of
 from stage1_tokenizer.checkpoint import brief
 from stage1_tokenizer.config import Tree
-from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.report.markup import Child, Markup, fold, join, listed, table, tag
 from stage1_tokenizer.report.numbers import plain, plural
-from stage1_tokenizer.report.page import TROUBLE, Section, attempt, note, section
+from stage1_tokenizer.report.page import Section, attempt, note, or_note, section
 from stage1_tokenizer.report.pictures import LARGEST_SIDE, grid, read
 from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.trees import LARGEST_JSON, parse_json
@@ -83,14 +83,6 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
-def or_note(build: Callable[[], Child]) -> Child:
-    """A part of a section, or why it cannot be shown."""
-    try:
-        return build()
-    except TROUBLE as error:
-        return note(f"This cannot be shown: {one_line(str(error))[:LONGEST]}")
-
-
 def json_file(path: Path) -> Tree | str:
     """What a JSON file says, or what is wrong with it."""
     try:
@@ -115,13 +107,13 @@ def _folders(folders: list[Path], done: str) -> Child:
             settings = {}
         elif settings.get("finished") is False:
             parts.append(note("These are not finished; the same command makes the rest."))
-        parts += [_settings(settings), or_note(partial(_picture, folder, settings, done))]
+        parts += [_settings(folder, settings), or_note(partial(_picture, folder, settings, done))]
     if len(folders) > NEWEST:
         parts.append(note(f"And {plural(len(folders) - NEWEST, 'older folder')}."))
     return join(parts)
 
 
-def _settings(settings: Tree) -> Markup | None:
+def _settings(folder: Path, settings: Tree) -> Markup | None:
     """Those that make a difference, and all of them behind a fold."""
     named = [(key, settings[key]) for key in SHOWN_SETTINGS if settings.get(key) is not None]
     facts = [(key.replace("_", " "), _short(value)) for key, value in named if QUIET.get(key) != value]
@@ -130,7 +122,9 @@ def _settings(settings: Tree) -> Markup | None:
     pairs = ((str(key)[:LONGEST], _short(value)) for key, value in islice(settings.items(), 100))
     return join(
         tag("p", ", ".join(f"{key} {value}" for key, value in facts), class_="small"),
-        fold("All settings", table("Settings", ["key", "value"], pairs, "config")),
+        fold(
+            "All settings", table(f"Settings of {folder.parent.name}/{folder.name}", ["key", "value"], pairs, "config")
+        ),
     )
 
 
@@ -169,17 +163,17 @@ def _columns(settings: Tree) -> str:
 
 def show_evaluations(folder: Path) -> Child:
     """The newest results, and with those of samples the training pictures that are nearest to them."""
-    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    files = sorted(folder.glob("*.json"), key=_written, reverse=True)
     parts: list[Child] = []
     for path in files[:NEWEST]:
         tree = json_file(path)
         parts.append(tag("h3", path.stem) if len(files) > 1 else None)
-        parts.append(note(tree) if isinstance(tree, str) else show_evaluation(tree))
+        parts.append(note(tree) if isinstance(tree, str) else show_evaluation(tree, path.stem))
         nearest = path.with_name(f"{path.stem}-nearest.png")
         if nearest.is_file():
             words = (
-                "The samples that are nearest to training pictures, by pixels on the left and by features on the right, "
-                "each with its three nearest: what looks like a copy would be one."
+                "The samples that are nearest to training pictures, by pixels on the left and by features on the "
+                "right, each with its three nearest: what looks like a copy would be one."
             )
             parts += [tag("h4", "Nearest training pictures"), tag("p", words), or_note(partial(_nearest, nearest))]
     if len(files) > NEWEST:
@@ -187,11 +181,19 @@ def show_evaluations(folder: Path) -> Child:
     return join(parts) if files else note("The folder evaluation/ has no results.")
 
 
+def _written(path: Path) -> float:
+    """When; a link that leads nowhere counts as the newest, so that it is named."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
 def _nearest(path: Path) -> Markup:
     return grid(read(path), "Samples beside their nearest training pictures")
 
 
-def show_evaluation(tree: Tree) -> Markup:
+def show_evaluation(tree: Tree, name: str) -> Markup:
     """Figures with their intervals, the protocol, and what to beware of."""
     figures = tree.get("figures")
     rows = [_figure(each) for each in (figures if isinstance(figures, list) else [])[:MOST_FIGURES]]
@@ -202,7 +204,7 @@ def show_evaluation(tree: Tree) -> Markup:
     ]
     if known:
         head = ["figure", "value and 95 % interval", "better", "what it is"]
-        parts.append(table("Figures of the evaluation", head, known, "measured", hide=True))
+        parts.append(table(f"Figures of the evaluation {name}", head, known, "measured", hide=True))
     if len(known) < len(rows) or not rows:
         parts.append(note("Some of its figures cannot be read." if known else "It has no figures that can be read."))
     protocol = tree.get("protocol")
@@ -230,11 +232,8 @@ def _figure(entry: Any) -> list[Child] | None:
     unit = str(entry.get("unit") or "")[:40]
     better = entry.get("better") if entry.get("better") in ("lower", "higher") else ""
     label = str(entry.get("label") or entry.get("name") or "?")[:LONGEST]
-    shown = join(
-        tag("strong", f"{plain(value)} {unit}".rstrip(), class_="nowrap"),
-        tag("br"),
-        tag("span", interval, class_="small nowrap"),
-    )
+    number = tag("strong", f"{plain(value)} {unit}".rstrip(), class_="nowrap")
+    shown = join(number, tag("br"), tag("span", interval, class_="small nowrap"))
     return [label, shown, better, str(entry.get("note") or "")[:LONGEST_NOTE]]
 
 

@@ -35,7 +35,7 @@ class Figure(NamedTuple):
 
 FIGURES = (
     Figure("psnr", "PSNR", "{:.2f} dB", 1),
-    Figure("code_usage", "codes in use", "{:.0%}", 0),
+    Figure("code_usage", "codes in use", "{:.0%}", 1),
     Figure("perceptual", "LPIPS", "{:.4f}", -1),
     Figure("bits_per_token", "bits per token", "{:.3f}", -1),
     Figure("bigram_bits_per_token", "of a bigram", "{:.3f}", 0),
@@ -54,6 +54,7 @@ def bar(total: int, unit: str, what: str = "", initial: int = 0, within: bool = 
         desc=f"{what} " if what else "",
         bar_format=FORMAT.replace("UNITS", f"{unit}es" if unit.endswith("ch") else f"{unit}s"),
         dynamic_ncols=True,
+        smoothing=0.0,  # the average: of the last steps alone, the time left would jump with each validation
         leave=not within,
         delay=WITHIN_DELAY if within else 0.0,
         disable=True if elsewhere else None,
@@ -124,8 +125,10 @@ def summary(
     commands, each with what it does.
     """
     entries = log_entries(folder / "metrics.jsonl")
-    whole = f"{steps:,} steps in {duration(seconds)}"
-    done = whole if first == 0 else f"{steps:,} steps, the last {steps - first:,} of them in {duration(seconds)}"
+    done = f"{steps:,} steps"
+    if first < steps:  # else there was nothing left to do
+        part = f", the last {steps - first:,} of them" if first else ""
+        done += f"{part} in {duration(seconds)}"
     rows = [*_figure_rows(entries), ("alarms", _alarms(folder))]
     if left_out := int(sum(entry.get("train/skipped", 0.0) for entry in entries)):
         rows.append(("left out", f"{left_out:,} steps that were not finite"))

@@ -77,6 +77,8 @@ class Run:
         newest = on_main(self._accelerator, lambda: self._choose(folder))
         step, scalars = (0, {}) if newest is None else self._load(newest, parts)
         begun = f"training {self.folder}" if newest is None else f"continuing {self.folder} from step {step}"
+        if step == self._config.steps:
+            begun = f"{self.folder} is finished already"
         self._accelerator.print(f"{begun}: {self._config.steps:,} steps of {self._config.batch_size} images")
         if self._accelerator.scaler and "scaler" in scalars:
             self._accelerator.scaler.load_state_dict(scalars["scaler"])

@@ -2,6 +2,7 @@
 
 most of the time      SIGTERM raises InterruptionError at once (exit code 75), Ctrl-C KeyboardInterrupt
 in a training loop    both are noted; the loop finishes its step, saves, and then raises InterruptionError
+after it              either raises InterruptionError at once, and only the first one does
 """
 
 import ctypes
@@ -79,6 +80,20 @@ class StopRequest:
             with suppress(OSError):  # a console that is gone is no reason not to save
                 # Not print, which may be in the middle of printing when the signal comes.
                 os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
+
+
+def stop_at_once(message: str) -> None:
+    """From now on the first SIGTERM or Ctrl-C raises InterruptionError, and others do nothing: there is no more step
+    to finish, and a launcher hands on what the terminal has sent already. `interruptible` ends that too."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        raise InterruptionError(message)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
 
 
 def _raise(number: int, _: FrameType | None) -> None:

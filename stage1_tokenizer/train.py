@@ -280,11 +280,11 @@ def main() -> None:
             run.interrupt(done)
 
     run.finish()
-    report_at_end(accelerator, config.report, run.folder, write_tokenizer_report)
     nexts = [("next", "stage2_prior/train.py")] * bool(bottleneck.depth)
     nexts += [("next", "sampling/generate.py")] * bool(bottleneck.noise_channels)
     nexts += [("pictures that explain it", "stage1_tokenizer/analyze.py")]
     run.summarise(*((what, command(script, "--tokenizer", run.folder)) for what, script in nexts))
+    report_at_end(accelerator, config.report, run.folder, write_tokenizer_report)
 
 
 def kept(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:

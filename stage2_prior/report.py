@@ -1,17 +1,19 @@
 """The page about a prior's run: its sections, on the machinery of stage1_tokenizer/report."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from stage1_tokenizer.checkpoint import brief, write_file
-from stage1_tokenizer.config import config_from_json
+from stage1_tokenizer.config import Tree, config_from_json
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.report.charts import Chart, Series
-from stage1_tokenizer.report.curves import draw_curves, pair
+from stage1_tokenizer.report.curves import VALIDATION, draw_curves, pair
 from stage1_tokenizer.report.markup import Child, Markup, join, listed, tag
 from stage1_tokenizer.report.meanings import Meaning, readings
 from stage1_tokenizer.report.measured import Measured, measure
@@ -22,6 +24,7 @@ from stage1_tokenizer.report.run_folder import RunFolder, open_run
 from stage1_tokenizer.report.tokenizer import REPORT, footer_of, head_of, once, show_figures, token_sections
 from stage1_tokenizer.report.tokens import describe
 from stage1_tokenizer.report.what_was_run import data_facts, happened, what_was_run
+from stage1_tokenizer.tokenizer import config_tree
 from stage2_prior.prior import PriorHeader
 
 FIGURES = {
@@ -39,6 +42,8 @@ FIGURES = {
         "pixels.", "lower", digits=3,
     ),
 }  # fmt: skip
+COLUMNS = 10
+"""Of the grids of samples."""
 LIMITS = 4
 """Reconstructions that show what the tokenizer allows."""
 
@@ -96,8 +101,8 @@ def charts(run: RunFolder) -> list[Chart]:
     curves = run.curves
     bits = pair(curves, "bits_per_token", "Bits per token", "bits for a code, lower is better")
     levels = [
-        Series(f"{name}, validation", curves[f"validation/{name}_bits_per_token"])
-        for name in ("unigram", "bigram")
+        Series(f"{name}, validation", curves[f"validation/{name}_bits_per_token"], colour=colour)
+        for colour, name in enumerate(("unigram", "bigram"), start=VALIDATION + 1)
         if f"validation/{name}_bits_per_token" in curves
     ]
     return [
@@ -116,15 +121,17 @@ def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
     """What a prior is, in a few lines."""
     config = run.config
     facts: list[tuple[Child, Child]] = [("Prior", run.text("prior", "kind"))]
-    if isinstance(data := config.get("data"), dict):
-        facts.append(("Data", data_facts(data)))
     try:
-        header, parameters = header_of(run.weights)
+        described = described_prior(run.weights)
     except TROUBLE as error:
+        if isinstance(data := config.get("data"), dict):
+            facts.append(("Data", data_facts(data)))
         facts.append(("Weights", f"cannot be read: {error}" if run.weights.exists() else "not written yet"))
     else:
+        header = described.header
         h, w, K, V = header.shape
-        facts += [("Parameters", f"{parameters:,}"), ("Sequence", f"{h * w * K:,} tokens out of {V:,}")]
+        facts += [("Data", data_facts(described.data)), ("Parameters", f"{described.parameters:,}")]
+        facts.append(("Sequence", f"{h * w * K:,} tokens out of {V:,}"))
         names = ", ".join(header.classes[:12]) + (", ..." if len(header.classes) > 12 else "")
         facts.append(("Classes", f"{len(header.classes):,}: {brief(names)}" if header.classes else "none"))
         facts.append(("Tokenizer", header.tokenizer))
@@ -135,8 +142,18 @@ def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
     return facts
 
 
-def header_of(file: Path) -> tuple[PriorHeader, int]:
-    """What a prior's file says of it, and the number of its parameters; the weights stay on disk.
+class Described(NamedTuple):
+    """What a prior's file says of it."""
+
+    header: PriorHeader
+    data: Tree
+    """The data whose codes it models: its own, or those of its tokenizer."""
+    parameters: int
+    """Their number."""
+
+
+def described_prior(file: Path) -> Described:
+    """What a prior's file says of it; the weights stay on disk.
 
     Raises:
         BadFileError: it is damaged, or not there.
@@ -147,22 +164,35 @@ def header_of(file: Path) -> tuple[PriorHeader, int]:
             sizes = [math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise BadFileError(f"{file}: {brief(error)}") from None
-    return config_from_json(PriorHeader, metadata.get("config"), str(file)), sum(sizes)
+    header = config_from_json(PriorHeader, metadata.get("config"), str(file))
+    return Described(header, config_tree(metadata.get("data"), str(file)), sum(sizes))
 
 
 def command_of(run: RunFolder) -> str:
     """How a run like this one is started, by its configuration."""
     config = run.config.get("config")
-    given = f" --config {config}" if isinstance(config, str) else ""
-    return f"accelerate launch stage2_prior/train.py{given} --tokenizer {run.path}    # and the settings that differ"
+    given = f" --config {shlex.quote(config)}" if isinstance(config, str) else ""
+    return (
+        f"accelerate launch stage2_prior/train.py{given} --tokenizer TOKENIZER    # and the settings below that differ"
+    )
 
 
 def _samples(run: RunFolder) -> Child:
     strips = over_training(run, "samples", "Samples")
     if strips is None:
         return note("There are none: the training has not come to a validation yet, or samples was 0.")
-    words = "Sampled at the validations without any filter or guidance, from the same random numbers each time; the "
-    return join(tag("p", words, "columns are the classes in turn. What changes is what the prior has learned."), strips)
+    words = [
+        "Sampled at the validations without any filter or guidance, from the same random numbers each time. What "
+        "changes is what the prior has learned."
+    ]
+    try:
+        classes = len(described_prior(run.weights).header.classes)
+    except TROUBLE:  # the section on what was run says so
+        classes = 0
+    if classes > 1:
+        columns = "each column is of one class" if COLUMNS % classes == 0 else "row by row, the classes take turns"
+        words.append(f" In reading order the classes are drawn in turn: {columns}.")
+    return join(tag("p", words), strips)
 
 
 def _tokenizer(measured: Measured) -> Markup:

@@ -174,8 +174,8 @@ def main() -> None:
             run.interrupt(done)
 
     run.finish()
-    report_at_end(accelerator, config.report, run.folder, write_prior_report)
     run.summarise(("next", command("sampling/generate.py", "-n", 64, "--prior", run.folder)))
+    report_at_end(accelerator, config.report, run.folder, write_prior_report)
 
 
 def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from sampling.report_comparison import MEANINGS
 from stage1_tokenizer import console
 from stage1_tokenizer.config import parse_command_line
 from tests.artefacts import write_prior, write_tokenizer
@@ -163,6 +164,29 @@ def test_a_priors_summary_leads_to_samples(tmp_path: Path, monkeypatch: pytest.M
     assert config.model_dump()["prior"] == str(tmp_path / "a run")
 
 
+def test_a_finished_training_that_is_started_again_says_so(tmp_path: Path) -> None:
+    """And not how fast it did nothing."""
+    assert trained(tmp_path).code == 0
+    again = trained(tmp_path)
+    assert again.code == 0
+    assert f"{tmp_path / 'run'} is finished already: 4 steps" in again.out
+    assert "\nrun: 4 steps\n" in again.out
+
+
+def test_the_time_left_is_by_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation between two steps lets it not jump: after ten steps of a second each and one of eleven, two seconds
+    a step."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = console.bar(110, "step")
+    now = shown.start_t
+    monkeypatch.setattr(shown, "_time", lambda: now)
+    for step in range(1, 11):
+        now += 11.0 if step == 5 else 1.0
+        shown.update()
+    assert "03:20 left" in str(shown)
+    shown.close()
+
+
 def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
     """A run whose figures were better half-way, with alarms and steps left out."""
     entries: list[dict[str, Any]] = [
@@ -181,6 +205,14 @@ def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
     assert "alarms    1: collapse at step 20; alarms.jsonl says what to change" in said
     assert "left out  3 steps that were not finite" in said
     assert said.endswith("\nnext: python x.py")
+
+
+def test_the_console_and_the_report_call_the_same_better() -> None:
+    """Each has a table of the figures."""
+    signs = {"higher": 1, "lower": -1, None: 0}
+    both = [(figure, MEANINGS.get(f"validation/{figure.name}")) for figure in console.FIGURES]
+    assert sum(meaning is not None for _, meaning in both) > 3
+    assert [figure.name for figure, meaning in both if meaning and signs[meaning.better] != figure.sign] == []
 
 
 def test_a_command_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def test_the_three_commands_run_on_a_gpu_and_a_finished_run_is_not_trained_again
     first = command(tmp_path, "stage1_tokenizer/train.py", SMALL)
     assert "device=cuda" in first
     assert "precision=bf16" in first
-    assert "continuing" in command(tmp_path, "stage1_tokenizer/train.py", SMALL)
+    assert "is finished already" in command(tmp_path, "stage1_tokenizer/train.py", SMALL)
     command(tmp_path, "stage2_prior/train.py", "--tokenizer runs/stage1/shapes_vq --steps 4 --batch_size 16")
     command(tmp_path, "sampling/generate.py", "-n 5")
     assert len(list((tmp_path / "runs/stage2/shapes_vq_gpt/generated/001").glob("0*.png"))) == 5

@@ -5,6 +5,10 @@ import hashlib
 import json
 import os
 import re
+import shlex
+import signal
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.pictures import normalise
+from stage1_tokenizer.errors import InterruptionError
 from stage1_tokenizer.log_file import Curve, log_entries
 from stage1_tokenizer.report.charts import Chart, Series, draw, linear_ticks, log_ticks, thinned
 from stage1_tokenizer.report.markup import data_block, tag
@@ -27,6 +32,7 @@ from stage1_tokenizer.report.reconstructions import rank_correlation
 from stage1_tokenizer.report.run_folder import open_run
 from stage1_tokenizer.report.tokenizer import tokenizer_page
 from stage1_tokenizer.tokenizer import LoadedTokenizer
+from stage2_prior.report import prior_page
 from tests.artefacts import write_image_folder, write_tokenizer
 from tests.commands import Ended, names_of, run, run_script
 from tests.processes import run_processes
@@ -202,6 +208,30 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("name", ["reconstructions-00000030.png", "reconstructions-00000010.png"])
+def test_one_bad_picture_leaves_the_others(tmp_path: Path, name: str) -> None:
+    """Of those that the training left; and what is made now stays too."""
+    folder = tokenizer_run(tmp_path / "run")
+    (folder / "samples" / name).write_bytes(b"\x89PNG")
+    page = page_of(folder)
+    assert "cannot be read as an image" in page.text
+    words = [each["alt"] or "" for each in page.all("img")]
+    assert any("after 20 steps" in each for each in words)
+    assert any(each.startswith("Reconstruction of it, PSNR") for each in words)
+
+
+def test_a_link_that_leads_nowhere_hides_no_evaluation(tmp_path: Path) -> None:
+    """It is named; the others are shown."""
+    folder = prior_run(tmp_path / "prior")
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation/a.json").write_text('{"figures": [{"value": 1.25, "label": "good one"}]}')
+    (folder / "evaluation/b.json").symlink_to(tmp_path / "gone.json")
+    assert report(folder).code == 0
+    text = Page((folder / "report.html").read_text()).text
+    assert "good one" in text
+    assert "b.json cannot be read" in text
+
+
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_log_that_was_cut_off_is_read_up_to_there(tmp_path: Path, name: str) -> None:
     """As a killed training leaves it, or as it looks while it is being written."""
@@ -270,6 +300,7 @@ def test_a_continuous_latent_has_no_codes_and_several_codes_show_the_first(tmp_p
     assert not [each for each in page.all("figcaption") if "decoded alone" in str(each)]
 
 
+@pytest.mark.slow
 def test_the_largest_page_stays_within_its_bound(tmp_path: Path) -> None:
     """Noise of 256x256 and 16384 codes: nothing compresses, and all lists are full."""
     rng = np.random.default_rng(0)
@@ -308,6 +339,18 @@ def test_a_prior_is_told_in_words_beside_the_simplest_models(tmp_path: Path) -> 
     strips = [each["alt"] for each in page.all("img") if "Samples after" in (each["alt"] or "")]
     assert strips == ["Samples after 5 steps", "Samples after 10 steps"]
     assert page.terms["Classes"] == ["2: cat, dog"]
+    assert page.terms["Data"] == ["shapes, 8x12 pixels"]
+    assert "each column is of one class" in page.text
+
+
+def test_columns_are_of_a_class_only_where_ten_is_a_multiple(tmp_path: Path) -> None:
+    """The grids have ten columns, and three classes do not fill them evenly."""
+    text = Page(prior_page(open_run(prior_run(tmp_path / "three", classes=("a", "b", "c"))), CPU)).text
+    assert "the classes are drawn in turn: row by row" in text
+    assert "each column" not in text
+    assert (
+        "classes are drawn in turn" not in Page(prior_page(open_run(prior_run(tmp_path / "no", classes=())), CPU)).text
+    )
 
 
 def test_evaluations_are_shown_with_intervals_protocol_and_warnings(tmp_path: Path) -> None:
@@ -326,25 +369,6 @@ def test_evaluations_are_shown_with_intervals_protocol_and_warnings(tmp_path: Pa
         assert words in page.text
     assert page.terms["split"] == ["validation"]
     assert "Samples beside their nearest training pictures" in [each["alt"] for each in page.all("img")]
-
-
-def test_several_runs_stand_side_by_side(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their figures in a row, the better one marked, what differs, and the same pictures through each."""
-    better = [{**entry, **({"validation/psnr": 27.75} if "validation/psnr" in entry else {})} for entry in LOG]
-    other = tokenizer_run(tmp_path / "other", better, seed=1)
-    (other / "config.yaml").write_text(json.dumps(config(optim={"lr": 0.5})))
-    (trained / "config.yaml").write_text(json.dumps(config()))
-    monkeypatch.chdir(tmp_path)
-    ended = report(trained, other, prior_run(tmp_path / "prior"))
-    assert ended.code == 0, ended.err
-    text = (tmp_path / "comparison.html").read_text()
-    page = Page(text)
-    assert re.search("PSNR</th><td>20.25 dB</td><td[^>]*>27.75 dB</td><td>\N{EN DASH}</td>", text)
-    assert "optim.lr 0.001 0.5" in page.text
-    assert "The same pictures through each of them" in page.text
-    assert {"shapes_vq", "other", "prior"} <= {*re.findall(r"\w+", page.text)}
-    ended = report(trained, other)
-    assert re.search(r'<td class="best">27.75 dB</td>', (tmp_path / "comparison.html").read_text())
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
@@ -405,14 +429,43 @@ def test_ticks_are_few_and_within_the_axis(low: float, high: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "curve", [Curve([5], [0.0]), Curve([5], [3.0]), Curve([0, 0], [1.0, 1.0]), Curve([1, 2], [-1.0, 0.0])]
-)
+    "curve", [Curve([5], [0.0]), Curve([5], [3.0]), Curve([0, 0], [1.0, 1.0]), Curve([1, 2], [-1.0, 0.0]),
+              Curve([1, 2], [5e-324, 5e-324]), Curve([1, 2, 3], [1e300, 1e-300, 1.0]), Curve([1, 2], [1e308, -1e308])]
+)  # fmt: skip
 @pytest.mark.parametrize("log", [False, True])
 def test_any_curve_can_be_drawn(curve: Curve, log: bool) -> None:
-    """A single point, a level, nothing that is positive: no division by zero, and no place that is not a number."""
+    """A single point, a level, nothing that is positive, the ends of the numbers that there are: no division by zero,
+    and no place that is not a number."""
     drawn = draw(Chart("t", "u", [Series("s", curve, dots=True)], log=log))
-    assert (drawn is None) == (log and max(curve.values) <= 0)
+    usual = [value for value in curve.values if 1e-9 < abs(value) < 1e9 or value == 0]
+    assert (drawn is None) == (not usual or (log and max(usual) <= 0))
     assert "nan" not in (drawn or "")
+    assert "inf" not in (drawn or "")
+    draw(Chart("t", "u", [Series("s", curve)], from_zero=True))
+
+
+def test_the_numbers_below_a_chart_are_of_all_its_curves() -> None:
+    """Runs that were validated at other steps, few times and many: a row has a value of each that has one near."""
+
+    def table_of(*curves: Curve) -> list[list[str]]:
+        drawn = draw(Chart("t", "u", [Series(str(number), each, dots=True) for number, each in enumerate(curves)]))
+        rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", drawn or "")
+        return [[step, *re.findall(r"<td>(.*?)</td>", cells)] for step, cells in rows]
+
+    none = "\N{EN DASH}"
+    assert table_of(Curve([325, 650], [1.0, 2.0]), Curve([200, 400, 650], [3.0, 4.0, 5.0])) == [
+        ["200", none, "3"], ["325", "1", none], ["400", none, "4"], ["650", "2", "5"]]  # fmt: skip
+    long = Curve(list(range(7, 1000, 7)), [float(step) for step in range(7, 1000, 7)])
+    rows = table_of(long, Curve([step + 3 for step in long.steps], [step + 3.0 for step in long.steps]))
+    assert len(rows) == 12
+    assert none not in [cell for row in rows for cell in row]
+    assert all(abs(float(cell) - float(row[0])) < 5 for row in rows for cell in row[1:])
+
+
+def test_a_colour_stands_for_the_same_in_every_chart(written: str) -> None:
+    """Validation is one, training another, also where a chart has only one of the two."""
+    found = set(re.findall(r'swatch (c\d)[a-z ]*"></span>(training|validation)<', written))
+    assert found == {("c0", "training"), ("c1", "validation")}
 
 
 def test_rank_correlation_is_spearmans() -> None:
@@ -456,10 +509,32 @@ def test_a_training_writes_its_report_and_notes_what_it_ran_on(tmp_path: Path, t
     assert "--bottleneck.codebook_size 8 --batch_size 4" in page.text
     logged = log_entries(tmp_path / "run/metrics.jsonl")[-1]["validation/psnr"]
     assert float(page.terms["PSNR"][0].split()[0]) == pytest.approx(logged, abs=0.01)
-    assert "Stopped and continued" not in page.terms
+    assert "Started again" not in page.terms
     again = train("--steps", 2)  # continues from its end
     assert again.code == 0
-    assert Page((tmp_path / "run/report.html").read_text()).terms["Stopped and continued"] == ["from step 2"]
+    assert Page((tmp_path / "run/report.html").read_text()).terms["Started again"] == ["at step 2"]
+
+
+def test_the_same_again_is_the_first_command_whole_or_said_to_be_cut(tmp_path: Path) -> None:
+    """The later ones only continued it; what began without a note is no start."""
+    folder = tokenizer_run(tmp_path / "run")
+    began = ["python", "train.py", "--out", "it's a run"]
+    sessions = [
+        {"step": 0, "time": "2026-01-31T12:00:00Z", "command": began},
+        {"step": 30, "time": "2026-02-01T12:00:00Z", "command": ["python", "train.py", "--steps", "7"]},
+    ]
+    write_log(folder, sessions, "environment.jsonl")
+    page = page_of(folder)
+    assert shlex.join(began) in page.text
+    assert "--steps 7" not in page.text
+    assert page.terms["Started"] == ["2026-01-31 12:00 UTC"]
+    assert page.terms["Started again"] == ["at step 30"]
+    assert "cut off here" not in page.text
+    write_log(folder, [{**sessions[1], "command": ["python", "x" * 5000]}], "environment.jsonl")
+    page = page_of(folder)
+    assert page.terms["Continued at step 30"] == ["2026-02-01 12:00 UTC"]
+    assert "Started" not in page.terms
+    assert "It is cut off here, after 2,000 characters" in page.text
 
 
 def test_a_training_that_is_told_so_writes_no_report(tmp_path: Path, tokenizer_trainer: Any) -> None:
@@ -473,6 +548,7 @@ def test_a_training_that_is_told_so_writes_no_report(tmp_path: Path, tokenizer_t
     assert (tmp_path / "run/report.html").exists()
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_writes_the_report(tmp_path: Path) -> None:
     """After the others have left: it waits for none of them."""
     words = ["--steps", "2", "--out", tmp_path / "run"]
@@ -482,20 +558,43 @@ def test_of_several_processes_one_writes_the_report(tmp_path: Path) -> None:
     assert "torchrun --nproc_per_node 2" in page.text or "accelerate launch --multi_gpu --num_processes 2" in page.text
 
 
-def test_whatever_happens_to_the_report_the_training_is_finished(tmp_path: Path, tokenizer_trainer: Any) -> None:
-    """A full disk, or our own mistake: exit code 0, the reason, and the command that makes it."""
+def fails() -> None:
+    raise RuntimeError("no\nluck")
+
+
+def is_stopped(number: signal.Signals) -> None:
+    """As torchrun and a terminal do it: the same signal more than once."""
+    with pytest.raises(InterruptionError):
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    raise InterruptionError("stopped")
+
+
+@pytest.mark.parametrize(
+    ("happens", "reason"),
+    [
+        (fails, r"no\nluck"),
+        (partial(is_stopped, signal.SIGTERM), "stopped"),
+        (partial(is_stopped, signal.SIGINT), "stopped"),
+    ],
+)
+def test_whatever_happens_to_the_report_the_training_is_finished(
+    tmp_path: Path, tokenizer_trainer: Any, happens: Callable[[], None], reason: str
+) -> None:
+    """A full disk, our own mistake, Ctrl-C: exit code 0, the summary before it, the reason, and the command to make it.
+    A stop does not speak of a step."""
     names, train = tokenizer_trainer
-
-    def fail(*_: Any) -> Path:
-        raise RuntimeError("no\nluck")
-
-    names["write_tokenizer_report"] = fail
+    names["write_tokenizer_report"] = lambda *_: happens()
     ended = train("--steps", 1)
     assert ended.code == 0
-    assert (
-        f"(no\\nluck); the training is complete all the same: python sampling/report.py {tmp_path / 'run'}" in ended.out
+    assert ended.err == ""
+    *before, reported = ended.out.strip().splitlines()
+    command = re.escape(shlex.join(["sampling/report.py", str(tmp_path / "run")])).replace("sampling", r"\S*sampling")
+    assert re.search(
+        rf"\({re.escape(reason)}\); the training is complete all the same: \S*python\S* {command}$", reported
     )
-    assert "next: python stage2_prior/train.py" in ended.out
+    assert before[-1] == "writing the report ..."
+    assert [line for line in before if re.match(r"next: \S*python\S* \S*stage2_prior/train\.py", line)]
     assert (tmp_path / "run/tokenizer.safetensors").exists()
 
 

@@ -113,6 +113,35 @@ def test_nothing_is_wider_than_the_screen(show: Open, name: str, width: int) -> 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_only_what_scrolls_is_a_stop_and_each_has_a_name_of_its_own(show: Open, width: int) -> None:
+    """Boxes with all folds open."""
+    page = show("first", width)
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    page.wait_for_timeout(100)
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.scroll')].map((box) => "
+        "[box.scrollWidth > box.clientWidth + 1, box.tabIndex === 0, box.getAttribute('aria-label')])"
+    )
+    assert boxes
+    assert [stop for _, stop, _ in boxes] == [scrolls for scrolls, _, _ in boxes]
+    names = [name for _, stop, name in boxes if stop]
+    assert all(names)
+    assert len(names) == len(set(names))
+
+
+def test_on_a_phone_a_comparison_has_a_value_a_line(show: Open) -> None:
+    """With the run's name before it; nothing is to be scrolled."""
+    page = show("both", 360)
+    cells = page.locator("#figures tr", has_text="PSNR").locator("td")
+    first, second = cells.nth(0).bounding_box(), cells.nth(1).bounding_box()
+    assert first
+    assert second
+    assert second["y"] >= first["y"] + first["height"] - 1
+    assert cells.nth(1).evaluate("each => getComputedStyle(each, '::before').content") == '"second: "'
+    assert page.evaluate("[...document.querySelectorAll('.stacked')].every((each) => each.scrollWidth <= 360)")
+
+
 @pytest.mark.parametrize("name", ["first", "prior", "both"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_can_be_read_in_light_and_dark(show: Open, name: str, scheme: Any) -> None:
@@ -185,6 +214,10 @@ def test_a_chart_is_read_by_keys_and_by_pointer(show: Open) -> None:
     page = show()
     chart = page.locator("figure.chart", has=page.get_by_role("heading", name="PSNR", exact=True))
     area = chart.get_by_role("slider")
+    words = chart.locator("svg").get_attribute("aria-label") or ""
+    assert "lowest 20.25 at 30" in words
+    described = f"document.getElementById('{area.get_attribute('aria-describedby')}').getAttribute('aria-label')"
+    assert page.evaluate(described) == words
     area.focus()
     assert chart.locator(".readout").inner_text() == "step 30: validation 20.25"
     page.keyboard.press("ArrowLeft")

@@ -19,6 +19,8 @@ POINTS = 300
 """Points of a curve that are drawn, at most."""
 ROWS = 12
 """Rows of its table."""
+SMALLEST, LARGEST = 1e-100, 1e100
+"""No axis holds more: what lies beyond, in a damaged log, is left out."""
 SIDE = 1000
 """Units of the drawing, in either direction."""
 
@@ -31,6 +33,8 @@ class Series:
     curve: Curve
     dots: bool = False
     """Few and whole, as the figures of validations: each is marked."""
+    colour: int | None = None
+    """Its number, where others on the page stand for the same; None: its place in the chart."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +141,21 @@ def frame_of(chart: Chart) -> Frame:
 def draw(chart: Chart) -> Markup | None:
     """The chart as a figure; None where there is nothing to draw."""
     kept = []
-    for series in chart.series:
-        points = sorted((s, v) for s, v in zip(*series.curve, strict=True) if v > 0 or not chart.log)
+    for number, series in enumerate(chart.series):
+        points = sorted((s, v) for s, v in zip(*series.curve, strict=True) if _fits(v, chart.log))
         if points:
-            kept.append(Series(series.name, Curve(*map(list, zip(*points, strict=True))), series.dots))
+            curve = Curve(*map(list, zip(*points, strict=True)))
+            kept.append(replace(series, curve=curve, colour=number if series.colour is None else series.colour))
     if not kept:
         return None
     chart = replace(chart, series=kept)
     frame = frame_of(chart)
-    shown = [Series(each.name, thinned(each.curve), each.dots) for each in kept]
+    shown = [replace(each, curve=thinned(each.curve)) for each in kept]
     y_ticks = log_ticks(*frame.y) if frame.log else linear_ticks(*frame.y)
     x_ticks = linear_ticks(*frame.x, most=5)
     legend = [
-        tag("li", tag("span", class_=f"swatch c{number}{' dotted' if each.dots else ''}"), each.name)
-        for number, each in enumerate(shown)
+        tag("li", tag("span", class_=f"swatch c{each.colour}{' dotted' if each.dots else ''}"), each.name)
+        for each in shown
     ]
     if chart.level:
         legend.append(tag("li", tag("span", class_="swatch level"), chart.level[0]))
@@ -180,6 +185,10 @@ def draw(chart: Chart) -> Markup | None:
     )
 
 
+def _fits(value: float, log: bool) -> bool:
+    return (value >= SMALLEST if log else value == 0 or abs(value) >= SMALLEST) and abs(value) <= LARGEST
+
+
 def summary(series: Series) -> str:
     """A curve in words."""
     steps, values = series.curve
@@ -202,15 +211,15 @@ def _drawing(
     parts.append(tag("path", d="".join(grid), class_="grid"))
     if chart.level:
         parts.append(tag("path", d=f"M0 {SIDE * (1 - frame.up(chart.level[1])):.1f}H{SIDE}", class_="level"))
-    for number, series in enumerate(shown):
+    for series in shown:
         places = [frame.place(x, y) for x, y in zip(*series.curve, strict=True)]
         line = f"M{'L'.join(places)}"
         if chart.fill:
             first, last = places[0].split()[0], places[-1].split()[0]
-            parts.append(tag("path", d=f"{line}L{last} {SIDE}L{first} {SIDE}Z", class_=f"below c{number}"))
-        parts.append(tag("path", d=line, class_=f"line c{number}"))
+            parts.append(tag("path", d=f"{line}L{last} {SIDE}L{first} {SIDE}Z", class_=f"below c{series.colour}"))
+        parts.append(tag("path", d=line, class_=f"line c{series.colour}"))
         if series.dots or len(places) == 1:
-            parts.append(tag("path", d="".join(f"M{place}h0" for place in places), class_=f"dots c{number}"))
+            parts.append(tag("path", d="".join(f"M{place}h0" for place in places), class_=f"dots c{series.colour}"))
     words = "; ".join(map(summary, shown))
     scale = " on a logarithmic axis" if frame.log else ""
     label = f"{chart.title}. Line chart of {chart.unit}{scale} over {chart.x_name}. {words}."
@@ -227,16 +236,22 @@ def _data(shown: Sequence[Series], frame: Frame) -> str:
 
 
 def _numbers(chart: Chart, kept: Sequence[Series]) -> Markup:
-    """A table of some of the steps, evenly spaced, the last one among them, and of the extremes in words."""
-    steps = sorted({step for series in kept for step in series.curve.steps})
-    few = min((series.curve.steps for series in kept if series.dots), key=len, default=steps)
-    rows = few if len(few) <= ROWS else [few[round(place * (len(few) - 1) / (ROWS - 1))] for place in range(ROWS)]
+    """A table of some of the steps, of validations where there are some, evenly spaced, the last one among them; and of
+    the extremes in words. Where steps had to be left out, a curve without a value at a row's has its nearest one."""
+    marked = [series for series in kept if series.dots] or kept
+    steps = sorted({step for series in marked for step in series.curve.steps})
+    few = len(steps) <= ROWS
+    rows = steps if few else [steps[round(place * (len(steps) - 1) / (ROWS - 1))] for place in range(ROWS)]
+    reach = 0.0 if few else (steps[-1] - steps[0]) / (ROWS - 1) / 2
 
     def at(series: Series, step: int) -> str:
-        place = min(bisect_left(series.curve.steps, step), len(series.curve.steps) - 1)
-        return plain(series.curve.values[place]) if series.curve.steps[place] == step else "\N{EN DASH}"
+        after = bisect_left(series.curve.steps, step)
+        places = [place for place in (after - 1, after) if 0 <= place < len(series.curve.steps)]
+        place = min(places, key=lambda place: abs(series.curve.steps[place] - step))
+        return plain(series.curve.values[place]) if abs(series.curve.steps[place] - step) <= reach else "\N{EN DASH}"
 
     body = [[f"{step:,}", *(at(series, step) for series in kept)] for step in rows]
     extremes = tag("ul", [tag("li", summary(series)) for series in kept], class_="small")
     head = [chart.x_name, *(series.name for series in kept)]
-    return join(table(f"{chart.title}: {chart.unit}", head, body, class_="numbers"), extremes)
+    nearest = "" if few else f", at the {chart.x_name} or the nearest one that a curve has"
+    return join(table(f"{chart.title}: {chart.unit}{nearest}", head, body, class_="numbers"), extremes)

@@ -93,8 +93,9 @@ def show_atlas(measured: Measured, atlas: Atlas | None, sprites: Sprites | None)
             "p",
             first,
             MIXED if measured.loaded.tokenizer.config.network.kind == "mlp" else None,
-            "The mean of the image patches on which each code falls, its number, and its share of all positions; the "
-            f"most used first. {len(atlas.ids):,} of {atlas.codebook_size:,} codes occur here.",
+            "The mean of the image patches on which each code falls, its number, its share of all positions, and how "
+            f"many these are; the most used first. {len(atlas.ids):,} of {atlas.codebook_size:,} codes occur here. "
+            "Codes may look alike: their differences may show only together with those around them.",
         ),
         _patches(atlas, sprites, codes[:SHOWN]),
         fold(others, more) if len(codes) > SHOWN else None,
@@ -110,7 +111,7 @@ def _patches(atlas: Atlas, sprites: Sprites, codes: list[int]) -> Markup:
             sprites.patch(code, f"mean patch of code {code}"),
             tag("span", str(code), class_="code"),
             tag("span", percent(counts[code] / total), class_="share"),
-            title=f"code {code}: {counts[code]:,} uses",
+            tag("span", f"{counts[code]:,}x", class_="share"),
         )
         for code in codes
     ]

@@ -9,6 +9,9 @@ from stage1_tokenizer.report.numbers import plural
 from stage1_tokenizer.report.page import note
 
 PARTS = ("total", "l1", "l2", "perceptual", "adversarial", "bottleneck", "commitment")
+LABELS = {"bottleneck": "bottleneck, as it is in the total", "commitment": "commitment, a part of the bottleneck's"}
+TRAINING, VALIDATION = 0, 1
+"""Their colours, in every chart that has both or one of them."""
 OTHERS = {
     "train/gradient_norm": "norm, before clipping",
     "train/lr": "learning rate",
@@ -24,21 +27,21 @@ def pair(
     """A scalar in training and in validation."""
     series = []
     if f"train/{name}" in curves:
-        series.append(Series("training", curves[f"train/{name}"]))
+        series.append(Series("training", curves[f"train/{name}"], colour=TRAINING))
     if f"validation/{name}" in curves:
-        series.append(Series("validation", curves[f"validation/{name}"], dots=True))
+        series.append(Series("validation", curves[f"validation/{name}"], dots=True, colour=VALIDATION))
     return Chart(title, unit, series, log=log, from_zero=from_zero)
 
 
 def tokenizer_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     """Of stage one, the most telling first; those without a curve are left out later."""
-    parts = [Series(name, curves[f"train/{name}"]) for name in PARTS if f"train/{name}" in curves]
+    parts = [Series(LABELS.get(name, name), curves[f"train/{name}"]) for name in PARTS if f"train/{name}" in curves]
     error = "nmse" if "validation/nmse" in curves or "train/nmse" in curves else "l2"
     return [
         pair(curves, error, "Error", "squared error over the data's variance" if error == "nmse" else "squared error",
              log=True),
         pair(curves, "psnr", "PSNR", "dB, higher is better"),
-        Chart("Loss and its parts", "weighted loss in training", parts, log=True),
+        Chart("Loss and its parts", "in training; parts before their weights", parts, log=True),
         pair(curves, "perceptual", "LPIPS", "perceptual distance, lower is better", log=True),
         pair(curves, "code_perplexity", "Perplexity of the codes", "codes", from_zero=True),
         pair(curves, "code_usage", "Codebook in use", "share of the codes", from_zero=True),

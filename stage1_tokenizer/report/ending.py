@@ -6,19 +6,26 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from stage1_tokenizer.console import command, say
 from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.signals import stop_at_once
 
 Write = Callable[[Path, torch.device], Path]
 
 
 def report_at_end(accelerator: Accelerator, wanted: bool, folder: Path, write: Write) -> None:
-    """In the main process, write the run's report and print where it is; or why it is not, and how to make it."""
+    """In the main process, write the run's report and print where it is; or why it is not, and how to make it.
+
+    Ctrl-C and SIGTERM give up the report alone.
+    """
     if not (wanted and accelerator.is_main_process):
         return
+    stop_at_once("stopped")
     try:
-        print(f"report: {write(folder, accelerator.device)}")
+        say("writing the report ...")
+        say(f"report: {write(folder, accelerator.device)}")
     except Exception as error:  # whatever it is, a stop by the user too: the weights are whole, and exit code 0 says so
-        print(
+        say(
             f"the report could not be written ({one_line(str(error))[:500] or type(error).__name__}); the training is "
-            f"complete all the same: python sampling/report.py {folder}"
+            f"complete all the same: {command('sampling/report.py', folder)}"
         )

@@ -80,7 +80,12 @@ def table(
         tag("tbody", body),
         class_=class_,
     )
-    return tag("div", inner, class_="scroll", role="region", aria_label=caption, tabindex="0")
+    return scrolling(caption, inner)
+
+
+def scrolling(label: str, content: Markup) -> Markup:
+    """A box to scroll in. Where its content is too wide page.js makes it a region of this name, and a tab stop."""
+    return tag("div", content, class_="scroll", data_label=label)
 
 
 def listed(pairs: Iterable[tuple[Child, Child]], class_: str = "facts") -> Markup:

@@ -27,8 +27,8 @@ class Meaning(NamedTuple):
 
 TOKENIZER_FIGURES = {
     "validation/psnr": Meaning(
-        "PSNR", "How near the reconstructions are to the originals, pixel by pixel; 3 dB more is half the error.",
-        "higher", "dB",
+        "PSNR", "How near the reconstructions are to the originals, pixel by pixel; 3 dB more is half the squared "
+        "error.", "higher", "dB",
     ),
     "validation/nmse": Meaning(
         "NMSE", "Squared error as a share of the data's variance: 1 is a plain grey picture, 0 a perfect one.", "lower",
@@ -47,7 +47,8 @@ TOKENIZER_FIGURES = {
         "higher", digits=4,
     ),
     "validation/bits_per_image": Meaning(
-        "Bits per picture", "What the codes of one picture take on disk, at a fixed length for each code.", None,
+        "Bits per picture", "Positions times log2 of the codebook's size: what the codes of a picture take at a fixed "
+        "length.", None,
     ),
     "validation/kl": Meaning(
         "KL divergence", "How far the latents are from the normal noise that pictures can be sampled from.", None,

@@ -12,12 +12,29 @@ const few = (value) => {
 };
 const share = (part) => {
   const text = (100 * part).toFixed(part >= 0.01 ? 1 : 2).replace(/\.?0+$/, "");
-  return part > 0 && part < 0.0001 ? "< 0.01 %" : `${text} %`;
+  return part > 0 && part < 0.0001 ? "< 0.01 %" : part >= 0.9995 && part < 1 ? "> 99.9 %" : `${text} %`;
 };
 const times = (number) => (number === 1 ? "once" : number === 2 ? "twice" : `${grouped(number)} times`);
 const element = (name, className) => Object.assign(document.createElement(name), { className });
 
+// Boxes that are too narrow for what they hold can be scrolled by keys, and only these.
+const labels = new Map();
+const boxes = [...document.querySelectorAll(".scroll")].map((box) => {
+  const label = box.dataset.label, before = labels.get(label) ?? 0;
+  labels.set(label, before + 1);
+  return [box, before ? `${label} (${before + 1})` : label];
+});
+const check = () => boxes.forEach(([box, label]) => {
+  const scrolls = box.scrollWidth > box.clientWidth + 1;
+  Object.entries({ tabindex: 0, role: "region", "aria-label": label })
+    .forEach(([name, value]) => (scrolls ? box.setAttribute(name, value) : box.removeAttribute(name)));
+});
+check();
+addEventListener("resize", check);
+document.querySelectorAll("details").forEach((fold) => fold.addEventListener("toggle", check));
+
 // Charts: the nearest step to the pointer, or to the left and right by keys.
+let drawings = 0;
 for (const area of document.querySelectorAll(".area[data-chart]")) {
   const chart = JSON.parse(area.dataset.chart);
   const figure = area.closest("figure");
@@ -29,6 +46,9 @@ for (const area of document.querySelectorAll(".area[data-chart]")) {
   area.append(cursor);
   readout.hidden = false;
   let now = steps.length - 1;
+  // What a slider holds is not read out; the drawing's words are its description.
+  const drawing = area.querySelector("svg");
+  drawing.id = `drawing-${++drawings}`;
 
   const nearest = (xs, x) => {
     let low = 0, high = xs.length - 1;
@@ -55,7 +75,7 @@ for (const area of document.querySelectorAll(".area[data-chart]")) {
   Object.entries({
     tabindex: 0, role: "slider", "aria-label": `${figure.querySelector("h3").textContent}, by ${axis}`,
     "aria-valuemin": steps[0], "aria-valuemax": steps[steps.length - 1], "aria-valuenow": steps[now],
-    "aria-valuetext": words(now),
+    "aria-valuetext": words(now), "aria-describedby": drawing.id,
   }).forEach(([name, value]) => area.setAttribute(name, value));
   area.addEventListener("pointermove", (event) => {
     const box = area.getBoundingClientRect();

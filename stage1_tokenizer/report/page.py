@@ -58,6 +58,14 @@ def attempt(name: str, title: str, build: Callable[[], Child]) -> Section:
         return section(name, title, note(f"This cannot be shown: {one_line(str(error))[:600]}"))
 
 
+def or_note(build: Callable[[], Child]) -> Child:
+    """A part of a section, or why it cannot be shown."""
+    try:
+        return build()
+    except TROUBLE as error:
+        return note(f"This cannot be shown: {one_line(str(error))[:300]}")
+
+
 def render(head: Head, sections: Sequence[Section], footer: str) -> str:
     """The whole file."""
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))

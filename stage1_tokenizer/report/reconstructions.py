@@ -1,5 +1,7 @@
 """Originals, reconstructions and errors; and the pictures at which a tokenizer fails, with what is odd about them."""
 
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from stage1_tokenizer.report.markup import Child, Markup, join, tag
 from stage1_tokenizer.report.measured import Measured
 from stage1_tokenizer.report.numbers import percent
+from stage1_tokenizer.report.page import or_note
 from stage1_tokenizer.report.pictures import enlargement, fitted, grid, heat, img, pixels, read
 from stage1_tokenizer.report.run_folder import RunFolder
 
@@ -33,7 +36,7 @@ def show_reconstructions(measured: Measured) -> Markup:
     return join(
         tag(
             "p",
-            "Each row: original, reconstruction, and the absolute error between them (black: none; brightest: ",
+            "Each time: original, reconstruction, and the absolute error between them (black: none; brightest: ",
             f"{percent(BRIGHTEST)} of the range and above). They are spread over the split, not chosen.",
         ),
         tag("div", parts, class_="triples"),
@@ -89,11 +92,13 @@ def over_training(run: RunFolder, prefix: str, what: str, most: int = 6) -> Mark
     chosen = sorted({round(place * (len(found) - 1) / max(1, most - 1)) for place in range(most)})
     figures = []
     for place in chosen if len(found) > most else range(len(found)):
-        step, path = found[place]
-        picture = grid(read(path), f"{what} after {step:,} steps")
-        caption = tag("figcaption", tag("strong", f"Step {step:,}"))
-        figures.append(tag("figure", picture, caption, class_="strip"))
+        figures.append(or_note(partial(_strip, what, *found[place])))
     return tag("div", figures, class_="strips")
+
+
+def _strip(what: str, step: int, path: Path) -> Markup:
+    picture = grid(read(path), f"{what} after {step:,} steps")
+    return tag("figure", picture, tag("figcaption", tag("strong", f"Step {step:,}")), class_="strip")
 
 
 def detail_of(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The page about a tokenizer's run: which sections it has, and in which order."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -127,7 +128,7 @@ def footer_of(run: RunFolder) -> str:
 def command_of(run: RunFolder) -> str:
     """How a run like this one is started, by its configuration."""
     config = run.config.get("config")
-    given = f" --config {config}" if isinstance(config, str) else ""
+    given = f" --config {shlex.quote(config)}" if isinstance(config, str) else ""
     return f"accelerate launch stage1_tokenizer/train.py{given}    # and the settings below that differ"
 
 

@@ -14,6 +14,7 @@ from stage1_tokenizer.report.run_folder import RunFolder
 
 LONGEST = 300
 """Characters of a value that are shown."""
+LONGEST_COMMAND = 2000
 MOST_KEYS = 400
 MOST_LINES = 60
 
@@ -23,8 +24,7 @@ def what_was_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: 
     parts: list[Child] = [listed([*facts, *_time(run)])]
     if run.config_trouble:
         parts.append(note(f"Its configuration is not known: {run.config_trouble[:LONGEST]}."))
-    newest = run.sessions[-1] if run.sessions else {}
-    words = newest.get("command")
+    words = run.sessions[0].get("command") if run.sessions else None
     if isinstance(words, list) and words:
         parts += [tag("h3", "The same again"), _code(shlex.join(map(str, words)))]
     elif run.config:
@@ -68,7 +68,7 @@ def happened(run: RunFolder) -> Markup:
         facts.append(("Gradients clipped", f"in {plain(sum(clipped.values))} steps"))
     resumed = [entry["step"] for entry in run.sessions[1:]]
     if resumed:
-        facts.append(("Stopped and continued", f"from step {', '.join(f'{step:,}' for step in resumed[:20])}"))
+        facts.append(("Started again", f"at step {', '.join(f'{step:,}' for step in resumed[:20])}"))
     if (run.path / BAD_FILES).is_file():
         with (run.path / BAD_FILES).open("rb") as file:
             lines = sum(1 for _ in file)
@@ -86,13 +86,15 @@ def _time(run: RunFolder) -> Iterator[tuple[Child, Child]]:
     state = " (in training now)" if run.in_use else "" if run.steps in (None, run.done) else " (not finished)"
     yield "Steps", f"{run.done:,}{total}{state}"
     if run.sessions:
-        yield "Started", _moment(str(run.sessions[0].get("time", "unknown")))
+        first = run.sessions[0]
+        begun = first["step"]  # an earlier version may have begun it, and noted nothing
+        yield f"Continued at step {begun:,}" if begun else "Started", _moment(str(first.get("time", "unknown")))
     if run.weights.is_file():
         saved = datetime.fromtimestamp(run.weights.stat().st_mtime, UTC)
         yield "Weights saved", saved.strftime("%Y-%m-%d %H:%M UTC")
     rate = run.last("train/images_per_second")
     if rate:
-        yield "Speed", f"{plain(rate, 3)} pictures a second at the end"
+        yield "Speed", f"{plain(rate, 3)} pictures a second on average, validation and saving included"
 
 
 def _moment(time: str) -> str:
@@ -104,7 +106,7 @@ def _moment(time: str) -> str:
 
 
 def _machine(run: RunFolder) -> Markup:
-    """The environment of the newest session, and of others only what differed."""
+    """The environment of the newest session."""
     if not run.sessions:
         return note("Machine and versions were not noted: an earlier version of Tessera trained this run.")
     newest = run.sessions[-1]
@@ -127,22 +129,25 @@ def _machine(run: RunFolder) -> Markup:
 
 
 def _code(text: str) -> Markup:
-    return tag("pre", tag("code", text[:2000]), tabindex="0", aria_label="Command", role="region")
+    cut = note(f"It is cut off here, after {LONGEST_COMMAND:,} characters.") if len(text) > LONGEST_COMMAND else None
+    box = tag("pre", tag("code", text[:LONGEST_COMMAND]), class_="scroll", data_label="The same again")
+    return join(box, cut)
 
 
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values, MOST_KEYS at most."""
-    for number, (key, value) in enumerate(_pairs(tree, prefix)):
+def _flat(tree: Tree) -> Iterator[tuple[str, Any]]:
+    """The pairs, MOST_KEYS at most."""
+    for number, (key, value) in enumerate(pairs(tree)):
         if number == MOST_KEYS:
             yield "...", "and more"
             return
         yield key, value
 
 
-def _pairs(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def pairs(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a configuration, and their values."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _pairs(value, f"{prefix}{key}.")
+            yield from pairs(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -155,6 +160,6 @@ def setting(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case list() | tuple():
-            return ", ".join(map(setting, value[:20]))[:LONGEST]
+            return ", ".join(map(setting, value[:20]))[:LONGEST] or "[]"
         case _:
             return str(value)[:LONGEST]
