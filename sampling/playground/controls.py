@@ -22,8 +22,15 @@ class Settings(NamedTuple):
 
 
 def as_given(component: ComponentT) -> ComponentT:
-    """What arrives from it is passed on: Gradio's own checks know less, and stumble over what is no number at all."""
-    component.preprocess = lambda payload: payload  # type: ignore[method-assign]
+    """What arrives from it is passed on: Gradio's own checks know less, and stumble over what is no number at all.
+    Lists and objects are refused without being shown: a file that they name may have become one of Gradio's."""
+
+    def passed(payload: Any) -> Any:
+        if isinstance(payload, list | dict):
+            raise gr.Error(f"{component.label}: is no single value", print_exception=False)
+        return payload
+
+    component.preprocess = passed  # type: ignore[method-assign]
     return component
 
 

@@ -15,9 +15,10 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from sampling.picture_files import save_png
+from sampling.playground.bodies import is_inside
 from sampling.playground.controls import Settings, as_given, number, result_gallery, slider
+from sampling.playground.guard import LARGEST_UPLOAD
 from sampling.playground.painter import READ, SCRIPT, TEMPLATE, data_url, painted
-from sampling.playground.server import LARGEST_UPLOAD
 from sampling.playground.tasks import Chosen, Playground, said
 from sampling.sampler import DEFAULT_TOP_P
 from stage1_tokenizer.data.pictures import Picture
@@ -60,7 +61,7 @@ class Page:
         """What a server serves."""
         fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none is fetched
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        return gr.mount_gradio_app(
+        mounted: FastAPI = gr.mount_gradio_app(
             app,
             self.blocks,
             path="/",
@@ -76,6 +77,13 @@ class Page:
             theme=gr.themes.Default(primary_hue="indigo", font=fonts[0], font_mono=fonts[1]),
             css_paths=STYLE,
         )
+        # Before an app has launched, Gradio lets it use all files; one that is mounted never does.
+        self.blocks.has_launched = True
+        return mounted
+
+    def functions(self) -> dict[int, int]:
+        """The number of inputs of each function that the page calls, by the number it is called by."""
+        return {number: len(each.inputs) for number, each in self.blocks.fns.items() if each.fn is not None}
 
     def _sample_tab(self) -> None:
         playground = self._playground
@@ -222,14 +230,14 @@ class Page:
     def _on_choice(
         self, offered: gr.Gallery, upload: gr.UploadButton, chosen: gr.State, shown: gr.components.Component
     ) -> None:
-        def pick(event: gr.SelectData) -> tuple[Chosen, str]:
-            index = event.index
+        def pick(event: gr.EventData) -> tuple[Chosen, str]:
+            index = getattr(event, "index", None)  # anything, or nothing, may have been sent as an event
             if not isinstance(index, int) or not 0 <= index < len(self._offered):
                 raise ConfigError("there is no such validation picture")
             return self._offered[index], data_url(self._offered[index].picture)
 
-        def take(path: str | None) -> tuple[Chosen, str]:
-            if path is None:
+        def take(path: Any) -> tuple[Chosen, str]:
+            if not is_inside(path, self._folder):
                 raise ConfigError("nothing was uploaded")
             given = self._playground.uploaded(Path(path), Path(path).name)
             return given, data_url(given.picture)
