@@ -95,9 +95,13 @@ def test_a_grown_picture_holds_the_one_it_began_with(playground: Playground) -> 
     chosen = playground.offered()[0]
     values = {"variants": 2, "grow": {"up": 4, "down": 0, "left": 0, "right": 8}}
     shares: list[float] = []
-    made = playground.grow(chosen, values, shares.append)
+    placed, made = playground.grow(chosen, values, shares.append)
     assert made.shape == (2, 12, 20, 3)
     assert (made[:, 4:, :12] == chosen.picture).all()
+    assert placed.shape == made.shape[1:]  # beside each other they have one scale
+    assert (placed[4:, :12] == chosen.picture).all()
+    assert (placed[:4] == 128).all()
+    assert (placed[:, 12:] == 128).all()
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 

@@ -199,12 +199,20 @@ def test_a_script_that_makes_up_requests_gets_a_message_and_the_page_goes_on(app
     """Values that no widget would send, straight to the server; then an ordinary request."""
     function = next(each for each in calls(app) if "Number" in each.labels)
     names = function.labels
-    usual = {"Class": "", "Number": 1, "Seed": 0, "Height": 8, "Width": 12, "Temperature": 1, "Top-p": 0.9}
+    usual = {
+        "Class": "",
+        "Number": 1,
+        "Seed": 0,
+        "Height (px, to 24)": 8,
+        "Width (px, to 24)": 12,
+        "Temperature": 1,
+        "Top-p": 0.9,
+    }
     usual |= {"Guidance": 1, "Min-p": 0, "Top-k (0: all codes)": 0}
     assert usual.keys() == set(names)
     made_up: list[tuple[dict[str, Any], str]] = [
         ({"Number": 10**9}, "1,000,000,000 pictures are more than the 6"),
-        ({"Height": 10**6}, "size.0"),
+        ({"Height (px, to 24)": 10**6}, "size.0"),
         ({"Seed": "x"}, "seed: "),
         ({"Temperature": float("nan")}, "temperature: "),
         ({"Class": "<img src=x onerror=alert(1)>"}, "&lt;img"),

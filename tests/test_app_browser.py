@@ -128,7 +128,8 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     assert (mask[hidden]).all()
     assert (np.stack(made) == complete(sampler, task, ~mask, True)).all()
     page.get_by_label("Paint over the bottom half").click()
-    assert (np.array(painted_by(page)) == (np.arange(IMAGE_SIZE[0]) >= IMAGE_SIZE[0] // 2)[:, None]).all()
+    bottom = (np.arange(IMAGE_SIZE[0]) >= IMAGE_SIZE[0] // 2)[:, None]
+    assert (np.array(painted_by(page)) == (bottom | mask)).all()  # halves add up
     page.get_by_label("Erase").check()
     canvas.click(position={"x": 0.5 * side, "y": 6.5 * side})  # the page may have scrolled
     erased = np.array(painted_by(page))
@@ -138,6 +139,42 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     assert not np.array(painted_by(page)).any()
     page.get_by_role("button", name="Complete", exact=True).click()
     page.get_by_text("nothing is painted").wait_for()
+
+
+def test_a_user_without_a_mouse_chooses_and_paints(page: Any) -> None:
+    """By names and keys alone; and the page says how much is painted."""
+    page.get_by_role("tab", name="Complete").click()
+    page.get_by_role("button", name="validation picture 2, ").first.focus()
+    page.keyboard.press("Enter")
+    canvas = page.get_by_role("application")
+    canvas.wait_for()
+    page.get_by_text("0 of 96 pixels painted").wait_for()
+    canvas.focus()
+    page.get_by_label("Size of the brush").fill("1")
+    for key in ("ArrowUp", "ArrowLeft", "Space", "ArrowLeft", "Space"):
+        canvas.press(key)
+    assert page.locator(".brush").is_visible()
+    expected = np.zeros(IMAGE_SIZE, dtype=np.bool_)
+    expected[3, 4:6] = True
+    assert (np.array(painted_by(page)) == expected).all()
+    page.get_by_text("2 of 96 pixels painted").wait_for()
+    page.get_by_label("Erase").check()
+    for _ in range(20):  # it stays on the picture
+        canvas.press("ArrowRight")
+    canvas.press("Space")
+    page.get_by_text("2 of 96 pixels painted").wait_for()
+    for half in ("left", "right"):
+        page.get_by_label(f"Paint over the {half} half").click()
+    page.get_by_text("96 of 96 pixels painted").wait_for()
+
+
+def test_the_command_and_the_pictures_have_names(page: Any) -> None:
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.locator("#samples .grid-container img").first.wait_for()
+    command = page.get_by_role("textbox", name="The same pictures by a command")
+    assert command.is_enabled()
+    assert not command.is_editable()
+    assert page.get_by_role("button", name="Sample", exact=True).bounding_box()["y"] < 860  # above the fold
 
 
 def painted_by(page: Any) -> list[list[int]]:
@@ -170,8 +207,10 @@ def test_a_user_uploads_a_picture_and_grows_it(app: App, page: Any, tmp_path: Pa
     original, made = shown(page, "#grown", 2)
     sampler = Sampler.load(app.prior)
     label = np.array([sampler.prior.model.null_label])
-    task = Task(original[None], np.zeros(1, dtype=np.int64), label, 0, np.zeros(1, dtype=np.int64))
-    assert (original == (20, 200, 90)).all()
+    alone = original[4:, : IMAGE_SIZE[1]]
+    task = Task(alone[None], np.zeros(1, dtype=np.int64), label, 0, np.zeros(1, dtype=np.int64))
+    assert (original[4:, : IMAGE_SIZE[1]] == (20, 200, 90)).all()
+    assert original.shape == made.shape
     assert (made == grow(sampler, task, Margins(up=1, right=2), True)[0]).all()
 
 

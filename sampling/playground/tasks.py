@@ -153,9 +153,12 @@ class Playground:
         made = complete(sampler, task, keep, config.paste, progress)
         return framed(task.pictures[:1], keep, Margins(), self.factor)[0], made
 
-    def grow(self, chosen: Chosen | None, values: Mapping[str, Any], report: Share) -> NDArray[np.uint8]:
-        """The picture with margins around it: (variants, H + ..., W + ..., C). values: as for `complete`, and `grow`,
-        with the pixels `up`, `down`, `left` and `right`.
+    def grow(
+        self, chosen: Chosen | None, values: Mapping[str, Any], report: Share
+    ) -> tuple[Picture, NDArray[np.uint8]]:
+        """The picture with empty margins around it, and with these made: (variants, H + ..., W + ..., C).
+
+        values: as for `complete`, and `grow`, with the pixels `up`, `down`, `left` and `right`.
 
         Raises:
             ConfigError: as `sample`; or the margins are no multiples of the tokenizer's factor, or all zero.
@@ -169,7 +172,8 @@ class Playground:
         if not any(margins):
             raise ConfigError("all four margins are 0: give at least one side some pixels")
         progress = self._counted(config.variants * codes_made(sampler, margins), report)
-        return grow(sampler, task, margins, config.paste, progress)
+        made = grow(sampler, task, margins, config.paste, progress)
+        return framed(task.pictures[:1], None, margins, self.factor)[0], made
 
     def _started(self, chosen: Chosen | None, values: Mapping[str, Any]) -> tuple[CompleteConfig, Sampler, Task]:
         config = CompleteConfig.from_tree(self._tree(values, "variants"), SOURCE)
