@@ -367,3 +367,37 @@ def ask(bound: str, method: str, path: str, headers: dict[str, str]) -> tuple[in
     scope = {"type": "http", "method": method, "path": path, "headers": encoded}
     asyncio.run(guard.Guard(anything, bound, Path("/work/page"), {1: 0})(scope, receive, send))
     return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+
+
+def test_uploads_are_refused_where_all_together_would_be_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in the folder counts, and so does what is still arriving beside it."""
+    guard = pytest.importorskip("sampling.playground.guard", reason="the extra `app` is not installed")
+    monkeypatch.setattr(guard, "LARGEST_FOLDER", 100)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.png").write_bytes(b"x" * 40)
+    answers: list[int] = []
+
+    async def upload(length: int) -> int:
+        sent: list[Any] = []
+        headers = [(b"host", b"localhost"), (b"content-length", str(length).encode())]
+        scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await guarded(scope, None, send)
+        return int(sent[0]["status"])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if not answers:  # another one while this one arrives
+            answers.append(0)
+            answers.append(await upload(31))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    guarded = guard.Guard(app, "127.0.0.1", tmp_path, {})
+    assert asyncio.run(upload(61)) == 507
+    assert asyncio.run(upload(30)) == 200
+    assert answers == [0, 507]
+    assert asyncio.run(upload(60)) == 200

@@ -140,6 +140,8 @@ from gradio.context import LocalContext
 from gradio.exceptions import InvalidPathError
 from gradio.processing_utils import move_files_to_cache
 from sampling.playground.page import Page
+from sampling.playground.tasks import Limits, Playground
+from sampling.sampler import Sampler
 prior, folder, secret = map(Path, sys.argv[1:])
 page = Page(Playground(Sampler.load(prior).prior, "float32", Limits(6, 24)), folder, 4)
 page.app()
