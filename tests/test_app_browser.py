@@ -130,7 +130,7 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     page.get_by_label("Paint over the bottom half").click()
     bottom = (np.arange(IMAGE_SIZE[0]) >= IMAGE_SIZE[0] // 2)[:, None]
     assert (np.array(painted_by(page)) == (bottom | mask)).all()  # halves add up
-    page.get_by_label("Erase").check()
+    page.get_by_role("radio", name="Erase").check()
     canvas.click(position={"x": 0.5 * side, "y": 6.5 * side})  # the page may have scrolled
     erased = np.array(painted_by(page))
     assert not erased[6, 0]
@@ -144,7 +144,7 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
 def test_a_user_without_a_mouse_chooses_and_paints(page: Any) -> None:
     """By names and keys alone; and the page says how much is painted."""
     page.get_by_role("tab", name="Complete").click()
-    page.get_by_role("button", name="validation picture 2, ").first.focus()
+    page.get_by_role("button", name="validation picture 2").first.focus()
     page.keyboard.press("Enter")
     canvas = page.get_by_role("application")
     canvas.wait_for()
@@ -158,7 +158,7 @@ def test_a_user_without_a_mouse_chooses_and_paints(page: Any) -> None:
     expected[3, 4:6] = True
     assert (np.array(painted_by(page)) == expected).all()
     page.get_by_text("2 of 96 pixels painted").wait_for()
-    page.get_by_label("Erase").check()
+    page.get_by_role("radio", name="Erase").check()
     for _ in range(20):  # it stays on the picture
         canvas.press("ArrowRight")
     canvas.press("Space")
