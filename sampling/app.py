@@ -61,17 +61,19 @@ def main() -> None:
             GRADIO_TEMP_DIR=str(folder),
         )
         # Slow to import, and optional.
+        from sampling.playground.guard import Guard, is_loopback  # noqa: PLC0415
         from sampling.playground.page import Page  # noqa: PLC0415
-        from sampling.playground.server import Guard, is_loopback, listen, serve  # noqa: PLC0415
+        from sampling.playground.server import listen, serve  # noqa: PLC0415
 
         bound = listen(config.host, config.port)
         address = f"[{config.host}]" if ":" in config.host else config.host
-        app = Page(playground, folder, config.queue).app()
+        page = Page(playground, folder, config.queue)
+        guarded = Guard(page.app(), config.host, folder, page.functions())
         if not is_loopback(config.host):
             print(f"warning: everybody who can reach {config.host} can use this page; there is no password")
         named = one_line(str(prior.path))
         print(f"http://{address}:{bound.getsockname()[1]}   {named} (step {prior.step}); Ctrl-C ends it", flush=True)
-        serve(Guard(app, config.host, folder), bound, playground.stopping.set)
+        serve(guarded, bound, playground.stopping.set)
 
 
 if __name__ == "__main__":

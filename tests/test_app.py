@@ -95,9 +95,13 @@ def test_a_grown_picture_holds_the_one_it_began_with(playground: Playground) -> 
     chosen = playground.offered()[0]
     values = {"variants": 2, "grow": {"up": 4, "down": 0, "left": 0, "right": 8}}
     shares: list[float] = []
-    made = playground.grow(chosen, values, shares.append)
+    placed, made = playground.grow(chosen, values, shares.append)
     assert made.shape == (2, 12, 20, 3)
     assert (made[:, 4:, :12] == chosen.picture).all()
+    assert placed.shape == made.shape[1:]  # beside each other they have one scale
+    assert (placed[4:, :12] == chosen.picture).all()
+    assert (placed[:4] == 128).all()
+    assert (placed[:, 12:] == 128).all()
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
@@ -107,6 +111,9 @@ def test_a_grown_picture_holds_the_one_it_began_with(playground: Playground) -> 
     [
         ({"n": 10**9}, "1,000,000,000 pictures are more than the 6"),
         ({"n": 7}, "7 pictures are more than the 6"),
+        ({"n": "7"}, "7 pictures are more than the 6"),
+        ({"n": " 40 "}, "40 pictures are more than the 6"),
+        ({"n": "1_0"}, "10 pictures are more than the 6"),
         ({"n": -1}, "n: "),
         ({"n": 2.5}, "n: "),
         ({"n": [1]}, "n: "),
@@ -149,8 +156,11 @@ def test_nothing_or_too_much_painted_and_no_picture_are_refused(playground: Play
     ):
         with pytest.raises(ConfigError, match=message):
             playground.complete(picture, mask, {"variants": 1}, quiet)
-    with pytest.raises(ConfigError, match="7 pictures are more than the 6"):
-        playground.complete(chosen, HALF, {"variants": 7}, quiet)
+    for number in (7, "7", "7.0"):
+        with pytest.raises(ConfigError, match="7 pictures are more than the 6"):
+            playground.complete(chosen, HALF, {"variants": number}, quiet)
+        with pytest.raises(ConfigError, match="7 pictures are more than the 6"):
+            playground.grow(chosen, {"variants": number, "grow": {"up": 4}}, quiet)
 
 
 @pytest.mark.parametrize(
@@ -254,8 +264,8 @@ def test_without_the_extra_it_says_what_to_install(folder: Path, monkeypatch: py
 def test_gradio_is_imported_by_the_page_alone() -> None:
     """It takes seconds, and is optional."""
     sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "sampling").rglob("*.py")}
-    ours = r"sampling\.playground\.(page|controls|server)"
-    apart = {"page.py", "controls.py", "server.py"}
+    ours = r"sampling\.playground\.(page|controls|server|guard)"
+    apart = {"page.py", "controls.py", "server.py", "guard.py"}
     for name, text in sources.items():
         at_once = re.findall(rf"^(?:import|from) (?:gradio|fastapi|starlette|uvicorn|{ours})\b", text, flags=re.M)
         assert not at_once or name in apart, name
@@ -283,6 +293,7 @@ def test_a_port_is_the_one_given_or_a_free_one() -> None:
         server.listen("192.0.2.1", None)
 
 
+CROSS = {"sec-fetch-site": "cross-site"}
 GOOD = {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}
 
 
@@ -298,6 +309,12 @@ GOOD = {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}
         ("GET", "/", GOOD | {"origin": "http://evil.example"}, 403),
         ("GET", "/", GOOD | {"origin": "http://127.0.0.1:8000"}, 403),
         ("GET", "/", GOOD | {"origin": "null"}, 403),
+        ("GET", "/", GOOD | CROSS | {"sec-fetch-mode": "navigate"}, 200),  # a link on another page
+        ("GET", "/config", {"host": "localhost"} | CROSS, 403),
+        ("GET", "/config", {"host": "localhost"} | CROSS | {"sec-fetch-mode": "no-cors"}, 403),
+        ("GET", "/config", {"host": "localhost", "sec-fetch-site": "same-site"}, 403),  # another port
+        ("GET", "/config", {"host": "localhost", "sec-fetch-site": "none"}, 200),
+        ("POST", "/gradio_api/queue/join", GOOD | CROSS | {"sec-fetch-mode": "navigate"}, 403),  # a form
         ("POST", "/gradio_api/queue/join", GOOD | {"content-length": "10"}, 200),
         ("POST", "/gradio_api/queue/join", {"host": "localhost", "content-length": "9"}, 200),  # no browser
         ("POST", "/gradio_api/queue/join", {"host": "localhost", "sec-fetch-site": "cross-site"}, 403),
@@ -332,7 +349,7 @@ def test_on_another_address_names_are_not_believed_either() -> None:
 
 def ask(bound: str, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
     """The status and headers with which a guarded server, which would answer everything, does answer."""
-    server = pytest.importorskip("sampling.playground.server", reason="the extra `app` is not installed")
+    guard = pytest.importorskip("sampling.playground.guard", reason="the extra `app` is not installed")
     sent: list[Any] = []
 
     async def anything(scope: Any, receive: Any, send: Any) -> None:
@@ -343,9 +360,44 @@ def ask(bound: str, method: str, path: str, headers: dict[str, str]) -> tuple[in
         sent.append(message)
 
     async def receive() -> Any:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        body = b'{"data": [], "fn_index": 1, "session_hash": "a"}'
+        return {"type": "http.request", "body": body, "more_body": False}
 
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": encoded}
-    asyncio.run(server.Guard(anything, bound, Path("/work/page"))(scope, receive, send))
+    asyncio.run(guard.Guard(anything, bound, Path("/work/page"), {1: 0})(scope, receive, send))
     return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+
+
+def test_uploads_are_refused_where_all_together_would_be_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in the folder counts, and so does what is still arriving beside it."""
+    guard = pytest.importorskip("sampling.playground.guard", reason="the extra `app` is not installed")
+    monkeypatch.setattr(guard, "LARGEST_FOLDER", 100)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.png").write_bytes(b"x" * 40)
+    answers: list[int] = []
+
+    async def upload(length: int) -> int:
+        sent: list[Any] = []
+        headers = [(b"host", b"localhost"), (b"content-length", str(length).encode())]
+        scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await guarded(scope, None, send)
+        return int(sent[0]["status"])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if not answers:  # another one while this one arrives
+            answers.append(0)
+            answers.append(await upload(31))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    guarded = guard.Guard(app, "127.0.0.1", tmp_path, {})
+    assert asyncio.run(upload(61)) == 507
+    assert asyncio.run(upload(30)) == 200
+    assert answers == [0, 507]
+    assert asyncio.run(upload(60)) == 200

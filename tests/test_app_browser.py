@@ -1,16 +1,9 @@
-"""The page in a real browser, over the real command: what a user does in each tab, and what a stranger tries."""
+"""The page in a real browser, over the real command: what a user does in each tab."""
 
-import http.client
 import io
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -21,9 +14,9 @@ from PIL import Image
 from sampling.completing import Margins, Task, complete, grow
 from sampling.sampler import Sampler
 from sampling.to_complete import read_pictures
-from tests.artefacts import IMAGE_SIZE, files_of, write_prior
+from tests.app_server import App, running
+from tests.artefacts import IMAGE_SIZE
 from tests.browser import browser as open_browser
-from tests.commands import ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -34,57 +27,10 @@ WAIT = 60_000
 """Milliseconds: the machine may be busy."""
 
 
-class App(NamedTuple):
-    process: "subprocess.Popen[str]"
-    address: str
-    prior: Path
-    temporary: Path
-
-
-def started(prior: Path, temporary: Path, *options: str) -> App:
-    """The command, once it says where its page is."""
-    temporary.mkdir()
-    settings = {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "sampling/app.py"), "--prior", str(prior), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | settings,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith("http://127.0.0.1:"), process.communicate(timeout=60)
-    return App(process, line.split()[0], prior, temporary)
-
-
-def ended(app: App) -> tuple[int, str, str]:
-    """How it ends when Ctrl-C comes while a browser's connection is open, whose end is not waited for."""
-    parsed = urlparse(app.address)
-    with closing(http.client.HTTPConnection(str(parsed.hostname), parsed.port, timeout=60)) as connection:
-        connection.request("GET", "/gradio_api/heartbeat/abc")
-        with connection.getresponse() as answer:
-            assert answer.status == 200
-            app.process.send_signal(signal.SIGINT)
-            out, err = app.process.communicate(timeout=60)
-    return app.process.returncode, out, err
-
-
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory, browser: "Browser") -> Iterator[App]:
-    folder = tmp_path_factory.mktemp("app")
-    prior = folder / "prior"
-    prior.mkdir()
-    write_prior(prior, label_dropout=0.5)
-    before = files_of(prior)
-    app = started(prior, folder / "tmp", "--pictures", "6")
-    try:
+    with running(tmp_path_factory.mktemp("app"), "--pictures", "6") as app:
         yield app
-    finally:
-        code, out, err = ended(app)
-    assert (code, out, err) == (0, "", "")  # no traceback, whatever was asked for meanwhile
-    assert files_of(prior) == before
-    assert not list(app.temporary.glob("tessera-app-*"))
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +128,9 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     assert (mask[hidden]).all()
     assert (np.stack(made) == complete(sampler, task, ~mask, True)).all()
     page.get_by_label("Paint over the bottom half").click()
-    assert (np.array(painted_by(page)) == (np.arange(IMAGE_SIZE[0]) >= IMAGE_SIZE[0] // 2)[:, None]).all()
-    page.get_by_label("Erase").check()
+    bottom = (np.arange(IMAGE_SIZE[0]) >= IMAGE_SIZE[0] // 2)[:, None]
+    assert (np.array(painted_by(page)) == (bottom | mask)).all()  # halves add up
+    page.get_by_role("radio", name="Erase").check()
     canvas.click(position={"x": 0.5 * side, "y": 6.5 * side})  # the page may have scrolled
     erased = np.array(painted_by(page))
     assert not erased[6, 0]
@@ -192,6 +139,42 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     assert not np.array(painted_by(page)).any()
     page.get_by_role("button", name="Complete", exact=True).click()
     page.get_by_text("nothing is painted").wait_for()
+
+
+def test_a_user_without_a_mouse_chooses_and_paints(page: Any) -> None:
+    """By names and keys alone; and the page says how much is painted."""
+    page.get_by_role("tab", name="Complete").click()
+    page.get_by_role("button", name="validation picture 2").first.focus()
+    page.keyboard.press("Enter")
+    canvas = page.get_by_role("application")
+    canvas.wait_for()
+    page.get_by_text("0 of 96 pixels painted").wait_for()
+    canvas.focus()
+    page.get_by_label("Size of the brush").fill("1")
+    for key in ("ArrowUp", "ArrowLeft", "Space", "ArrowLeft", "Space"):
+        canvas.press(key)
+    assert page.locator(".brush").is_visible()
+    expected = np.zeros(IMAGE_SIZE, dtype=np.bool_)
+    expected[3, 4:6] = True
+    assert (np.array(painted_by(page)) == expected).all()
+    page.get_by_text("2 of 96 pixels painted").wait_for()
+    page.get_by_role("radio", name="Erase").check()
+    for _ in range(20):  # it stays on the picture
+        canvas.press("ArrowRight")
+    canvas.press("Space")
+    page.get_by_text("2 of 96 pixels painted").wait_for()
+    for half in ("left", "right"):
+        page.get_by_label(f"Paint over the {half} half").click()
+    page.get_by_text("96 of 96 pixels painted").wait_for()
+
+
+def test_the_command_and_the_pictures_have_names(page: Any) -> None:
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.locator("#samples .grid-container img").first.wait_for()
+    command = page.get_by_role("textbox", name="The same pictures by a command")
+    assert command.is_enabled()
+    assert not command.is_editable()
+    assert page.get_by_role("button", name="Sample", exact=True).bounding_box()["y"] < 860  # above the fold
 
 
 def painted_by(page: Any) -> list[list[int]]:
@@ -224,8 +207,10 @@ def test_a_user_uploads_a_picture_and_grows_it(app: App, page: Any, tmp_path: Pa
     original, made = shown(page, "#grown", 2)
     sampler = Sampler.load(app.prior)
     label = np.array([sampler.prior.model.null_label])
-    task = Task(original[None], np.zeros(1, dtype=np.int64), label, 0, np.zeros(1, dtype=np.int64))
-    assert (original == (20, 200, 90)).all()
+    alone = original[4:, : IMAGE_SIZE[1]]
+    task = Task(alone[None], np.zeros(1, dtype=np.int64), label, 0, np.zeros(1, dtype=np.int64))
+    assert (original[4:, : IMAGE_SIZE[1]] == (20, 200, 90)).all()
+    assert original.shape == made.shape
     assert (made == grow(sampler, task, Margins(up=1, right=2), True)[0]).all()
 
 
@@ -246,68 +231,3 @@ def test_it_can_be_used_on_a_phone(page: Any) -> None:
         button.scroll_into_view_if_needed()
         assert button.bounding_box()["width"] > 200
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
-class Answer(NamedTuple):
-    status: int
-    body: bytes
-
-
-def ask(app: App, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
-    parsed = urlparse(app.address)
-    with closing(http.client.HTTPConnection(str(parsed.hostname), parsed.port, timeout=60)) as connection:
-        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
-        with connection.getresponse() as answer:
-            return Answer(answer.status, answer.read())
-
-
-def called(app: App, number: int, values: list[Any], session: str) -> dict[str, Any]:
-    """What the server says at the end of a request that a script makes up."""
-    body = json.dumps({"data": values, "fn_index": number, "session_hash": session}).encode()
-    joined = ask(app, "POST", "/gradio_api/queue/join", body)
-    if joined.status != 200:
-        return {"refused": joined.status}
-    stream = ask(app, "GET", f"/gradio_api/queue/data?session_hash={session}").body.decode()
-    events = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
-    return next(event for event in events if event["msg"] in ("process_completed", "unexpected_error"))
-
-
-def test_a_script_that_makes_up_requests_gets_a_message_and_the_page_goes_on(app: App) -> None:
-    """Values that no widget would send, straight to the server; then an ordinary request."""
-    config = json.loads(ask(app, "GET", "/config").body)
-    labels = {each["id"]: each["props"].get("label") for each in config["components"]}
-    function = next(each for each in config["dependencies"] if "Number" in [labels[i] for i in each["inputs"]])
-    names = [labels[each] for each in function["inputs"]]
-    usual = {"Class": "", "Number": 1, "Seed": 0, "Height": 8, "Width": 12, "Temperature": 1, "Top-p": 0.9}
-    usual |= {"Guidance": 1, "Min-p": 0, "Top-k (0: all codes)": 0}
-    assert usual.keys() == set(names)
-    made_up: list[tuple[dict[str, Any], str]] = [
-        ({"Number": 10**9}, "1,000,000,000 pictures are more than the 6"),
-        ({"Height": 10**6}, "size.0"),
-        ({"Seed": "x"}, "seed: "),
-        ({"Temperature": float("nan")}, "temperature: "),
-        ({"Class": "<img src=x onerror=alert(1)>"}, "&lt;img"),
-        ({"Class": ["cat"]}, "class: "),
-        ({"Number": {"a": [1] * 1000}}, "n: "),
-    ]
-    for place, (change, message) in enumerate(made_up):
-        answer = called(app, function["id"], [(usual | change)[name] for name in names], f"made{place}")
-        assert not answer["success"]
-        assert message in answer["output"]["error"], answer
-    assert called(app, function["id"], [usual[name] for name in names], "usual")["success"]
-
-
-@pytest.mark.parametrize("path", ["/gradio_api/info", "/gradio_api/openapi.json", "/docs", "/monitoring/summary"])
-def test_what_the_page_does_not_need_is_closed(app: App, path: str) -> None:
-    assert ask(app, "GET", path).status == 404
-    assert ask(app, "POST", "/gradio_api/run/sample", b"{}").status == 404
-
-
-def test_another_site_is_refused(app: App) -> None:
-    assert ask(app, "GET", "/config", Host="evil.example").status == 421
-    assert ask(app, "POST", "/gradio_api/queue/join", b"{}", Origin="http://evil.example").status == 403
-    assert ask(app, "GET", f"/gradio_api/file={app.prior}/prior.safetensors").status == 404
-
-
-def test_an_upload_that_is_too_large_is_refused(app: App) -> None:
-    assert ask(app, "POST", "/gradio_api/upload", b"x" * (22 * 1024 * 1024)).status == 413

@@ -21,9 +21,47 @@ class Settings(NamedTuple):
         return found
 
 
+NAMES = """() => {
+  const name = () => {
+    for (const image of document.querySelectorAll('.choice button img[alt]')) {
+      if (image.alt) image.closest('button').ariaLabel = image.alt;
+    }
+    for (const field of document.querySelectorAll('#command textarea, #command input')) {
+      Object.assign(field, { disabled: false, readOnly: true, ariaLabel: 'The same pictures by a command' });
+    }
+  };
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  name();
+}"""
+"""Run in the browser: what Gradio leaves without a name gets one, and the command can be focused."""
+
+
+def upload_button() -> gr.UploadButton:
+    """A button for a picture of one's own; the path is passed on, or None where none of the kind arrived."""
+    button = gr.UploadButton("Upload a picture", file_types=["image"], size="sm", variant="secondary")
+    button.data_model = None  # it would stumble over what is no file at all
+    button.preprocess = lambda payload: payload.get("path") if isinstance(payload, dict) else None  # type: ignore[method-assign, assignment, union-attr]
+    return button
+
+
+def index_of(event: gr.EventData) -> Any:
+    """Which picture was selected; anything, or nothing, may have been sent as an event."""
+    try:
+        return event.index
+    except (AttributeError, TypeError):
+        return None
+
+
 def as_given(component: ComponentT) -> ComponentT:
-    """What arrives from it is passed on: Gradio's own checks know less, and stumble over what is no number at all."""
-    component.preprocess = lambda payload: payload  # type: ignore[method-assign]
+    """What arrives from it is passed on: Gradio's own checks know less, and stumble over what is no number at all.
+    Lists and objects are refused without being shown: a file that they name may have become one of Gradio's."""
+
+    def passed(payload: Any) -> Any:
+        if isinstance(payload, list | dict):
+            raise gr.Error(f"{component.label}: is no single value", print_exception=False)
+        return payload
+
+    component.preprocess = passed  # type: ignore[method-assign]
     return component
 
 

@@ -15,9 +15,19 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from sampling.picture_files import save_png
-from sampling.playground.controls import Settings, as_given, number, result_gallery, slider
+from sampling.playground.bodies import is_inside
+from sampling.playground.controls import (
+    NAMES,
+    Settings,
+    as_given,
+    index_of,
+    number,
+    result_gallery,
+    slider,
+    upload_button,
+)
+from sampling.playground.guard import LARGEST_UPLOAD
 from sampling.playground.painter import READ, SCRIPT, TEMPLATE, data_url, painted
-from sampling.playground.server import LARGEST_UPLOAD
 from sampling.playground.tasks import Chosen, Playground, said
 from sampling.sampler import DEFAULT_TOP_P
 from stage1_tokenizer.data.pictures import Picture
@@ -54,13 +64,14 @@ class Page:
                 if playground.can_be_larger:
                     with gr.Tab("Grow"):
                         self._grow_tab()
+            self.blocks.load(None, None, None, js=NAMES, api_visibility="private")
         self.blocks.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
 
     def app(self) -> FastAPI:
         """What a server serves."""
         fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none is fetched
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        return gr.mount_gradio_app(
+        mounted: FastAPI = gr.mount_gradio_app(
             app,
             self.blocks,
             path="/",
@@ -76,19 +87,26 @@ class Page:
             theme=gr.themes.Default(primary_hue="indigo", font=fonts[0], font_mono=fonts[1]),
             css_paths=STYLE,
         )
+        # Before an app has launched, Gradio lets it use all files; one that is mounted never does.
+        self.blocks.has_launched = True
+        return mounted
+
+    def functions(self) -> dict[int, int]:
+        """The number of inputs of each function that the page calls, by the number it is called by."""
+        return {number: len(each.inputs) for number, each in self.blocks.fns.items() if each.fn is not None}
 
     def _sample_tab(self) -> None:
         playground = self._playground
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 own: dict[str, gr.components.Component] = {"class": self._class_choice("in turn")}
-                own["n"] = number("Number", min(8, playground.limits.pictures), 1, playground.limits.pictures)
-                common = self._common_settings(open_=True)
-                if playground.can_be_larger:
-                    with gr.Row():
+                with gr.Row(elem_classes="sizes"):
+                    own["n"] = number("Number", min(8, playground.limits.pictures), 1, playground.limits.pictures)
+                    if playground.can_be_larger:
                         side = {"step": playground.factor, "low": playground.factor, "high": playground.limits.side}
-                        own["height"] = number("Height", playground.size[0], **side)
-                        own["width"] = number("Width", playground.size[1], **side)
+                        own["height"] = number(f"Height (px, to {side['high']})", playground.size[0], **side)
+                        own["width"] = number(f"Width (px, to {side['high']})", playground.size[1], **side)
+                common = self._common_settings()
                 run = gr.Button("Sample", variant="primary")
             with gr.Column(scale=2, min_width=320):
                 shown = result_gallery("Samples", "samples")
@@ -155,6 +173,7 @@ class Page:
                 preview = gr.HTML("", html_template=PREVIEW, elem_classes="preview", container=True, padding=True)
                 own: dict[str, gr.components.Component] = {}
                 most = playground.limits.side - min(playground.size)
+                gr.HTML(f"<p>Pixels to add on each side, in multiples of {playground.factor}:</p>", padding=False)
                 with gr.Row():
                     for name in ("up", "down", "left", "right"):
                         start = playground.factor * 2 if name == "right" else 0
@@ -170,22 +189,21 @@ class Page:
         def grow(picture: Chosen | None, *given: Any, progress: gr.Progress = gr.Progress()) -> list[tuple[str, str]]:  # noqa: B008
             values = settings.values(given)
             values["grow"] = {name: values.pop(name) for name in ("up", "down", "left", "right") if name in values}
-            made = playground.grow(picture, values, progress)
-            assert picture is not None
-            captions = ["original", *(f"grown {place}" for place in range(1, len(made) + 1))]
-            return self._files([picture.picture, *made], captions)
+            placed, made = playground.grow(picture, values, progress)
+            captions = ["original in its place", *(f"grown {place}" for place in range(1, len(made) + 1))]
+            return self._files([placed, *made], captions)
 
         self._on(run, grow, [chosen, *settings.named.values()], [shown])
         self._on_choice(offered, upload, chosen, preview)
 
-    def _common_settings(self, open_: bool = False) -> dict[str, gr.components.Component]:
+    def _common_settings(self) -> dict[str, gr.components.Component]:
         """The seed, and how codes are chosen."""
         found: dict[str, gr.components.Component] = {}
         with gr.Row(elem_classes="seed"):
             found["seed"] = number("Seed", 0, -(2**53), 2**53)
             again = gr.Button("New seed", min_width=100)
         again.click(None, None, found["seed"], js=NEW_SEED, api_visibility="private")
-        with gr.Accordion("How codes are drawn", open=open_):
+        with gr.Accordion("How codes are drawn", open=False):
             found["temperature"] = slider("Temperature", 1.0, 2.0, 0.05)
             found["top_p"] = slider("Top-p", DEFAULT_TOP_P, 1.0, 0.01)
             if self._playground.can_guide:
@@ -204,7 +222,7 @@ class Page:
         """Validation pictures to click on, and a button for a picture of one's own."""
         pictures = [each.picture for each in self._offered]
         shown = gr.Gallery(
-            self._files(pictures, [""] * len(pictures), lasting=True),
+            self._files(pictures, [self._name(each) for each in self._offered], lasting=True),
             label="Validation pictures: choose one",
             columns=6,
             height="auto",
@@ -217,19 +235,23 @@ class Page:
         )
         if self._missing:
             gr.HTML(f"<p>Its validation pictures are not here: {html.escape(self._missing)}</p>")
-        return shown, gr.UploadButton("Upload a picture", file_types=["image"], size="sm", variant="secondary")
+        return shown, upload_button()
+
+    def _name(self, chosen: Chosen) -> str:
+        """What a picture is called by who cannot see it."""
+        return chosen.name if chosen.label is None else f"{chosen.name}, {self._playground.prior.classes[chosen.label]}"
 
     def _on_choice(
         self, offered: gr.Gallery, upload: gr.UploadButton, chosen: gr.State, shown: gr.components.Component
     ) -> None:
-        def pick(event: gr.SelectData) -> tuple[Chosen, str]:
-            index = event.index
+        def pick(event: gr.EventData) -> tuple[Chosen, str]:
+            index = index_of(event)
             if not isinstance(index, int) or not 0 <= index < len(self._offered):
                 raise ConfigError("there is no such validation picture")
             return self._offered[index], data_url(self._offered[index].picture)
 
-        def take(path: str | None) -> tuple[Chosen, str]:
-            if path is None:
+        def take(path: Any) -> tuple[Chosen, str]:
+            if not is_inside(path, self._folder) or not Path(path).is_file():
                 raise ConfigError("nothing was uploaded")
             given = self._playground.uploaded(Path(path), Path(path).name)
             return given, data_url(given.picture)

@@ -12,12 +12,38 @@ function begin() {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   let erasing = false;
   let last = null;
+  const brush = element.querySelector(".brush"); // where the arrow keys have moved it: [x, y] in pixels
+  let place = [0, 0];
 
   function prepare() {
     canvas.width = image.naturalWidth;
     canvas.height = image.naturalHeight;
     size.max = Math.max(2, Math.round(Math.max(canvas.width, canvas.height) / 2));
     size.value = Math.max(1, Math.round(canvas.width / 6));
+    place = [Math.floor(canvas.width / 2) + 0.5, Math.floor(canvas.height / 2) + 0.5];
+    say();
+  }
+
+  function painted() {
+    const alpha = context.getImageData(0, 0, canvas.width, canvas.height).data;
+    return Array.from({ length: alpha.length / 4 }, (_, pixel) => alpha[4 * pixel + 3] > 0);
+  }
+
+  function say() {
+    const pixels = painted();
+    const count = pixels.filter(Boolean).length.toLocaleString("en");
+    element.querySelector("output").value = `${count} of ${pixels.length.toLocaleString("en")} pixels painted`;
+  }
+
+  function showBrush() {
+    brush.style.left = `${(100 * place[0]) / canvas.width}%`;
+    brush.style.top = `${(100 * place[1]) / canvas.height}%`;
+    brush.style.width = `${(100 * size.value) / canvas.width}%`;
+    brush.hidden = false;
+  }
+
+  function takeTool() {
+    erasing = element.querySelector("[name=painter-tool]:checked").value === "erase";
   }
 
   function box(left, top, width, height) {
@@ -41,9 +67,9 @@ function begin() {
   }
 
   function stroke(event) {
-    const place = canvas.getBoundingClientRect();
-    const x = ((event.clientX - place.left) / place.width) * canvas.width;
-    const y = ((event.clientY - place.top) / place.height) * canvas.height;
+    const shown = canvas.getBoundingClientRect();
+    const x = ((event.clientX - shown.left) / shown.width) * canvas.width;
+    const y = ((event.clientY - shown.top) / shown.height) * canvas.height;
     const from = last ?? [x, y];
     const steps = Math.max(1, Math.ceil(Math.hypot(x - from[0], y - from[1]) * 2));
     for (let step = 1; step <= steps; step++) {
@@ -53,33 +79,51 @@ function begin() {
   }
 
   canvas.onpointerdown = (event) => {
-    erasing = element.querySelector("[name=painter-tool]:checked").value === "erase";
+    takeTool();
+    brush.hidden = true;
     canvas.setPointerCapture(event.pointerId);
     stroke(event);
   };
   canvas.onpointermove = (event) => last && stroke(event);
-  canvas.onpointerup = canvas.onpointercancel = () => { last = null; };
+  canvas.onpointerup = canvas.onpointercancel = () => { last = null; say(); };
+
+  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  canvas.onkeydown = (event) => {
+    const arrow = arrows[event.key];
+    if (!arrow && event.key !== " ") return;
+    event.preventDefault(); // the page would scroll
+    if (arrow) {
+      place[0] = Math.min(canvas.width - 0.5, Math.max(0.5, place[0] + arrow[0]));
+      place[1] = Math.min(canvas.height - 0.5, Math.max(0.5, place[1] + arrow[1]));
+    } else {
+      takeTool();
+      dab(...place);
+      say();
+    }
+    showBrush();
+  };
+  canvas.onfocus = () => canvas.matches(":focus-visible") && showBrush();
+  canvas.onblur = () => { brush.hidden = true; };
 
   const halves = {
     top: () => box(0, 0, canvas.width, canvas.height >> 1),
     bottom: () => box(0, canvas.height >> 1, canvas.width, canvas.height),
     left: () => box(0, 0, canvas.width >> 1, canvas.height),
+    none: () => box(0, 0, canvas.width, canvas.height),
     right: () => box(canvas.width >> 1, 0, canvas.width, canvas.height),
   };
   for (const button of element.querySelectorAll("button[data-area]")) {
     button.onclick = () => {
-      erasing = false;
-      context.clearRect(0, 0, canvas.width, canvas.height);
-      halves[button.dataset.area]?.();
+      erasing = button.dataset.area === "none";
+      halves[button.dataset.area]();
+      say();
     };
   }
 
   canvas.mask = () => {
-    const alpha = context.getImageData(0, 0, canvas.width, canvas.height).data;
-    const bits = new Uint8Array(Math.ceil(alpha.length / 32));
-    for (let pixel = 0; 4 * pixel < alpha.length; pixel++) {
-      if (alpha[4 * pixel + 3]) bits[pixel >> 3] |= 128 >> (pixel & 7);
-    }
+    const pixels = painted();
+    const bits = new Uint8Array(Math.ceil(pixels.length / 8));
+    pixels.forEach((one, pixel) => { if (one) bits[pixel >> 3] |= 128 >> (pixel & 7); });
     let text = "";
     for (const byte of bits) text += String.fromCharCode(byte);
     return btoa(text);

@@ -19,7 +19,9 @@ TEMPLATE = """
 <div class="painter">
   <div class="canvas">
     <img src="{{value}}" alt="The picture to complete">
-    <canvas role="img" aria-label="Paint over what is to be made anew"></canvas>
+    <canvas tabindex="0" role="application" aria-describedby="painter-said"
+      aria-label="Paint over what is to be made anew: arrows move the brush, space paints or erases"></canvas>
+    <div class="brush" hidden></div>
   </div>
   <div class="tools">
     <label><input type="radio" name="painter-tool" value="paint" checked> Paint</label>
@@ -32,6 +34,9 @@ TEMPLATE = """
     <button type="button" data-area="bottom" aria-label="Paint over the bottom half">bottom</button>
     <button type="button" data-area="left" aria-label="Paint over the left half">left</button>
     <button type="button" data-area="right" aria-label="Paint over the right half">right</button>
+  </div>
+  <div class="tools">
+    <output id="painter-said" aria-live="polite"></output>
     <button type="button" data-area="none">clear all</button>
   </div>
 </div>

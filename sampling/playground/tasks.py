@@ -31,6 +31,8 @@ from stage2_prior.products import Precision
 SOURCE = "settings of this page"
 OFFERED = 12
 """Validation pictures to choose from."""
+LONGEST_LINE = 500
+"""Characters of a message."""
 Share = Callable[[float], object]
 """Called with the share in [0, 1] of a task that is done."""
 
@@ -118,6 +120,7 @@ class Playground:
             ConfigError: a value that does not fit, or more than the limits admit.
         """
         config = GenerateConfig.from_tree(self._tree(values, "n"), SOURCE)
+        self._check_number("n", config.n)
         self._check_side("size", config.size or self.size)
         sampler = Sampler(self.prior, config)
         indices = np.arange(config.n, dtype=np.int64)
@@ -150,9 +153,12 @@ class Playground:
         made = complete(sampler, task, keep, config.paste, progress)
         return framed(task.pictures[:1], keep, Margins(), self.factor)[0], made
 
-    def grow(self, chosen: Chosen | None, values: Mapping[str, Any], report: Share) -> NDArray[np.uint8]:
-        """The picture with margins around it: (variants, H + ..., W + ..., C). values: as for `complete`, and `grow`,
-        with the pixels `up`, `down`, `left` and `right`.
+    def grow(
+        self, chosen: Chosen | None, values: Mapping[str, Any], report: Share
+    ) -> tuple[Picture, NDArray[np.uint8]]:
+        """The picture with empty margins around it, and with these made: (variants, H + ..., W + ..., C).
+
+        values: as for `complete`, and `grow`, with the pixels `up`, `down`, `left` and `right`.
 
         Raises:
             ConfigError: as `sample`; or the margins are no multiples of the tokenizer's factor, or all zero.
@@ -166,10 +172,12 @@ class Playground:
         if not any(margins):
             raise ConfigError("all four margins are 0: give at least one side some pixels")
         progress = self._counted(config.variants * codes_made(sampler, margins), report)
-        return grow(sampler, task, margins, config.paste, progress)
+        made = grow(sampler, task, margins, config.paste, progress)
+        return framed(task.pictures[:1], None, margins, self.factor)[0], made
 
     def _started(self, chosen: Chosen | None, values: Mapping[str, Any]) -> tuple[CompleteConfig, Sampler, Task]:
         config = CompleteConfig.from_tree(self._tree(values, "variants"), SOURCE)
+        self._check_number("variants", config.variants)
         if chosen is None:
             raise ConfigError("no picture is chosen: choose one, or upload one")
         sampler = Sampler(self.prior, config)
@@ -191,10 +199,15 @@ class Playground:
 
     def _tree(self, values: Mapping[str, Any], key: str) -> Tree:
         """The values as a config's; `key` is the one that says how many pictures are wanted."""
-        number, most = values.get(key, 1), self.limits.pictures
-        if isinstance(number, int | float) and number > most:
-            raise ConfigError(f"{key}: {number:,} pictures are more than the {most} that this page makes at once")
+        number = values.get(key, 1)
+        if isinstance(number, int | float):  # with a better message than a config's own limit has
+            self._check_number(key, number)
         return {key: 1, **values, "precision": self.precision}
+
+    def _check_number(self, key: str, number: float) -> None:
+        most = self.limits.pictures
+        if number > most:
+            raise ConfigError(f"{key}: {number:,} pictures are more than the {most} that this page makes at once")
 
     def _check_side(self, key: str, size: tuple[int, int], what: str = "") -> None:
         if max(size) > max(self.limits.side, *self.size):
@@ -227,5 +240,6 @@ class Playground:
 
 
 def said(error: UserError) -> str:
-    """An error for one line on a page."""
-    return " ".join(str(error).removeprefix(f"in the {SOURCE}:").split())
+    """An error for one line on a page, which a long value in it does not fill."""
+    line = " ".join(str(error).removeprefix(f"in the {SOURCE}:").split())
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
