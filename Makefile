@@ -37,8 +37,8 @@ quickstart: install ## train a tokenizer and a prior on drawn shapes, make 64 im
 	$(BIN)/python sampling/summary.py
 	$(BIN)/python sampling/report.py
 
-test: install ## run all tests (ARGS="-k codebook" chooses)
-	$(BIN)/pytest $(ARGS)
+test: install ## run all tests, on all cores (ARGS="-k codebook" chooses)
+	$(BIN)/pytest -n logical --dist loadfile $(ARGS)
 
 bench: install-bench ## compare with the peers, an hour for all (ARGS="gpt_decoding" chooses); see docs/performance.md
 	$(BIN)/python -m benchmarks.run $(ARGS)
@@ -47,7 +47,7 @@ soak: install ## end all three commands at random for ten minutes, and fuzz ever
 	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.soak $(ARGS)
 
 test-fast: install ## run the tests that take seconds
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -n logical --dist loadfile -m "not slow" $(ARGS)
 
 lint: install ## check rules, format and types
 	$(BIN)/ruff check .

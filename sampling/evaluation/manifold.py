@@ -85,7 +85,7 @@ def density_coverage_of(samples: Tensor, reference: Tensor, k: int, group_of: Te
     for part, numbers in zip(torch.split(samples, CHUNK), torch.split(group_of, CHUNK), strict=True):
         inside = torch.cdist(part, reference) <= radii
         density.append(inside.sum(dim=1).double() / k)
-        for number in numbers.unique().tolist():
+        for number in torch.unique(numbers).tolist():
             coverage[:, number] |= inside[numbers == number].any(dim=0)
     return torch.cat(density), coverage
 
