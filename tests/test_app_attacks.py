@@ -74,7 +74,8 @@ def test_no_file_of_the_machine_can_be_named_in_any_value(app: App, secret: Path
     paths = [secret, secret.parent / "link", pipe, Path("/dev/zero"), folder, folder / "../../secret.key"]
     paths += [Path("/proc/self/environ"), folder / ".." / ".." / ".." / secret.name]
     asked: list[Any] = [file_data(path) for path in paths]
-    asked += [file_data(path) for path in (f"{secret}\0", "../../secret.key", "secret.key", "", 7, [str(secret)], {})]
+    odd: list[Any] = [f"{secret}\0", "../../secret.key", "secret.key", "", 7, [str(secret)], {}]
+    asked += [file_data(each) for each in odd]
     asked += [[file_data(secret)], {"a": {"b": [file_data(secret)]}}, {"path": str(secret)}]
     for call in calls(app):
         for place in range(len(call.labels)):
@@ -128,7 +129,8 @@ def test_no_address_is_fetched_for_a_client(app: App) -> None:
 def test_a_file_of_the_page_that_is_not_there_is_a_message(app: App) -> None:
     upload = next(each for each in calls(app) if each.labels == ["Upload a picture"])
     folder = next(app.temporary.glob("tessera-app-*"))
-    for place, value in enumerate((file_data(folder / "none.png"), None, "x", [], {"meta": 1})):
+    odd: list[Any] = [file_data(folder / "none.png"), None, "x", [], {"meta": 1}]
+    for place, value in enumerate(odd):
         answer = called(app, upload.number, [value], f"none{place}")
         assert not answer.get("success"), value
 

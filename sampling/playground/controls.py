@@ -40,7 +40,7 @@ def upload_button() -> gr.UploadButton:
     """A button for a picture of one's own; the path is passed on, or None where none of the kind arrived."""
     button = gr.UploadButton("Upload a picture", file_types=["image"], size="sm", variant="secondary")
     button.data_model = None  # it would stumble over what is no file at all
-    button.preprocess = lambda payload: payload.get("path") if isinstance(payload, dict) else None  # type: ignore[method-assign, assignment, union-attr]
+    button.preprocess = lambda payload: payload.get("path") if isinstance(payload, dict) else None  # type: ignore[method-assign]
     return button
 
 
