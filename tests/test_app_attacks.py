@@ -207,8 +207,8 @@ def test_a_script_that_makes_up_requests_gets_a_message_and_the_page_goes_on(app
         "Class": "",
         "Number": 1,
         "Seed": 0,
-        "Height (px, to 24)": 8,
-        "Width (px, to 24)": 12,
+        "Height (≤ 24)": 8,
+        "Width (≤ 24)": 12,
         "Temperature": 1,
         "Top-p": 0.9,
     }
@@ -216,7 +216,7 @@ def test_a_script_that_makes_up_requests_gets_a_message_and_the_page_goes_on(app
     assert usual.keys() == set(names)
     made_up: list[tuple[dict[str, Any], str]] = [
         ({"Number": 10**9}, "1,000,000,000 pictures are more than the 6"),
-        ({"Height (px, to 24)": 10**6}, "size.0"),
+        ({"Height (≤ 24)": 10**6}, "size.0"),
         ({"Seed": "x"}, "seed: "),
         ({"Temperature": float("nan")}, "temperature: "),
         ({"Class": "<img src=x onerror=alert(1)>"}, "&lt;img"),

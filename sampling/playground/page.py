@@ -104,8 +104,8 @@ class Page:
                     own["n"] = number("Number", min(8, playground.limits.pictures), 1, playground.limits.pictures)
                     if playground.can_be_larger:
                         side = {"step": playground.factor, "low": playground.factor, "high": playground.limits.side}
-                        own["height"] = number(f"Height (px, to {side['high']})", playground.size[0], **side)
-                        own["width"] = number(f"Width (px, to {side['high']})", playground.size[1], **side)
+                        own["height"] = number(f"Height (≤ {side['high']})", playground.size[0], **side)
+                        own["width"] = number(f"Width (≤ {side['high']})", playground.size[1], **side)
                 common = self._common_settings()
                 run = gr.Button("Sample", variant="primary")
             with gr.Column(scale=2, min_width=320):
