@@ -326,9 +326,9 @@ GOOD = {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}
         ("POST", "/gradio_api/run/predict", GOOD | {"content-length": "9"}, 404),
         ("POST", "/gradio_api/vibe-edit", GOOD | {"content-length": "9"}, 404),
         ("GET", "/gradio_api/info", GOOD, 404),
-        ("GET", "/gradio_api/file=/work/page/a.png", GOOD, 200),
+        ("GET", "/gradio_api/file=/srv/page/a.png", GOOD, 200),
         ("GET", "/gradio_api/file=/etc/passwd", GOOD, 404),
-        ("GET", "/gradio_api/file=/work/page/../../etc/passwd", GOOD, 404),
+        ("GET", "/gradio_api/file=/srv/page/../../etc/passwd", GOOD, 404),
         ("GET", "/gradio_api/file=https://evil.example/", GOOD, 404),
         ("GET", "/gradio_api/proxy=http://evil.example/", GOOD, 404),
         ("DELETE", "/", GOOD, 404),
@@ -365,7 +365,7 @@ def ask(bound: str, method: str, path: str, headers: dict[str, str]) -> tuple[in
 
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": encoded}
-    asyncio.run(guard.Guard(anything, bound, Path("/work/page"), {1: 0})(scope, receive, send))
+    asyncio.run(guard.Guard(anything, bound, Path("/srv/page"), {1: 0})(scope, receive, send))
     return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
 
 
