@@ -5,7 +5,6 @@ with the `lpips` package; the backbone is torchvision's download, or a local saf
 compute the features; the distance between them is taken here, in half the passes over memory.
 """
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -15,12 +14,11 @@ from typing import Any, Literal, Self
 import lpips
 import torch
 from pydantic import NonNegativeFloat
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stage1_tokenizer.config import Config
-from stage1_tokenizer.config_errors import shortened
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.given_weights import existing, read_safetensors, sha256_of
 
 SMALLEST = {"vgg": 16, "alex": 31}
 DOWNLOADED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
@@ -56,7 +54,7 @@ class Perceptual(nn.Module):
                 f"perceptual.net {config.net} needs images of at least {SMALLEST[config.net]} pixels a side, "
                 f"data.image_size is {image_size[0]}x{image_size[1]}; set perceptual.weight 0 or take larger images"
             )
-        given = None if config.weights is None else _read_backbone(Path(config.weights))
+        given = None if config.weights is None else read_backbone(config.weights)
         with warnings.catch_warnings():  # lpips 0.1.4 calls torchvision in a way that is deprecated there
             warnings.filterwarnings("ignore", message="The parameter 'pretrained'|Arguments other than a weight enum")
             if given is None:
@@ -124,11 +122,7 @@ def check_download(name: str) -> None:
     if not path.exists():
         return
     promised = path.stem.rpartition("-")[2]
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadFileError(f"{path}: cannot be read ({error.strerror})") from None
+    found = sha256_of(path)
     if not found.startswith(promised):
         raise BadFileError(
             f"{path}: is damaged or was replaced: its SHA-256 begins with {found[: len(promised)]}, not with "
@@ -136,28 +130,15 @@ def check_download(name: str) -> None:
         )
 
 
-def _read_backbone(path: Path) -> dict[str, Tensor]:
-    """The convolutions, `features...`, that a safetensors file has.
+def read_backbone(given: str) -> dict[str, Tensor]:
+    """The convolutions, `features...`, of the file given as perceptual.weights.
 
     Raises:
         ConfigError: there is no such file.
         BadFileError: it is damaged, or not safetensors.
     """
-    try:
-        found = path.is_file()
-    except OSError:  # a name too long, or a folder on the way that is closed to us
-        found = False
-    if not found:
-        raise ConfigError(f"perceptual.weights {shortened(str(path))}: there is no such file; {CHOICES}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith("features.")]  # noqa: SIM118 (not a dict)
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:  # of a shape of 2^63, a TypeError
-        raise BadFileError(
-            f"perceptual.weights {path}: is damaged or is not a safetensors file ({shortened(str(error))}); "
-            "only safetensors are loaded"
-        ) from None
+    key = "perceptual.weights"
+    return read_safetensors(existing(Path(given), key, CHOICES), key, "features.")
 
 
 class _Distance(torch.autograd.Function):

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torchvision.models import alexnet
 
-from sampling.evaluation.extractors.weights import fit, read_safetensors
+from sampling.evaluation.extractors.weights import fit
 from sampling.evaluation.npz import open_samples, read_moments
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig
@@ -27,8 +27,9 @@ from stage1_tokenizer.checkpoint import SUM, checksum, write_tensors
 from stage1_tokenizer.config import CommandConfig, configure, parse_command_line, read_saved_yaml
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.given_weights import read_safetensors
 from stage1_tokenizer.log_file import log_entries
-from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, _read_backbone
+from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, read_backbone
 from stage1_tokenizer.state import MANIFEST, _checksum, load_state, problem_of, save_state
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
@@ -181,7 +182,7 @@ def backbone_target() -> Target:
             path.with_name("good.safetensors").write_bytes(good)
             weights = str(path.with_name("good.safetensors"))
             built.append(Perceptual(PerceptualConfig(weight=1.0, net="alex", weights=weights), (64, 64)))
-        built[0]._load_backbone(_read_backbone(path), str(path))
+        built[0]._load_backbone(read_backbone(str(path)), str(path))
 
     return Target("backbone", [good], read, ".safetensors", (mutate_safetensors,))
 

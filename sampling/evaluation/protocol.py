@@ -9,13 +9,13 @@ import numpy as np
 from accelerate import Accelerator
 
 from sampling.evaluation.extractors.base import Extractor
-from sampling.evaluation.extractors.weights import sha256_of
 from sampling.evaluation.features import Features
 from sampling.evaluation.reference import Reference, load_or_measure, provenance_of, reference_of_file
 from sampling.evaluation.results import described_machine, now, versions
 from sampling.evaluation.sources import Source, SplitSource, features_of
 from stage1_tokenizer.data import DataConfig, build_images, build_pictures
 from stage1_tokenizer.data.pictures import Pictures, Split
+from stage1_tokenizer.given_weights import sha256_of
 from stage1_tokenizer.perceptual import PerceptualConfig
 
 CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "root", "links")

@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sampling.evaluation.extractors.base import Extractor
-from sampling.evaluation.extractors.weights import sha256_of
 from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
 from sampling.evaluation.sources import NpzSource, Source, features_of, size_of
 from stage1_tokenizer.checkpoint import brief, read_tensors, write_tensors
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.given_weights import sha256_of
 from stage1_tokenizer.launch import on_main
 
 FORMAT = "1"

@@ -23,9 +23,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 )
 
 from sampling.evaluation.extractors.base import Extracted, Extractor
-from sampling.evaluation.extractors.weights import existing, fit, read_safetensors, sha256_of
+from sampling.evaluation.extractors.weights import fit
 from stage1_tokenizer.config import Config
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.given_weights import existing, read_safetensors, sha256_of
 from stage1_tokenizer.perceptual import check_download
 
 DIMENSION = 2048

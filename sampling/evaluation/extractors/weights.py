@@ -1,56 +1,12 @@
-"""Weights of an extractor: read without unpickling, hashed, and fitted to the network or refused."""
+"""Weights of an extractor: fitted to the network, or refused."""
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stage1_tokenizer.checkpoint import brief
-from stage1_tokenizer.config_errors import shortened
-from stage1_tokenizer.errors import BadFileError, ConfigError
-
-
-def existing(path: Path, key: str, choices: str) -> Path:
-    """The path, if there is such a file.
-
-    Raises:
-        ConfigError: there is none; `choices` says what could be given under `key`.
-    """
-    try:
-        found = path.is_file()
-    except OSError:  # a name too long, or a folder on the way that is closed to us
-        found = False
-    if not found:
-        raise ConfigError(f"{key} {shortened(str(path))}: there is no such file; {choices}")
-    return path
-
-
-def sha256_of(path: Path) -> str:
-    """Raises BadFileError: the file cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadFileError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
-    """All tensors of a file.
-
-    Raises:
-        BadFileError: it is damaged, or not safetensors.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:  # of a shape of 2^63, a TypeError
-        raise BadFileError(
-            f"{key} {path}: is damaged or is not a safetensors file ({shortened(str(error))}); "
-            "only safetensors are loaded"
-        ) from None
+from stage1_tokenizer.errors import BadFileError
 
 
 def fit(network: nn.Module, given: Mapping[str, Tensor], source: str) -> None:
