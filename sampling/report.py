@@ -20,8 +20,9 @@ from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.report.ending import REPORT
 from stage1_tokenizer.report.run_folder import CONFIG, RunFolder, open_run
-from stage1_tokenizer.report.tokenizer import REPORT, tokenizer_page
+from stage1_tokenizer.report.tokenizer import tokenizer_page
 from stage2_prior.report import prior_page
 
 COMPARISON = "comparison.html"

@@ -51,7 +51,7 @@ from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.report.ending import report_at_end
-from stage1_tokenizer.report.tokenizer import write_tokenizer_report
+from stage1_tokenizer.report.tokenizer import tokenizer_page
 from stage1_tokenizer.run import Run
 from stage1_tokenizer.run_config import RunConfig
 from stage1_tokenizer.seeds import derive_seed
@@ -284,7 +284,7 @@ def main() -> None:
     nexts += [("next", "sampling/generate.py")] * bool(bottleneck.noise_channels)
     nexts += [("pictures that explain it", "stage1_tokenizer/analyze.py")]
     run.summarise(*((what, command(script, "--tokenizer", run.folder)) for what, script in nexts))
-    report_at_end(accelerator, config.report, run.folder, write_tokenizer_report)
+    report_at_end(accelerator, config.report, run.folder, tokenizer_page)
 
 
 def kept(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from stage1_tokenizer.checkpoint import brief, write_file
+from stage1_tokenizer.checkpoint import brief
 from stage1_tokenizer.config import Tree, config_from_json
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.report.charts import Chart, Series
@@ -20,8 +20,8 @@ from stage1_tokenizer.report.measured import Measured, measure
 from stage1_tokenizer.report.numbers import percent, plain
 from stage1_tokenizer.report.page import TROUBLE, Section, attempt, note, render
 from stage1_tokenizer.report.reconstructions import over_training, triple
-from stage1_tokenizer.report.run_folder import RunFolder, open_run
-from stage1_tokenizer.report.tokenizer import REPORT, footer_of, head_of, once, show_figures, token_sections
+from stage1_tokenizer.report.run_folder import RunFolder
+from stage1_tokenizer.report.tokenizer import footer_of, head_of, once, show_figures, token_sections
 from stage1_tokenizer.report.tokens import describe
 from stage1_tokenizer.report.what_was_run import data_facts, happened, what_was_run
 from stage1_tokenizer.tokenizer import config_tree
@@ -46,19 +46,6 @@ COLUMNS = 10
 """Of the grids of samples."""
 LIMITS = 4
 """Reconstructions that show what the tokenizer allows."""
-
-
-def write_prior_report(folder: Path, device: torch.device, root: str | None = None) -> Path:
-    """Write RUN/report.html of a prior's run, and return its path.
-
-    Raises:
-        ConfigError: the folder is no run's.
-        StorageError: it cannot be written.
-    """
-    run = open_run(folder)
-    path = run.path / REPORT
-    write_file(path, prior_page(run, device, root).encode())
-    return path
 
 
 def prior_page(run: RunFolder, device: torch.device, root: str | None = None, more: Sequence[Section] = ()) -> str:

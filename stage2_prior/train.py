@@ -41,7 +41,7 @@ from stage2_prior.generation import generate
 from stage2_prior.gpt import GptConfig
 from stage2_prior.likelihood import bits, image_nats, token_loss
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
-from stage2_prior.report import write_prior_report
+from stage2_prior.report import prior_page
 from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, relabel
 
 
@@ -175,7 +175,7 @@ def main() -> None:
 
     run.finish()
     run.summarise(("next", command("sampling/generate.py", "-n", 64, "--prior", run.folder)))
-    report_at_end(accelerator, config.report, run.folder, write_prior_report)
+    report_at_end(accelerator, config.report, run.folder, prior_page)
 
 
 def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:

@@ -584,7 +584,7 @@ def test_whatever_happens_to_the_report_the_training_is_finished(
     """A full disk, our own mistake, Ctrl-C: exit code 0, the summary before it, the reason, and the command to make it.
     A stop does not speak of a step."""
     names, train = tokenizer_trainer
-    names["write_tokenizer_report"] = lambda *_: happens()
+    names["tokenizer_page"] = lambda *_: happens()
     ended = train("--steps", 1)
     assert ended.code == 0
     assert ended.err == ""

@@ -6,15 +6,19 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.console import command, say
 from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.report.run_folder import RunFolder, open_run
 from stage1_tokenizer.signals import stop_at_once
 
-Write = Callable[[Path, torch.device], Path]
+REPORT = "report.html"
+"""In the run's folder."""
+PageOf = Callable[[RunFolder, torch.device], str]
 
 
-def report_at_end(accelerator: Accelerator, wanted: bool, folder: Path, write: Write) -> None:
-    """In the main process, write the run's report and print where it is; or why it is not, and how to make it.
+def report_at_end(accelerator: Accelerator, wanted: bool, folder: Path, page_of: PageOf) -> None:
+    """In the main process, write the run's page and print where it is; or why it is not, and how to make it.
 
     Ctrl-C and SIGTERM give up the report alone.
     """
@@ -23,7 +27,10 @@ def report_at_end(accelerator: Accelerator, wanted: bool, folder: Path, write: W
     stop_at_once("stopped")
     try:
         say("writing the report ...")
-        say(f"report: {write(folder, accelerator.device)}")
+        run = open_run(folder)
+        path = run.path / REPORT
+        write_file(path, page_of(run, accelerator.device).encode())
+        say(f"report: {path}")
     except Exception as error:  # whatever it is, a stop by the user too: the weights are whole, and exit code 0 says so
         say(
             f"the report could not be written ({one_line(str(error))[:500] or type(error).__name__}); the training is "

@@ -2,13 +2,11 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from stage1_tokenizer.analysis.atlas import Atlas
-from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.report.codebook import atlas_for, show_atlas, show_use
 from stage1_tokenizer.report.curves import draw_curves, tokenizer_charts
 from stage1_tokenizer.report.markup import Child, Markup, join, tag
@@ -17,27 +15,13 @@ from stage1_tokenizer.report.measured import Measured, measure
 from stage1_tokenizer.report.numbers import plural
 from stage1_tokenizer.report.page import TROUBLE, Head, Section, attempt, note, render
 from stage1_tokenizer.report.reconstructions import over_training, show_failures, show_reconstructions
-from stage1_tokenizer.report.run_folder import RunFolder, open_run
+from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.report.sprites import Sprites, mean_sprites
 from stage1_tokenizer.report.tokens import alone, codes_in, describe, show_tokens
 from stage1_tokenizer.report.what_was_run import data_facts, happened, what_was_run
 
-REPORT = "report.html"
 Look = Callable[[], Measured]
 T = TypeVar("T")
-
-
-def write_tokenizer_report(folder: Path, device: torch.device, root: str | None = None) -> Path:
-    """Write RUN/report.html of a tokenizer's run, and return its path.
-
-    Raises:
-        ConfigError: the folder is no run's.
-        StorageError: it cannot be written.
-    """
-    run = open_run(folder)
-    path = run.path / REPORT
-    write_file(path, tokenizer_page(run, device, root).encode())
-    return path
 
 
 def tokenizer_page(run: RunFolder, device: torch.device, root: str | None = None, more: Sequence[Section] = ()) -> str:
