@@ -49,31 +49,30 @@ def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
 
 
-def check_finite(logits: Tensor) -> Tensor:
-    """The largest (B, 1) of logits (B, V), from which something can be chosen.
-
-    Raises:
-        NotFiniteError: a logit is NaN or inf, or a whole row is -inf. (Choosing would silently give the first or the
-            last code.)
-    """
-    largest = logits.amax(dim=-1, keepdim=True)
-    if not torch.isfinite(largest).all():
-        raise NotFiniteError(
-            "the prior gave logits that are not finite: its weights are damaged or its training diverged"
-        )
-    return largest
-
-
 def sample_softmax(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
-    """The prior's own distribution, unfiltered: logits (B, V), which are finite, noise (B,) -> codes (B,)."""
+    """The prior's own distribution, unfiltered: logits (B, V), noise (B,) -> codes (B,)."""
     del progress
     return draw(logits.softmax(dim=-1), noise)
 
 
-def sample_finite(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
-    """The same, of logits that may be anything. Raises NotFiniteError: see `check_finite`."""
-    check_finite(logits)
-    return sample_softmax(logits, noise, progress)
+class _FiniteLogits:
+    """A check that asks the device once per row of codes: asked at each code, a GPU would stand still in between."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum = torch.zeros((), device=device)  # stays 0 while all logits are finite, else becomes NaN
+
+    def note(self, logits: Tensor) -> None:
+        """Remember whether from these logits (B, V) something can be chosen: -inf may stand in them, but no NaN, no inf
+        and no row of -inf alone."""
+        self._sum += (logits.amax(dim=-1) * 0.0).sum()
+
+    def check(self) -> None:
+        """Raises NotFiniteError: from logits noted so far nothing can be chosen. (What was drawn would silently be the
+        first or the last code.)"""
+        if not self._sum.isfinite():
+            raise NotFiniteError(
+                "the prior gave logits that are not finite: its weights are damaged or its training diverged"
+            )
 
 
 @torch.inference_mode()
@@ -81,7 +80,7 @@ def generate(
     prior: Prior,
     labels: Tensor,
     noise: Tensor,
-    choose: Choose = sample_finite,
+    choose: Choose = sample_softmax,
     guidance: Guidance = NO_GUIDANCE,
     grid: Grid | None = None,
     window: Grid | None = None,
@@ -99,7 +98,7 @@ def generate(
     Raises:
         ConfigError: guidance, but the prior has no classes or was trained without label dropout; a window that is
             larger than the trained grid.
-        NotFiniteError: by `sample_finite`, where the prior's logits are not finite.
+        NotFiniteError: the prior's logits are not finite.
     """
     check_guidance(prior.config, prior.classes, guidance)
     decoder = decoder or prior.decoder()
@@ -116,6 +115,7 @@ def generate(
     last = max(height * width - 1, 1)
     noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
 
+    finite = _FiniteLogits(noise.device)
     place = None  # of the window of the decoding under way
     decoded = 0  # positions of that window that it has been fed
     for top, left, row, columns in placements(grid, window, stride):
@@ -137,10 +137,12 @@ def generate(
                 share = (row * width + column) / last
                 if guidance.is_needed:
                     logits = mix(logits[:batch], logits[batch:], guidance.at(share))
+                finite.note(logits)
                 chosen = choose(logits, noise[:, row, column, depth], share)  # (B,)
                 codes[:, row, column, depth] = chosen
                 decoding.append(chosen.repeat(2) if guidance.is_needed else chosen)
             decoded = here + 1
             if progress is not None:
                 progress(batch * shape.K)
+        finite.check()
     return codes
