@@ -29,6 +29,7 @@ from benchmarks.measure import compare
 from benchmarks.memory import peak_of
 from benchmarks.record import Results
 from stage1_tokenizer import processor
+from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from stage1_tokenizer.losses import (
@@ -49,7 +50,9 @@ PIXEL = PixelConfig(l1=1.0, l2=0.0)
 OPTIM = OptimConfig(lr=1e-5)
 SAME = 1e-5
 WAYS = ("textbook", "textbook, channels_last", "ours")
-BFLOAT16 = ("textbook, bfloat16", "ours, bfloat16")
+BFLOAT16 = ("textbook, bfloat16", "textbook, channels_last, bfloat16", "ours, bfloat16")
+COMPILED = ("textbook, channels_last, bfloat16, compiled", "ours, bfloat16, compiled")
+"""On a GPU alone: the tokenizer goes through torch.compile, as `accelerate launch --dynamo_backend inductor` has it."""
 
 
 class Size(NamedTuple):
@@ -63,6 +66,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(batch=8, side=64, channels=64, multipliers=(1, 1, 2, 2, 4), latent_channels=256, codes=1024, repeats=7)
+GPU = FULL._replace(batch=64, repeats=9)
 SMALL = Size(batch=2, side=32, channels=8, multipliers=(1, 2), latent_channels=8, codes=16, repeats=1)
 
 
@@ -72,6 +76,8 @@ class Step:
     reconstruction and lambda; `update` is the whole step."""
 
     tokenizer: Tokenizer
+    model: Callable[[Tensor], tuple[Tensor, Bottlenecked]]
+    """The tokenizer, compiled or not."""
     critic: PatchDiscriminator
     perceptual: nn.Module
     optimizer: torch.optim.Optimizer
@@ -103,7 +109,7 @@ class Step:
 class Textbook(Step):
     def backward(self) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            x_hat, bottlenecked = self.tokenizer(self.x)
+            x_hat, bottlenecked = self.model(self.x)
             reconstruction = F.l1_loss(x_hat.float(), self.x) + self.perceptual(self.x, x_hat).float().mean()
             adversarial = adversarial_loss(self.critic, x_hat, "hinge")
         last = self.tokenizer.decoder.last_weight
@@ -115,14 +121,14 @@ class Textbook(Step):
 
     def judge(self, x_hat: Tensor) -> None:
         with self.autocast():
-            x_hat, _ = self.tokenizer(self.x)  # as its new weights make it
+            x_hat, _ = self.model(self.x)  # as its new weights make it
         super().judge(x_hat)
 
 
 class Ours(Step):
     def backward(self) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            x_hat, bottlenecked = self.tokenizer(self.x)
+            x_hat, bottlenecked = self.model(self.x)
             x_hat = x_hat.float()
             image = x_hat.detach().requires_grad_()
             reconstruction, parts = reconstruction_loss(self.x, image, PIXEL, self.perceptual, 1.0)
@@ -142,7 +148,7 @@ def build(way: str, size: Size, device: torch.device) -> Step:
     vq = VqConfig(codebook_size=size.codes, update="gradient", kmeans_init=False, revive_below=0.0)
     config = TokenizerConfig(image_size=(size.side, size.side), image_channels=3, network=network, bottleneck=vq)
     ours = way.startswith("ours")
-    layout = torch.contiguous_format if way == "textbook" else torch.channels_last
+    layout = torch.channels_last if ours or "channels_last" in way else torch.contiguous_format
     tokenizer = Tokenizer(config).to(device)
     critic = PatchDiscriminator(DiscriminatorConfig(), 3).to(device)
     metric = random_perceptual(size).to(device)
@@ -158,8 +164,13 @@ def build(way: str, size: Size, device: torch.device) -> Step:
     )
     x = x.to(device).contiguous(memory_format=layout)
     kind = Ours if ours else Textbook
-    bfloat16 = way.endswith("bfloat16")
-    return kind(tokenizer, critic, perceptual, optimizer, critic_optimizer, x, bfloat16)
+    model: Callable[[Tensor], tuple[Tensor, Bottlenecked]] = tokenizer
+    if "compiled" in way:
+        # The bottleneck stays as it is, and a graph is gone through backward several times: see compiling.py.
+        tokenizer.bottleneck.forward = torch.compiler.disable(tokenizer.bottleneck.forward)  # type: ignore
+        torch._functorch.config.donated_buffer = False
+        model = torch.compile(tokenizer)
+    return kind(tokenizer, model, critic, perceptual, optimizer, critic_optimizer, x, "bfloat16" in way)
 
 
 def random_perceptual(size: Size) -> Perceptual:
@@ -225,11 +236,13 @@ def one_step(way: str, size: Size, device: torch.device) -> Callable[[], object]
 
 
 def measure(device: torch.device, small: bool) -> Results:
-    size = SMALL if small else FULL
+    on_gpu = device.type == "cuda"
+    size = SMALL if small else GPU if on_gpu else FULL
     native = processor.has_bfloat16(device)
     if not native:
         print("bfloat16 is emulated here and left out")
-    steps = {way: build(way, size, device) for way in (*WAYS, *(BFLOAT16 if native else ()))}
+    ways = (*WAYS, *(BFLOAT16 if native else ()), *(COMPILED if on_gpu else ()))
+    steps = {way: build(way, size, device) for way in ways}
     apart, lambda_apart = gradients_apart(steps["ours"], steps["textbook, channels_last"])
     assert max(apart, lambda_apart) < SAME, f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}"
     print(f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}", flush=True)

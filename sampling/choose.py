@@ -55,8 +55,10 @@ class ChooseConfig(Config):
 
 
 def choose(logits: Tensor, noise: Tensor, progress: float, config: ChooseConfig) -> Tensor:
-    """logits (B, V), noise (B,) uniform in [0, 1), progress in [0, 1] -> codes (B,). The logits are not edited, and they
-    are finite or -inf, which `generate` checks."""
+    """logits (B, V), noise (B,) uniform in [0, 1), progress in [0, 1] -> codes (B,).
+
+    The logits are not edited. They are finite or -inf; `generate` checks that.
+    """
     temperature = config.temperature_at(progress)
     if temperature == 0.0:
         return logits.argmax(dim=-1)
