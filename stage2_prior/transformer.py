@@ -14,8 +14,8 @@ from torch import Tensor
 from stage2_prior.fused import attend, gated, scaled_unit
 from stage2_prior.onednn import give_to_onednn
 
-with warnings.catch_warnings():  # x-transformers 2.31 calls torch.jit.script at import, deprecated in torch 2.15
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+with warnings.catch_warnings():  # x-transformers calls torch.jit.script at import, deprecated since torch 2.11
+    warnings.filterwarnings("ignore", message=".*torch.jit.script")
     from x_transformers import Decoder
 
 Rotation = tuple[Tensor, float]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Size
 
-with warnings.catch_warnings():  # x-transformers 2.31 calls torch.jit.script at import, deprecated in torch 2.15
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+with warnings.catch_warnings():  # x-transformers calls torch.jit.script at import, deprecated since torch 2.11
+    warnings.filterwarnings("ignore", message=".*torch.jit.script")
     from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
     from x_transformers.autoregressive_wrapper import top_k
 
