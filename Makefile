@@ -64,4 +64,4 @@ lock: ## bring both locks up to pyproject.toml (needs uv; ARGS=--upgrade takes t
 
 clean: ## remove caches and build artefacts; .venv and runs/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./.venv -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path "./.venv*" -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +
