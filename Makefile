@@ -11,11 +11,11 @@ export PYTHON
 # 12-layer GPT with 2000, 12.8 with this and with the default).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help install install-bench quickstart bench test test-fast soak lint format lock clean
+.PHONY: help install install-bench quickstart bench test test-fast test-lowest test-torch-2.11 soak lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## make .venv and install requirements.lock and this project into it
 
@@ -30,6 +30,11 @@ install-bench: .venv/.installed-bench ## the same, and the peers that benchmarks
 	.ci/install benchmarks/requirements.lock
 	@touch .venv/.installed $@
 
+# Environments of their own for other versions; each has its lock in .ci/.
+.venv-%/.installed: .ci/%.lock pyproject.toml
+	.ci/install $< .venv-$*
+	@touch $@
+
 quickstart: install ## train a tokenizer and a prior on drawn shapes, make 64 images and a page about all of it
 	$(BIN)/accelerate launch stage1_tokenizer/train.py
 	$(BIN)/python stage2_prior/train.py --tokenizer runs/stage1/shapes_vq
@@ -39,6 +44,11 @@ quickstart: install ## train a tokenizer and a prior on drawn shapes, make 64 im
 
 test: install ## run all tests, on all cores (ARGS="-k codebook" chooses)
 	$(BIN)/pytest -n logical --dist loadfile $(ARGS)
+
+test-lowest: .venv-lowest/.installed ## run all tests with the lowest versions that pyproject.toml admits
+test-torch-2.11: .venv-torch-2.11/.installed ## run all tests with torch 2.11
+test-lowest test-torch-2.11: test-%:
+	.venv-$*/bin/pytest -n logical --dist loadfile $(ARGS)
 
 bench: install-bench ## compare with the peers, an hour for all (ARGS="gpt_decoding" chooses); see docs/performance.md
 	$(BIN)/python -m benchmarks.run $(ARGS)
@@ -58,10 +68,12 @@ format: install ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## bring both locks up to pyproject.toml (needs uv; ARGS=--upgrade takes the newest versions)
+lock: ## bring all locks up to pyproject.toml (needs uv; ARGS=--upgrade takes the newest versions)
 	$(COMPILE) --extra dev --extra app --output-file requirements.lock $(ARGS)
 	$(COMPILE) --extra dev --extra app --extra bench --constraint requirements.lock --output-file benchmarks/requirements.lock
+	$(COMPILE) --extra dev --extra app --extra bench --resolution lowest-direct --output-file .ci/lowest.lock
+	$(COMPILE) --extra dev --extra app --extra bench --constraint .ci/torch-2.11.in --output-file .ci/torch-2.11.lock $(ARGS)
 
 clean: ## remove caches and build artefacts; .venv and runs/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./.venv -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path "./.venv*" -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +

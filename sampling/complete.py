@@ -124,7 +124,6 @@ def main() -> None:
         assemble(chosen.pictures, kept, config.variants, out)
         seconds, done = time.monotonic() - began, len(out.missing)
         print(f"{done} completions in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} a second): {where}/{GRID}")
-    accelerator.end_training()
 
 
 def margins_in_codes(margins: Margins, sampler: Sampler) -> Margins:

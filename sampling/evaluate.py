@@ -135,7 +135,6 @@ def main() -> None:
     on_main(accelerator, lambda: write_results(stem, evaluation))
     accelerator.print("\n".join(console_lines(evaluation)))
     accelerator.print(f"results: {one_line(str(stem))}.md, and .json for programs")
-    accelerator.end_training()
 
 
 def evaluate_tokenizer(config: EvaluateConfig, measuring: Measuring) -> tuple[Path, Evaluation]:

@@ -93,7 +93,6 @@ def main() -> None:
         assemble(source.labels(np.arange(config.n)), names, out)
         made = len(out.missing)
         print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {where}/{GRID}")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -107,7 +107,6 @@ def main() -> None:
         print(
             f"{number} pictures in {seconds:.1f} s ({number / max(seconds, 1e-9):.1f} pictures/s): {one_line(str(out))}"
         )
-    accelerator.end_training()
     if originals.bad:
         raise BadFileError(f"{len(originals.bad)} of {number + len(originals.bad)} pictures were left out, see above")
 

@@ -1,9 +1,12 @@
 """How a command ends: what its main function raises becomes a message and an exit code."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+
+from torch import distributed
 
 from stage1_tokenizer.checkpoint import NO_SPACE
 from stage1_tokenizer.errors import InterruptionError, StorageError, UserError
@@ -20,6 +23,7 @@ def run_command(main: Callable[[], None]) -> None:
         try:
             die_with_launcher()
             main()
+            leave_group()
             sys.stdout.flush()  # here, where it can still be told that the disk is full
         except UserError as error:
             kind = "Interrupted" if isinstance(error, InterruptionError) else type(error).__name__
@@ -37,6 +41,18 @@ def run_command(main: Callable[[], None]) -> None:
             )
         finally:
             unlock_folders()
+
+
+def leave_group() -> None:
+    """Leave the group of processes, if this one is in any. To be called after the function that trained has returned.
+
+    A DistributedDataParallel owns the group too. If it is the last owner, it waits for the group's threads while it
+    holds the interpreter's lock; in torch 2.11 a thread of gloo may be waiting for that lock to free a tensor, and
+    neither ever goes on. So these modules go first, those in reference cycles too, and the group last.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 def _end(code: int, message: str) -> None:

@@ -209,7 +209,6 @@ class Run:
             self._bar.close()
         if self._events is not None:
             self._events.close()
-        self._accelerator.end_training()
 
     def _open(self) -> None:
         try:

@@ -97,7 +97,6 @@ def main() -> None:
         write_file(out / "scores.json", json.dumps(described | summary, indent=1).encode())
         report(summary, prior)
         print(f"each image: {out / 'scores.csv'}")
-    accelerator.end_training()
 
 
 @torch.inference_mode()

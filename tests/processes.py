@@ -25,6 +25,8 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
+from stage1_tokenizer.command import leave_group
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     # Whatever a rank imports anew costs it that time again: a second for x-transformers, a tenth for pytest.
@@ -115,8 +117,7 @@ def _rank(
         data = pickle.dumps((False, traceback.format_exc()))
     pipe.send_bytes(data)
     pipe.close()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def _free_port() -> int:

@@ -26,6 +26,7 @@ def compiled(_: Accelerator, backend: str, *args: Any) -> None:
     """A tiny run of stage one under the switch; to be called by run_processes."""
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = backend
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)  # the compiler's own looking
+    warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated")  # inductor's import, in torch 2.11
     AcceleratorState._reset_state()  # the given accelerator was made without the switch; the processes stay a group
     train(Accelerator(cpu=True), *args)
 

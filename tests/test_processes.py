@@ -1,6 +1,8 @@
 """What several processes must agree on: figures, lambda, and the whole of a training run."""
 
+import gc
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from stage1_tokenizer.bottlenecks.vq import VqConfig
+from stage1_tokenizer.command import run_command
 from stage1_tokenizer.data import build_pictures
 from stage1_tokenizer.data.pictures import Pictures, normalise
 from stage1_tokenizer.data.shapes import ShapesConfig
@@ -18,8 +22,9 @@ from stage1_tokenizer.losses import PixelConfig, adaptive_weight
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from stage1_tokenizer.validation import validate
+from tests.commands import names_of
 from tests.processes import RankFailedError, run_processes
-from tests.training import assert_close, checksums, log, part, train
+from tests.training import TINY, assert_close, checksums, log, part, train
 
 
 def failing_rank(accelerator: Accelerator, how: str) -> int:
@@ -134,3 +139,36 @@ def test_two_processes_resume_bit_for_bit(tmp_path: Path) -> None:
     assert [len(rank["batches"]) for rank in seen] == [5, 5]
     assert checksums(resumed, 10) == checksums(whole, 10)
     assert log(resumed) == log(whole)
+
+
+def modules_left(_: Accelerator, out: Path) -> dict[str, int]:
+    """Train in a command of its own. Returns the number of DistributedDataParallel modules during the training, and
+    when the group was left."""
+    counts = {}
+
+    def count(when: str) -> None:
+        counts[when] = sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+
+    names = names_of("stage1_tokenizer/train.py")
+    validate_then, leave_then = names["validate"], torch.distributed.destroy_process_group
+
+    def validated(*args: Any) -> Any:
+        count("validating")
+        return validate_then(*args)
+
+    def left() -> None:
+        count("leaving")
+        leave_then()
+
+    names["validate"] = validated
+    vars(torch.distributed)["destroy_process_group"] = left
+    sys.argv = ["train.py", "--out", str(out), "--no-report", "--adversarial.start=0"]
+    sys.argv += [f"--{key}={value}" for key, value in TINY.items() if not isinstance(value, bool)]
+    run_command(names["main"])
+    return counts
+
+
+def test_a_command_leaves_the_group_after_its_models(tmp_path: Path) -> None:
+    """A module that owns the group last waits, with the interpreter's lock, for threads that want it (torch 2.11)."""
+    for rank in run_processes(2, modules_left, tmp_path):
+        assert rank == {"validating": 2, "leaving": 0}

@@ -1,5 +1,6 @@
 """CIFAR-10, MNIST and Fashion-MNIST: the pictures and labels are those of the published files."""
 
+import hashlib
 import io
 import pickle
 import shutil
@@ -15,7 +16,7 @@ import torchvision
 
 from stage1_tokenizer.data import build_images, build_pictures
 from stage1_tokenizer.data.pictures import ImageSet, Split
-from stage1_tokenizer.data.torchvision_sets import READERS, Cifar10Config, FashionMnistConfig, MnistConfig
+from stage1_tokenizer.data.torchvision_sets import READERS, Cifar10, Cifar10Config, FashionMnistConfig, MnistConfig
 from stage1_tokenizer.errors import ConfigError
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -83,7 +84,7 @@ def test_batches_keep_pictures_and_labels_together(real_data: Path, name: str, c
 def test_each_set_is_read_by_its_own_reader() -> None:
     """MNIST and Fashion-MNIST have the same shape, so a mix-up would train without a word."""
     assert {kind: reader.__name__ for kind, reader in READERS.items()} == {
-        "cifar10": "CIFAR10",
+        "cifar10": "Cifar10",
         "mnist": "MNIST",
         "fashion_mnist": "FashionMNIST",
     }
@@ -148,23 +149,83 @@ def test_fault_28_a_crafted_batch_is_not_unpickled(real_data: Path, tmp_path: Pa
     assert not canary.exists()
 
 
-def test_fault_28_a_tampered_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 28: a download is unpacked only if it is the published archive, and no member may leave the folder."""
+BATCHES = "cifar-10-batches-py"
+HOSTILE: dict[str, list[tuple[str, bytes | str]]] = {
+    "..": [("../escaped", b"")],
+    "absolute": [("{}/escaped", b"")],
+    "through a link": [("link", ".."), ("link/escaped", b"")],
+    "file that is a link": [(f"{BATCHES}/data_batch_1", "{}/outside")],
+    "folder that is a link": [(BATCHES, "{}/elsewhere"), (f"{BATCHES}/data_batch_1", b"1")],
+    "more than the data set": [("more", b""), (f"{BATCHES}/more", b"")],
+}
+"""Members: a name and its content, or a symbolic link's target. {} is a folder that must not change."""
+
+
+def archive_of(members: list[tuple[str, bytes | str]]) -> bytes:
+    """A tar archive with these members."""
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        member = tarfile.TarInfo("../escaped")
-        member.size = 5
-        archive.addfile(member, io.BytesIO(b"hello"))
+    with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(data, str):
+                member.type, member.linkname = tarfile.SYMTYPE, data
+                archive.addfile(member)
+            else:
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
+def serve(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every download brings this content."""
     utils = torchvision.datasets.utils
-    monkeypatch.setattr(utils, "_urlretrieve", lambda url, filename: Path(filename).write_bytes(content.getvalue()))
+    monkeypatch.setattr(utils, "_urlretrieve", lambda url, filename: Path(filename).write_bytes(content))
     monkeypatch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
-    root = tmp_path / "deep" / "root"
+
+
+def test_fault_28_a_tampered_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 28: a download is unpacked only if it is the published archive."""
+    serve(archive_of([(f"{BATCHES}/data_batch_1", b"1")]), monkeypatch)
     with pytest.raises(ConfigError, match=r"File not found or corrupted.*network"):
+        build_images(Cifar10Config(root=str(tmp_path), download=True), "train")
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_fault_28_no_member_leaves_the_folder(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 28: with the archive's checksum forged too, and with every torchvision: only the data set's own files are
+    written, as files, into the folder."""
+    root, other = tmp_path / "deep" / "root", tmp_path / "other"
+    (other / "elsewhere").mkdir(parents=True)
+    (other / "outside").write_text("as before")
+    members = [
+        (name.format(other), data.format(other) if isinstance(data, str) else data) for name, data in HOSTILE[case]
+    ]
+    files = [f"{BATCHES}/{name}" for name, _ in (*Cifar10.train_list, *Cifar10.test_list)] + [f"{BATCHES}/batches.meta"]
+    content = archive_of([*members, *((name, b"of a stranger") for name in files if name not in dict(members))])
+    serve(content, monkeypatch)
+    monkeypatch.setattr(Cifar10, "tgz_md5", hashlib.md5(content).hexdigest())
+    with pytest.raises(ConfigError, match="does not hold it"):
         build_images(Cifar10Config(root=str(root), download=True), "train")
-    assert [path.name for path in root.iterdir()] == ["cifar-10-python.tar.gz"]
-    with pytest.raises(tarfile.OutsideDestinationError):
-        utils.extract_archive(str(root / "cifar-10-python.tar.gz"), str(root))
-    assert not (root.parent / "escaped").exists()
+    assert [path.name for path in (root.parent).iterdir()] == ["root"]
+    assert not (root / BATCHES).is_symlink()
+    written = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    assert written <= {*files, "cifar-10-python.tar.gz"}
+    assert not any((root / name).is_symlink() for name in written)
+    assert sorted(path.name for path in other.rglob("*")) == ["elsewhere", "outside"]
+    assert (other / "outside").read_text() == "as before"
+
+
+def test_a_downloaded_archive_is_read(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is unpacked here is what the archive's own files are."""
+    folder = real_data / "cifar10" / BATCHES
+    content = archive_of([(f"{BATCHES}/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())])
+    serve(content, monkeypatch)
+    monkeypatch.setattr(Cifar10, "tgz_md5", hashlib.md5(content).hexdigest())
+    images = build_images(Cifar10Config(root=str(tmp_path), download=True), "validation")
+    published = build_images(Cifar10Config(root=str(real_data / "cifar10")), "validation")
+    assert len(images) == len(published)
+    assert np.array_equal(images[9_999][0], published[9_999][0])
 
 
 def write_mnist(root: Path, pictures: bytes, labels: bytes) -> None:

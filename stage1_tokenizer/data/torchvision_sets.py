@@ -1,13 +1,45 @@
 """CIFAR-10, MNIST and Fashion-MNIST, read by torchvision."""
 
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
+from torchvision.datasets.utils import download_url
 
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
 from stage1_tokenizer.errors import ConfigError, UserError
+
+
+class Cifar10(CIFAR10):  # type: ignore[misc]  # torchvision has no types
+    """CIFAR-10, unpacked without trust in the archive. torchvision 0.26 lets members leave the folder."""
+
+    def download(self) -> None:
+        if self._check_integrity():
+            return
+        download_url(self.url, self.root, self.filename, self.tgz_md5)
+        names = [name for name, _ in (*self.train_list, *self.test_list)] + [self.meta["filename"]]
+        unpack(Path(self.root) / self.filename, Path(self.root), [f"{self.base_folder}/{name}" for name in names])
+
+
+def unpack(archive: Path, folder: Path, names: list[str]) -> None:
+    """Write these files of a tar archive into a folder, and nothing else that the archive holds.
+
+    Raises:
+        KeyError: the archive does not hold one of them as a regular file.
+    """
+    with tarfile.open(archive) as opened:
+        for name in names:
+            member = opened.getmember(name)
+            content = opened.extractfile(member) if member.isfile() else None
+            if content is None:
+                raise KeyError(f"{name} is not a file in {archive}")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with content, (folder / name).open("wb") as file:
+                shutil.copyfileobj(content, file)
+
 
 TorchvisionSet = type[CIFAR10] | type[MNIST] | type[FashionMNIST]
 
@@ -47,7 +79,7 @@ class TorchvisionImages:
     ) -> None:
         """Raises ConfigError, with the option that downloads it, where the folder does not hold the data set whole.
 
-        torchvision unpickles CIFAR-10's files and unpacks downloaded archives, each only after its checksum fits.
+        torchvision unpickles CIFAR-10's files, each only after its checksum fits.
         """
         old = Path(config.root) / reader.__name__ / "processed"
         if old.exists():  # which torchvision would read in place of the published files, whose format is no pickle
@@ -87,4 +119,4 @@ class TorchvisionImages:
         return self._pictures[index], int(self._labels[index])
 
 
-READERS: dict[str, TorchvisionSet] = {"cifar10": CIFAR10, "mnist": MNIST, "fashion_mnist": FashionMNIST}
+READERS: dict[str, TorchvisionSet] = {"cifar10": Cifar10, "mnist": MNIST, "fashion_mnist": FashionMNIST}
