@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,8 @@ from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 PIXEL = PixelConfig(l1=1.0, l2=0.0)
 OPTIM = OptimConfig(lr=1e-5)
-SAME = 1e-5
+SAME = {"cpu": 1e-5, "cuda": 1e-4}
+"""Gradients nearer to each other are equal; a GPU sums in no fixed order, and is compared without TF32."""
 WAYS = ("textbook", "textbook, channels_last", "ours")
 BFLOAT16 = ("textbook, bfloat16", "textbook, channels_last, bfloat16", "ours, bfloat16")
 COMPILED = ("textbook, channels_last, bfloat16, compiled", "ours, bfloat16, compiled")
@@ -243,8 +245,9 @@ def measure(device: torch.device, small: bool) -> Results:
         print("bfloat16 is emulated here and left out")
     ways = (*WAYS, *(BFLOAT16 if native else ()), *(COMPILED if on_gpu else ()))
     steps = {way: build(way, size, device) for way in ways}
-    apart, lambda_apart = gradients_apart(steps["ours"], steps["textbook, channels_last"])
-    assert max(apart, lambda_apart) < SAME, f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}"
+    with patch.object(torch.backends.cudnn, "allow_tf32", False):
+        apart, lambda_apart = gradients_apart(steps["ours"], steps["textbook, channels_last"])
+    assert max(apart, lambda_apart) < SAME[device.type], f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}"
     print(f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}", flush=True)
     took = compare({way: step.update for way, step in steps.items()}, size.repeats)
     rows: list[dict[str, Any]] = [
