@@ -21,13 +21,13 @@ out=${OUT:-gpu}
 python=${PYTHON:-python}
 images=(--data.root "${DATA:-data/cifar10}")
 weights=${WEIGHTS:-data/weights}
-small=() small_batch=()
-declare -A seconds=([tests]=100 [decoding]=90 [training]=90 [updates]=60 [headline]=280 [sanitizer]=60 [plan]=20)
-update_steps=2000 update_batch=256 tokenizer_steps=${TOKENIZER_STEPS:-5000} prior_steps=${PRIOR_STEPS:-6000} samples=10000
+small=() short=()
+declare -A seconds=([tests]=150 [decoding]=110 [training]=120 [updates]=90 [headline]=280 [sanitizer]=60 [plan]=20)
+update_steps=600 update_batch=256 samples=10000
 if [ -n "${SMALL:-}" ]; then
     small=(--small)
-    update_steps=6 update_batch=16 tokenizer_steps=4 prior_steps=4 samples=40
-    small_batch=(--batch_size 16)
+    update_steps=6 update_batch=16 samples=40
+    short=(--batch_size 16 --steps 4)
     images=(--data.kind shapes --data.train_images 256 --data.validation_images 64)
 fi
 mkdir -p "$out/results" "$out/runs"
@@ -55,17 +55,17 @@ stage_updates() {
 }
 
 stage_headline() {
-    local tokenizer=$out/runs/cifar10_tokenizer
+    local tokenizer=$out/runs/cifar10_vqgan_gpu priors=(cifar10_gpt_gpu cifar10_gpt_small)
     "$python" stage1_tokenizer/train.py --config configs/stage1/cifar10_vqgan_gpu.yaml "${images[@]}" \
         --perceptual.weights "$weights/lpips_alex_features.safetensors" --out "$tokenizer" \
-        --steps "$tokenizer_steps" "${small_batch[@]}" --no-report || return
+        "${short[@]}" --no-report || return
     local prior
-    for prior in ${PRIORS:-cifar10_gpt_gpu cifar10_gpt_small}; do # side by side: alone, neither keeps the GPU busy
+    for prior in "${priors[@]}"; do # side by side: alone, neither keeps the GPU busy
         "$python" stage2_prior/train.py --tokenizer "$tokenizer" --config "configs/stage2/$prior.yaml" \
-            --out "$out/runs/$prior" --steps "$prior_steps" "${small_batch[@]}" --no-report &
+            --out "$out/runs/$prior" "${short[@]}" --no-report &
     done
     wait
-    for prior in ${PRIORS:-cifar10_gpt_gpu cifar10_gpt_small}; do
+    for prior in "${priors[@]}"; do
         "$python" sampling/evaluate.py --prior "$out/runs/$prior" -n "$samples" --sampling.batch_size 500 \
             --extractor.kind efficientnet_lite0 --extractor.weights "$weights/efficientnet_lite0_fp16.safetensors" \
             --references "$out/runs/references" --out "$out/results/$prior"
@@ -73,7 +73,7 @@ stage_headline() {
     "$python" sampling/evaluate.py --tokenizer "$tokenizer" --perceptual.net alex \
         --perceptual.weights "$weights/lpips_alex_features.safetensors" \
         --extractor.kind efficientnet_lite0 --extractor.weights "$weights/efficientnet_lite0_fp16.safetensors" \
-        --out "$out/results/cifar10_tokenizer"
+        --out "$out/results/cifar10_vqgan_gpu"
 }
 
 stage_sanitizer() { CUDA_LAUNCH_BLOCKING=1 "$python" -m benchmarks.waits; }
