@@ -13,7 +13,7 @@ of its own.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import compare, measure_floors, synchronise
+from benchmarks.measure import Seconds, compare, measure_floors, synchronise
 from benchmarks.memory import peak_of
 from benchmarks.peers import Size
 from benchmarks.peers.libraries import XTransformers
@@ -155,10 +155,13 @@ def measure(device: torch.device, small: bool) -> Results:
     amounts = {way.name: amount(way, size) for way in (TEXTBOOK, LIBRARY, OURS)}
     entrants = ways(device)
     floors = measure_floors(device, small)
-    took = compare({way.label: stepping(way, size, batch, device) for way in entrants}, repeats)
     tokens = batch * size.tokens
-    rows = []
+    rows: list[dict[str, Any]] = []
+    took: dict[str, Seconds] = {}
     for way in entrants:
+        if way.label not in took:  # all that are compiled, or all that are not, in turn
+            group = [other for other in entrants if other.compiled == way.compiled]
+            took |= compare({other.label: stepping(other, size, batch, device) for other in group}, repeats)
         rate = floors.bfloat16 if way.bfloat16 else floors.float32
         floor_s = floors.seconds(amounts[way.name]["operations_per_token"] * tokens, 0.0, rate)
         peers = {
