@@ -13,7 +13,7 @@ otherwise). Neither step clips, checks for NaN or keeps a running mean of the we
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from benchmarks.measure import compare
+from benchmarks.measure import Seconds, compare
 from benchmarks.memory import peak_of
 from benchmarks.record import Results
 from stage1_tokenizer import processor
@@ -236,29 +236,33 @@ def one_step(way: str, size: Size, device: torch.device) -> Callable[[], object]
     return build(way, size, device).update
 
 
+def row(way: str, each: Seconds, took: Mapping[str, Seconds], peak_mib: float | None) -> dict[str, Any]:
+    """Figures of one way, which are printed too."""
+    times = took["textbook"].median / each.median
+    print(f"{way}: {each.median * 1e3:.1f} ms, {times:.2f} times as fast as the textbook's", flush=True)
+    return {"way": way, **each.row(), "times": times, "peak_mib": peak_mib}
+
+
 def measure(device: torch.device, small: bool) -> Results:
     on_gpu = device.type == "cuda"
     size = SMALL if small else GPU if on_gpu else FULL
     native = processor.has_bfloat16(device)
     if not native:
         print("bfloat16 is emulated here and left out")
-    ways = (*WAYS, *(BFLOAT16 if native else ()), *(COMPILED if on_gpu else ()))
-    steps = {way: build(way, size, device) for way in ways}
+    steps = {way: build(way, size, device) for way in (*WAYS, *(BFLOAT16 if native else ()))}
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     apart, lambda_apart = gradients_apart(steps["ours"], steps["textbook, channels_last"])
     torch.backends.cudnn.allow_tf32 = tf32
     assert max(apart, lambda_apart) < SAME[device.type], f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}"
     print(f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}", flush=True)
     took = compare({way: step.update for way, step in steps.items()}, size.repeats)
-    rows: list[dict[str, Any]] = [
-        {
-            "way": way,
-            **each.row(),
-            "times": took["textbook"].median / each.median,
-            "peak_mib": None if small else peak_of(device, one_step, way, size, device),
-        }
+    rows = [
+        row(way, each, took, None if small else peak_of(device, one_step, way, size, device))
         for way, each in took.items()
     ]
+    if on_gpu:  # last, since compiling takes a minute
+        took |= compare({way: build(way, size, device).update for way in COMPILED}, size.repeats, warmups=2)
+        rows += [row(way, took[way], took, None) for way in COMPILED]
     ours, theirs = steps["ours"], steps["textbook"]
     assert isinstance(ours, Ours)
     assert isinstance(theirs, Textbook)
@@ -275,12 +279,12 @@ def measure(device: torch.device, small: bool) -> Results:
 def table(results: Results) -> str:
     size = results["size"]
     lines = ["| step | ms | times as fast | peak, MiB |", "|---|---|---|---|"]
-    for row in results["rows"]:
-        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+    for each in results["rows"]:
+        memory = "" if each["peak_mib"] is None else f"{each['peak_mib']:,.0f}"
         lines.append(
-            f"| {row['way']} | {row['median_s'] * 1e3:,.0f} ± {row['spread']:.0%} | {row['times']:.2f} | {memory} |"
+            f"| {each['way']} | {each['median_s'] * 1e3:,.0f} ± {each['spread']:.0%} | {each['times']:.2f} | {memory} |"
         )
-    parts = ", ".join(f"{name} {row['median_s'] * 1e3:,.1f}" for name, row in results["parts"].items())
+    parts = ", ".join(f"{name} {each['median_s'] * 1e3:,.1f}" for name, each in results["parts"].items())
     return "\n".join(
         [
             *lines,
