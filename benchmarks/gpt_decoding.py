@@ -103,7 +103,7 @@ def ways(device: torch.device) -> list[Way]:
         print("GPT-2 is left out: `transformers` is not installed")
     peers = [name for name in PEERS if here or not name.startswith("GPT-2")]
     precisions: list[Precision] = ["float32"]
-    if processor.has_bfloat16(device):
+    if processor.takes("bfloat16", device):
         precisions.append("bfloat16")
     quantized: list[Precision] = [] if device.type == "cuda" else ["int8"]
     ours = [Way(OURS, precision) for precision in [*precisions, *quantized]]

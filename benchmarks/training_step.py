@@ -226,7 +226,7 @@ def one_step(way: str, size: Size, device: torch.device) -> Callable[[], object]
 
 def measure(device: torch.device, small: bool) -> Results:
     size = SMALL if small else FULL
-    native = processor.has_bfloat16(device)
+    native = processor.takes("bfloat16", device)
     if not native:
         print("bfloat16 is emulated here and left out")
     steps = {way: build(way, size, device) for way in (*WAYS, *(BFLOAT16 if native else ()))}

@@ -8,6 +8,7 @@ from contextlib import suppress
 from stage1_tokenizer.checkpoint import NO_SPACE
 from stage1_tokenizer.errors import InterruptionError, StorageError, UserError
 from stage1_tokenizer.lock import unlock_folders
+from stage1_tokenizer.processor import check_fast_paths
 from stage1_tokenizer.signals import die_with_launcher, interruptible
 
 PIPE_CLOSED = 141
@@ -19,6 +20,7 @@ def run_command(main: Callable[[], None]) -> None:
     with interruptible():  # until the last word is said
         try:
             die_with_launcher()
+            check_fast_paths()
             main()
             sys.stdout.flush()  # here, where it can still be told that the disk is full
         except UserError as error:

@@ -84,7 +84,7 @@ def main() -> None:
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
     settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
-    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE)
+    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE, "onednn")
     on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
