@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stage1_tokenizer.comparison_table import processor
-from stage1_tokenizer.processor import cores
+from stage1_tokenizer.system import cores
 
 RESULTS = Path(__file__).parent / "results"
 Results = dict[str, Any]

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from stage1_tokenizer import processor
+from stage1_tokenizer.system import cores
 
 SESSIONS = "environment.jsonl"
 PROJECT = "tessera-images"
@@ -82,7 +83,7 @@ def processor_name() -> str:
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {processor.cores()} cores"
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {cores()} cores"
 
 
 def _version(package: str) -> str:

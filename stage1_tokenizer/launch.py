@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from stage1_tokenizer import processor
 from stage1_tokenizer.checkpoint import storage_error
 from stage1_tokenizer.errors import ConfigError, UserError
+from stage1_tokenizer.system import cores
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ def _use_all_cores(processes: int) -> None:
     told a number, and a training on one core of many is not what anyone wants; any other number is left alone."""
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         here = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
-        torch.set_num_threads(max(1, processor.cores() // here))
+        torch.set_num_threads(max(1, cores() // here))
 
 
 def check_batch_size(batch_size: int, accumulation: int, processes: int) -> None:

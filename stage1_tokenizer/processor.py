@@ -130,13 +130,10 @@ RULES: Mapping[FastPath, Callable[[torch.device], bool]] = {
 @cache
 def is_amd() -> bool:
     """From Linux's description of the processor; elsewhere unknown, and taken for no."""
-    description = Path("/proc/cpuinfo")
-    return description.is_file() and "AuthenticAMD" in description.read_text(encoding="utf-8", errors="replace")
-
-
-def cores() -> int:
-    """Number of cores that this process may use; where the system does not tell, of all that the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def keep_freed_memory() -> None:
