@@ -12,19 +12,21 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from stage1_tokenizer import processor
 from stage1_tokenizer.checkpoint import storage_error
 from stage1_tokenizer.errors import ConfigError, UserError
+from stage1_tokenizer.float64 import device_of_float64
 from stage1_tokenizer.system import cores
 
 T = TypeVar("T")
 
 
-def start_accelerator() -> Accelerator:
+def start_accelerator(exact: bool = False) -> Accelerator:
     """Join the processes that `accelerate launch` or `torchrun` started, on GPUs (CUDA, or Apple's) where there are
-    some, else on CPU. ACCELERATE_USE_CPU=true asks for the CPU.
+    some, else on CPU. ACCELERATE_USE_CPU=true asks for the CPU. exact: the command computes in float64, which Apple's
+    GPUs have not.
 
     Raises:
         ConfigError: several processes were started, but each would believe itself alone and write the same files.
     """
-    device = best_device()
+    device = device_of_float64(best_device()) if exact else best_device()
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=default_precision(device))
     if accelerator.device.type == "cpu":
         _use_all_cores(accelerator.num_processes)

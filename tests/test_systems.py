@@ -143,14 +143,13 @@ def test_a_worker_that_cannot_tell_who_stops_it_goes_on_for_a_while() -> None:
     time.sleep(60)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-    try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        began = time.monotonic()
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(timeout=30) == 0
-        assert time.monotonic() - began >= 0.9
-    finally:
-        child.kill()
-        child.stdout.close()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            began = time.monotonic()
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(timeout=30) == 0
+            assert time.monotonic() - began >= 0.9
+        finally:
+            child.kill()
