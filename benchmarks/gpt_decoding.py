@@ -107,7 +107,7 @@ def ways(device: torch.device) -> list[Way]:
     if device.type == "cuda":
         peers = [name for name in peers if name not in ("x-transformers", "GPT-2 of transformers, static cache")]
     precisions: list[Precision] = ["float32"]
-    if processor.has_bfloat16(device):
+    if processor.takes("bfloat16", device):
         precisions.append("bfloat16")
     quantized: list[Precision] = [] if device.type == "cuda" else ["int8"]
     ours = [Way(OURS, precision) for precision in [*precisions, *quantized]]

@@ -11,7 +11,6 @@ of its own.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -64,7 +63,7 @@ FLASH = LIBRARY._replace(flash=True)
 def ways(device: torch.device) -> list[Way]:
     """Those that mean something on this device."""
     entrants = [TEXTBOOK, LIBRARY, FLASH, OURS]
-    if processor.has_bfloat16(device):
+    if processor.takes("bfloat16", device):
         entrants += [way._replace(bfloat16=True) for way in (TEXTBOOK, LIBRARY, FLASH, OURS)]
     else:
         print("bfloat16 is emulated here and left out")
@@ -135,9 +134,7 @@ def apart_from_library(size: Size, device: torch.device) -> float:
 
 def amount(way: Way, size: Size) -> dict[str, int]:
     """Weights, and operations for each token of a step, as torch counts them (attention without regard to the mask)."""
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(processor, "prefers_onednn", return_value=False))  # which it cannot count
-        counter = stack.enter_context(FlopCounterMode(display=False))
+    with FlopCounterMode(display=False) as counter:
         model, loss = build(way, size, 1, torch.device("cpu"))
         loss().backward()  # type: ignore[no-untyped-call]
     return {

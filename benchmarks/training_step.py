@@ -246,7 +246,7 @@ def row(way: str, each: Seconds, took: Mapping[str, Seconds], peak_mib: float | 
 def measure(device: torch.device, small: bool) -> Results:
     on_gpu = device.type == "cuda"
     size = SMALL if small else GPU if on_gpu else FULL
-    native = processor.has_bfloat16(device)
+    native = processor.takes("bfloat16", device)
     if not native:
         print("bfloat16 is emulated here and left out")
     steps = {way: build(way, size, device) for way in (*WAYS, *(BFLOAT16 if native else ()))}

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config import Config
+from stage1_tokenizer.float64 import float64
 from stage2_prior.generation import draw
 
 
@@ -63,7 +64,7 @@ def choose(logits: Tensor, noise: Tensor, progress: float, config: ChooseConfig)
     if temperature == 0.0:
         return logits.argmax(dim=-1)
     # Relative to the largest one and in float64, so that a tiny temperature neither overflows nor becomes 0.
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)).double() / temperature
+    scaled = float64(logits - logits.amax(dim=-1, keepdim=True)) / temperature
     probabilities = keep_top_k(scaled, config.top_k).softmax(dim=-1)
     return draw(keep_min_p(keep_top_p(probabilities, config.top_p), config.min_p), noise)
 

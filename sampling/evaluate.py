@@ -126,7 +126,7 @@ class EvaluateConfig(CommandConfig):
 
 def main() -> None:
     config = parse_command_line(EvaluateConfig)
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(exact=True)
     extractor = build_extractor(config.extractor, accelerator.device)
     kept = Path(config.references)
     measuring = Measuring(accelerator, extractor, config.extractor.kind, config.batch_size, kept, config.seed)

@@ -25,6 +25,7 @@ from sampling.choose import ChooseConfig, choose
 from sampling.picture_files import Shape, to_pictures
 from stage1_tokenizer.config import Size
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.float64 import device_of_float64
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage1_tokenizer.seeds import uniforms
 from stage1_tokenizer.tiles import decode_codes, tiles_for
@@ -250,7 +251,7 @@ class Sampler:
             return generate(
                 self.prior.model,
                 labels,
-                torch.from_numpy(noise).to(self.device),
+                torch.from_numpy(noise).to(device_of_float64(self.device)),
                 partial(choose, config=self.config),
                 self.guidance,
                 grid,

@@ -186,6 +186,8 @@ def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it outlives a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows, which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

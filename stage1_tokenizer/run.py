@@ -14,6 +14,7 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from stage1_tokenizer import console
+from stage1_tokenizer.arithmetic import Arithmetic
 from stage1_tokenizer.checkpoint import storage_error, write_file
 from stage1_tokenizer.config import Tree, differences, read_saved_yaml, write_yaml
 from stage1_tokenizer.environment import note_session
@@ -22,6 +23,7 @@ from stage1_tokenizer.events import Events
 from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
 from stage1_tokenizer.log_file import forget_after, log_entries, sync_log
+from stage1_tokenizer.processor import FastPath
 from stage1_tokenizer.run_config import RunConfig, compared
 from stage1_tokenizer.state import (
     Part,
@@ -45,11 +47,14 @@ class Run:
     (one per alarm: `step`, `alarm`, `message`), environment.jsonl, events.out..., samples/NAME-STEP.png, state/.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, tree: Tree, accelerator: Accelerator, weights: str) -> None:
+    def __init__(
+        self, folder: Path, config: RunConfig, tree: Tree, accelerator: Accelerator, weights: str, *paths: FastPath
+    ) -> None:
         """Open a run, new or begun earlier, and keep other processes from it.
 
         tree: what the run is to be known by, `config.tree()` or more.
         weights: the name of the file that it is to produce.
+        paths: fast paths that this training meets (processor.py).
 
         Raises:
             ConfigError: the folder holds a run of another config (the keys that differ are listed), or weights without
@@ -58,6 +63,7 @@ class Run:
         self.folder, self._config, self._tree, self._weights = folder, config, tree, weights
         self._accelerator = accelerator
         self._main: bool = accelerator.is_main_process
+        self._arithmetic = Arithmetic(accelerator, paths)
         self._trouble: StorageError | None = None
         self._changed: list[str] = []
         on_main(accelerator, self._open)
@@ -80,8 +86,7 @@ class Run:
         if step == self._config.steps:
             begun = f"{self.folder} is finished already"
         self._accelerator.print(f"{begun}: {self._config.steps:,} steps of {self._config.batch_size} images")
-        if self._accelerator.scaler and "scaler" in scalars:
-            self._accelerator.scaler.load_state_dict(scalars["scaler"])
+        self._arithmetic.load(scalars)
         on_main(self._accelerator, lambda: self._begin(step))
         if self._main:
             self._events = Events(self.folder, step, self.say)
@@ -95,17 +100,13 @@ class Run:
         Raises:
             StorageError: in every process; what was saved before is untouched.
         """
-        scaler = self._accelerator.scaler  # of float16's loss; none in other precisions
-        scalars: dict[str, Any] = {"precision": self._accelerator.mixed_precision}
-        if scaler:
-            scalars["scaler"] = scaler.state_dict()
 
         def save() -> None:
             if self._trouble is not None:
                 raise self._trouble
             for name in ("metrics.jsonl", "alarms.jsonl"):
                 sync_log(self.folder / name)
-            save_state(self.folder / "state", step, parts, scalars, keep)
+            save_state(self.folder / "state", step, parts, self._arithmetic.record(), keep)
 
         on_main(self._accelerator, save)
 
@@ -256,12 +257,8 @@ class Run:
         except BadFileError as error:
             changed = f"\nThe configuration has changed; {self._differing()}" if self._changed else ""
             raise BadFileError(f"{error}{changed}") from None
-        before, now = scalars.get("precision"), self._accelerator.mixed_precision
-        if before != now and not self._config.allow_changed:
-            raise ConfigError(
-                f"{self.folder} was trained with mixed precision {before!r}, and would go on with {now!r}, which is no "
-                f"longer the same as one run. Set ACCELERATE_MIXED_PRECISION={before}, or give --allow_changed"
-            )
+        if not self._config.allow_changed:
+            self._arithmetic.check(self.folder, scalars)
         return step, scalars
 
     def _begin(self, step: int) -> None:

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stage1_tokenizer.errors import DivergedError
+from stage1_tokenizer.float64 import float64
 from stage2_prior.base import Decoder, Grid, Prior
 from stage2_prior.guidance import Guidance, check_guidance, mix
 from stage2_prior.windows import check_window, placements
@@ -44,8 +45,8 @@ def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
     One number per code decides, so what an image becomes depends on its own noise and not on its batch. A code of
     probability 0 is never drawn.
     """
-    cumulative = probabilities.double().cumsum(dim=-1)  # (B, V)
-    target = noise.double()[:, None] * cumulative[:, -1:]
+    cumulative = float64(probabilities).cumsum(dim=-1)  # (B, V)
+    target = noise.to(cumulative.device).double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
 
 
@@ -108,14 +109,14 @@ def generate(
     height, width = grid = grid or trained
     window = check_window(window or trained, trained, grid, stride)
     both = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guidance.is_needed else labels
-    codes = noise.new_zeros((batch, height, width, shape.K), dtype=torch.int64)
+    codes = torch.zeros((batch, height, width, shape.K), dtype=torch.int64, device=labels.device)
     given = torch.zeros(grid, dtype=torch.bool) if known is None else known.mask.cpu()
     if known is not None:
         codes = torch.where(known.mask[..., None].to(codes.device), known.codes, codes)
     last = max(height * width - 1, 1)
     noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
 
-    finite = _FiniteLogits(noise.device)
+    finite = _FiniteLogits(labels.device)
     place = None  # of the window of the decoding under way
     decoded = 0  # positions of that window that it has been fed
     for top, left, row, columns in placements(grid, window, stride):
@@ -138,7 +139,7 @@ def generate(
                 if guidance.is_needed:
                     logits = mix(logits[:batch], logits[batch:], guidance.at(share))
                 finite.note(logits)
-                chosen = choose(logits, noise[:, row, column, depth], share)  # (B,)
+                chosen = choose(logits, noise[:, row, column, depth], share).to(codes.device)  # (B,)
                 codes[:, row, column, depth] = chosen
                 decoding.append(chosen.repeat(2) if guidance.is_needed else chosen)
             decoded = here + 1

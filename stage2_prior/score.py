@@ -72,7 +72,7 @@ class Scores(NamedTuple):
 
 def main() -> None:
     config = parse_command_line(ScoreConfig)
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(exact=True)
     prior = load_prior(config.prior or newest_run(Path("runs/stage2")), accelerator.device)
     data = config.data or data_config(prior.data, str(prior.path))
     check_fits(prior.tokenizer, data)

@@ -25,6 +25,7 @@ from stage1_tokenizer.data.order import BatchOrder, Places, share
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.finite import FiniteGuard, Tally, clip
+from stage1_tokenizer.float64 import device_of_float64
 from stage1_tokenizer.launch import check_batch_size, on_main, start_accelerator
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
@@ -84,7 +85,7 @@ def main() -> None:
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
     settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
-    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE)
+    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE, "onednn")
     on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
@@ -207,7 +208,7 @@ def validate(
     """Cross entropy over the whole split, each image once over all processes, with its class given."""
     device, shape = accelerator.device, prior.shape
     mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device_of_float64(device))
     use = CodeUse(shape.K, shape.V, device)
     batches = np.array_split(mine, max(1, -(-len(mine) // config.batch_size)))
     for indices in counted(batches, len(batches), "batch", "validating", within=True):
@@ -235,7 +236,7 @@ def sample(prior: Prior, tokenizer: LoadedTokenizer, n: int, seed: int, device: 
     noise = uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)
     labels = torch.from_numpy(indices % max(1, prior.classes)).to(device)
     with torch.inference_mode(), bar(noise.size, "code", "sampling", within=True) as shown:
-        codes = generate(prior, labels, torch.from_numpy(noise).to(device), progress=shown.update)
+        codes = generate(prior, labels, torch.from_numpy(noise).to(device_of_float64(device)), progress=shown.update)
         return tokenizer.tokenizer.decode_codes(codes)
 
 

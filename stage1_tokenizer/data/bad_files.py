@@ -4,7 +4,6 @@ A bad picture keeps its place in the data set, and the next readable one stands 
 stays a function of (seed, epoch, index): no process has to know what another one has found.
 """
 
-import fcntl
 import os
 import sys
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.system import lock
 
 BAD_FILES = "bad_files.txt"
 """The list's name in a run's folder."""
@@ -104,11 +104,13 @@ class BadFiles:
         line = name + b"\t" + one_line(error.reason).encode() + b"\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Opened to append and written in one call, so lines of several processes do not mix.
-            file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            # Opened to append and written in one call, so lines of several processes do not mix. On Windows, without
+            # O_BINARY, the C library would change the ends of lines.
+            binary: int = getattr(os, "O_BINARY", 0)
+            file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | binary, 0o666)
             try:
-                with suppress(OSError):  # a file system without locks; a line is then twice in the list, at worst
-                    fcntl.lockf(file, fcntl.LOCK_EX)
+                with suppress(OSError):  # no locks there; a line is then twice in the list, at worst
+                    lock(file, wait=True)
                 torn = self._read_list(file)
                 if name not in self._listed:
                     os.write(file, b"\n" + line if torn else line)
@@ -120,7 +122,8 @@ class BadFiles:
 
     def _read_list(self, file: int) -> bool:
         """Learn the lines that were written since the last call; true where the last one was cut off."""
-        tail = os.pread(file, max(0, os.fstat(file).st_size - self._read), self._read)
+        os.lseek(file, self._read, os.SEEK_SET)
+        tail = os.read(file, max(0, os.fstat(file).st_size - self._read))
         whole = tail[: tail.rfind(b"\n") + 1]
         self._read += len(whole)
         self._listed.update(line.split(b"\t", 1)[0] for line in whole.splitlines())

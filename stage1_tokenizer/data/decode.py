@@ -121,7 +121,8 @@ def _decode(path: Path, channels: int) -> Picture:
 
 def _without_waiting(name: str, flags: int) -> int:
     """Opens a file; a pipe too, without waiting for somebody to write into it."""
-    return os.open(name, flags | os.O_NONBLOCK)
+    not_blocking: int = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
+    return os.open(name, flags | not_blocking)
 
 
 def _reason(error: Exception) -> str:

@@ -202,8 +202,8 @@ def _read_all(
 
 
 def _memory() -> int:
-    """Bytes that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes that this machine has; where the system does not tell, an ordinary number."""
+    return 8 * 2**30 if not hasattr(os, "sysconf") else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resize(picture: Picture, image_size: tuple[int, int], short_side: int | None = None) -> Picture:
