@@ -5,9 +5,9 @@ import json
 import math
 import multiprocessing
 import random
-import sys
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
