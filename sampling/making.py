@@ -15,7 +15,7 @@ from sampling.output import Output, close_output
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
 from stage1_tokenizer.console import bar
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.order import parts_of, share
 from stage2_prior.prior import LoadedPrior
 
 GRID = "grid.png"
@@ -65,9 +65,7 @@ def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_si
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
     shown = bar(len(mine) * source.units_per_picture, source.unit, "sampling")
-    for indices in np.array_split(mine, max(1, -(-len(mine) // batch_size))):
-        if not len(indices):
-            continue
+    for indices in parts_of(mine, batch_size):
         pictures = source.sample(indices, shown.update)
         for index, picture in zip(indices, pictures, strict=True):
             save_png(out.path / file_name(index), picture)

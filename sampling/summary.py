@@ -99,7 +99,8 @@ def prior_figures(run: Path, step: int) -> list[Figure]:
     """The figures of the weights of this step, which are the best on validation and need not be the last."""
     figures = last_figures(run, "validation/bits_per_token", step)
     bits, unigram = figures["validation/bits_per_token"], figures["validation/unigram_bits_per_token"]
-    saved, bigram = 1.0 - bits / unigram, figures["validation/bigram_bits_per_token"]
+    bigram = figures["validation/bigram_bits_per_token"]
+    saved = 1.0 - bits / unigram if unigram else 0.0  # of images that all have the same code there is nothing to save
     name = f"bits per token {bits:.2f} (bigram {bigram:.2f}), below the unigram's {unigram:.2f} by"
     return [Figure(name, f"{saved:.1%}", "45 %", saved >= 0.45)]
 

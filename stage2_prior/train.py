@@ -23,7 +23,7 @@ from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.console import bar, command, counted
 from stage1_tokenizer.data import DataConfig, data_config
-from stage1_tokenizer.data.order import BatchOrder, Places, share
+from stage1_tokenizer.data.order import BatchOrder, Places, parts_of, share
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.finite import FiniteGuard, Tally, clip
@@ -236,7 +236,7 @@ def validate(
     mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     total = torch.zeros((), dtype=torch.float64, device=device)
     use = CodeUse(shape.K, shape.V, device)
-    batches = np.array_split(mine, max(1, -(-len(mine) // config.batch_size)))
+    batches = parts_of(mine, config.batch_size)
     for indices in counted(batches, len(batches), "batch", "validating", within=True):
         codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
         with accelerator.autocast():
