@@ -1,6 +1,7 @@
 """Small numbers: with 0, 1 or 2 of anything a command works, or refuses before it has done anything."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,11 @@ def test_a_norm_needs_more_than_one_value(tmp_path: Path, channels: int, size: i
         return
     with pytest.raises(ConfigError, match=r"network.channels 32: .*1x1"):
         config.check_norms((size, size))
-    kept = {key: value for key, value in training.TINY.items() if not key.startswith("network.")}
-    words = [word for key, value in kept.items() if value is not True for word in (f"--{key}", value)]
-    network = ("--network.kind", "vqgan", "--network.channels", 32, "--network.multipliers", "1,1,1")
-    main = names_of("stage1_tokenizer/train.py")["main"]
-    ended = run(main, "--out", tmp_path / "run", *words, *network, "--data.image_size", 4, "--adversarial.weight", 0)
+    kept = {key: value for key, value in training.TINY.items() if not key.startswith("network.") and value is not True}
+    kept |= {"network.kind": "vqgan", "network.channels": 32, "network.multipliers": "1,1,1"}
+    kept |= {"data.image_size": 4, "adversarial.weight": 0}
+    words = [word for key, value in kept.items() for word in (f"--{key}", value)]
+    ended = run(names_of("stage1_tokenizer/train.py")["main"], "--out", tmp_path / "run", *words)
     checked(ended, False, tmp_path / "run")
 
 
@@ -131,17 +132,20 @@ def test_a_prior_and_all_that_is_done_with_it(
     assert ended.code == 0, ended.err
     prior = ("--prior", tmp_path / "r")
     out = tmp_path / "out"
-    for main, *arguments in (
-        (generate.main, *prior, "-n", 1, "--out", out),
-        (generate.main, *prior, "-n", 2, "--candidates", 2, "--batch_size", 1),
-        (complete.main, *prior, "-n", 1, "--variants", 1, "--box", "0,0,4,4" if "position" not in name else "0,0,4,2"),
-        (score.main, *prior, "--by_class"),
-        (summary.main, *prior, "--samples", 0),
-        *([(analyze.main, "--tokenizer", tmp_path / "t")] if name in ("one code", "one position", "one image") else []),
-        (reconstruct.main, "--tokenizer", tmp_path / "t", out / "000000.png"),
-    ):
+    position = "position" in name
+    commands: list[tuple[Callable[[], None], tuple[object, ...]]] = [
+        (generate.main, (*prior, "-n", 1, "--out", out)),
+        (generate.main, (*prior, "-n", 2, "--candidates", 2, "--batch_size", 1)),
+        (complete.main, (*prior, "-n", 1, "--variants", 1, "--box", "0,0,4,2" if position else "0,0,4,4")),
+        (score.main, (*prior, "--by_class")),
+        (summary.main, (*prior, "--samples", 0)),
+        (reconstruct.main, ("--tokenizer", tmp_path / "t", out / "000000.png")),
+    ]
+    if name in ("one code", "one position", "one image"):
+        commands.append((analyze.main, ("--tokenizer", tmp_path / "t")))
+    for main, arguments in commands:
         ended = run(main, *arguments)
-        if main is complete.main and "position" in name:  # a part of a code cannot be kept
+        if main is complete.main and position:  # a part of a code cannot be kept
             assert (ended.code, "covers no code whole" in ended.err) == (2, True)
         else:
             assert ended.code == 0, ended.err
