@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -105,8 +105,8 @@ def _has_whole_chunks(data: bytes) -> bool:
     return False
 
 
-def grid_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(n, H, W, C) -> one picture, as square as n allows, row by row, two grey pixels between them."""
+def grid_of(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """n pictures (H, W, C) -> one picture, as square as n allows, row by row, two grey pixels between them."""
     columns = int(np.ceil(np.sqrt(len(pictures))))
     return rows_of([list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)])
 

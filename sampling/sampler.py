@@ -24,6 +24,7 @@ from torch import Tensor
 from sampling.choose import ChooseConfig, choose
 from sampling.picture_files import Shape, to_pictures
 from stage1_tokenizer.config import Size
+from stage1_tokenizer.data.order import parts_of
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.float64 import device_of_float64
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
@@ -182,7 +183,7 @@ class Sampler:
             raise ConfigError(f"n is {n}, but at least one picture must be asked for")
         indices = np.arange(n, dtype=np.int64)
         labels = self.labels(indices, classes)
-        parts = np.array_split(indices, -(-n // self.config.batch_size))
+        parts = parts_of(indices, self.config.batch_size)
         return np.concatenate([self.pictures(part, labels[part], seed, progress) for part in parts])
 
     def labels(

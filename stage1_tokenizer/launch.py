@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 from stage1_tokenizer import processor
 from stage1_tokenizer.checkpoint import storage_error
@@ -85,6 +85,18 @@ def check_share(images: int, processes: int) -> None:
     """Raises ConfigError unless each process has at least one image of the validation split."""
     if images < processes:
         raise ConfigError(f"{images} validation images are fewer than the {processes} processes that share them")
+
+
+def in_all(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Do a share of some work in each process. A UserError that one of them raises, all raise, once all have ended."""
+    error: UserError | None = None
+    try:
+        action()
+    except UserError as raised:
+        error = raised
+    for each in gather_object([error]):
+        if each is not None:
+            raise each
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:

@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -69,11 +69,13 @@ class Run:
         on_main(accelerator, self._open)
         self._events: Events | None = None
         self._bar: tqdm[Any] | None = None
-        self._seen, self._first = 0, 0
+        self._seen, self._first, self.done = 0, 0, 0
         self._began = self._advanced = time.monotonic()
 
-    def resume(self, parts: Mapping[str, Part]) -> int:
+    def resume(self, parts: Mapping[str, Part], newer: Collection[str] = ()) -> int:
         """Load the newest whole state, or the one that was named, into the parts. Returns the steps done.
+
+        newer: names of parts that a state of an earlier version may lack; these stay as they are then.
 
         Raises:
             BadFileError: no state is whole, or it does not fit the parts.
@@ -81,7 +83,7 @@ class Run:
         self._accelerator.wait_for_everyone()
         folder = self.folder / "state"
         newest = on_main(self._accelerator, lambda: self._choose(folder))
-        step, scalars = (0, {}) if newest is None else self._load(newest, parts)
+        step, scalars = (0, {}) if newest is None else self._load(newest, parts, newer)
         begun = f"training {self.folder}" if newest is None else f"continuing {self.folder} from step {step}"
         if step == self._config.steps:
             begun = f"{self.folder} is finished already"
@@ -91,7 +93,7 @@ class Run:
         if self._main:
             self._events = Events(self.folder, step, self.say)
             self._bar = console.bar(self._config.steps, "step", self.folder.name, step)
-        self._began, self._seen, self._first = time.monotonic(), 0, step
+        self._began, self._seen, self._first, self.done = time.monotonic(), 0, step, step
         return step
 
     def save(self, step: int, parts: Mapping[str, Part], keep: int) -> None:
@@ -144,7 +146,7 @@ class Run:
 
     def advance(self, images: int) -> None:
         """One optimizer step over `images` images (of all processes) is done."""
-        self._seen, self._advanced = self._seen + images, time.monotonic()
+        self._seen, self.done, self._advanced = self._seen + images, self.done + 1, time.monotonic()
         if self._bar is not None:
             self._bar.update()
 
@@ -191,7 +193,7 @@ class Run:
         """Say what the finished run came to, and the commands to go on with, each with what it does."""
         seconds = time.monotonic() - self._began
         if self._main:
-            print(console.summary(self.folder, self._first, self._config.steps, seconds, self._weights, after))
+            print(console.summary(self.folder, self._first, self.done, seconds, self._weights, after))
 
     def pictures(self, step: int, name: str, images: Tensor, columns: int) -> None:
         """Images (N, C, H, W) in [-1, 1] as one grid, to samples/NAME-STEP.png and to TensorBoard."""
@@ -251,9 +253,9 @@ class Run:
         lines = "".join(f"  {line}\n" for line in self._changed)
         return f"these keys differ (saved -> given):\n{lines}"
 
-    def _load(self, state: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
+    def _load(self, state: Path, parts: Mapping[str, Part], newer: Collection[str]) -> tuple[int, dict[str, Any]]:
         try:
-            step, scalars = load_state(state, parts)
+            step, scalars = load_state(state, parts, newer)
         except BadFileError as error:
             changed = f"\nThe configuration has changed; {self._differing()}" if self._changed else ""
             raise BadFileError(f"{error}{changed}") from None

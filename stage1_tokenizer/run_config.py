@@ -11,6 +11,7 @@ FREE_KEYS = (
     "validate_every",
     "save_every",
     "keep",
+    "patience",
     "skips",
     "resume",
     "allow_changed",

@@ -46,7 +46,7 @@ from stage1_tokenizer.losses import (
     reconstruction_loss,
 )
 from stage1_tokenizer.metrics import CodeUse, pixel_variance
-from stage1_tokenizer.networks import NetworkConfig
+from stage1_tokenizer.networks import NetworkConfig, check_network
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
@@ -91,6 +91,8 @@ def main() -> None:
     accelerator = start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check_batch_size(config.batch_size, config.accumulation, processes)
+    check_network(config.network, config.data.image_size)
+    config.adversarial.check(config.data.image_size)
     run = Run(config.folder, config, config.tree(), accelerator, TOKENIZER_FILE)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process

@@ -86,7 +86,7 @@ def test_what_is_written(prior: Path, tmp_path: Path) -> None:
         assert saved["arr_0"].shape == (5, *IMAGE_SIZE, 3)
         for i, picture in enumerate(saved["arr_0"]):
             assert np.array_equal(picture, pixels_of(tmp_path / f"{i:06d}.png"))
-        assert np.array_equal(grid_of(saved["arr_0"]), pixels_of(tmp_path / "grid.png"))
+        assert np.array_equal(grid_of(list(saved["arr_0"])), pixels_of(tmp_path / "grid.png"))
     assert labels_in(tmp_path) == [0, 1, 0, 1, 0]
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert (settings["n"], settings["seed"], settings["step"]) == (5, 0, 9)

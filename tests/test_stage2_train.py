@@ -45,7 +45,8 @@ def test_a_stopped_run_ends_as_one_that_was_not(tokenizer: Path, tmp_path: Path)
     run_processes(1, run_script, SCRIPT, *flags(tmp_path / "halves", tokenizer, views=2))
     for step in (5, 10):
         sums = checksums(tmp_path / "whole", step)
-        assert sums.keys() == {f"{name}.safetensors" for name in ("prior", "ema", "optimizer", "tally")}
+        parts = ("prior", "ema", "optimizer", "tally", "best", "best_weights")
+        assert sums.keys() == {f"{name}.safetensors" for name in parts}
         assert checksums(tmp_path / "halves", step) == sums
     assert log(tmp_path / "halves") == log(tmp_path / "whole")
     assert [entry["step"] for entry in log(tmp_path / "whole")] == [*range(1, 6), 5, *range(6, 11), 10]

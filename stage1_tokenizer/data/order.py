@@ -62,6 +62,14 @@ def share(n: int, rank: int, processes: int) -> range:
     return range(n * rank // processes, n * (rank + 1) // processes)
 
 
+def parts_of(indices: NDArray[np.int64], at_most: int) -> list[NDArray[np.int64]]:
+    """Split indices (n,) into parts of nearly equal length, `at_most` or less; no part is empty, so of none are none.
+
+    A process has none where there are fewer images than processes.
+    """
+    return np.array_split(indices, -(-len(indices) // at_most)) if len(indices) else []
+
+
 class _Batches(Dataset[Batch | UserError]):
     def __init__(self, pictures: Pictures, order: BatchOrder) -> None:
         self._pictures, self._order = pictures, order

@@ -83,7 +83,8 @@ def _message(entry: Tree) -> Markup:
 
 def _time(run: RunFolder) -> Iterator[tuple[Child, Child]]:
     total = f" of {run.steps:,}" if run.steps else ""
-    state = " (in training now)" if run.in_use else "" if run.steps in (None, run.done) else " (not finished)"
+    unfinished = " (ended by --patience, or not finished)" if run.config.get("patience") else " (not finished)"
+    state = " (in training now)" if run.in_use else "" if run.steps in (None, run.done) else unfinished
     yield "Steps", f"{run.done:,}{total}{state}"
     if run.sessions:
         first = run.sessions[0]
