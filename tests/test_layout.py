@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -124,12 +125,27 @@ def test_no_file_names_a_registry() -> None:
     assert ROOT / "uv.lock" not in repository_files()
 
 
-def test_the_lock_has_hashes_and_no_addresses() -> None:
+LOCKS = ["requirements.lock", "benchmarks/requirements.lock", ".ci/lowest.lock", ".ci/torch-2.11.lock"]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_has_hashes_and_no_addresses(lock: str) -> None:
     """An install must fail on a file that is not the one which was tested."""
-    entries = re.split(r"\n(?=\S)", (ROOT / "requirements.lock").read_text(encoding="utf-8"))
+    entries = re.split(r"\n(?=\S)", (ROOT / lock).read_text(encoding="utf-8"))
     assert len(entries) > 1
     for entry in entries:
         assert re.match(r"[a-z0-9-]+==[^\s@]+ .*\n    --hash=sha256:", entry), entry.splitlines()[0]
+
+
+def test_the_lowest_versions_are_those_of_the_bounds() -> None:
+    """`make test-lowest` tests what pyproject.toml promises: a bound that changes changes that lock too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = (project["optional-dependencies"][name] for name in ("app", "bench", "dev"))
+    locked = dict(re.findall(r"^(\S+)==(\S+) ", (ROOT / ".ci/lowest.lock").read_text(encoding="utf-8"), re.MULTILINE))
+    for requirement in [*project["dependencies"], *(each for extra in extras for each in extra)]:
+        stated = re.fullmatch(r"([\w-]+)[>=]=([\d.]+)(,<[\d.]+)?", requirement)
+        assert stated, f"{requirement}: states no lower bound"
+        assert f"{locked[stated[1].lower()]}.".startswith(f"{stated[2]}."), requirement
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
