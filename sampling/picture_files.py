@@ -15,7 +15,8 @@ from torch import Tensor
 
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.decode import EXTENSIONS, decode
+from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.formats import USUAL
 from stage1_tokenizer.data.listing import FOLDER, image_files
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.errors import BadFileError, ConfigError
@@ -137,7 +138,9 @@ def picture_paths(source: Path, option: str) -> list[Path]:
     found = sorted(source / name for name, reason in files if reason != FOLDER)
     if not found:
         reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
-        raise ConfigError(f"{option} {source}: {reason} (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise ConfigError(
+            f"{option} {source}: {reason} (looked for {', '.join(USUAL)} and all others that Pillow reads, by content)"
+        )
     return found
 
 

@@ -31,7 +31,7 @@ from stage1_tokenizer.checks.weights import PRIOR_FILE, check_safetensors
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.console import say
-from stage1_tokenizer.data.decode import EXTENSIONS
+from stage1_tokenizer.data.formats import EXTENSIONS, is_image
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.state import STATE_NAME, states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
@@ -110,7 +110,7 @@ def checks_of(path: Path) -> list[Check]:
 def _checks_of_file(path: Path) -> list[Check]:
     if path.is_file() and path.suffix == ".safetensors":
         return [Check(path, check_safetensors)]
-    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+    if path.is_file() and (path.suffix.lower() in EXTENSIONS or is_image(str(path))):
         return [Check(path, check_image)]
     return []
 

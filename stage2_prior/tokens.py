@@ -19,16 +19,19 @@ from torch import Tensor
 
 from stage1_tokenizer.checkpoint import SUM, read_tensors, write_tensors
 from stage1_tokenizer.console import bar
-from stage1_tokenizer.data import DataConfig, build_images
+from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import Places, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.data.resident import roomy
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.run_config import DATA_PATHS
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.prior import check_classes
 
 Provenance = dict[str, Any]
+CHANGES_NO_TOKEN = ("cache", "workers", "download", "bad_share")
+"""Keys of the data beside the paths, whose content the identity says, that no token depends on."""
 
 
 class TokenSet(NamedTuple):
@@ -54,15 +57,16 @@ class TokenSet(NamedTuple):
 def load_or_extract(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
-    data: DataConfig,
+    opened: OpenData,
     split: Split,
     views: int,
     seed: int,
     folder: Path,
 ) -> TokenSet:
     """The tokens of a split: from `folder` if they are there and were made from just this, else extracted into it."""
+    data = opened.config
     check_fits(tokenizer, data)
-    images = build_images(data, split)
+    images = opened.images(split)
     check_classes(images.classes)
     provenance = _provenance(tokenizer, data, split, views, seed) | {"identity": images.identity}
     accelerator.wait_for_everyone()
@@ -74,7 +78,7 @@ def load_or_extract(
     ):
         assert found is not None
         return found
-    pictures = Pictures(images, data, seed, bad_list=folder.parent / BAD_FILES)
+    pictures = opened.pictures(split, seed, bad_list=folder.parent / BAD_FILES)
     if pictures.channels != tokenizer.tokenizer.config.image_channels:
         raise ConfigError(
             f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was "
@@ -132,7 +136,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
         "split": split,
         "views": views,
         "seed": seed if views > 1 else None,
-        "data": {key: value for key, value in tree.items() if key not in ("cache", "workers", "download", "bad_share")},
+        "data": {key: value for key, value in tree.items() if key not in (*DATA_PATHS, *CHANGES_NO_TOKEN)},
     }
 
 

@@ -20,7 +20,7 @@ from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.console import bar, command, counted
-from stage1_tokenizer.data import DataConfig, data_config
+from stage1_tokenizer.data import DataConfig, data_config, open_data
 from stage1_tokenizer.data.order import BatchOrder, Places, share
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import BadFileError
@@ -84,11 +84,12 @@ def main() -> None:
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
     settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
-    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE)
+    opened = open_data(data)
+    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE, opened)
     on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
-        load_or_extract(accelerator, tokenizer, data, split, views, config.seed, run.folder / "tokens")
+        load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, run.folder / "tokens")
         for split, views in splits
     ]
     classes = saved_classes(run.folder) or tokens[0].classes
