@@ -4,7 +4,7 @@
     python sampling/evaluate.py --prior RUN -n 10000     samples compared with the data set, and bits per token
     python sampling/evaluate.py --samples FILE.npz --prior RUN     pictures made before, or by another program
 
-Writes RUN/evaluation/NAME.json and NAME.md (for --samples beside these), and NAME-nearest.png.
+Writes RUN/evaluation/NAME.json, NAME.md and NAME-nearest.png; for --samples beside our own ones, else runs/evaluation.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ from sampling.evaluation.results import (
     digest_of,
     write_results,
 )
-from sampling.evaluation.samples import NEAREST, given, sampled
+from sampling.evaluation.samples import NEAREST, folder_of_results, given, sampled
 from sampling.evaluation.sources import Source, SplitSource, some
 from sampling.evaluation.tables import likelihood_figures, reconstruction_figures, sample_figures
 from sampling.evaluation.warnings_of import comparison_warnings, warnings_of
@@ -189,7 +189,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
     else:
         data = trained_on(config)
         samples = given(Path(config.samples), config.n, config.seed)
-        folder, subject, says = samples.where.parent, f"Pictures of {samples.where}", {}
+        folder, subject, says = folder_of_results(samples.where), f"Pictures of {samples.where}", {}
     found = measuring.features(samples.source, "samples", logits=True)
     reference = data.reference(measuring, config.reference)
     figures = sample_figures(found, reference, extractor, config.seed)

@@ -14,7 +14,6 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +61,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
     # All paths are understood before the first is looked at, for that may take an hour.
-    checks = [check for path in paths_in(sys.argv[1:]) for check in checks_of(Path(path))]
+    checks = [check for path in parse_command_line(CheckConfig).paths for check in checks_of(Path(path))]
     numbers: Counter[str] = Counter()
     for check in checks:
         for finding in _all_of(check):
@@ -71,19 +70,6 @@ def main() -> None:
     print(", ".join(f"{numbers[verdict]:,} {verdict}" for verdict in ("ok", "bad", "note")))
     if numbers["bad"]:
         sys.exit(BadFileError.exit_code)
-
-
-def paths_in(words: list[str]) -> tuple[str, ...]:
-    """The paths on a command line. Only the rest goes through the parser, which would split paths at commas, and
-    refuses quotation marks and line breaks.
-
-    Raises:
-        ConfigError: there are none, or there is an unknown option.
-    """
-    given = [word for last, word in pairwise(["", *words]) if not word.startswith("-") and last != "--config"]
-    options = [word for last, word in pairwise(["", *words]) if word.startswith("-") or last == "--config"]
-    config = parse_command_line(CheckConfig, [*options, *("path" for _ in given)])
-    return tuple(given) or config.paths
 
 
 def checks_of(path: Path) -> list[Check]:

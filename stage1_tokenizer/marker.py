@@ -66,6 +66,8 @@ def is_marked_picture(path: str) -> bool:
     """True for a PNG that carries the mark."""
     if not path.endswith(OUR_ENDINGS):
         return False
+    if os.path.exists(path.removesuffix("-nearest.png") + ".json"):  # of an evaluation, before there was a mark
+        return True
     try:
         with open(path, "rb") as file:
             return b"tEXtSoftware\0" + SOFTWARE.encode() in file.read(HEAD)

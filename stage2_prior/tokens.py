@@ -127,6 +127,21 @@ def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
     return TokenSet(tokens.codes, mapping[tokens.labels.long()], classes)
 
 
+def trained_classes(tokens: TokenSet) -> tuple[str, ...]:
+    """The classes that an image is of. One whose images are all unreadable would be sampled though never seen."""
+    used = set(tokens.labels.tolist())
+    return tuple(name for label, name in enumerate(tokens.classes) if label in used)
+
+
+def of_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
+    """The images of some of the classes, which are all that there are then."""
+    if tokens.classes == classes:
+        return tokens
+    places = torch.tensor([classes.index(name) if name in classes else -1 for name in tokens.classes])
+    labels = places[tokens.labels.long()].int()
+    return TokenSet(tokens.codes[labels >= 0], labels[labels >= 0], classes)
+
+
 def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, views: int, seed: int) -> Provenance:
     tree = data.tree()
     return {

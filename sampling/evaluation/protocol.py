@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from sampling.evaluation.features import Features
 from sampling.evaluation.reference import Reference, load_or_measure, provenance_of, reference_of_file
 from sampling.evaluation.results import described_machine, now, versions
 from sampling.evaluation.sources import Source, SplitSource, features_of
-from stage1_tokenizer.data import DataConfig, build_images, build_pictures
+from stage1_tokenizer.data import DataConfig, OpenData, open_data
 from stage1_tokenizer.data.pictures import Pictures, Split
 from stage1_tokenizer.given_weights import sha256_of
 from stage1_tokenizer.perceptual import PerceptualConfig
+from stage1_tokenizer.run_config import DATA_PATHS
 
-CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "root", "links")
+CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "links", *DATA_PATHS)
 """Keys of the data that change no picture in its plain view."""
 
 
@@ -62,7 +64,7 @@ def described_lpips(config: PerceptualConfig) -> str:
 
 @dataclass
 class DataSet:
-    """Both splits of the data, each read when it is first asked for."""
+    """Both splits of the data, each read when it is first asked for. What was found is said once."""
 
     config: DataConfig
     _splits: dict[Split, Pictures] = field(default_factory=dict)
@@ -70,8 +72,12 @@ class DataSet:
     def pictures(self, split: Split) -> Pictures:
         """One split."""
         if split not in self._splits:
-            self._splits[split] = build_pictures(self.config, split, seed=0)
+            self._splits[split] = self._opened.pictures(split, seed=0)
         return self._splits[split]
+
+    @cached_property
+    def _opened(self) -> OpenData:
+        return open_data(self.config)
 
     def source(self, split: Split) -> SplitSource:
         """All of one split."""
@@ -81,7 +87,7 @@ class DataSet:
     def described(self, split: Split) -> dict[str, Any]:
         """What decides its pictures, which are looked at in their plain view."""
         tree = {key: value for key, value in self.config.tree().items() if key not in CHANGE_NOTHING}
-        identity = build_images(self.config, split).identity
+        identity = self._opened.images(split).identity
         return tree | {"split": split} | ({"identity": identity} if identity else {})
 
     def reference(self, measuring: Measuring, name: str) -> Reference:

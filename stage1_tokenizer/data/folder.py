@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.colour import LARGEST, Background, Decoding
@@ -13,12 +13,9 @@ from stage1_tokenizer.data.found import Found
 from stage1_tokenizer.data.identity import identity_of
 from stage1_tokenizer.data.layout import Layout
 from stage1_tokenizer.data.listing import Links
-from stage1_tokenizer.data.names import existing_path
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split, target_size
 
 COLOURS: dict[str, Background] = {"white": (255, 255, 255), "black": (0, 0, 0), "checker": "checker"}
-DataPath = Annotated[str, AfterValidator(existing_path)]
-"""A path that may differ from the disk's in the Unicode normal form of its accents; `~` is the home folder."""
 
 
 def _background(given: Any) -> Any:
@@ -36,22 +33,22 @@ class FolderConfig(SizedConfig):
     """Any tree of images. Sub-folders are the classes, or the splits with the classes in them; docs/data.md."""
 
     kind: Literal["folder"] = "folder"
-    root: DataPath
+    root: str
     """The folder."""
     layout: Layout = "auto"
     """What sub-folders are. `classes`: the first level are the classes. `flat`: nothing, there are no classes.
     `splits`: train and val (or valid, validation, test), with the classes in them. `auto` finds out and says it."""
-    classes: DataPath | None = None
+    classes: str | None = None
     """A file with the names of the classes, one a line, in the order of their labels. Images of others are left out."""
-    labels: DataPath | None = None
+    labels: str | None = None
     """A table of the class of each image, CSV or JSON lines; images without a row are left out."""
     label_column: str | None = None
     """The column of the classes in the table, where its name does not say it."""
-    files: DataPath | None = None
+    files: str | None = None
     """A list of the images to use, one path a line; others are left out."""
-    validation_files: DataPath | None = None
+    validation_files: str | None = None
     """A list of the images to validate on, one path a line; all others are trained on."""
-    validation_root: DataPath | None = None
+    validation_root: str | None = None
     """Another folder, all of which is validated on; all of `root` is trained on then."""
     channels: Annotated[Literal[1, 3], BeforeValidator(lambda given: {"1": 1, "3": 3}.get(str(given), given))] = 3
     """1 converts to grey."""

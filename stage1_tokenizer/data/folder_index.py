@@ -15,9 +15,9 @@ from stage1_tokenizer.data.hold_out import held_out
 from stage1_tokenizer.data.label_files import read_classes, read_labels, read_list
 from stage1_tokenizer.data.layout import Arranged, Place, arrange, arrange_like, as_split
 from stage1_tokenizer.data.listing import NO_FILES, Seen, image_files
-from stage1_tokenizer.data.names import folded, natural
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.names import folded, natural
 
 if TYPE_CHECKING:
     from stage1_tokenizer.data.folder import FolderConfig

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from stage1_tokenizer.data.layout import PARTS, Part, Place
-from stage1_tokenizer.data.names import folded
 from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.names import folded
 
 FILE_COLUMNS = ("file_name", "filename", "file", "filepath", "path", "image_path", "image", "img", "name", "id")
 LABEL_COLUMNS = ("label", "class", "category", "class_name", "label_name", "target", "species", "breed", "labels", "y")

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from stage1_tokenizer.data.names import folded, natural
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.names import folded, natural
 
 Layout = Literal["auto", "classes", "flat", "splits"]
 Part = Literal["train", "validation", "test"]

@@ -58,10 +58,12 @@ class Seen:
     """Relative paths of the folders that were looked into."""
 
 
-def image_files(root: Path, links: Links, seen: Seen | None = None) -> Iterator[tuple[str, str]]:
+def image_files(
+    root: Path, links: Links, seen: Seen | None = None, also_ours: bool = False
+) -> Iterator[tuple[str, str]]:
     """(name, reason) of all images, in no order: the path relative to the root, with forward slashes, and why it is
     refused: because it leads out of the root, or is no file. An empty reason: it is a file, or it cannot be known
-    before it is opened. What else is met is counted in `seen`.
+    before it is opened. What else is met is counted in `seen`. What Tessera wrote is left out unless `also_ours`.
 
     A file is an image by its extension, and where that says nothing, by its content. What a link to a folder inside the
     root shows is there already, at its own place. Others are followed where `links` is `anywhere`, each folder once, so
@@ -88,7 +90,7 @@ def image_files(root: Path, links: Links, seen: Seen | None = None) -> Iterator[
                     name = entry.path[start:].replace(os.sep, "/")
                     leads = entry.is_symlink() and _is_folder(entry) and not _is_inside(entry.path, home)
                     if entry.is_dir(follow_symlinks=False):
-                        if kind := _kind_of_folder(entry):
+                        if kind := _kind_of_folder(entry, also_ours):
                             seen.ignored[kind] += _count(entry.path)
                             continue
                         folders.append(entry.path)
@@ -97,7 +99,7 @@ def image_files(root: Path, links: Links, seen: Seen | None = None) -> Iterator[
                     elif leads:
                         yield name, f"{LINKED_FOLDER}, but {os.path.realpath(entry.path)}; {PERMIT}"
                         continue
-                    if not (kind := _kind_of(entry, home, links)):
+                    if not (kind := _kind_of(entry, home, links, also_ours)):
                         yield name, _refusal(entry, home, links)
                     elif kind != FOLDER:
                         seen.ignored[kind] += 1
@@ -105,21 +107,21 @@ def image_files(root: Path, links: Links, seen: Seen | None = None) -> Iterator[
             raise BadFileError(f"{folder} cannot be listed ({error.strerror})") from None
 
 
-def _kind_of_folder(entry: os.DirEntry[str]) -> str:
+def _kind_of_folder(entry: os.DirEntry[str], also_ours: bool) -> str:
     """Why a folder is not looked into; empty: it is."""
     name = entry.name.lower()
     if name.startswith("."):
         return HIDDEN
     if name in SYSTEM_FOLDERS or name.endswith(PHOTO_MANAGER):
         return SYSTEM
-    return OURS if is_marked(entry.path) else ""
+    return OURS if not also_ours and is_marked(entry.path) else ""
 
 
-def _kind_of(entry: os.DirEntry[str], home: str, links: Links) -> str:
+def _kind_of(entry: os.DirEntry[str], home: str, links: Links, also_ours: bool) -> str:
     """What an entry is counted as that is no image; empty: it is one, by its name or its content."""
     name = entry.name.lower()
     ending = os.path.splitext(name)[1]
-    if is_marked_picture(entry.path):
+    if not also_ours and is_marked_picture(entry.path):
         return OURS
     if name[0] != "." and ending in EXTENSIONS:
         return ""
