@@ -164,7 +164,7 @@ def test_bad_files_count_over_both_splits(tmp_path: Path, capsys: pytest.Capture
         (tmp_path / names[split][0]).write_bytes(b"bad")
         data = opened(tmp_path, cache=cache)
         for each in ("train", "validation"):
-            data.pictures(each, 0).batch(np.arange(len(data.images(each))))  # type: ignore[arg-type]
+            data.pictures(each, 0).batch(np.arange(len(data.images(each))))
         (tmp_path / names[split][0]).write_bytes(good.getvalue())
     bad = [*names["train"][:7], *names["validation"][:3]]
     for name in bad:

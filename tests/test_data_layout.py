@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,9 @@ def said(data: OpenData) -> str:
         (("trainA", "trainB", "testA", "testB"), {"A": 24, "B": 24}, (24, 24)),
         (("cat/train", "cat/val", "dog/train", "dog/val"), {"cat": 24, "dog": 24}, (24, 24)),
         (("train", "car", "plane"), {"car": 12, "plane": 12, "train": 12}, None),
+        (("train/cat", "train/dog", "test/cat", "unlabeled", "ground_truth/cat"), {"cat": 24, "dog": 12}, (24, 12)),
+        (("b/train/good", "b/test/bad", "b/masks/bad", "c/train/good", "c/test/x"), {"b": 24, "c": 24}, (24, 24)),
+        (("cat/thumbs", "cat", "dog", "Thumbnails"), {"cat": 12, "dog": 12}, None),
         (("images", "masks"), {}, None),
         (("1", "2", "10"), {"1": 12, "2": 12, "10": 12}, None),
         (("cat", "dog", ".ipynb_checkpoints", "__MACOSX/cat", ".Trash-1000", "@eaDir"), {"cat": 12, "dog": 12}, None),
@@ -108,6 +113,8 @@ def test_the_layout_can_be_asked_for(tmp_path: Path) -> None:
     assert numbers(opened(tmp_path, layout="classes")) == {"train": 12, "val": 12}
     with pytest.raises(ConfigError, match=r"no sub-folders named like splits.*are: cat, dog"):
         opened(fill(tmp_path / "b", "cat", "dog"), layout="splits")
+    with pytest.raises(ConfigError, match="sub-folders are: test, val"):  # would be trained on as classes
+        opened(fill(tmp_path / "c", "val/cat", "test/cat"))
     with pytest.raises(ConfigError, match="no sub-folders with images"):
         opened(tmp_path / "b" / "cat", layout="classes")
 
@@ -129,6 +136,21 @@ def test_what_was_found_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "to train on" in second
     assert any("no image in empty/" in note for note in notes)
     assert any("raw data of a camera" in note for note in notes)
+
+
+def test_odd_names_are_said(tmp_path: Path) -> None:
+    """Backslashes of an archive from Windows are folders; masks beside images, and classes that differ in case."""
+    fill(tmp_path, "x", n=6)
+    for i in range(6):
+        os.rename(tmp_path / "x" / f"{i}.png", tmp_path / (f"cat\\{i}.png" if i % 2 else f"Cat\\{i // 2}_mask.png"))
+    fill(tmp_path, "Cat", n=3)
+    data = opened(tmp_path)
+    assert numbers(data) == {"Cat": 6, "cat": 3}
+    assert "6 names hold backslashes" in said(data)
+    assert "capital letters alone: Cat, cat" in said(data)
+    fill(tmp_path / "seg", ".", n=5)
+    shutil.copy(tmp_path / "seg" / "1.png", tmp_path / "seg" / "1_mask.png")
+    assert "1 images are named like masks of others (1_mask.png)" in said(opened(tmp_path / "seg"))
 
 
 def test_few_images_are_split_or_refused(tmp_path: Path) -> None:
@@ -280,7 +302,7 @@ def test_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
     assert opened(tmp_path / "b").identity == before
     file = tmp_path / "b" / "cat" / "3.png"
     kept = file.read_bytes()
-    changes = [
+    changes: list[Callable[[], object]] = [
         lambda: file.write_bytes(kept[:60] + b"x" + kept[61:]),
         file.unlink,
         lambda: (tmp_path / "b" / "dog" / "new.png").write_bytes(kept),

@@ -116,6 +116,8 @@ def _decode(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Pictur
                 image = _filled(file)
                 size, box = _reduce(image, fit)
                 image.load()
+            if getattr(image, "is_animated", False) and not isinstance(image, JpegImageFile):
+                how.remarks.add("frames", path, "holds several frames or pages, of which the first is read")
             plain = to_plain(image, "L" if channels == 1 else "RGB", how, path)
             if size is not None:
                 plain = plain.resize(size, Image.Resampling.BICUBIC, box)

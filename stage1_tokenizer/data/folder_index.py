@@ -130,8 +130,10 @@ def _advice(seen: Seen) -> list[str]:
     heic = sum(seen.ignored[kind] for kind in HEIC)
     raw = sum(seen.ignored[kind] for kind in RAW)
     return [
-        *[f"{heic:,} HEIC files are not read; {GET_HEIC.removesuffix(' it')} them"] * bool(heic),
-        *[f"{raw:,} files are raw data of a camera, and not read; convert them to TIFF, PNG or JPEG"] * bool(raw),
+        *[f"{plural(heic, 'HEIC file is', 'HEIC files are')} not read; {GET_HEIC.removesuffix(' it')} them"]
+        * bool(heic),
+        *[f"raw data of cameras are not read ({plural(raw, 'file', 'files')}); convert them to TIFF or JPEG"]
+        * bool(raw),
     ]
 
 

@@ -30,6 +30,7 @@ PARTS: dict[str, Part] = {
     "testing": "test",
     "eval": "test",
     "evaluation": "test",
+    "holdout": "test",
 }
 """Words in the names of folders that hold splits."""
 _FORMS = sorted({form for word in PARTS for form in (word, word.upper(), word.capitalize())}, key=len, reverse=True)
@@ -44,6 +45,19 @@ COMPANIONS = frozenset({"annotations", "depth", "edges", "ground_truth", "ground
     *("mask", "masks", "previews", "segmentation", "segmentationclass", "segmentationobject", "thumbnails", "thumbs")
 }
 """Folders that say something about images, or repeat them, where they lie beside a folder of IMAGES."""
+MASK_ENDINGS = (
+    "_mask",
+    "-mask",
+    "_masks",
+    "_label",
+    "_labels",
+    "_seg",
+    "_segmentation",
+    "_gt",
+    "_groundtruth",
+    "_depth",
+)
+"""How the names of files end that say something about the image of the same name without the ending."""
 SHOWN = 5
 """Names that a note lists."""
 
@@ -76,7 +90,7 @@ def arrange(names: Sequence[str], folders: Iterable[str], layout: Layout, option
     Raises:
         ConfigError: the layout that is asked for is not there.
     """
-    done = Arranged()
+    done = Arranged(notes=_odd_names(names))
     if layout == "flat":
         done.places = dict.fromkeys(names, Place(None, None))
     elif layout == "classes":
@@ -102,21 +116,25 @@ def _any(done: Arranged, names: Sequence[str], folders: list[str], layout: Layou
     groups, loose = _below(names, depth)
     splits = split_names(groups)
     if splits and len(loose) * 2 <= len(names):
-        _leave_out(done, loose, "beside the folders of the splits")
+        beside = [*loose, *(name for folder in groups.keys() - splits.keys() for name in groups[folder])]
+        _leave_out(done, sorted(beside), "beside the folders of the splits")
         _splits(done, groups, splits, folders, depth)
         return
     inner = {name: _below(group, depth + 1) for name, group in groups.items()}
     if len(groups) > 1 and all(below and not own and split_names(below) for below, own in inner.values()):
         for name, (below, _) in inner.items():
-            for folder, (part, _) in split_names(below).items():
+            splits = split_names(below)
+            for folder, (part, _) in splits.items():
                 done.places |= dict.fromkeys(below[folder], Place(part, folded(name)))
+            for folder in sorted(below.keys() - splits.keys()):
+                _leave_out(done, below[folder], "beside the folders of the splits")
         done.notes.append("each class has its splits in sub-folders")
         return
-    if layout == "splits":
+    if layout == "splits" or _without_training(groups):
         shown = ", ".join(sorted(groups)[:SHOWN]) or "none"
         raise ConfigError(
             f"{option}: no sub-folders named like splits (train with val, valid, validation or test) are there; the "
-            f"sub-folders are: {shown}"
+            f"sub-folders are: {shown}. Name the folder to train on with --data.root, or give --data.layout classes"
         )
     _classes(done, names, folders, depth, None)
 
@@ -146,7 +164,7 @@ def _below(names: Iterable[str], depth: int) -> tuple[dict[str, list[str]], list
     """The images by their folder at a depth, and those that lie in none."""
     groups, loose = defaultdict[str, list[str]](list), list[str]()
     for name in names:
-        parts = name.split("/", depth + 1)
+        parts = _folders_and_file(name, depth + 1)
         if len(parts) > depth + 1:
             groups[parts[depth]].append(name)
         else:
@@ -154,27 +172,61 @@ def _below(names: Iterable[str], depth: int) -> tuple[dict[str, list[str]], list
     return dict(groups), loose
 
 
+def _folders_and_file(name: str, most: int = -1) -> list[str]:
+    """The parts of a path. A backslash in a name is what an archive of Windows leaves of a folder."""
+    return name.replace("\\", "/").split("/", most)
+
+
+def _odd_names(names: Sequence[str]) -> list[str]:
+    """What is odd about the names of images, in words."""
+    notes = []
+    if backslashes := [name for name in names if "\\" in name]:
+        notes.append(f"{len(backslashes):,} names hold backslashes ({backslashes[0]}), which are taken as folders")
+    stems = {name.rpartition(".")[0] for name in names}
+    masks = [name for name in names if any(_without(name.rpartition(".")[0], end) in stems for end in MASK_ENDINGS)]
+    if masks:
+        notes.append(
+            f"{len(masks):,} images are named like masks of others ({masks[0]}), and are read as images; --data.files "
+            "chooses which are read"
+        )
+    return notes
+
+
+def _without(stem: str, ending: str) -> str | None:
+    return stem[: -len(ending)] if stem.lower().endswith(ending) else None
+
+
 def split_names(names: Collection[str]) -> dict[str, tuple[Part, str]]:
-    """The part of each folder name, and the class that the rest of the name says, if all of them are names of splits,
-    with a training part for each class and another part beside it. Else nothing.
+    """The part of each folder that is named as a split, and the class that the rest of its name says. There has to be a
+    folder to train on, and another of the same rest. Else nothing. Other folders may lie beside one pair of splits.
 
         train, val      DIV2K_train_HR, DIV2K_valid_HR      trainA, trainB, testA, testB
     """
-    found: dict[str, tuple[Part, str]] = {}
-    for name in names:
-        words = list(WORD.finditer(name))
-        if len(words) != 1:
-            return {}
-        rest = name[: words[0].start()] + SET.sub("", name[words[0].end() :])
-        found[name] = (PARTS[words[0].group().lower()], "" if rest.strip("_- .").isdecimal() else rest)
+    found = {name: part for name in names if (part := _part_and_rest(name))}
     parts = defaultdict[str, set[Part]](set)
     for part, rest in found.values():
         parts[rest].add(part)
-    if not parts or any("train" not in have or len(have) < 2 for have in parts.values()):
-        return {}
-    if len(parts) == 1:
-        return {name: (part, "") for name, (part, _) in found.items()}
-    return {name: (part, rest.strip("_- .")) for name, (part, rest) in found.items()}
+    whole = [rest for rest, have in parts.items() if "train" in have and len(have) > 1]
+    if len(whole) == 1:
+        return {name: (part, "") for name, (part, rest) in found.items() if rest == whole[0]}
+    if len(whole) == len(parts) and len(found) == len(names):
+        return {name: (part, rest.strip("_- .")) for name, (part, rest) in found.items()}
+    return {}
+
+
+def _part_and_rest(name: str) -> tuple[Part, str] | None:
+    """The part that a folder's name says, and the name without it; None where it says none, or two."""
+    words = list(WORD.finditer(name))
+    if len(words) != 1:
+        return None
+    rest = name[: words[0].start()] + SET.sub("", name[words[0].end() :])
+    return PARTS[words[0].group().lower()], "" if rest.strip("_- .").isdecimal() else rest
+
+
+def _without_training(names: Collection[str]) -> bool:
+    """True where all folders are named as splits, but none to train on: taken as classes, their images would be."""
+    found = [_part_and_rest(name) for name in names]
+    return len(found) > 1 and all(each and each[0] != "train" and each[1] == "" for each in found)
 
 
 def _splits(
@@ -235,7 +287,10 @@ def _classes(
     _leave_out(done, loose, f"beside the folders of the classes{where}; --data.layout flat reads all, without classes")
     for name, group in groups.items():
         done.places |= dict.fromkeys(group, Place(part, folded(name)))
-    above = {tuple(group[0].split("/")[:depth]) for group in groups.values()}
+    small = Counter(folded(name).casefold() for name in {folded(name) for name in groups})
+    if twice := sorted(name for name in groups if small[folded(name).casefold()] > 1):
+        done.notes.append(f"classes that differ in capital letters alone: {', '.join(twice[:SHOWN])}")
+    above = {tuple(_folders_and_file(group[0])[:depth]) for group in groups.values()}
     siblings = {
         parts[depth] for folder in folders if len(parts := folder.split("/")) > depth and tuple(parts[:depth]) in above
     }

@@ -45,7 +45,9 @@ SYSTEM_FOLDERS = frozenset(
 PHOTO_MANAGER = (".aplibrary", ".lrdata", ".photoslibrary", ".photolibrary")
 """How the names of folders end that hold a photo manager's own files, previews among them."""
 SYSTEM_FILES = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db"})
-HIDDEN, SYSTEM, OURS = "hidden", "system", "written by Tessera"
+HIDDEN, SYSTEM, OURS, THUMBNAILS = "hidden", "system", "written by Tessera", "thumbnails"
+THUMBNAIL_FOLDERS = frozenset({"_thumbs", "thumb", "thumbnail", "thumbnails", "thumbs"})
+"""Folders with small copies of the images beside them, in lower case."""
 
 
 @dataclass
@@ -114,6 +116,8 @@ def _kind_of_folder(entry: os.DirEntry[str], also_ours: bool) -> str:
         return HIDDEN
     if name in SYSTEM_FOLDERS or name.endswith(PHOTO_MANAGER):
         return SYSTEM
+    if name in THUMBNAIL_FOLDERS:
+        return THUMBNAILS
     return OURS if not also_ours and is_marked(entry.path) else ""
 
 
