@@ -78,7 +78,8 @@ def load_or_extract(
     ):
         assert found is not None
         return found
-    pictures = opened.pictures(split, seed, bad_list=folder.parent / BAD_FILES)
+    mine = share(len(images), accelerator.process_index, accelerator.num_processes)
+    pictures = opened.pictures(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
     if pictures.channels != tokenizer.tokenizer.config.image_channels:
         raise ConfigError(
             f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was "

@@ -14,8 +14,8 @@ from PIL import Image
 
 from stage1_tokenizer.data import OpenData, open_data
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.layout import split_names
 from stage1_tokenizer.data.pictures import Split
+from stage1_tokenizer.data.split_names import split_names
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.marker import mark_folder
 from stage1_tokenizer.names import natural
@@ -135,7 +135,7 @@ def test_what_was_found_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert set(kinds.split(", ")) == {"hidden 12", ".txt 1", ".mp4 1", ".cr2 1"}
     assert "to train on" in second
     assert any("no image in empty/" in note for note in notes)
-    assert any("raw data of a camera" in note for note in notes)
+    assert any("raw data of cameras" in note for note in notes)
 
 
 def test_odd_names_are_said(tmp_path: Path) -> None:

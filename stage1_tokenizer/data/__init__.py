@@ -88,15 +88,20 @@ class OpenData:
         return {split: self.images(split).identity for split in SPLITS}
 
     def pictures(
-        self, split: Split, seed: int, device: torch.device | str = "cpu", bad_list: Path | None = None
+        self,
+        split: Split,
+        seed: int,
+        device: torch.device | str = "cpu",
+        bad_list: Path | None = None,
+        only: range | None = None,
     ) -> Pictures:
-        """One split, ready for batches. Bad files are counted over both splits; see `build_pictures`."""
+        """One split, ready for batches. Bad files are counted over both splits; see `Pictures` for the rest."""
         config = self.config
         found = self.found
         if self._bad is None:
             self._bad = BadFiles(bad_list, config.tolerated, found.images, self._find_bad)
         first = 0 if split == "train" or found.shared else found.train
-        return Pictures(self.images(split), config, seed, device, BadPart(self._bad, first))
+        return Pictures(self.images(split), config, seed, device, BadPart(self._bad, first), only)
 
     def _find_bad(self) -> Iterator[tuple[int, PictureError]]:
         """Read all files, those of both splits; the bad ones by their place in the data set."""

@@ -92,7 +92,7 @@ def index_folder(config: "FolderConfig") -> FolderIndex:
             )
     numbers = Counter(item.class_ for item in dict.fromkeys([*made["train"], *made["validation"]]))
     report = Found(
-        where=f"under {config.root}",
+        where=f"under {config.root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})"),
         train=len(made["train"]),
         validation=len(made["validation"]),
         shared=splits["train"] == splits["validation"] and config.validation_root is None,
@@ -139,16 +139,17 @@ def _advice(seen: Seen) -> list[str]:
 
 def _arranged(config: "FolderConfig", held: list[str], seen: Seen, root: Path, option: str) -> Arranged:
     """The images with their classes, from a table if there is one, else from the folders."""
+    above_ours = {os.fspath(parent) for name in seen.ours for parent in Path(name).parents}  # runs/, no empty class
+    arranged = arrange(held, [name for name in seen.folders if name not in above_ours], config.layout, option)
     if config.labels is None:
-        return arrange(held, seen.folders, config.layout, option)
+        return arranged
     # Of the folders the splits alone count then.
-    folders = arrange(held, seen.folders, config.layout, option)
     table = read_labels(Path(config.labels), config.label_column, held, root)
     done = Arranged(notes=table.notes)
     for name in held:
         if name in table.places:
             place = table.places[name]
-            at = folders.places.get(name)
+            at = arranged.places.get(name)
             done.places[name] = place._replace(part=place.part or (at.part if at else None))
     if gone := len(held) - len(done.places):
         done.left_out["without a label"] += gone

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from stage1_tokenizer.data.layout import PARTS, Part, Place
+from stage1_tokenizer.data.layout import Place
+from stage1_tokenizer.data.split_names import PARTS, Part
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.names import folded
 

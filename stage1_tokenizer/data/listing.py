@@ -58,6 +58,8 @@ class Seen:
     """Number of files left out, by their kind: an extension, or `hidden`, `system`, `written by Tessera`."""
     folders: list[str] = field(default_factory=list)
     """Relative paths of the folders that were looked into."""
+    ours: list[str] = field(default_factory=list)
+    """Relative paths of folders that Tessera wrote, which were not."""
 
 
 def image_files(
@@ -94,6 +96,7 @@ def image_files(
                     if entry.is_dir(follow_symlinks=False):
                         if kind := _kind_of_folder(entry, also_ours):
                             seen.ignored[kind] += _count(entry.path)
+                            seen.ours += [name] * (kind == OURS)
                             continue
                         folders.append(entry.path)
                     elif leads and links == "anywhere":

@@ -127,10 +127,12 @@ class Pictures:
         seed: int,
         device: torch.device | str = "cpu",
         bad: Path | BadPart | None = None,
+        only: range | None = None,
     ) -> None:
         """`device`: where batches are to be made, if the pictures are cached, have one size and leave it enough room;
         otherwise they are made on the CPU. The same batches either way. `bad`: what counts the pictures that cannot be
-        read, over both splits, or the file in which they are listed; without it they are only printed.
+        read, over both splits, or the file in which they are listed; without it they are only printed. `only`: the
+        pictures that will be asked for, of which alone are cached; None: all.
 
         Raises:
             BadFileError: too many pictures cannot be read; where they are not cached, so does `batch` later.
@@ -144,10 +146,13 @@ class Pictures:
         processed = Processed(images, config, bad)
         first = processed[0][0]
         self.channels: int = first.shape[2]
+        self._processed = processed
         self._items: Processed | list[tuple[Picture, int]] | Resident = processed
-        room = memory_share() // 4
-        if config.cache == "memory" or (config.cache == "auto" and first.nbytes * bad.files.n < room):
-            self._items = _read_all(processed, config.image_size, torch.device(device))
+        self._cached = range(len(images)) if only is None else only
+        number = bad.files.n if only is None else len(only)
+        fits = config.cache == "auto" and first.nbytes * number < memory_share() // 4
+        if len(self._cached) and (config.cache == "memory" or fits):
+            self._items = _read_all(processed, self._cached, config.image_size, torch.device(device))
             if bad.files.summary():
                 print(bad.files.summary(), file=sys.stderr)
 
@@ -171,6 +176,7 @@ class Pictures:
                 draws[:, :2] = drawn[:, :2]
             if self._config.flip:
                 draws[:, 2] = drawn[:, 2]
+        indices = indices if self._items is self._processed else indices - self._cached.start
         if isinstance(self._items, Resident):
             return self._items.batch(indices, draws)
         height, width = self._config.image_size
@@ -186,16 +192,16 @@ class Pictures:
 
 
 def _read_all(
-    images: Processed, image_size: tuple[int, int], device: torch.device
+    images: Processed, which: range, image_size: tuple[int, int], device: torch.device
 ) -> Resident | list[tuple[Picture, int]]:
-    """All pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
-    labels = np.empty(len(images), dtype=np.int64)
-    together = np.empty((len(images), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
+    """Pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
+    labels = np.empty(len(which), dtype=np.int64)
+    together = np.empty((len(which), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
     with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
         # A part at a time: what the threads are handed takes memory too.
-        parts = (range(start, min(start + AT_ONCE, len(images))) for start in range(0, len(images), AT_ONCE))
+        parts = (which[start : start + AT_ONCE] for start in range(0, len(which), AT_ONCE))
         decoded = chain.from_iterable(threads.map(images.__getitem__, part) for part in parts)
-        read = counted(decoded, len(images), "image", "reading", within=True)
+        read = counted(decoded, len(which), "image", "reading", within=True)
         for index, (picture, label) in enumerate(read):
             if picture.shape != together.shape[1:]:
                 return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
