@@ -65,17 +65,16 @@ class Run:
         data: what it is trained on.
 
         Raises:
-            ConfigError: the folder holds a run of another config or of other data (what differs is listed), or weights
-                without a state to continue from, or images that are not a run's, or is no folder, or cannot be written,
-                or is in use by another process.
+            ConfigError: the folder holds a run of another config or of other data (what differs is listed), weights
+                without a state to continue from, or images; is no folder; cannot be written; is used by another process.
         """
-        self._data = None if data is None else DataRecord.of(data)
         self.folder, self._config, self._tree, self._weights = folder, config, tree, weights
         self._accelerator = accelerator
         self._main: bool = accelerator.is_main_process
         self._trouble: StorageError | None = None
         self._changed: list[str] = []
-        on_main(accelerator, self._open)
+        self._data: DataRecord | None = None
+        on_main(accelerator, lambda: self._open(data))
         self._events: Events | None = None
         self._bar: tqdm[Any] | None = None
         self._seen, self._first = 0, 0
@@ -227,12 +226,13 @@ class Run:
             self._events.close()
         self._accelerator.end_training()
 
-    def _open(self) -> None:
+    def _open(self, data: OpenData | None) -> None:
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise ConfigError(f"--out {self.folder}: is a file, not a folder")
         except OSError as error:  # a name that no file can have
             raise ConfigError(f"--out {self.folder!s:.200}: {error.strerror}") from None
+        self._data = None if data is None else DataRecord.of(data)
         check_is_no_data(self.folder)
         lock_folder(self.folder)
         if states(self.folder / "state"):

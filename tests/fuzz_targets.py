@@ -67,11 +67,9 @@ def targets(folder: Path) -> Iterator[Target]:
         words = [line.replace(" ", "\0").encode() for line in WORDS[name]]
         yield Target(f"command-line-{stage}", words, words_reader(cls), mutations=(mutate_words,))
     saved = [yaml.safe_dump(configure(cls, dict(required(cls))).tree()).encode() for cls in configs.values()]
-    rows = [
-        b"file,label\n1.png,cat\n2.png,dog\n",
-        b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2", "label": 3}\n',
-    ]
-    yield Target("labels", rows, read_table, ".csv", (mutate_json,))
+    table = b"file,label\n1.png,cat\n2.png,dog\n"
+    lines = b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2", "label": 3}\n'
+    yield Target("labels", [table, lines], read_table, ".csv", (mutate_json,))
     record = DataRecord(["2 images"], {"train": "1", "validation": "2"}, ["cat"])
     yield Target("data-record", [json.dumps(record._asdict()).encode()], read_record, ".json", (mutate_json,))
     yield Target("run-config", saved, read_saved_yaml, ".yaml", (mutate_yaml,))
@@ -135,7 +133,10 @@ def read_table(path: Path) -> object:
 def read_record(path: Path) -> object:
     """The record in a run's folder, of which None says that there is none."""
     path.replace(path.with_name(DATA_FILE))
-    return DataRecord.saved_in(path.parent)
+    record = DataRecord.saved_in(path.parent)
+    if record is None:
+        raise BadFileError("no record")
+    return record
 
 
 def run_targets(folder: Path) -> Iterator[Target]:

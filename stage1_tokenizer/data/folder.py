@@ -1,6 +1,7 @@
 """A folder of images as a data set: which images, which classes, which splits. The rules are those of docs/data.md."""
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -114,7 +115,7 @@ class FolderImages:
         self._config, self._items, self._how = config, list(index.splits[split]), how or config.decoding
         self._labels = {name: label for label, name in enumerate(index.classes)}
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A hash of the names, classes and sizes of this split's files, and of the content of some."""
         return identity_of(self._items)

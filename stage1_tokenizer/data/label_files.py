@@ -95,7 +95,7 @@ def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path
     option = f"data.labels {path}"
     text = _read(path, option)
     matcher = Matcher(names, root, path.parent)
-    rows = list(_json_rows(text, option) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, matcher))
+    rows = list(_json_rows(text, option) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, matcher, option))
     if not rows:
         raise ConfigError(f"{option}: holds no rows")
     files, labels, parts = _columns(rows, column, matcher, option)
@@ -165,11 +165,14 @@ def _read(path: Path, option: str) -> str:
         raise ConfigError(f"{option}: is not text in UTF-8; save it as UTF-8") from None
 
 
-def _csv_rows(text: str, matcher: Matcher) -> Iterator[Row]:
+def _csv_rows(text: str, matcher: Matcher, option: str) -> Iterator[Row]:
     first = text.splitlines()[0] if text.strip() else ""
     delimiter = max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    rows = [row for row in reader if any(cell.strip() for cell in row)]
+    try:
+        rows = [row for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ConfigError(f"{option}: line {reader.line_num} is not CSV ({error})") from None
     if not rows:
         return
     header = [cell.strip() for cell in rows[0]]

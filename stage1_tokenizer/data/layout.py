@@ -149,8 +149,9 @@ def _odd_names(names: Sequence[str]) -> list[str]:
     notes = []
     if backslashes := [name for name in names if "\\" in name]:
         notes.append(f"{len(backslashes):,} names hold backslashes ({backslashes[0]}), which are taken as folders")
-    stems = {name.rpartition(".")[0] for name in names}
-    masks = [name for name in names if any(_without(name.rpartition(".")[0], end) in stems for end in MASK_ENDINGS)]
+    named = [name for name in names if name.rpartition(".")[0].lower().endswith(MASK_ENDINGS)]
+    stems = {name.rpartition(".")[0] for name in names} if named else set()
+    masks = [name for name in named if any(_without(name.rpartition(".")[0], end) in stems for end in MASK_ENDINGS)]
     if masks:
         notes.append(
             f"{len(masks):,} images are named like masks of others ({masks[0]}), and are read as images; --data.files "
