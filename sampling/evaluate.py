@@ -6,7 +6,7 @@
     python sampling/evaluate.py --samples FILE.npz --prior RUN     pictures made before, or by another program
     python sampling/evaluate.py --samples DIR --reference DIR     two folders of pictures
 
-Writes RUN/evaluation/NAME.json and NAME.md (for --samples beside these), and NAME-nearest.png.
+Writes RUN/evaluation/NAME.json, NAME.md and NAME-nearest.png; for --samples beside our own ones, else runs/evaluation.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ from sampling.evaluation.results import (
     digest_of,
     write_results,
 )
-from sampling.evaluation.samples import NEAREST, given, sampled
+from sampling.evaluation.samples import NEAREST, folder_of_results, given, sampled
 from sampling.evaluation.sources import Source, SplitSource, check_set, some
 from sampling.evaluation.tables import likelihood_figures, reconstruction_figures, sample_figures
 from sampling.evaluation.warnings_of import comparison_warnings, warnings_of
@@ -123,7 +123,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
         samples = given(Path(config.samples), config.n, config.seed)
         check_set(samples.source, "samples")
         reference = reference_named(measuring, config.reference, data)
-        folder, subject, says = samples.where.parent, f"Pictures of {samples.where}", {}
+        folder, subject, says = folder_of_results(samples.where), f"Pictures of {samples.where}", {}
     found = measuring.features(samples.source, "samples", logits=True)
     figures = sample_figures(found, reference, extractor, config.seed)
     warnings = warnings_of(found.count, reference.moments.count, extractor)

@@ -15,7 +15,7 @@ from sampling.sampler import Sampler
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.console import bar
-from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.log_file import log_entries
 from stage2_prior.prior import LoadedPrior, load_prior, newest_run
@@ -107,7 +107,8 @@ def prior_figures(run: Path, step: int) -> list[Figure]:
 
 def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
     data = data_config(prior.data, str(prior.path))
-    train, validation = (build_pictures(data, "train", config.seed), build_pictures(data, "validation", config.seed))
+    opened = open_data(data)
+    train, validation = opened.pictures("train", config.seed), opened.pictures("validation", config.seed)
     sampler = Sampler(prior)
     with bar(config.samples * sampler.codes_per_picture, "code", "sampling") as shown:
         pictures = sampler.sample(config.samples, seed=config.seed, progress=shown.update)

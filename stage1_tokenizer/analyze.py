@@ -33,6 +33,7 @@ from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.errors import ConfigError, StorageError
 from stage1_tokenizer.events import Events
 from stage1_tokenizer.log_file import read_curves
+from stage1_tokenizer.marker import mark_folder
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 EVENTS = ".analysis"
@@ -69,6 +70,7 @@ def main() -> None:
     check_channels(loaded, validation.channels)
     encoded = encode(loaded.tokenizer, validation, config.images, device)
     describe(loaded, encoded)
+    mark_folder(out)
     events = Events(out, None, say, EVENTS)
     drawn = list(pictures(loaded, encoded, config, out))
     for name, draw in counted(drawn, len(drawn), "picture", "drawing"):

@@ -14,6 +14,7 @@ from typing import IO
 
 from stage1_tokenizer.checkpoint import NO_SPACE, storage_error
 from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.marker import MARKER, mark_folder
 from stage1_tokenizer.system import lock
 
 LOCK_FILE = ".lock"
@@ -21,7 +22,8 @@ _held: dict[Path, IO[str]] = {}
 
 
 def lock_folder(folder: Path) -> None:
-    """Keep other processes from this folder until this one ends or calls `unlock_folders`. The folder is made.
+    """Keep other processes from this folder until this one ends or calls `unlock_folders`. The folder is made, and
+    marked as one of ours.
 
     Raises:
         ConfigError: another process has it (names its id and host), or it cannot be written to.
@@ -32,6 +34,7 @@ def lock_folder(folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        mark_folder(folder)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
         if error.errno in NO_SPACE:
@@ -77,7 +80,8 @@ def unlock_folders() -> None:
     while _held:
         path, file = _held.popitem()
         with suppress(OSError):
-            if [each.name for each in path.parent.iterdir()] == [LOCK_FILE]:
+            if {each.name for each in path.parent.iterdir()} <= {LOCK_FILE, MARKER}:
+                path.with_name(MARKER).unlink(missing_ok=True)
                 path.unlink()
                 path.parent.rmdir()
         file.close()

@@ -16,15 +16,19 @@ from tqdm import tqdm
 from stage1_tokenizer import console
 from stage1_tokenizer.arithmetic import Arithmetic
 from stage1_tokenizer.checkpoint import storage_error, write_file
-from stage1_tokenizer.config import Tree, differences, read_saved_yaml, write_yaml
+from stage1_tokenizer.config import Tree, write_yaml
+from stage1_tokenizer.data import OpenData
+from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.environment import note_session
 from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
 from stage1_tokenizer.events import Events
 from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
 from stage1_tokenizer.log_file import forget_after, log_entries, sync_log
+from stage1_tokenizer.marker import check_is_no_data, mark_folder
 from stage1_tokenizer.processor import FastPath
-from stage1_tokenizer.run_config import RunConfig, compared
+from stage1_tokenizer.run_config import RunConfig
+from stage1_tokenizer.same_run import changes, listed
 from stage1_tokenizer.state import (
     Part,
     drop_later,
@@ -44,21 +48,30 @@ class Run:
     """A run's folder and log. Only the main process writes.
 
     config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), alarms.jsonl
-    (one per alarm: `step`, `alarm`, `message`), environment.jsonl, events.out..., samples/NAME-STEP.png, state/.
+    (one per alarm: `step`, `alarm`, `message`), data.json, environment.jsonl, events.out..., samples/, state/.
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, tree: Tree, accelerator: Accelerator, weights: str, *paths: FastPath
+        self,
+        folder: Path,
+        config: RunConfig,
+        tree: Tree,
+        accelerator: Accelerator,
+        weights: str,
+        data: OpenData | None = None,
+        *paths: FastPath,
     ) -> None:
         """Open a run, new or begun earlier, and keep other processes from it.
 
         tree: what the run is to be known by, `config.tree()` or more.
         weights: the name of the file that it is to produce.
+        data: what it is trained on.
         paths: fast paths that this training meets (processor.py).
 
         Raises:
-            ConfigError: the folder holds a run of another config (the keys that differ are listed), or weights without
-                a state to continue from, or is no folder, or cannot be written, or is in use by another process.
+            ConfigError: the folder holds a run of another config or of other data (what differs is listed), weights
+                without a state to continue from, or images; is no folder; cannot be written; is in use by another
+                process.
         """
         self.folder, self._config, self._tree, self._weights = folder, config, tree, weights
         self._accelerator = accelerator
@@ -66,7 +79,8 @@ class Run:
         self._arithmetic = Arithmetic(accelerator, paths)
         self._trouble: StorageError | None = None
         self._changed: list[str] = []
-        on_main(accelerator, self._open)
+        self._data: DataRecord | None = None
+        on_main(accelerator, lambda: self._open(data))
         self._events: Events | None = None
         self._bar: tqdm[Any] | None = None
         self._seen, self._first, self.done = 0, 0, 0
@@ -204,6 +218,7 @@ class Run:
         file = io.BytesIO()
         save_image(grid, file, format="png")
         path = self.folder / "samples" / f"{name}-{step:08d}.png"
+        mark_folder(path.parent)
         self._written(lambda: write_file(path, file.getvalue()))
         self._events.image(step, name, grid)
 
@@ -213,14 +228,22 @@ class Run:
         if self._events is not None:
             self._events.close()
 
-    def _open(self) -> None:
+    def _open(self, data: OpenData | None) -> None:
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise ConfigError(f"--out {self.folder}: is a file, not a folder")
         except OSError as error:  # a name that no file can have
             raise ConfigError(f"--out {self.folder!s:.200}: {error.strerror}") from None
+        self._data = None if data is None else DataRecord.of(data)
+        check_is_no_data(self.folder)
         lock_folder(self.folder)
-        self._check_folder()
+        if states(self.folder / "state"):
+            self._changed = changes(self.folder, self._config, self._tree, self._data)
+        elif (self.folder / self._weights).exists():
+            raise ConfigError(
+                f"{self.folder} holds {self._weights}, but no state to continue from; it would be written over. "
+                "Give another --out, or move it away"
+            )
         for folder in (self.folder, *(self.folder / name for name in ("state", "samples", "tokens"))):
             sweep(folder)
 
@@ -230,34 +253,11 @@ class Run:
             return newest_state(folder, warn=self._accelerator.print)
         return named_state(folder, self._config.resume)
 
-    def _check_folder(self) -> None:
-        saved_file = self.folder / "config.yaml"
-        if not states(self.folder / "state"):
-            if (self.folder / self._weights).exists():
-                raise ConfigError(
-                    f"{self.folder} holds {self._weights}, but no state to continue from; it would be written over. "
-                    "Give another --out, or move it away"
-                )
-            return  # nothing was trained yet
-        if not saved_file.exists():
-            raise BadFileError(f"{self.folder}: holds states of a run but no config.yaml; choose another --out")
-        self._changed = differences(compared(read_saved_yaml(saved_file)), compared(self._tree))
-        if self._changed and not self._config.allow_changed:
-            raise ConfigError(
-                f"{self.folder} holds a run of another configuration; {self._differing()}"
-                "Give the saved values to continue that run, or another --out to begin a new one. (--allow_changed "
-                "continues it with the given ones, and is no longer the same as one run.)"
-            )
-
-    def _differing(self) -> str:
-        lines = "".join(f"  {line}\n" for line in self._changed)
-        return f"these keys differ (saved -> given):\n{lines}"
-
     def _load(self, state: Path, parts: Mapping[str, Part], newer: Collection[str]) -> tuple[int, dict[str, Any]]:
         try:
             step, scalars = load_state(state, parts, newer)
         except BadFileError as error:
-            changed = f"\nThe configuration has changed; {self._differing()}" if self._changed else ""
+            changed = f"\nThe configuration has changed; {listed(self._changed)}" if self._changed else ""
             raise BadFileError(f"{error}{changed}") from None
         if not self._config.allow_changed:
             self._arithmetic.check(self.folder, scalars)
@@ -267,6 +267,8 @@ class Run:
         """Write what says that the run is now of this configuration and at this step; not before its state fits."""
         drop_later(self.folder / "state", step)
         write_yaml(self.folder / "config.yaml", self._tree)
+        if self._data:
+            self._data.write(self.folder)
         for name in ("metrics.jsonl", "alarms.jsonl"):
             forget_after(self.folder / name, step)
         note_session(self.folder, self._accelerator, step)

@@ -22,7 +22,7 @@ from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.console import bar, command, counted
-from stage1_tokenizer.data import DataConfig, data_config
+from stage1_tokenizer.data import DataConfig, data_config, open_data
 from stage1_tokenizer.data.order import BatchOrder, Places, parts_of, share
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import BadFileError
@@ -47,7 +47,7 @@ from stage2_prior.likelihood import bits, image_nats, token_loss
 from stage2_prior.overfitting import Overfitting
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
 from stage2_prior.report import prior_page
-from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, relabel
+from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classes, relabel, trained_classes
 
 
 class TrainPriorConfig(RunConfig):
@@ -91,14 +91,19 @@ def main() -> None:
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
     settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
-    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE, "onednn")
+    opened = open_data(data)
+    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE, opened, "onednn")
     on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
-        load_or_extract(accelerator, tokenizer, data, split, views, config.seed, run.folder / "tokens")
+        load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, run.folder / "tokens")
         for split, views in splits
     ]
-    classes = saved_classes(run.folder) or tokens[0].classes
+    trained = trained_classes(tokens[0])
+    if gone := [name for name in tokens[0].classes if name not in trained]:
+        run.say(f"note: no readable image to train on of {', '.join(gone)}, so no class of the prior")
+        tokens = [of_classes(part, trained) for part in tokens]
+    classes = saved_classes(run.folder) or trained
     train_set, validation_set = (relabel(part, classes) for part in tokens)
     bigram = bigram_bits(train_set, validation_set, shape.V)
     train_set, validation_set = train_set.on(device), validation_set.on(device)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stage1_tokenizer import launch
+from stage1_tokenizer.data import OpenData
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.losses import LARGEST_WEIGHT
 from stage1_tokenizer.state import states, step_of
@@ -339,7 +340,7 @@ def tokens_of(folder: Path, out: Path, say: list[str]) -> tuple[Tensor, Tensor]:
     accelerator = lone_accelerator()
     accelerator.print = lambda *words, **_: say.append(" ".join(map(str, words)))
     loaded = LoadedTokenizer.load(folder)
-    tokens = load_or_extract(accelerator, loaded, shapes(), "train", 1, 0, out)
+    tokens = load_or_extract(accelerator, loaded, OpenData(shapes()), "train", 1, 0, out)
     return tokens.codes, tokens.labels
 
 

@@ -141,28 +141,7 @@ def data_set(
 
 
 def all_of(config: FolderConfig) -> FolderConfig:
-    """A folder without splits: all of its images are for validation. What says how they are read stays as it is."""
-    reading = {
-        key: getattr(config, key) for key in ("root", "image_size", "channels", "resize_to", "links", "bad_share")
-    }
-    # A hash of the path in [0, 1) decides on the split; a training needs some of both, so its config allows no 1.
-    return FolderConfig(**reading).model_copy(update={"validation_share": 1.0})
-
-
-def trained_on(config: EvaluateConfig) -> DataSet | None:
-    """The data set of given samples; None: they are compared with a folder or a file, and nothing more is asked for.
-
-    Raises ConfigError where they are compared with a data set, and nothing says which."""
-    if config.data is not None:
-        return DataSet(config.data)
-    if config.prior is not None:
-        prior = load_prior(config.prior)
-        return data_set(config, prior.tokenizer, prior.data, prior.path)
-    if config.tokenizer is not None:
-        return data_set(config, LoadedTokenizer.load(config.tokenizer))
-    if config.reference not in SPLITS:
-        return None
-    raise ConfigError(
-        f"--samples {config.samples}: name what to compare them with: the run that was trained on it, with --prior or "
-        "--tokenizer, the data set itself, with --data.kind, or a folder or file, with --reference"
-    )
+    """The config that validates on all images of a folder, read as those of the training are, whatever their classes."""
+    every: dict[str, object] = {"layout": "flat", "validation_share": 1.0}
+    lists = ("classes", "labels", "label_column", "files", "validation_files", "validation_root")
+    return config.model_copy(update=every | dict.fromkeys(lists))

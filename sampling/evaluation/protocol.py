@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from sampling.evaluation.reference import (
 from sampling.evaluation.results import described_machine, now, versions
 from sampling.evaluation.samples import given
 from sampling.evaluation.sources import Source, SplitSource, features_of
-from stage1_tokenizer.data import DataConfig, build_images, build_pictures
+from stage1_tokenizer.data import DataConfig, OpenData, open_data
 from stage1_tokenizer.data.pictures import Pictures, Split
 from stage1_tokenizer.given_weights import sha256_of
 from stage1_tokenizer.perceptual import PerceptualConfig
+from stage1_tokenizer.run_config import DATA_PATHS
 
-CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "root", "links")
+CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "links", *DATA_PATHS)
 """Keys of the data that change no picture in its plain view."""
 
 
@@ -79,7 +81,7 @@ def described_lpips(config: PerceptualConfig) -> str:
 
 @dataclass
 class DataSet:
-    """Both splits of the data, each read when it is first asked for."""
+    """Both splits of the data, each read when it is first asked for. What was found is said once."""
 
     config: DataConfig
     whole: str | None = None
@@ -89,8 +91,12 @@ class DataSet:
     def pictures(self, split: Split) -> Pictures:
         """One split."""
         if split not in self._splits:
-            self._splits[split] = build_pictures(self.config, split, seed=0)
+            self._splits[split] = self._opened.pictures(split, seed=0)
         return self._splits[split]
+
+    @cached_property
+    def _opened(self) -> OpenData:
+        return open_data(self.config)
 
     def source(self, split: Split) -> SplitSource:
         """All of one split."""
@@ -100,7 +106,7 @@ class DataSet:
     def described(self, split: Split) -> dict[str, Any]:
         """What decides its pictures, which are looked at in their plain view."""
         tree = {key: value for key, value in self.config.tree().items() if key not in CHANGE_NOTHING}
-        identity = build_images(self.config, split).identity
+        identity = self._opened.images(split).identity
         shown = "all images of the folder" if self.whole is not None else split
         return tree | {"split": shown} | ({"identity": identity} if identity else {})
 

@@ -18,6 +18,7 @@ from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.given_weights import sha256_of
 from stage1_tokenizer.launch import on_main
+from stage1_tokenizer.marker import is_marked
 
 NEAREST = "-nearest.png"
 """How the names of our own pictures of nearest training images end."""
@@ -84,6 +85,12 @@ def given(path: Path, n: int | None, seed: int, option: str = "--samples") -> Sa
         return _folder(path, n, seed, option)
     file = open_samples(path)
     return Samples(NpzSource(file, n), path, None, file.n)
+
+
+def folder_of_results(samples: Path) -> Path:
+    """The folder for what was measured of given samples: beside them where that changes nobody's data."""
+    ours = samples.is_file() or is_marked(samples)
+    return samples.parent if ours else Path("runs/evaluation")
 
 
 def _folder(path: Path, n: int | None, seed: int, option: str) -> Samples:
