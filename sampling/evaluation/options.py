@@ -141,7 +141,26 @@ def data_set(
 
 
 def all_of(config: FolderConfig) -> FolderConfig:
-    """The config that validates on all images of a folder, read as those of the training are, whatever their classes."""
+    """The config that validates on all images of a folder, whatever their classes."""
     every: dict[str, object] = {"layout": "flat", "validation_share": 1.0}
     lists = ("classes", "labels", "label_column", "files", "validation_files", "validation_root")
     return config.model_copy(update=every | dict.fromkeys(lists))
+
+
+def trained_on(config: EvaluateConfig) -> DataSet | None:
+    """The data set of given samples; None: they are compared with a folder or a file, and nothing more is asked for.
+
+    Raises ConfigError where they are compared with a data set, and nothing says which."""
+    if config.data is not None:
+        return DataSet(config.data)
+    if config.prior is not None:
+        prior = load_prior(config.prior)
+        return data_set(config, prior.tokenizer, prior.data, prior.path)
+    if config.tokenizer is not None:
+        return data_set(config, LoadedTokenizer.load(config.tokenizer))
+    if config.reference not in SPLITS:
+        return None
+    raise ConfigError(
+        f"--samples {config.samples}: name what to compare them with: the run that was trained on it, with --prior or "
+        "--tokenizer, the data set itself, with --data.kind, or a folder or file, with --reference"
+    )
