@@ -70,8 +70,7 @@ class Run:
 
         Raises:
             ConfigError: the folder holds a run of another config or of other data (what differs is listed), weights
-                without a state to continue from, or images; is no folder; cannot be written; is in use by another
-                process.
+                without a state to continue from, or images; is no folder; cannot be written; or is in use by another.
         """
         self.folder, self._config, self._tree, self._weights = folder, config, tree, weights
         self._accelerator = accelerator

@@ -130,10 +130,11 @@ def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
     return TokenSet(tokens.codes, mapping[tokens.labels.long()], classes)
 
 
-def trained_classes(tokens: TokenSet) -> tuple[str, ...]:
-    """The classes that an image is of. One whose images are all unreadable would be sampled though never seen."""
-    used = set(tokens.labels.tolist())
-    return tuple(name for label, name in enumerate(tokens.classes) if label in used)
+def seen_classes(*parts: TokenSet) -> tuple[str, ...]:
+    """The classes that an image of any part is of. One whose images are all unreadable would be sampled though never
+    seen."""
+    used = {label for tokens in parts for label in tokens.labels.tolist()}
+    return tuple(name for label, name in enumerate(parts[0].classes) if label in used)
 
 
 def of_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:

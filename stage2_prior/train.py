@@ -47,7 +47,7 @@ from stage2_prior.likelihood import bits, image_nats, token_loss
 from stage2_prior.overfitting import Overfitting
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
 from stage2_prior.report import prior_page
-from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classes, relabel, trained_classes
+from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classes, relabel, seen_classes
 
 
 class TrainPriorConfig(RunConfig):
@@ -99,11 +99,11 @@ def main() -> None:
         load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, run.folder / "tokens")
         for split, views in splits
     ]
-    trained = trained_classes(tokens[0])
-    if gone := [name for name in tokens[0].classes if name not in trained]:
-        run.say(f"note: no readable image to train on of {', '.join(gone)}, so no class of the prior")
-        tokens = [of_classes(part, trained) for part in tokens]
-    classes = saved_classes(run.folder) or trained
+    seen = seen_classes(*tokens)
+    if unseen := [name for name in tokens[0].classes if name not in seen]:
+        run.say(f"note: no readable image of {', '.join(unseen)}, so no class of the prior")
+        tokens = [of_classes(part, seen) for part in tokens]
+    classes = saved_classes(run.folder) or seen
     train_set, validation_set = (relabel(part, classes) for part in tokens)
     bigram = bigram_bits(train_set, validation_set, shape.V)
     train_set, validation_set = train_set.on(device), validation_set.on(device)

@@ -79,7 +79,7 @@ def test_two_processes_make_the_same_pictures(prior: Path, tmp_path: Path) -> No
 def test_what_is_written(prior: Path, tmp_path: Path) -> None:
     """Trap 36: just n pictures, the same ones in the .npz and in the grid, with their labels and settings."""
     ended = generate(prior, tmp_path, "-n", 5)
-    others = {"grid.png", "samples.npz", "settings.json", ".lock"}
+    others = {"grid.png", "samples.npz", "settings.json", ".lock", ".tessera"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{i:06d}.png" for i in range(5)} | others
     with np.load(tmp_path / "samples.npz") as saved:
         assert saved["arr_0"].dtype == np.uint8

@@ -98,6 +98,6 @@ def test_a_class_without_a_readable_image_is_not_sampled(tmp_path: Path) -> None
     write_tokenizer(tmp_path / "stage1", data=data)
     ended = train_prior(tmp_path / "run", tmp_path / "stage1", steps=1)
     assert ended.code == 0, ended.err
-    assert "no readable image to train on of bee" in ended.out
+    assert "no readable image of bee" in ended.out
     made = run(names_of("sampling/generate.py")["main"], "--prior", tmp_path / "run", "-n", 2, "--class", "bee")
     assert (made.code, "classes are: 0 ant, 1 cow" in made.err) == (2, True), made.err

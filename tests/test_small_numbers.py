@@ -1,6 +1,7 @@
 """Small numbers: with 0, 1 or 2 of anything a command works, or refuses before it has done anything."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def test_folders_of_few_images(tmp_path: Path, classes: tuple[str, ...], per_cla
     ended = prior_training.train(tmp_path / "r", tmp_path / "t", **BRIEF)
     assert ended.code in (0, 2), ended.err
     if ended.code:
-        assert "images are too few for a" in ended.err
+        assert re.search("images? (is|are) too few for a", ended.err)
         assert "training /" not in ended.out
 
 
@@ -233,12 +234,14 @@ def decoded_on_a_rank(accelerator: Any, out: Path, tokenizer: Path) -> list[int]
 
 
 def test_each_process_decodes_its_own_share(tmp_path: Path) -> None:
-    """Each image is decoded once, whatever the number of views, and by one process; the first one by all, since it
-    shows the number of channels."""
+    """Each image is decoded once, whatever the number of views, and by one process. (The first one is looked at by all,
+    since it shows the size and the number of channels.)"""
     write_tokenizer(tmp_path / "t", data=shapes(train_images=300, flip=True))
     ranks = run_processes(2, decoded_on_a_rank, tmp_path / "r", tmp_path / "t")
     shares = [list(range(150)), list(range(150, 300))]
-    assert [sorted(seen) for seen in ranks] == [sorted([0, *share]) for share in shares]
+    assert [sorted(index for index in seen if index) for seen in ranks] == [
+        [index for index in share if index] for share in shares
+    ]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
