@@ -98,14 +98,14 @@ def build(way: Way, size: Size, device: torch.device) -> Run:
 
 
 def ways(device: torch.device) -> list[Way]:
-    """Those that there are on this machine. On a GPU, which is borrowed by the minute, a library's variant that cannot
-    win is left out: attention that is not fused, and a static cache without compiling."""
+    """Those that there are on this machine. On a GPU, which is borrowed by the minute, only the two peers that were
+    fastest on an H200 at batch 1 (docs/performance.md has all of them)."""
     here = find_spec("transformers") is not None
     if not here:
         print("GPT-2 is left out: `transformers` is not installed")
     peers = [name for name in PEERS if here or not name.startswith("GPT-2")]
     if device.type == "cuda":
-        peers = [name for name in peers if name not in ("x-transformers", "GPT-2 of transformers, static cache")]
+        peers = ["x-transformers, flash", "textbook, static cache"]
     precisions: list[Precision] = ["float32"]
     if processor.takes("bfloat16", device):
         precisions.append("bfloat16")

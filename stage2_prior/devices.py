@@ -8,7 +8,12 @@ or by hand. Small calls reach less than large ones, so a rate is a curve over th
 How true it is, by `benchmarks/growth.py` on two cores of an AMD EPYC (Zen 3): steps of GPTs over grids of 8x8 to 64x64
 codes were predicted at 0.97 to 1.28 of what they took, at batches of 1 to 256 at 0.90 to 1.08, sampling at 0.84 to
 1.14. Steps with codebooks of 2^15 and more take longer than predicted: 0.6. Beside other programs sampling was off by
-up to six times, since most of it is the cost of calls. What is said of GPUs was not compared with any.
+up to six times, since most of it is the cost of calls.
+
+Of GPUs, one H200 was measured (docs/performance.md), and the constants below follow from it: two GPTs' training steps
+in bfloat16 are predicted at 0.93 and 1.07 of what they took, one in float32 at 1.06, sampling at batches of 1, 16 and
+64 at 0.94 to 1.05. All but the float32 step were bound by the processor that launches the kernels, so another processor
+changes them.
 """
 
 import math
@@ -37,10 +42,12 @@ from stage2_prior.prior import PriorConfig, build_prior
 Curve = tuple[tuple[float, float], ...]
 """(size of a call, rate that it reaches), sizes rising."""
 
-SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH, LAUNCH = 0.4, 0.7, 1e-5
-"""What a GPU is assumed to reach of its published peaks, and seconds to launch a kernel from Python. Not measured."""
-REPLAY = 2e-6
-"""Seconds a kernel where a GPT's step is replayed as a CUDA graph; assumed too."""
+SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH = 0.6, 0.7
+"""Share of its published peaks that a GPU reaches."""
+LAUNCH = 3.4e-5
+"""Seconds from one kernel of a training step to the next where the processor cannot launch them faster."""
+REPLAY = 2.9e-6
+"""Seconds a kernel where a GPT's step is replayed as a CUDA graph, with what is launched between two replays."""
 PUBLISHED: dict[str, tuple[float, float, float]] = {
     "a100": (19.5e12, 312e12, 2.039e12),
     "h100": (67e12, 989e12, 3.35e12),

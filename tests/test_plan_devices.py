@@ -89,7 +89,7 @@ def test_the_command_says_how_long() -> None:
     seconds = count(GptConfig(layers=1), TokenShape(4, 6, 1, 32), 0, 8).training_flops / 1e9
     assert f"{seconds / 60 * 1000:.1f} min for 1,000 steps" in ended.out
     assert "per image at batch 16" in ended.out
-    assert "an estimate, checked by nothing" in run(main, *arguments, "--device", "h200").out
+    assert "an estimate from what one H200 took" in run(main, *arguments, "--device", "h200").out
     assert "time" not in run(main, *arguments).out
     assert run(main, *arguments, "--device", "abacus").code == 2
 
