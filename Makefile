@@ -11,7 +11,7 @@ export PYTHON
 # 12-layer GPT with 2000, 12.8 with this and with the default).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help install install-bench quickstart bench test test-fast test-lowest test-torch-2.11 soak lint format lock clean
+.PHONY: help install install-bench quickstart bench test test-fast test-lowest test-torch-2.11 test-paths soak lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -58,6 +58,13 @@ soak: install ## end all three commands at random for ten minutes, and fuzz ever
 
 test-fast: install ## run the tests that take seconds
 	$(BIN)/pytest -n logical --dist loadfile -m "not slow" $(ARGS)
+
+PATHS_TESTS := $(addprefix tests/test_,fast_paths.py plan.py plan_devices.py gpt.py gpt_decode.py onednn.py products.py \
+	prior.py decoding.py transformer.py likelihood.py stage2_train.py)
+
+test-paths: install ## run the tests that meet the processor's fast paths with all of them forced on, and off
+	TESSERA_FAST_PATHS=onednn,packed,bfloat16 $(BIN)/pytest -n logical --dist loadfile $(PATHS_TESTS) $(ARGS)
+	TESSERA_FAST_PATHS=-onednn,-packed,-bfloat16 $(BIN)/pytest -n logical --dist loadfile $(PATHS_TESTS) $(ARGS)
 
 lint: install ## check rules, format and types
 	$(BIN)/ruff check .

@@ -1,66 +1,102 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in stages of under 10 minutes each.   benchmarks/gpu.sh STAGE [OUT]
+# Everything that wants a GPU, in 12 minutes of it.   benchmarks/gpu.sh [STAGE ...]
 #
 #   tests      the tests marked gpu
-#   decoding   GPT decoding and PixelCNN sampling against their peers
-#   tokenizer  encoding and decoding, the nearest code, large images
-#   training   a VQGAN step and a GPT step against their peers
+#   decoding   GPT decoding against its peers, in both precisions, batches of 1 to 256
+#   training   a VQGAN step and a GPT step against their peers, eager and compiled
 #   updates    the CIFAR-10 VQ-VAE's updates per second: plain, compiled, and with CUDA graphs
-#   cifar10    200,000 updates of 256 of it with what was fastest (DYNAMO=...); call again to continue where it stopped
-#   plan       what stage2_prior.plan says of these runs
+#   headline   CIFAR-10: a VQGAN tokenizer, its codes, a GPT over them, 10,000 samples and their evaluation
+#   sanitizer  where a training and a sampling wait for the GPU (benchmarks/waits.py)
+#   plan       what stage2_prior.plan says of these trainings
 #
-# JSON goes to OUT/results (OUT defaults to the folder that $OUT names, else ./gpu), runs to OUT/runs. PYTHON chooses the
-# interpreter, DATA a folder with CIFAR-10 as torchvision keeps it. SMALL=1 shrinks all of it to a trial, on a CPU too.
-set -euo pipefail
+# Without a STAGE: all of them in this order. Each writes as it goes and has its own limit of seconds; where one fails or
+# runs out of time the next one starts. Results go to $OUT (default: gpu/): STAGE.log, results/*.json, runs/.
+#
+# PYTHON    the interpreter                          DATA      the folder of CIFAR-10 as torchvision keeps it
+# WEIGHTS   a folder with lpips_alex_features.safetensors and efficientnet_lite0_fp16.safetensors, for the headline
+# LIMIT     seconds for each stage in place of its own     SMALL=1  a trial of everything in minutes, on a CPU too
+set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-stage=${1:?which stage? tests, decoding, tokenizer, training, updates, cifar10 or plan}
-out=${2:-${OUT:-gpu}}
+out=${OUT:-gpu}
 python=${PYTHON:-python}
-data=${DATA:-data/cifar10}
-config=configs/stage1/cifar10_vqvae.yaml
-limit=${LIMIT:-540} # seconds of a stage
-small=() steps=2000 updates=200000 batch=256
-if [ -n "${SMALL:-}" ]; then small=(--small) steps=6 updates=12 batch=16; fi
+images=(--data.root "${DATA:-data/cifar10}")
+weights=${WEIGHTS:-data/weights}
+small=() short=()
+declare -A seconds=([tests]=150 [decoding]=110 [training]=120 [updates]=90 [headline]=280 [sanitizer]=60 [plan]=20)
+update_steps=600 update_batch=256 samples=10000
+if [ -n "${SMALL:-}" ]; then
+    small=(--small)
+    update_steps=6 update_batch=16 samples=40
+    short=(--batch_size 16 --steps 4)
+    images=(--data.kind shapes --data.train_images 256 --data.validation_images 64)
+fi
 mkdir -p "$out/results" "$out/runs"
 
-bench() { timeout "$limit" "$python" -m benchmarks.run "$@" "${small[@]}" --out "$out/results"; }
+bench() { "$python" -m benchmarks.run "$@" "${small[@]}" --out "$out/results"; }
 
-# Trains the CIFAR-10 VQ-VAE in a folder: NAME STEPS BACKEND MODE
-train() {
-    local validate=$updates
-    timeout "$limit" env ACCELERATE_DYNAMO_BACKEND="$3" ACCELERATE_DYNAMO_MODE="$4" \
-        "$python" stage1_tokenizer/train.py --config "$config" --data.root "$data" --out "$out/runs/$1" \
-        --steps "$2" --batch_size "$batch" --validate_every "$validate" --save_every 10000 --log_every 200
-}
+# Without plugins that happen to be installed: some warn, and a warning is an error here.
+stage_tests() { PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -m gpu -q -p no:cacheprovider --durations=5 tests/test_gpu.py tests/test_resident.py; }
 
-case $stage in
-tests) timeout "$limit" "$python" -m pytest -m gpu -q tests ;;
-decoding) bench gpt_decoding pixelcnn ;;
-tokenizer) bench tokenizer quantizer ;;
-training) bench training_step prior_training ;;
-updates)
+stage_decoding() { bench gpt_decoding; }
+
+stage_training() { bench training_step prior_training; }
+
+stage_updates() {
+    local way backend mode name
     for way in "no default" "inductor default" "inductor reduce-overhead"; do
         read -r backend mode <<<"$way"
         name=updates-$backend-$mode
-        train "$name" "$steps" "$backend" "$mode"
-        "$python" - "$out/runs/$name/metrics.jsonl" "$batch" "$way" <<'PYTHON'
-import json, sys
-log, batch, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-rows = [row for row in map(json.loads, open(log)) if "train/images_per_second" in row]
-# The log's rate counts from the start of the process; between two entries there is no compiling any more.
-seen = [(row["step"] * batch, row["step"] * batch / row["train/images_per_second"]) for row in rows]
-(images, began), (later, ended) = seen[len(seen) // 2 - 1] if len(seen) > 1 else (0, 0.0), seen[-1]
-print(f"{way}: {(later - images) / (ended - began):,.0f} images/s, {(ended - began) / (later - images) * batch * 1e3:.2f} ms an update")
-PYTHON
+        env ACCELERATE_DYNAMO_BACKEND="$backend" ACCELERATE_DYNAMO_MODE="$mode" \
+            "$python" stage1_tokenizer/train.py --config configs/stage1/cifar10_vqvae.yaml "${images[@]}" \
+            --out "$out/runs/$name" --steps "$update_steps" --batch_size "$update_batch" --no-report \
+            --validate_every 1000000 --save_every 1000000 --log_every "$((update_steps / 10 + 1))" &&
+            "$python" -m benchmarks.updates "$out/runs/$name" "$update_batch" "$way"
     done
-    ;;
-cifar10)
-    read -r backend mode <<<"${DYNAMO:-inductor reduce-overhead}"
-    train cifar10_vqvae "$updates" "$backend" "$mode" || [ $? -eq 124 ] # out of time: the next call continues
-    tail -n 1 "$out/runs/cifar10_vqvae/metrics.jsonl"
-    ;;
-plan)
-    "$python" -m stage2_prior.plan --config configs/stage2/cifar10_gpt.yaml --shape 8,8,1,512 --classes 10 --device h100
-    ;;
-*) echo "no stage $stage" >&2 && exit 2 ;;
-esac
+}
+
+stage_headline() {
+    local tokenizer=$out/runs/cifar10_vqgan_gpu priors=(cifar10_gpt_gpu cifar10_gpt_small)
+    "$python" stage1_tokenizer/train.py --config configs/stage1/cifar10_vqgan_gpu.yaml "${images[@]}" \
+        --perceptual.weights "$weights/lpips_alex_features.safetensors" --out "$tokenizer" \
+        "${short[@]}" --no-report || return
+    local prior
+    for prior in "${priors[@]}"; do # side by side: alone, neither keeps the GPU busy
+        "$python" stage2_prior/train.py --tokenizer "$tokenizer" --config "configs/stage2/$prior.yaml" \
+            --out "$out/runs/$prior" "${short[@]}" --no-report &
+    done
+    wait
+    for prior in "${priors[@]}"; do
+        "$python" sampling/evaluate.py --prior "$out/runs/$prior" -n "$samples" --sampling.batch_size 500 \
+            --extractor.kind efficientnet_lite0 --extractor.weights "$weights/efficientnet_lite0_fp16.safetensors" \
+            --references "$out/runs/references" --out "$out/results/$prior"
+    done
+    "$python" sampling/evaluate.py --tokenizer "$tokenizer" --perceptual.net alex \
+        --perceptual.weights "$weights/lpips_alex_features.safetensors" \
+        --extractor.kind efficientnet_lite0 --extractor.weights "$weights/efficientnet_lite0_fp16.safetensors" \
+        --out "$out/results/cifar10_vqgan_gpu"
+}
+
+stage_sanitizer() { CUDA_LAUNCH_BLOCKING=1 "$python" -m benchmarks.waits; }
+
+stage_plan() {
+    "$python" -m stage2_prior.plan --config configs/stage2/cifar10_gpt_gpu.yaml --shape 8,8,1,1024 --classes 10 --device h100
+    "$python" -m stage2_prior.plan --prior.layers 12 --prior.width 512 --prior.heads 8 --prior.feed_forward 1368 \
+        --shape 16,16,1,1024 --classes 10 --device h100 --batch_size 64
+}
+
+run() {
+    local began=$SECONDS
+    echo "== $1"
+    # A shell of its own, so that `timeout` ends everything that the stage has started.
+    timeout --kill-after=5 "${LIMIT:-${seconds[$1]}}" bash "${BASH_SOURCE[0]}" --inside "$1" >"$out/$1.log" 2>&1
+    echo "== $1: exit code $?, $((SECONDS - began)) s" | tee -a "$out/$1.log"
+    tail -n 25 "$out/$1.log"
+}
+
+if [ "${1:-}" = --inside ]; then
+    "stage_$2"
+    exit
+fi
+for stage in "${@:-tests decoding training updates headline sanitizer plan}"; do
+    for each in $stage; do run "$each"; done
+done

@@ -1,4 +1,8 @@
-"""The most memory that a call takes, measured in a process of its own, so that nothing else's peak stands above it."""
+"""The most memory that a call takes.
+
+On a CPU it is measured in a process of its own, so that nothing else's peak stands above it; on a GPU torch counts what
+it allocates, and can forget an earlier peak.
+"""
 
 import multiprocessing
 from collections.abc import Callable
@@ -22,11 +26,17 @@ def peak_of(device: torch.device, prepare: Prepare, *arguments: Any) -> float | 
     Raises:
         RuntimeError: the other process ended without a figure; it has printed why.
     """
-    if device.type != "cuda" and not CLEAR.exists():
+    if device.type == "cuda":
+        call = prepare(*arguments)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not CLEAR.exists():
         return None
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(theirs, device, prepare, arguments))
+    process = context.Process(target=_measure, args=(theirs, prepare, arguments))
     process.start()
     theirs.close()  # so that a process that died is the end of the pipe
     try:
@@ -38,14 +48,8 @@ def peak_of(device: torch.device, prepare: Prepare, *arguments: Any) -> float | 
     return result
 
 
-def _measure(pipe: Any, device: torch.device, prepare: Prepare, arguments: tuple[Any, ...]) -> None:
+def _measure(pipe: Any, prepare: Prepare, arguments: tuple[Any, ...]) -> None:
     call = prepare(*arguments)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        pipe.send((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
     CLEAR.write_text("5")  # forget the peak so far
     resident = _resident("VmRSS")
     call()

@@ -1,7 +1,6 @@
 """What a benchmark leaves behind: its rows, the machine they were measured on, and a table of them in the docs."""
 
 import json
-import os
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from stage1_tokenizer.comparison_table import processor
+from stage1_tokenizer.system import cores
 
 RESULTS = Path(__file__).parent / "results"
 Results = dict[str, Any]
@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
     described: dict[str, Any] = {
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "x-transformers": version("x-transformers"),

@@ -13,7 +13,7 @@ otherwise). Neither step clips, checks for NaN or keeps a running mean of the we
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from benchmarks.measure import compare
+from benchmarks.measure import Seconds, compare
 from benchmarks.memory import peak_of
 from benchmarks.record import Results
 from stage1_tokenizer import processor
+from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from stage1_tokenizer.losses import (
@@ -47,9 +48,12 @@ from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 PIXEL = PixelConfig(l1=1.0, l2=0.0)
 OPTIM = OptimConfig(lr=1e-5)
-SAME = 1e-5
+SAME = {"cpu": 1e-5, "cuda": 1e-4}
+"""Gradients nearer to each other are equal; a GPU sums in no fixed order, and is compared without TF32."""
 WAYS = ("textbook", "textbook, channels_last", "ours")
-BFLOAT16 = ("textbook, bfloat16", "ours, bfloat16")
+BFLOAT16 = ("textbook, bfloat16", "textbook, channels_last, bfloat16", "ours, bfloat16")
+COMPILED = ("textbook, channels_last, bfloat16, compiled", "ours, bfloat16, compiled")
+"""On a GPU alone: the tokenizer goes through torch.compile, as `accelerate launch --dynamo_backend inductor` has it."""
 
 
 class Size(NamedTuple):
@@ -63,6 +67,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(batch=8, side=64, channels=64, multipliers=(1, 1, 2, 2, 4), latent_channels=256, codes=1024, repeats=7)
+GPU = FULL._replace(batch=64, repeats=9)
 SMALL = Size(batch=2, side=32, channels=8, multipliers=(1, 2), latent_channels=8, codes=16, repeats=1)
 
 
@@ -72,6 +77,8 @@ class Step:
     reconstruction and lambda; `update` is the whole step."""
 
     tokenizer: Tokenizer
+    model: Callable[[Tensor], tuple[Tensor, Bottlenecked]]
+    """The tokenizer, compiled or not."""
     critic: PatchDiscriminator
     perceptual: nn.Module
     optimizer: torch.optim.Optimizer
@@ -103,7 +110,7 @@ class Step:
 class Textbook(Step):
     def backward(self) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            x_hat, bottlenecked = self.tokenizer(self.x)
+            x_hat, bottlenecked = self.model(self.x)
             reconstruction = F.l1_loss(x_hat.float(), self.x) + self.perceptual(self.x, x_hat).float().mean()
             adversarial = adversarial_loss(self.critic, x_hat, "hinge")
         last = self.tokenizer.decoder.last_weight
@@ -115,14 +122,14 @@ class Textbook(Step):
 
     def judge(self, x_hat: Tensor) -> None:
         with self.autocast():
-            x_hat, _ = self.tokenizer(self.x)  # as its new weights make it
+            x_hat, _ = self.model(self.x)  # as its new weights make it
         super().judge(x_hat)
 
 
 class Ours(Step):
     def backward(self) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            x_hat, bottlenecked = self.tokenizer(self.x)
+            x_hat, bottlenecked = self.model(self.x)
             x_hat = x_hat.float()
             image = x_hat.detach().requires_grad_()
             reconstruction, parts = reconstruction_loss(self.x, image, PIXEL, self.perceptual, 1.0)
@@ -142,7 +149,7 @@ def build(way: str, size: Size, device: torch.device) -> Step:
     vq = VqConfig(codebook_size=size.codes, update="gradient", kmeans_init=False, revive_below=0.0)
     config = TokenizerConfig(image_size=(size.side, size.side), image_channels=3, network=network, bottleneck=vq)
     ours = way.startswith("ours")
-    layout = torch.contiguous_format if way == "textbook" else torch.channels_last
+    layout = torch.channels_last if ours or "channels_last" in way else torch.contiguous_format
     tokenizer = Tokenizer(config).to(device)
     critic = PatchDiscriminator(DiscriminatorConfig(), 3).to(device)
     metric = random_perceptual(size).to(device)
@@ -158,8 +165,13 @@ def build(way: str, size: Size, device: torch.device) -> Step:
     )
     x = x.to(device).contiguous(memory_format=layout)
     kind = Ours if ours else Textbook
-    bfloat16 = way.endswith("bfloat16")
-    return kind(tokenizer, critic, perceptual, optimizer, critic_optimizer, x, bfloat16)
+    model: Callable[[Tensor], tuple[Tensor, Bottlenecked]] = tokenizer
+    if "compiled" in way:
+        # The bottleneck stays as it is, and a graph is gone through backward several times: see compiling.py.
+        tokenizer.bottleneck.forward = torch.compiler.disable(tokenizer.bottleneck.forward)  # type: ignore
+        torch._functorch.config.donated_buffer = False
+        model = torch.compile(tokenizer)
+    return kind(tokenizer, model, critic, perceptual, optimizer, critic_optimizer, x, "bfloat16" in way)
 
 
 def random_perceptual(size: Size) -> Perceptual:
@@ -224,25 +236,33 @@ def one_step(way: str, size: Size, device: torch.device) -> Callable[[], object]
     return build(way, size, device).update
 
 
+def row(way: str, each: Seconds, took: Mapping[str, Seconds], peak_mib: float | None) -> dict[str, Any]:
+    """Figures of one way, which are printed too."""
+    times = took["textbook"].median / each.median
+    print(f"{way}: {each.median * 1e3:.1f} ms, {times:.2f} times as fast as the textbook's", flush=True)
+    return {"way": way, **each.row(), "times": times, "peak_mib": peak_mib}
+
+
 def measure(device: torch.device, small: bool) -> Results:
-    size = SMALL if small else FULL
-    native = processor.has_bfloat16(device)
+    on_gpu = device.type == "cuda"
+    size = SMALL if small else GPU if on_gpu else FULL
+    native = processor.takes("bfloat16", device)
     if not native:
         print("bfloat16 is emulated here and left out")
     steps = {way: build(way, size, device) for way in (*WAYS, *(BFLOAT16 if native else ()))}
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     apart, lambda_apart = gradients_apart(steps["ours"], steps["textbook, channels_last"])
-    assert max(apart, lambda_apart) < SAME, f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}"
+    torch.backends.cudnn.allow_tf32 = tf32
+    assert max(apart, lambda_apart) < SAME[device.type], f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}"
     print(f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}", flush=True)
     took = compare({way: step.update for way, step in steps.items()}, size.repeats)
-    rows: list[dict[str, Any]] = [
-        {
-            "way": way,
-            **each.row(),
-            "times": took["textbook"].median / each.median,
-            "peak_mib": None if small else peak_of(device, one_step, way, size, device),
-        }
+    rows = [
+        row(way, each, took, None if small else peak_of(device, one_step, way, size, device))
         for way, each in took.items()
     ]
+    if on_gpu:  # last, since compiling takes a minute
+        took |= compare({way: build(way, size, device).update for way in COMPILED}, size.repeats, warmups=2)
+        rows += [row(way, took[way], took, None) for way in COMPILED]
     ours, theirs = steps["ours"], steps["textbook"]
     assert isinstance(ours, Ours)
     assert isinstance(theirs, Textbook)
@@ -259,12 +279,12 @@ def measure(device: torch.device, small: bool) -> Results:
 def table(results: Results) -> str:
     size = results["size"]
     lines = ["| step | ms | times as fast | peak, MiB |", "|---|---|---|---|"]
-    for row in results["rows"]:
-        memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+    for each in results["rows"]:
+        memory = "" if each["peak_mib"] is None else f"{each['peak_mib']:,.0f}"
         lines.append(
-            f"| {row['way']} | {row['median_s'] * 1e3:,.0f} ± {row['spread']:.0%} | {row['times']:.2f} | {memory} |"
+            f"| {each['way']} | {each['median_s'] * 1e3:,.0f} ± {each['spread']:.0%} | {each['times']:.2f} | {memory} |"
         )
-    parts = ", ".join(f"{name} {row['median_s'] * 1e3:,.1f}" for name, row in results["parts"].items())
+    parts = ", ".join(f"{name} {each['median_s'] * 1e3:,.1f}" for name, each in results["parts"].items())
     return "\n".join(
         [
             *lines,

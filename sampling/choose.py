@@ -12,7 +12,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config import Config
-from stage2_prior.generation import check_finite, draw
+from stage1_tokenizer.float64 import float64
+from stage2_prior.generation import draw
 
 
 class ChooseConfig(Config):
@@ -55,17 +56,15 @@ class ChooseConfig(Config):
 
 
 def choose(logits: Tensor, noise: Tensor, progress: float, config: ChooseConfig) -> Tensor:
-    """logits (B, V), noise (B,) uniform in [0, 1), progress in [0, 1] -> codes (B,). The logits are not edited.
+    """logits (B, V), noise (B,) uniform in [0, 1), progress in [0, 1] -> codes (B,).
 
-    Raises:
-        NotFiniteError: a logit is NaN, or a whole row is -inf. (Greedy choice would silently take code 0.)
+    The logits are not edited. They are finite or -inf; `generate` checks that.
     """
-    largest = check_finite(logits)
     temperature = config.temperature_at(progress)
     if temperature == 0.0:
         return logits.argmax(dim=-1)
     # Relative to the largest one and in float64, so that a tiny temperature neither overflows nor becomes 0.
-    scaled = (logits - largest).double() / temperature
+    scaled = float64(logits - logits.amax(dim=-1, keepdim=True)) / temperature
     probabilities = keep_top_k(scaled, config.top_k).softmax(dim=-1)
     return draw(keep_min_p(keep_top_p(probabilities, config.top_p), config.min_p), noise)
 

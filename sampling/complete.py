@@ -27,7 +27,7 @@ from stage1_tokenizer.config import CommandConfig, Config, parse_command_line
 from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.launch import start_accelerator
 
@@ -107,9 +107,7 @@ def main() -> None:
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
     total = len(mine) * config.candidates * codes_made(sampler, margins)
     shown = bar(total, "code", "completing")
-    for part in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
-        if not len(part):
-            continue
+    for part in parts_of(mine, config.batch_size):
         indices, variants = np.divmod(part, config.variants)
         task = Task(chosen.pictures[indices], indices, chosen.labels[indices], config.seed, variants)
         if keep is None:

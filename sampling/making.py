@@ -1,8 +1,9 @@
 """Many pictures of a prior, or of a tokenizer alone, into a folder: those that it lacks, shared by all processes."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from sampling.output import Output, close_output
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
 from stage1_tokenizer.console import bar
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.order import parts_of, share
 from stage2_prior.prior import LoadedPrior
 
 GRID = "grid.png"
@@ -64,9 +65,7 @@ def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_si
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
     shown = bar(len(mine) * source.units_per_picture, source.unit, "sampling")
-    for indices in np.array_split(mine, max(1, -(-len(mine) // batch_size))):
-        if not len(indices):
-            continue
+    for indices in parts_of(mine, batch_size):
         pictures = source.sample(indices, shown.update)
         for index, picture in zip(indices, pictures, strict=True):
             save_png(out.path / file_name(index), picture)
@@ -80,9 +79,27 @@ def file_name(index: int) -> str:
     return f"{index:06d}.png"
 
 
+@dataclass(frozen=True)
+class SavedPictures:
+    """Pictures of one shape in a folder, each read when it is asked for."""
+
+    folder: Path
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """Picture number `index`, (H, W, C). Raises BadFileError where it is damaged or not there."""
+        return read_png(self.folder / self.names[index])
+
+
 def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output) -> None:
-    """Write the grid (of very many pictures, the first ones) and the .npz of all, and say that they are finished."""
-    pictures = np.stack([read_png(out.path / name) for name in names])  # (n, H, W, C)
-    save_png(out.path / GRID, grid_of(pictures[:MOST_IN_GRID]))
+    """Write the grid (of very many pictures, the first ones) and the .npz of all, and say that they are finished.
+
+    The pictures of the grid are in memory, and of the others one at a time.
+    """
+    pictures = SavedPictures(out.path, list(names))
+    save_png(out.path / GRID, grid_of([pictures[index] for index in range(min(len(pictures), MOST_IN_GRID))]))
     write_samples(out.path / SAMPLES, pictures, labels)
     close_output(out, [*names, GRID])

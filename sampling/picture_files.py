@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.decode import EXTENSIONS, decode
+from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.formats import USUAL
 from stage1_tokenizer.data.listing import FOLDER, image_files
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.marker import OUR_ENDINGS, png_mark
 
 DECODE_CHUNK = 16
 """Pictures are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
@@ -57,13 +59,16 @@ def shape_of(picture: NDArray[np.uint8]) -> Shape:
 
 
 def save_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """picture (H, W, C) uint8; the file appears whole or not at all. Not flushed to disk: there may be many.
+    """picture (H, W, C) uint8; the file appears whole or not at all. Not flushed to disk: there may be many. A picture
+    of several is marked as ours, for it may lie in a folder that is read as data one day.
 
     Raises:
         StorageError: no space, or no permission.
     """
     encoded = BytesIO()
-    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(encoded, format="PNG")
+    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(
+        encoded, format="PNG", pnginfo=png_mark() if path.name.endswith(OUR_ENDINGS) else None
+    )
     write_file(path, encoded.getbuffer(), flush=False)
 
 
@@ -105,8 +110,8 @@ def _has_whole_chunks(data: bytes) -> bool:
     return False
 
 
-def grid_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(n, H, W, C) -> one picture, as square as n allows, row by row, two grey pixels between them."""
+def grid_of(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """n pictures (H, W, C) -> one picture, as square as n allows, row by row, two grey pixels between them."""
     columns = int(np.ceil(np.sqrt(len(pictures))))
     return rows_of([list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)])
 
@@ -137,7 +142,9 @@ def picture_paths(source: Path, option: str) -> list[Path]:
     found = sorted(source / name for name, reason in files if reason != FOLDER)
     if not found:
         reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
-        raise ConfigError(f"{option} {source}: {reason} (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise ConfigError(
+            f"{option} {source}: {reason} (looked for {', '.join(USUAL)} and all others that Pillow reads, by content)"
+        )
     return found
 
 

@@ -6,7 +6,6 @@ The file is self-contained: it can be opened from anywhere, and sent to anybody.
 figures, curves, settings and pictures.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -42,7 +41,8 @@ class ReportConfig(CommandConfig):
 
 
 def main() -> None:
-    config, paths = arguments(sys.argv[1:])
+    config = parse_command_line(ReportConfig)
+    paths = config.runs
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     runs = [open_run(path) for path in paths] or [open_run(newest_of_both(Path("runs")))]
     names = [run.path.resolve() for run in runs]
@@ -58,19 +58,6 @@ def main() -> None:
         raise ConfigError(f"--out {path}: is a folder, not a file; name the page in it, e.g. {path / REPORT}")
     write_file(path, page.encode())
     print(f"report: {one_line(str(path))}")
-
-
-def arguments(words: list[str]) -> tuple[ReportConfig, list[str]]:
-    """The options, and the runs as they were given: the parser would split paths at commas, and refuse quotes.
-
-    Raises:
-        ConfigError: an unknown option, or too many runs.
-    """
-    # Each option takes a value, in the same word or in the next.
-    values = [number for number, word in enumerate(words, start=1) if word.startswith("-") and "=" not in word]
-    paths = [word for number, word in enumerate(words) if not word.startswith("-") and number not in values]
-    options = [word for number, word in enumerate(words) if word.startswith("-") or number in values]
-    return parse_command_line(ReportConfig, [*options, *("run" for _ in paths)]), paths
 
 
 def page_of(run: RunFolder, device: torch.device, root: str | None) -> str:

@@ -24,7 +24,9 @@ from torch import Tensor
 from sampling.choose import ChooseConfig, choose
 from sampling.picture_files import Shape, to_pictures
 from stage1_tokenizer.config import Size
+from stage1_tokenizer.data.order import parts_of
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.float64 import device_of_float64
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage1_tokenizer.seeds import uniforms
 from stage1_tokenizer.tiles import decode_codes, tiles_for
@@ -181,7 +183,7 @@ class Sampler:
             raise ConfigError(f"n is {n}, but at least one picture must be asked for")
         indices = np.arange(n, dtype=np.int64)
         labels = self.labels(indices, classes)
-        parts = np.array_split(indices, -(-n // self.config.batch_size))
+        parts = parts_of(indices, self.config.batch_size)
         return np.concatenate([self.pictures(part, labels[part], seed, progress) for part in parts])
 
     def labels(
@@ -250,7 +252,7 @@ class Sampler:
             return generate(
                 self.prior.model,
                 labels,
-                torch.from_numpy(noise).to(self.device),
+                torch.from_numpy(noise).to(device_of_float64(self.device)),
                 partial(choose, config=self.config),
                 self.guidance,
                 grid,

@@ -15,7 +15,7 @@ from sampling.sampler import Sampler
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.console import bar
-from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.log_file import log_entries
 from stage2_prior.prior import LoadedPrior, load_prior, newest_run
@@ -49,7 +49,7 @@ def main() -> None:
     prior = load_prior(config.prior or newest_run(Path("runs/stage2")), "cuda" if torch.cuda.is_available() else "cpu")
     run = prior.path.parent
     stage1 = tokenizer_run(config, prior)
-    lines = tokenizer_figures(stage1) + prior_figures(run)
+    lines = tokenizer_figures(stage1) + prior_figures(run, prior.step)
     if config.samples and prior.classes:
         lines += class_figures(config, prior)
     width = max(len(line.name) for line in lines)
@@ -64,13 +64,15 @@ def main() -> None:
     print(f"curves:    .venv/bin/tensorboard --logdir {run.parent.parent}")
 
 
-def last_figures(run: Path, needed: str) -> dict[str, float]:
-    """The newest entry of a run's metrics.jsonl with a scalar of this name. Raises ConfigError where there is none."""
+def last_figures(run: Path, needed: str, step: int | None = None) -> dict[str, float]:
+    """The newest entry of a run's metrics.jsonl with a scalar of this name, of this step where there is one.
+
+    Raises ConfigError where there is none."""
     log = run / "metrics.jsonl"
     entries = [entry for entry in log_entries(log) if needed in entry]
     if not entries:
         raise ConfigError(f"{log}: has no {needed}; the run has not been validated yet")
-    return dict(entries[-1])
+    return dict(([entry for entry in entries if entry["step"] == step] or entries)[-1])
 
 
 def tokenizer_run(config: SummaryConfig, prior: LoadedPrior) -> Path | None:
@@ -93,17 +95,20 @@ def tokenizer_figures(run: Path | None) -> list[Figure]:
     ]
 
 
-def prior_figures(run: Path) -> list[Figure]:
-    figures = last_figures(run, "validation/bits_per_token")
+def prior_figures(run: Path, step: int) -> list[Figure]:
+    """The figures of the weights of this step, which are the best on validation and need not be the last."""
+    figures = last_figures(run, "validation/bits_per_token", step)
     bits, unigram = figures["validation/bits_per_token"], figures["validation/unigram_bits_per_token"]
-    saved, bigram = 1.0 - bits / unigram, figures["validation/bigram_bits_per_token"]
+    bigram = figures["validation/bigram_bits_per_token"]
+    saved = 1.0 - bits / unigram if unigram else 0.0  # of images that all have the same code there is nothing to save
     name = f"bits per token {bits:.2f} (bigram {bigram:.2f}), below the unigram's {unigram:.2f} by"
     return [Figure(name, f"{saved:.1%}", "45 %", saved >= 0.45)]
 
 
 def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
     data = data_config(prior.data, str(prior.path))
-    train, validation = (build_pictures(data, "train", config.seed), build_pictures(data, "validation", config.seed))
+    opened = open_data(data)
+    train, validation = opened.pictures("train", config.seed), opened.pictures("validation", config.seed)
     sampler = Sampler(prior)
     with bar(config.samples * sampler.codes_per_picture, "code", "sampling") as shown:
         pictures = sampler.sample(config.samples, seed=config.seed, progress=shown.update)

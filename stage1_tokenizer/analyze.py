@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import PositiveInt
-from torch.utils.tensorboard import SummaryWriter
 
 from stage1_tokenizer.analysis.atlas import atlas_of
 from stage1_tokenizer.analysis.atlas_picture import NEIGHBOURS, draw_atlas
@@ -32,7 +31,9 @@ from stage1_tokenizer.console import counted, say
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.errors import ConfigError, StorageError
+from stage1_tokenizer.events import Events
 from stage1_tokenizer.log_file import read_curves
+from stage1_tokenizer.marker import mark_folder
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 EVENTS = ".analysis"
@@ -69,19 +70,22 @@ def main() -> None:
     check_channels(loaded, validation.channels)
     encoded = encode(loaded.tokenizer, validation, config.images, device)
     describe(loaded, encoded)
-    with SummaryWriter(out, filename_suffix=EVENTS) as writer:
-        drawn = list(pictures(loaded, encoded, config, out))
-        for name, draw in counted(drawn, len(drawn), "picture", "drawing"):
-            sheet = draw()
-            if isinstance(sheet, str):
-                (out / f"{name}.png").unlink(missing_ok=True)  # that of an earlier analysis would not be of this one
-                say(f"{name}: left out, {sheet}")
-                continue
-            png = sheet.png()
-            write_file(out / f"{name}.png", png)
-            with Image.open(io.BytesIO(png)) as image:
-                writer.add_image(f"analysis/{name}", np.asarray(image.convert("RGB")), loaded.step, dataformats="HWC")
-            say(f"{out / name}.png")
+    mark_folder(out)
+    events = Events(out, None, say, EVENTS)
+    drawn = list(pictures(loaded, encoded, config, out))
+    for name, draw in counted(drawn, len(drawn), "picture", "drawing"):
+        sheet = draw()
+        if isinstance(sheet, str):
+            (out / f"{name}.png").unlink(missing_ok=True)  # that of an earlier analysis would not be of this one
+            say(f"{name}: left out, {sheet}")
+            continue
+        png = sheet.png()
+        write_file(out / f"{name}.png", png)
+        with Image.open(io.BytesIO(png)) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
+        events.image(loaded.step, f"analysis/{name}", pixels)
+        say(f"{out / name}.png")
+    events.close()
 
 
 def pictures(

@@ -14,7 +14,6 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from stage1_tokenizer.checks.weights import PRIOR_FILE, check_safetensors
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.console import say
-from stage1_tokenizer.data.decode import EXTENSIONS
+from stage1_tokenizer.data.formats import EXTENSIONS, is_image
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.state import STATE_NAME, states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
@@ -62,7 +61,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
     # All paths are understood before the first is looked at, for that may take an hour.
-    checks = [check for path in paths_in(sys.argv[1:]) for check in checks_of(Path(path))]
+    checks = [check for path in parse_command_line(CheckConfig).paths for check in checks_of(Path(path))]
     numbers: Counter[str] = Counter()
     for check in checks:
         for finding in _all_of(check):
@@ -71,19 +70,6 @@ def main() -> None:
     print(", ".join(f"{numbers[verdict]:,} {verdict}" for verdict in ("ok", "bad", "note")))
     if numbers["bad"]:
         sys.exit(BadFileError.exit_code)
-
-
-def paths_in(words: list[str]) -> tuple[str, ...]:
-    """The paths on a command line. Only the rest goes through the parser, which would split paths at commas, and
-    refuses quotation marks and line breaks.
-
-    Raises:
-        ConfigError: there are none, or there is an unknown option.
-    """
-    given = [word for last, word in pairwise(["", *words]) if not word.startswith("-") and last != "--config"]
-    options = [word for last, word in pairwise(["", *words]) if word.startswith("-") or last == "--config"]
-    config = parse_command_line(CheckConfig, [*options, *("path" for _ in given)])
-    return tuple(given) or config.paths
 
 
 def checks_of(path: Path) -> list[Check]:
@@ -110,7 +96,7 @@ def checks_of(path: Path) -> list[Check]:
 def _checks_of_file(path: Path) -> list[Check]:
     if path.is_file() and path.suffix == ".safetensors":
         return [Check(path, check_safetensors)]
-    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+    if path.is_file() and (path.suffix.lower() in EXTENSIONS or is_image(str(path))):
         return [Check(path, check_image)]
     return []
 

@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,11 +41,24 @@ def write_file(path: Path, *data: bytes | memoryview, flush: bool = True) -> Non
     Raises:
         StorageError: no space, or no permission; a former file of this name is untouched.
     """
+    with written_file(path, flush, sum(map(len, data))) as file:
+        file.writelines(data)
+
+
+@contextmanager
+def written_file(path: Path, flush: bool = True, size: int | None = None) -> Iterator[IO[bytes]]:
+    """Open a file to be written part by part, that appears when the block ends without an error, whole.
+
+    size: how many bytes are to come, where that is known, for the message of a full disk.
+
+    Raises:
+        StorageError: no space, or no permission; a former file of this name is untouched.
+    """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.writelines(data)
+            yield file
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
@@ -52,7 +66,7 @@ def write_file(path: Path, *data: bytes | memoryview, flush: bool = True) -> Non
         if flush:
             sync_folder(path.parent)
     except OSError as error:
-        raise storage_error(path, error, sum(map(len, data))) from None
+        raise storage_error(path, error, size) from None
     finally:  # after an interruption too
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -186,6 +200,8 @@ def portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it outlives a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows, which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

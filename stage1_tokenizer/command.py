@@ -11,6 +11,7 @@ from torch import distributed
 from stage1_tokenizer.checkpoint import NO_SPACE
 from stage1_tokenizer.errors import InterruptionError, StorageError, UserError
 from stage1_tokenizer.lock import unlock_folders
+from stage1_tokenizer.processor import check_fast_paths
 from stage1_tokenizer.signals import die_with_launcher, interruptible
 
 PIPE_CLOSED = 141
@@ -22,6 +23,7 @@ def run_command(main: Callable[[], None]) -> None:
     with interruptible():  # until the last word is said
         try:
             die_with_launcher()
+            check_fast_paths()
             main()
             leave_group()
             sys.stdout.flush()  # here, where it can still be told that the disk is full

@@ -24,6 +24,7 @@ from stage1_tokenizer.comparison_table import aligned, as_json, machine, markdow
 from stage1_tokenizer.config import CommandConfig, parse_command_line, read_yaml
 from stage1_tokenizer.console import counted, say
 from stage1_tokenizer.errors import ConfigError, StorageError, UserError
+from stage1_tokenizer.marker import mark_folder
 from stage1_tokenizer.perceptual import SMALLEST, Perceptual, PerceptualConfig
 from stage1_tokenizer.presets import find_presets, short_schedule
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
@@ -60,6 +61,7 @@ def main() -> None:
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        mark_folder(out)
     except OSError as error:
         raise StorageError(f"cannot write to {out}: {error.strerror}") from None
 

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.codebook import CodebookConfig
-from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data import data_config, open_data
+from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.log_file import log_entries
 from stage1_tokenizer.losses import PixelConfig
@@ -77,9 +78,10 @@ def measure(
     loaded = LoadedTokenizer.load(folder, accelerator.device)
     tokenizer = loaded.tokenizer
     data = data_config(loaded.data, str(loaded.path))
-    split = build_pictures(data, "validation", seed=0)
+    opened = open_data(data)
+    split = opened.pictures("validation", seed=0)
     # Not cached: of the training split, the variance looks at a part alone.
-    train_split = build_pictures(data.model_copy(update={"cache": "none"}), "train", seed=0)
+    train_split = Pictures(opened.images("train"), data.model_copy(update={"cache": "none"}), seed=0)
     perceptual = lpips if min(data.image_size) >= smallest else None
     variance = pixel_variance(train_split)
     figures = validate(accelerator, tokenizer, split, batch_size, variance, PixelConfig(), perceptual, 1.0)

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -30,8 +30,11 @@ from pydantic import (
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.command_line import words_of
 from stage1_tokenizer.config_errors import explain, explain_flags
+from stage1_tokenizer.console import note
 from stage1_tokenizer.errors import BadFileError, ConfigError, UserError
+from stage1_tokenizer.names import existing_path
 from stage1_tokenizer.trees import LARGEST_YAML, dump_yaml, parse_json, parse_yaml
 
 Tree = dict[str, Any]
@@ -60,10 +63,10 @@ class Config(BaseModel):
     @classmethod
     def _can_be_used(cls, value: Any) -> Any:
         """Any text may be a path, and what no path can hold would be an error of the operating system, much later. So
-        would whole numbers be that no tensor holds, and that Python itself does not print."""
+        would whole numbers be that no tensor holds, and that Python itself does not print. A path becomes the one on
+        disk where only the normal form of its accents differs, and `~` the home folder."""
         if isinstance(value, tuple):
-            for each in value:
-                cls._can_be_used(each)
+            return tuple(cls._can_be_used(each) for each in value)
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError("must be a number of 64 bits")
         if isinstance(value, str):
@@ -76,6 +79,7 @@ class Config(BaseModel):
                 encoding = sys.getfilesystemencoding()
                 advice = "" if encoding == "utf-8" else f" (Python reads names as {encoding} here; set PYTHONUTF8=1)"
                 raise ValueError(f"must be text in UTF-8, as names of files have to be{advice}") from None
+            return existing_path(value)
         return value
 
     def tree(self) -> Tree:
@@ -109,17 +113,21 @@ def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -
         ConfigError: an unknown key or flag, a value that does not fit, or a config file that cannot be read.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        cls,  # type: ignore[arg-type]  # any model will do, as its documentation says
+        formatter_class=_help_formatter(_defaults(cls)),
+        cli_parse_args=False,
+        cli_exit_on_error=False,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+        cli_parse_none_str="null",
+    )
+    words = words_of(source.root_parser, argv)
+    for line in words.dropped:
+        note(line)
     try:
-        given: Tree = CliSettingsSource(
-            cls,  # type: ignore[arg-type]  # any model will do, as its documentation says
-            formatter_class=_help_formatter(_defaults(cls)),
-            cli_parse_args=argv,
-            cli_exit_on_error=False,
-            cli_avoid_json=True,
-            cli_hide_none_type=True,
-            cli_implicit_flags=True,
-            cli_parse_none_str="null",
-        )()
+        given: Tree = words.restore(source(args=words.argv)())
     except SettingsError as error:
         raise ConfigError(explain_flags(cls, str(error))) from None
     return configure(cls, given)
@@ -132,8 +140,12 @@ def configure(cls: type[CommandT], given: Tree) -> CommandT:
         ConfigError: a value that does not fit, or a config file that cannot be read.
     """
     defaults = _defaults(cls)
-    tree = merge(defaults, read_yaml(given["config"])) if given.get("config") else defaults
-    return cls.from_tree(merge(tree, _with_nulls(given)), "configuration")
+    if not given.get("config"):
+        return cls.from_tree(merge(defaults, _with_nulls(given)), "configuration")
+    file = read_yaml(existing_path(given["config"]))
+    for line in dropped_keys(file, given):
+        note(line)
+    return cls.from_tree(merge(merge(defaults, file), _with_nulls(given)), "configuration")
 
 
 def read_yaml(path: str | Path) -> Tree:
@@ -192,6 +204,21 @@ def merge(base: Tree, change: Mapping[str, Any]) -> Tree:
         else:
             merged[key] = value
     return merged
+
+
+def dropped_keys(file: Tree, given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Lines that say which keys of a file do not count, since another `kind` was chosen on the command line."""
+    for key, value in file.items():
+        new = given.get(key)
+        if not isinstance(value, dict) or not isinstance(new, Mapping):
+            continue
+        if new.get("kind", value.get("kind")) == value.get("kind"):
+            yield from dropped_keys(value, new, f"{prefix}{key}.")
+        elif lost := [f"{prefix}{key}.{name} {json.dumps(old)}" for name, old in value.items() if name not in new]:
+            yield (
+                f"{prefix}{key}.kind {new['kind']} takes the place of {value.get('kind')} in the file, whose "
+                f"{', '.join(lost)} do not count"
+            )
 
 
 def differences(old: Tree, new: Tree, prefix: str = "") -> list[str]:

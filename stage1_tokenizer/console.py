@@ -76,6 +76,12 @@ def say(message: str, error: bool = False) -> None:
     file.flush()
 
 
+def note(message: str) -> None:
+    """One line on stderr, by the main process alone: something that was given is not used as it may seem."""
+    if os.environ.get("RANK", "0") == "0":
+        say(f"note: {message}", error=True)
+
+
 def validation_line(step: int, steps: int, figures: Mapping[str, float], seconds: float) -> str:
     """A validation in one line; `figures` by their names in the log."""
     values = {name.removeprefix("validation/"): value for name, value in figures.items()}

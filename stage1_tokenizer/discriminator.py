@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from stage1_tokenizer.config import Config
+from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.networks.vqgan import normalisation
 
 
@@ -24,6 +25,23 @@ class DiscriminatorConfig(Config):
     norm: Literal["batch", "group"] = "group"
     """`batch` is the paper's (with the batch's own statistics, always); `group` also works on small batches, and the
     same on one process as on many."""
+
+
+def check_depth(config: DiscriminatorConfig, image_size: tuple[int, int]) -> None:
+    """Raises ConfigError where the images end before the layers do.
+
+    To be called before the training: the discriminator may start after thousands of steps.
+    """
+    # Each strided layer halves the side, rounded down; the two others take a pixel each, and one must be left.
+    least = 3 * 2**config.layers
+    if min(image_size) >= least:
+        return
+    most = max(0, (min(image_size) // 3).bit_length() - 1)
+    way_out = f"give --adversarial.discriminator.layers {most}" if most else "no discriminator fits"
+    raise ConfigError(
+        f"adversarial.discriminator.layers {config.layers}: needs images of at least {least}x{least} pixels, and these "
+        f"are {image_size[0]}x{image_size[1]} (height, width); {way_out}, or larger images"
+    )
 
 
 class PatchDiscriminator(nn.Module):

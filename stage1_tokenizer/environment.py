@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from stage1_tokenizer import processor
+from stage1_tokenizer.system import cores
+
 SESSIONS = "environment.jsonl"
 PROJECT = "tessera-images"
 PACKAGES = (
@@ -48,6 +51,7 @@ def session(accelerator: Accelerator, step: int) -> dict[str, Any]:
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
+        "fast_paths": [path for path in processor.FAST_PATHS if processor.takes(path)],
         "threads": torch.get_num_threads(),
     }
 
@@ -79,8 +83,7 @@ def processor_name() -> str:
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {cores} cores"
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {cores()} cores"
 
 
 def _version(package: str) -> str:

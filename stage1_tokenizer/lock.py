@@ -4,23 +4,26 @@ The lock is the system's own, on a file that says who holds it. It ends with the
 is ever left to clean up.
 """
 
-import fcntl
 import json
 import os
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from stage1_tokenizer.checkpoint import NO_SPACE, storage_error
 from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.marker import MARKER, mark_folder
+from stage1_tokenizer.system import lock
 
 LOCK_FILE = ".lock"
 _held: dict[Path, IO[str]] = {}
 
 
 def lock_folder(folder: Path) -> None:
-    """Keep other processes from this folder until this one ends or calls `unlock_folders`. The folder is made.
+    """Keep other processes from this folder until this one ends or calls `unlock_folders`. The folder is made, and
+    marked as one of ours.
 
     Raises:
         ConfigError: another process has it (names its id and host), or it cannot be written to.
@@ -31,24 +34,28 @@ def lock_folder(folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        mark_folder(folder)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
         if error.errno in NO_SPACE:
             raise storage_error(path, error) from None
         raise ConfigError(f"--out {folder}: cannot be written to ({error.strerror})") from None
     try:
-        # A record lock: unlike flock's, it is not inherited by data workers, which may outlive a killed run by seconds.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX allows either, and network file systems take the other
+        lock(file)
+    except (BlockingIOError, PermissionError):
         file.seek(0)
         holder = file.read(1000).strip() or "unknown"
         file.close()
         raise ConfigError(
             f"{folder} is in use by another process ({holder}); wait for it, or give another --out"
         ) from None
-    except OSError:
+    except OSError as error:  # better to work there than not
         file.close()
-        return  # a file system without locks; better to work there than not
+        print(
+            f"warning: {folder} cannot be locked ({error.strerror}); do not start two commands on it at once",
+            file=sys.stderr,
+        )
+        return
     if not _is_at(path, file):  # who had it has just taken it away
         file.close()
         return lock_folder(folder)
@@ -73,7 +80,8 @@ def unlock_folders() -> None:
     while _held:
         path, file = _held.popitem()
         with suppress(OSError):
-            if [each.name for each in path.parent.iterdir()] == [LOCK_FILE]:
+            if {each.name for each in path.parent.iterdir()} <= {LOCK_FILE, MARKER}:
+                path.with_name(MARKER).unlink(missing_ok=True)
                 path.unlink()
                 path.parent.rmdir()
         file.close()
@@ -87,7 +95,7 @@ def holder_of(folder: Path) -> str | None:
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                lock(file, shared=True)
             except (BlockingIOError, PermissionError):
                 return file.read(1000).strip() or "unknown"
     except OSError:  # no such file, or a file system without locks

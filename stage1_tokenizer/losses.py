@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.config import Config
-from stage1_tokenizer.discriminator import DiscriminatorConfig
+from stage1_tokenizer.discriminator import DiscriminatorConfig, check_depth
 
 DELTA = 1e-6
 LARGEST_WEIGHT = 1e4
@@ -50,6 +50,11 @@ class AdversarialConfig(Config):
     lr: PositiveFloat | None = None
     """The discriminator's learning rate; null: that of the generator."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+
+    def check(self, image_size: tuple[int, int]) -> None:
+        """Raises ConfigError where the discriminator, if there is one, has more layers than the images allow."""
+        if self.weight:
+            check_depth(self.discriminator, image_size)
 
 
 class GeneratorLoss(NamedTuple):

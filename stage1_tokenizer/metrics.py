@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stage1_tokenizer.data.pictures import Pictures, normalise
+from stage1_tokenizer.float64 import float64
 
 VARIANCE_IMAGES = 2000
 
@@ -68,7 +69,8 @@ class CodeUse(nn.Module):
     @property
     def entropy_bits(self) -> float:
         """Entropy of the codes' frequencies (the unigram entropy), in bits per token."""
-        share = self.counts.double() / self.counts.sum(dim=1, keepdim=True).clamp_min(1)
+        counts = float64(self.counts)
+        share = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
         return float(-(share * share.clamp_min(1e-300).log2()).sum(dim=1).mean()) + 0.0  # and not -0.0
 
     @property

@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -14,15 +14,21 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from stage1_tokenizer import console
+from stage1_tokenizer.arithmetic import Arithmetic
 from stage1_tokenizer.checkpoint import storage_error, write_file
-from stage1_tokenizer.config import Tree, differences, read_saved_yaml, write_yaml
+from stage1_tokenizer.config import Tree, write_yaml
+from stage1_tokenizer.data import OpenData
+from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.environment import note_session
 from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
 from stage1_tokenizer.events import Events
 from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.lock import lock_folder
 from stage1_tokenizer.log_file import forget_after, log_entries, sync_log
-from stage1_tokenizer.run_config import RunConfig, compared
+from stage1_tokenizer.marker import check_is_no_data, mark_folder
+from stage1_tokenizer.processor import FastPath
+from stage1_tokenizer.run_config import RunConfig
+from stage1_tokenizer.same_run import changes, listed
 from stage1_tokenizer.state import (
     Part,
     drop_later,
@@ -42,32 +48,47 @@ class Run:
     """A run's folder and log. Only the main process writes.
 
     config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), alarms.jsonl
-    (one per alarm: `step`, `alarm`, `message`), environment.jsonl, events.out..., samples/NAME-STEP.png, state/.
+    (one per alarm: `step`, `alarm`, `message`), data.json, environment.jsonl, events.out..., samples/, state/.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, tree: Tree, accelerator: Accelerator, weights: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        tree: Tree,
+        accelerator: Accelerator,
+        weights: str,
+        data: OpenData | None = None,
+        *paths: FastPath,
+    ) -> None:
         """Open a run, new or begun earlier, and keep other processes from it.
 
         tree: what the run is to be known by, `config.tree()` or more.
         weights: the name of the file that it is to produce.
+        data: what it is trained on.
+        paths: fast paths that this training meets (processor.py).
 
         Raises:
-            ConfigError: the folder holds a run of another config (the keys that differ are listed), or weights without
-                a state to continue from, or is no folder, or cannot be written, or is in use by another process.
+            ConfigError: the folder holds a run of another config or of other data (what differs is listed), weights
+                without a state to continue from, or images; is no folder; cannot be written; or is in use by another.
         """
         self.folder, self._config, self._tree, self._weights = folder, config, tree, weights
         self._accelerator = accelerator
         self._main: bool = accelerator.is_main_process
+        self._arithmetic = Arithmetic(accelerator, paths)
         self._trouble: StorageError | None = None
         self._changed: list[str] = []
-        on_main(accelerator, self._open)
+        self._data: DataRecord | None = None
+        on_main(accelerator, lambda: self._open(data))
         self._events: Events | None = None
         self._bar: tqdm[Any] | None = None
-        self._seen, self._first = 0, 0
+        self._seen, self._first, self.done = 0, 0, 0
         self._began = self._advanced = time.monotonic()
 
-    def resume(self, parts: Mapping[str, Part]) -> int:
+    def resume(self, parts: Mapping[str, Part], newer: Collection[str] = ()) -> int:
         """Load the newest whole state, or the one that was named, into the parts. Returns the steps done.
+
+        newer: names of parts that a state of an earlier version may lack; these stay as they are then.
 
         Raises:
             BadFileError: no state is whole, or it does not fit the parts.
@@ -75,18 +96,17 @@ class Run:
         self._accelerator.wait_for_everyone()
         folder = self.folder / "state"
         newest = on_main(self._accelerator, lambda: self._choose(folder))
-        step, scalars = (0, {}) if newest is None else self._load(newest, parts)
+        step, scalars = (0, {}) if newest is None else self._load(newest, parts, newer)
         begun = f"training {self.folder}" if newest is None else f"continuing {self.folder} from step {step}"
         if step == self._config.steps:
             begun = f"{self.folder} is finished already"
         self._accelerator.print(f"{begun}: {self._config.steps:,} steps of {self._config.batch_size} images")
-        if self._accelerator.scaler and "scaler" in scalars:
-            self._accelerator.scaler.load_state_dict(scalars["scaler"])
+        self._arithmetic.load(scalars)
         on_main(self._accelerator, lambda: self._begin(step))
         if self._main:
             self._events = Events(self.folder, step, self.say)
             self._bar = console.bar(self._config.steps, "step", self.folder.name, step)
-        self._began, self._seen, self._first = time.monotonic(), 0, step
+        self._began, self._seen, self._first, self.done = time.monotonic(), 0, step, step
         return step
 
     def save(self, step: int, parts: Mapping[str, Part], keep: int) -> None:
@@ -95,17 +115,13 @@ class Run:
         Raises:
             StorageError: in every process; what was saved before is untouched.
         """
-        scaler = self._accelerator.scaler  # of float16's loss; none in other precisions
-        scalars: dict[str, Any] = {"precision": self._accelerator.mixed_precision}
-        if scaler:
-            scalars["scaler"] = scaler.state_dict()
 
         def save() -> None:
             if self._trouble is not None:
                 raise self._trouble
             for name in ("metrics.jsonl", "alarms.jsonl"):
                 sync_log(self.folder / name)
-            save_state(self.folder / "state", step, parts, scalars, keep)
+            save_state(self.folder / "state", step, parts, self._arithmetic.record(), keep)
 
         on_main(self._accelerator, save)
 
@@ -143,7 +159,7 @@ class Run:
 
     def advance(self, images: int) -> None:
         """One optimizer step over `images` images (of all processes) is done."""
-        self._seen, self._advanced = self._seen + images, time.monotonic()
+        self._seen, self.done, self._advanced = self._seen + images, self.done + 1, time.monotonic()
         if self._bar is not None:
             self._bar.update()
 
@@ -190,7 +206,7 @@ class Run:
         """Say what the finished run came to, and the commands to go on with, each with what it does."""
         seconds = time.monotonic() - self._began
         if self._main:
-            print(console.summary(self.folder, self._first, self._config.steps, seconds, self._weights, after))
+            print(console.summary(self.folder, self._first, self.done, seconds, self._weights, after))
 
     def pictures(self, step: int, name: str, images: Tensor, columns: int) -> None:
         """Images (N, C, H, W) in [-1, 1] as one grid, to samples/NAME-STEP.png and to TensorBoard."""
@@ -201,6 +217,7 @@ class Run:
         file = io.BytesIO()
         save_image(grid, file, format="png")
         path = self.folder / "samples" / f"{name}-{step:08d}.png"
+        mark_folder(path.parent)
         self._written(lambda: write_file(path, file.getvalue()))
         self._events.image(step, name, grid)
 
@@ -210,14 +227,22 @@ class Run:
         if self._events is not None:
             self._events.close()
 
-    def _open(self) -> None:
+    def _open(self, data: OpenData | None) -> None:
         try:
             if self.folder.exists() and not self.folder.is_dir():
                 raise ConfigError(f"--out {self.folder}: is a file, not a folder")
         except OSError as error:  # a name that no file can have
             raise ConfigError(f"--out {self.folder!s:.200}: {error.strerror}") from None
+        self._data = None if data is None else DataRecord.of(data)
+        check_is_no_data(self.folder)
         lock_folder(self.folder)
-        self._check_folder()
+        if states(self.folder / "state"):
+            self._changed = changes(self.folder, self._config, self._tree, self._data)
+        elif (self.folder / self._weights).exists():
+            raise ConfigError(
+                f"{self.folder} holds {self._weights}, but no state to continue from; it would be written over. "
+                "Give another --out, or move it away"
+            )
         for folder in (self.folder, *(self.folder / name for name in ("state", "samples", "tokens"))):
             sweep(folder)
 
@@ -227,47 +252,22 @@ class Run:
             return newest_state(folder, warn=self._accelerator.print)
         return named_state(folder, self._config.resume)
 
-    def _check_folder(self) -> None:
-        saved_file = self.folder / "config.yaml"
-        if not states(self.folder / "state"):
-            if (self.folder / self._weights).exists():
-                raise ConfigError(
-                    f"{self.folder} holds {self._weights}, but no state to continue from; it would be written over. "
-                    "Give another --out, or move it away"
-                )
-            return  # nothing was trained yet
-        if not saved_file.exists():
-            raise BadFileError(f"{self.folder}: holds states of a run but no config.yaml; choose another --out")
-        self._changed = differences(compared(read_saved_yaml(saved_file)), compared(self._tree))
-        if self._changed and not self._config.allow_changed:
-            raise ConfigError(
-                f"{self.folder} holds a run of another configuration; {self._differing()}"
-                "Give the saved values to continue that run, or another --out to begin a new one. (--allow_changed "
-                "continues it with the given ones, and is no longer the same as one run.)"
-            )
-
-    def _differing(self) -> str:
-        lines = "".join(f"  {line}\n" for line in self._changed)
-        return f"these keys differ (saved -> given):\n{lines}"
-
-    def _load(self, state: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
+    def _load(self, state: Path, parts: Mapping[str, Part], newer: Collection[str]) -> tuple[int, dict[str, Any]]:
         try:
-            step, scalars = load_state(state, parts)
+            step, scalars = load_state(state, parts, newer)
         except BadFileError as error:
-            changed = f"\nThe configuration has changed; {self._differing()}" if self._changed else ""
+            changed = f"\nThe configuration has changed; {listed(self._changed)}" if self._changed else ""
             raise BadFileError(f"{error}{changed}") from None
-        before, now = scalars.get("precision"), self._accelerator.mixed_precision
-        if before != now and not self._config.allow_changed:
-            raise ConfigError(
-                f"{self.folder} was trained with mixed precision {before!r}, and would go on with {now!r}, which is no "
-                f"longer the same as one run. Set ACCELERATE_MIXED_PRECISION={before}, or give --allow_changed"
-            )
+        if not self._config.allow_changed:
+            self._arithmetic.check(self.folder, scalars)
         return step, scalars
 
     def _begin(self, step: int) -> None:
         """Write what says that the run is now of this configuration and at this step; not before its state fits."""
         drop_later(self.folder / "state", step)
         write_yaml(self.folder / "config.yaml", self._tree)
+        if self._data:
+            self._data.write(self.folder)
         for name in ("metrics.jsonl", "alarms.jsonl"):
             forget_after(self.folder / name, step)
         note_session(self.folder, self._accelerator, step)

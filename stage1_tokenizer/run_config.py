@@ -1,8 +1,8 @@
-"""The keys that every training has, and which of them may change while it is stopped."""
+"""The keys that every training has, and which of them may change while it is stopped (same_run.py compares them)."""
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stage1_tokenizer.config import CommandConfig, Tree
+from stage1_tokenizer.config import CommandConfig
 
 FREE_KEYS = (
     "config",
@@ -11,6 +11,7 @@ FREE_KEYS = (
     "validate_every",
     "save_every",
     "keep",
+    "patience",
     "skips",
     "resume",
     "allow_changed",
@@ -20,6 +21,10 @@ FREE_KEYS = (
     "report",
 )
 """Keys that say where, how often or how stubbornly, not what: a resumed run may change them."""
+
+
+DATA_PATHS = ("root", "classes", "labels", "files", "validation_files", "validation_root")
+"""Keys of the data that are paths. What lies there is compared by its identity, so it may lie elsewhere on a resume."""
 
 
 class RunConfig(CommandConfig):
@@ -51,12 +56,3 @@ class RunConfig(CommandConfig):
     """At the end, write the page about the run, report.html in its folder."""
     allow_changed: bool = False
     """Continue a run although the configuration has changed; what differs is listed otherwise."""
-
-
-def compared(tree: Tree) -> Tree:
-    """What must be equal in two configurations of one run."""
-    return {
-        key: compared(value) if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if key not in FREE_KEYS
-    }

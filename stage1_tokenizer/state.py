@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,8 +136,10 @@ def named_state(folder: Path, name: str) -> Path:
     return state
 
 
-def load_state(state: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, Any]]:
+def load_state(state: Path, parts: Mapping[str, Part], newer: Collection[str] = ()) -> tuple[int, dict[str, Any]]:
     """Put a whole state back into the parts it was saved from. Returns the step and the scalars.
+
+    newer: names of parts that a state of an earlier version may lack; these stay as they are then.
 
     Raises:
         BadFileError: the state is damaged, or does not fit these parts.
@@ -146,6 +148,8 @@ def load_state(state: Path, parts: Mapping[str, Part]) -> tuple[int, dict[str, A
     for name, part in parts.items():
         path = state / f"{name}.safetensors"
         if path.name not in manifest.files:
+            if name in newer:
+                continue
             raise BadFileError(f"{state}: holds no {name}; it was saved by a run of another kind")
         tensors, header = read_tensors(path)
         if isinstance(part, nn.Module):

@@ -25,7 +25,7 @@ from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.console import command
-from stage1_tokenizer.data import DataConfig, build_pictures
+from stage1_tokenizer.data import DataConfig, open_data
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.pictures import normalise
@@ -46,7 +46,7 @@ from stage1_tokenizer.losses import (
     reconstruction_loss,
 )
 from stage1_tokenizer.metrics import CodeUse, pixel_variance
-from stage1_tokenizer.networks import NetworkConfig
+from stage1_tokenizer.networks import NetworkConfig, check_network
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
@@ -91,12 +91,15 @@ def main() -> None:
     accelerator = start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check_batch_size(config.batch_size, config.accumulation, processes)
-    run = Run(config.folder, config, config.tree(), accelerator, TOKENIZER_FILE)
+    check_network(config.network, config.data.image_size)
+    config.adversarial.check(config.data.image_size)
+    opened = open_data(config.data)
+    run = Run(config.folder, config, config.tree(), accelerator, TOKENIZER_FILE, opened)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     bad = run.folder / BAD_FILES
-    train_set = build_pictures(config.data, "train", config.seed, device, bad)
-    validation_set = build_pictures(config.data, "validation", config.seed, device, bad)
+    train_set = opened.pictures("train", config.seed, device, bad)
+    validation_set = opened.pictures("validation", config.seed, device, bad)
     check_share(len(validation_set), processes)
     tokenizer = Tokenizer(
         TokenizerConfig(

@@ -87,8 +87,9 @@ class Prior(nn.Module, ABC):
 
     def embed(self, codes: Tensor) -> Tensor:
         """The first k codes of positions, (..., k) -> (..., k, width)."""
-        depths = torch.arange(codes.shape[-1], device=codes.device)
-        embedded: Tensor = self.embedding(codes + depths * self.shape.V)
+        if codes.shape[-1] > 1:
+            codes = codes + torch.arange(codes.shape[-1], device=codes.device) * self.shape.V
+        embedded: Tensor = self.embedding(codes)
         return embedded
 
     def decoder(self, precision: Precision = "float32") -> "Decoder":

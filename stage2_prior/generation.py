@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stage1_tokenizer.errors import DivergedError
+from stage1_tokenizer.float64 import float64
 from stage2_prior.base import Decoder, Grid, Prior
 from stage2_prior.guidance import Guidance, check_guidance, mix
 from stage2_prior.windows import check_window, placements
@@ -44,36 +45,35 @@ def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
     One number per code decides, so what an image becomes depends on its own noise and not on its batch. A code of
     probability 0 is never drawn.
     """
-    cumulative = probabilities.double().cumsum(dim=-1)  # (B, V)
-    target = noise.double()[:, None] * cumulative[:, -1:]
+    cumulative = float64(probabilities).cumsum(dim=-1)  # (B, V)
+    target = noise.to(cumulative.device).double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
 
 
-def check_finite(logits: Tensor) -> Tensor:
-    """The largest (B, 1) of logits (B, V), from which something can be chosen.
-
-    Raises:
-        NotFiniteError: a logit is NaN or inf, or a whole row is -inf. (Choosing would silently give the first or the
-            last code.)
-    """
-    largest = logits.amax(dim=-1, keepdim=True)
-    if not torch.isfinite(largest).all():
-        raise NotFiniteError(
-            "the prior gave logits that are not finite: its weights are damaged or its training diverged"
-        )
-    return largest
-
-
 def sample_softmax(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
-    """The prior's own distribution, unfiltered: logits (B, V), which are finite, noise (B,) -> codes (B,)."""
+    """The prior's own distribution, unfiltered: logits (B, V), noise (B,) -> codes (B,)."""
     del progress
     return draw(logits.softmax(dim=-1), noise)
 
 
-def sample_finite(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
-    """The same, of logits that may be anything. Raises NotFiniteError: see `check_finite`."""
-    check_finite(logits)
-    return sample_softmax(logits, noise, progress)
+class _FiniteLogits:
+    """A check that asks the device once per row of codes: asked at each code, a GPU would stand still in between."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum = torch.zeros((), device=device)  # stays 0 while all logits are finite, else becomes NaN
+
+    def note(self, logits: Tensor) -> None:
+        """Remember whether from these logits (B, V) something can be chosen: -inf may stand in them, but no NaN, no inf
+        and no row of -inf alone."""
+        self._sum += (logits.amax(dim=-1) * 0.0).sum()
+
+    def check(self) -> None:
+        """Raises NotFiniteError: from logits noted so far nothing can be chosen. (What was drawn would silently be the
+        first or the last code.)"""
+        if not self._sum.isfinite():
+            raise NotFiniteError(
+                "the prior gave logits that are not finite: its weights are damaged or its training diverged"
+            )
 
 
 @torch.inference_mode()
@@ -81,7 +81,7 @@ def generate(
     prior: Prior,
     labels: Tensor,
     noise: Tensor,
-    choose: Choose = sample_finite,
+    choose: Choose = sample_softmax,
     guidance: Guidance = NO_GUIDANCE,
     grid: Grid | None = None,
     window: Grid | None = None,
@@ -99,7 +99,7 @@ def generate(
     Raises:
         ConfigError: guidance, but the prior has no classes or was trained without label dropout; a window that is
             larger than the trained grid.
-        NotFiniteError: by `sample_finite`, where the prior's logits are not finite.
+        NotFiniteError: the prior's logits are not finite.
     """
     check_guidance(prior.config, prior.classes, guidance)
     decoder = decoder or prior.decoder()
@@ -109,13 +109,14 @@ def generate(
     height, width = grid = grid or trained
     window = check_window(window or trained, trained, grid, stride)
     both = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guidance.is_needed else labels
-    codes = noise.new_zeros((batch, height, width, shape.K), dtype=torch.int64)
+    codes = torch.zeros((batch, height, width, shape.K), dtype=torch.int64, device=labels.device)
     given = torch.zeros(grid, dtype=torch.bool) if known is None else known.mask.cpu()
     if known is not None:
         codes = torch.where(known.mask[..., None].to(codes.device), known.codes, codes)
     last = max(height * width - 1, 1)
     noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
 
+    finite = _FiniteLogits(labels.device)
     place = None  # of the window of the decoding under way
     decoded = 0  # positions of that window that it has been fed
     for top, left, row, columns in placements(grid, window, stride):
@@ -137,10 +138,12 @@ def generate(
                 share = (row * width + column) / last
                 if guidance.is_needed:
                     logits = mix(logits[:batch], logits[batch:], guidance.at(share))
-                chosen = choose(logits, noise[:, row, column, depth], share)  # (B,)
+                finite.note(logits)
+                chosen = choose(logits, noise[:, row, column, depth], share).to(codes.device)  # (B,)
                 codes[:, row, column, depth] = chosen
                 decoding.append(chosen.repeat(2) if guidance.is_needed else chosen)
             decoded = here + 1
             if progress is not None:
                 progress(batch * shape.K)
+        finite.check()
     return codes

@@ -109,7 +109,7 @@ class Gpt(Prior):
         quarter = self.config.width // self.config.heads // 4
         frequencies = ROTARY_BASE ** -(torch.arange(quarter, device=device) / quarter)
         index = torch.arange(-1, grid[0] * grid[1] - 1, device=device)  # input t is position t - 1
-        row, column = index // grid[1], index % grid[1]
-        row[0], column[0] = 0, -1  # the start
+        # The start stands left of the first position, so its row is 0 where -1 // w would be -1.
+        row, column = (index // grid[1]).clamp_min(0), torch.where(index < 0, index, index % grid[1])
         angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)  # (h*w, head width / 2)
         return learned, (repeat(angles, "n d -> 1 n (d two)", two=2), 1.0)  # two neighbouring channels turn together

@@ -54,22 +54,21 @@ class FixedCache(GrowingCache):
     def __init__(self, layers: int, batch: int, heads: int, positions: int, like: Tensor) -> None:
         super().__init__(layers, batch, heads, positions, like)
         self.place = torch.zeros(1, dtype=torch.int64, device=like.device)
-        """Of the one new position."""
-        self._visible = torch.ones(positions, positions, dtype=torch.bool, device=like.device).tril()
+        """Index of the new position."""
+        # Added to scores: row t is 0 for what position t sees, else -inf.
+        self._biases = like.new_full((positions, positions), -torch.inf).triu_(1)
+        self._bias = self._biases[:1]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See Cache."""
         B, n, _, _ = query.shape
         if n > 1:
             return super().attend(layer, query, key, value)
-        keys, values = self._kept[layer]
-        keys.index_copy_(1, self.place, rearrange(key, "B n H d -> (B H) n d"))
-        values.index_copy_(1, self.place, rearrange(value, "B n H d -> (B H) n d"))
-        seen = F.scaled_dot_product_attention(
-            rearrange(query, "B n H d -> B H n d"),
-            rearrange(keys, "(B H) T d -> B H T d", B=B),
-            rearrange(values, "(B H) T d -> B H T d", B=B),
-            self._visible.index_select(0, self.place),  # (1, T)
-            scale=1.0,
-        )
-        return rearrange(seen, "B H n d -> B n H d")
+        keys, values = (rearrange(kept, "(B H) T d -> B H T d", B=B) for kept in self._kept[layer])
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H, 1, d)
+        if layer == 0:  # the same for all layers
+            self._bias = self._biases.index_select(0, self.place)  # (1, T)
+        keys.index_copy_(2, self.place, key)
+        values.index_copy_(2, self.place, value)
+        seen = F.scaled_dot_product_attention(query, keys, values, self._bias, scale=1.0)
+        return seen.transpose(1, 2)  # (B, 1, H, d)

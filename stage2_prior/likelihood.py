@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from stage1_tokenizer.float64 import device_of_float64, float64
 from stage2_prior.base import Prior
 
 
@@ -24,13 +25,13 @@ def token_loss(logits: Tensor, codes: Tensor) -> Tensor:
 @torch.inference_mode()
 def image_nats(prior: Prior, codes: Tensor, labels: Tensor) -> Tensor:
     """-ln p(codes | label) of each image, in nats, float64: codes (B, h, w, K), labels (B,) -> (B,)."""
-    return nats_of(prior(codes, labels), codes).double().sum(dim=1)
+    return float64(nats_of(prior(codes, labels), codes)).sum(dim=1)
 
 
 @torch.inference_mode()
 def nats_by_class(prior: Prior, codes: Tensor) -> Tensor:
     """-ln p(codes | c) for each class c: codes (B, h, w, K) -> (B, classes), float64."""
-    by_class = torch.zeros(len(codes), prior.classes, dtype=torch.float64, device=codes.device)
+    by_class = torch.zeros(len(codes), prior.classes, dtype=torch.float64, device=device_of_float64(codes.device))
     for label in range(prior.classes):
         by_class[:, label] = image_nats(prior, codes, codes.new_full((len(codes),), label))
     return by_class

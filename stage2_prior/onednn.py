@@ -1,8 +1,8 @@
-"""Linear maps in exact float32 by oneDNN, forward and backward, on processors where torch's default is slower.
+"""Products in float32 and bfloat16 by oneDNN, where `processor.py` says that they are faster than torch's default, MKL.
 
-torch multiplies float32 matrices on a CPU by MKL, which on some of AMD's processors runs at half of oneDNN's rate. The
-way to oneDNN is private to torch (it is what its compiler emits), so it may be gone in another version: then
-everything here falls back on the default. Both round alike, to 1e-6 relative.
+The way to oneDNN is private to torch (it is what its compiler emits), and this is the one place that calls it. What is
+compiled, exported, traced or counted meets plain operators in its place (`processor.is_traced`). Both round alike, to
+1e-6 relative in float32.
 """
 
 from typing import Any
@@ -13,11 +13,28 @@ from torch import Tensor, nn
 from stage1_tokenizer import processor
 
 MIN_ROWS = 128
-"""Of the input: the weight is put into oneDNN's order at each call, and fewer rows would not pay that back."""
+"""Fewest rows of an input for OneDnnLinear: the weight is packed at each call, and fewer rows would not pay that
+back."""
+
+
+def pack(weight: Tensor, rows: int | None = None) -> Tensor:
+    """Copy a weight (o, i) into the order that oneDNN's kernels read; rows: of the inputs to come, if known.
+
+    Raises:
+        RuntimeError: oneDNN does not compute in the weight's dtype on this processor.
+    """
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    return packed
+
+
+def multiply(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (n, i), packed (o, i), bias (o,) -> (n, o)."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
+    return y
 
 
 class OneDnnLinear(nn.Linear):
-    """nn.Linear, with the same parameters, names and results."""
+    """nn.Linear in exact float32, forward and backward, with the same parameters, names and results."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -28,13 +45,12 @@ class OneDnnLinear(nn.Linear):
 
     def _serves(self, x: Tensor) -> bool:
         return (
-            not torch.compiler.is_compiling()  # the compiler makes that choice itself, and cannot trace the others
+            not processor.is_traced(x)  # asked first, since the compiler cannot trace the other questions
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.numel() >= MIN_ROWS * self.in_features
-            and processor.prefers_onednn()
-            and is_there()
             and not torch.is_autocast_enabled("cpu")
+            and processor.takes("onednn")
         )
 
 
@@ -45,24 +61,16 @@ def give_to_onednn(module: nn.Module) -> None:
             each.__class__ = OneDnnLinear  # it adds no state, so parameters, hooks and names stay what they are
 
 
-def is_there() -> bool:
-    """Whether this torch has the private operators, in its own namespace."""
-    operators = torch.ops.mkldnn
-    return hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")
-
-
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(n, i), (o, i), (o,) -> (n, o)."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), len(x))
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
-    return y
+    return multiply(x, pack(weight, len(x)), bias)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+        return _product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -71,7 +79,7 @@ class _Product(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)  # (n, o)
         return (
-            _multiply(rows, weight.t()).view_as(x) if of_x else None,
-            _multiply(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
+            _product(rows, weight.t()).view_as(x) if of_x else None,
+            _product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
             rows.sum(dim=0) if of_bias else None,
         )

@@ -91,11 +91,12 @@ def shape_of(config: PlanConfig) -> TokenShape:
 
 
 def disk(config: PlanConfig, shape: TokenShape, parameters: int) -> Disk:
-    """Codes and labels are int32 (tokens.py); a state is weights, their running mean and Adam's two means."""
+    """Codes and labels are int32 (tokens.py); a state is weights, their running mean, the best of
+    these (best.py) and Adam's two means."""
     codes = (config.images * config.views + config.validation_images) * shape.length
     labels = config.images + config.validation_images
     weights = BYTES * parameters
-    return Disk(4 * (codes + labels), weights, 4 * weights * config.keep)
+    return Disk(4 * (codes + labels), weights, 5 * weights * config.keep)
 
 
 def step_seconds(counted: Counts, accumulation: int, device: Device) -> float:

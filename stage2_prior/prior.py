@@ -22,6 +22,7 @@ from torch import nn
 from stage1_tokenizer.checkpoint import brief, read_weights
 from stage1_tokenizer.config import Config, Tree, config_from_json
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.names import folded
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape, build_for, config_tree, resolve, saved_step
 from stage1_tokenizer.trees import LARGEST_JSON
 from stage2_prior.base import Prior
@@ -157,16 +158,19 @@ def check_classes(classes: tuple[str, ...]) -> None:
 
 
 def label_of(name: str, classes: tuple[str, ...]) -> int:
-    """A class given by its name or its number -> its label.
+    """A class given by its name, in any normal form, or by its number -> its label. Where names are numbers themselves
+    (folders 1, 2, 10), a number is always a name.
 
     Raises:
         ConfigError: there is no such class; lists those there are, of many the first ones.
     """
-    if name in classes:
-        return classes.index(name)
-    if len(name) <= LONGEST_NUMBER and name.isdecimal() and int(name) < len(classes):
+    names = [folded(known) for known in classes]
+    if folded(name) in names:
+        return names.index(folded(name))
+    numbered = not any(known.isdecimal() for known in classes)
+    if numbered and len(name) <= LONGEST_NUMBER and name.isdecimal() and int(name) < len(classes):
         return int(name)
-    known = ", ".join(f"{label} {known}" for label, known in enumerate(classes[:LISTED]))
+    known = ", ".join(f"{label} {known}" if numbered else known for label, known in enumerate(classes[:LISTED]))
     known += f" and {len(classes) - LISTED:,} more" if len(classes) > LISTED else ""
     known = known or "none: this prior is unconditional"
     raise ConfigError(f"class {json.dumps(brief(name))}: there is no such class; the classes are: {known}")

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from stage1_tokenizer import processor
 from stage1_tokenizer.errors import ConfigError
+from stage2_prior import onednn
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Product = Callable[[Tensor], Tensor]
 
-_onednn = torch.ops.mkldnn
 INT8_STEPS = 63
 """Inputs take 7 of 8 bits: where the processor has no instructions for 8-bit sums (VNNI), FBGEMM adds pairs of
 products in 16 bits, and twice 127 * 127 is the most that fits."""
@@ -45,21 +45,23 @@ def prepare(weight: Tensor, bias: Tensor | None, precision: Precision) -> Produc
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Product | None:
-    """By oneDNN, from weights in the order that its kernels read them in; None where that is not known to be faster,
-    or this build of torch does not have it: these are private operators.
-
-    On an AMD processor with AVX2, 16 rows took 0.6 to 0.8 times as long as by MKL, and 1 or 64 rows the same; with
-    AVX-512, half as long.
-    """
-    wanted = processor.is_amd() if weight.dtype == torch.float32 else processor.has_bfloat16(weight.device)
-    if weight.dtype not in (torch.float32, torch.bfloat16) or not (wanted and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+    """The product by oneDNN from a packed copy of the weight; None where that path is not taken."""
+    path: processor.FastPath = "bfloat16" if weight.dtype == torch.bfloat16 else "packed"
+    if weight.dtype not in (torch.float32, torch.bfloat16) or processor.is_traced(weight):
+        return None
+    if not (processor.takes(path) and processor.has_onednn()):
         return None
     try:
-        reorder, multiply = _onednn._reorder_linear_weight, _onednn._linear_pointwise
-        ordered = reorder(weight, None)
-    except (AttributeError, RuntimeError):
+        packed = onednn.pack(weight)
+    except RuntimeError:  # bfloat16 was turned on where oneDNN does not have it
         return None
-    return lambda x: multiply(x, ordered, bias, "none", [], "")
+
+    def product(x: Tensor) -> Tensor:
+        if processor.is_traced(x):  # the plain weight is not kept beside the packed one
+            return F.linear(x, packed.to_dense(), bias)
+        return onednn.multiply(x, packed, bias)
+
+    return product
 
 
 def _quantized_engines() -> list[str]:

@@ -24,7 +24,8 @@ from stage1_tokenizer.report.run_folder import RunFolder
 from stage1_tokenizer.report.tokenizer import footer_of, head_of, once, show_figures, token_sections
 from stage1_tokenizer.report.tokens import describe
 from stage1_tokenizer.report.what_was_run import data_facts, happened, what_was_run
-from stage1_tokenizer.tokenizer import config_tree
+from stage1_tokenizer.tokenizer import config_tree, saved_step
+from stage2_prior.best import BEST_BY
 from stage2_prior.prior import PriorHeader
 
 FIGURES = {
@@ -122,6 +123,8 @@ def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
         names = ", ".join(header.classes[:12]) + (", ..." if len(header.classes) > 12 else "")
         facts.append(("Classes", f"{len(header.classes):,}: {brief(names)}" if header.classes else "none"))
         facts.append(("Tokenizer", header.tokenizer))
+        chosen = "the best on validation" if described.is_best else "the last"
+        facts.append(("Weights", f"of step {described.step:,}, {chosen}"))
     if isinstance(prior := config.get("prior"), dict):
         sizes = [f"{key} {prior[key]}" for key in ("layers", "width", "heads") if key in prior]
         facts.append(("Size", ", ".join(sizes)))
@@ -137,6 +140,10 @@ class Described(NamedTuple):
     """The data whose codes it models: its own, or those of its tokenizer."""
     parameters: int
     """Their number."""
+    step: int
+    """Optimizer steps that the weights have learned from."""
+    is_best: bool
+    """True if the weights were chosen by validation; False: the last ones, as earlier versions wrote them."""
 
 
 def described_prior(file: Path) -> Described:
@@ -152,7 +159,8 @@ def described_prior(file: Path) -> Described:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise BadFileError(f"{file}: {brief(error)}") from None
     header = config_from_json(PriorHeader, metadata.get("config"), str(file))
-    return Described(header, config_tree(metadata.get("data"), str(file)), sum(sizes))
+    data, step = config_tree(metadata.get("data"), str(file)), saved_step(metadata, str(file))
+    return Described(header, data, sum(sizes), step, BEST_BY in metadata)
 
 
 def command_of(run: RunFolder) -> str:

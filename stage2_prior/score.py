@@ -27,7 +27,7 @@ from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.console import bar
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.launch import start_accelerator
@@ -72,7 +72,7 @@ class Scores(NamedTuple):
 
 def main() -> None:
     config = parse_command_line(ScoreConfig)
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(exact=True)
     prior = load_prior(config.prior or newest_run(Path("runs/stage2")), accelerator.device)
     data = config.data or data_config(prior.data, str(prior.path))
     check_fits(prior.tokenizer, data)
@@ -115,9 +115,7 @@ def score(
     use = CodeUse(model.shape.K, model.shape.V, device)
     mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     shown = bar(len(mine), "image", "scoring")
-    for indices in np.array_split(mine, max(1, -(-len(mine) // config.batch_size))):
-        if not len(indices):
-            continue
+    for indices in parts_of(mine, config.batch_size):
         pixels, own = pictures.batch(indices)
         x = normalise(pixels.to(device))
         codes = tokenizer.encode_codes(x)  # (b, h, w, K)
@@ -189,9 +187,12 @@ def report(summary: dict[str, Any], prior: LoadedPrior, say: Callable[[str], obj
     deviation = figures["bits_per_image_deviation"]
     say(f"  bits per image  {figures['bits_per_image']:.1f}, standard deviation {deviation:.1f}, {shape.length} tokens")
     stored, plain = figures["code_length_bytes"], figures["images"] * equal * shape.length / 8
+    share = (
+        f": {stored / plain:.1%} of the codes as plain numbers" if plain else ""
+    )  # a codebook of one code takes none
     say(
-        f"  the whole set   {stored:,.0f} bytes for {figures['images']} images: {stored / plain:.1%} of the codes as "
-        f"plain numbers; decoded again at {figures['psnr']:.2f} dB"
+        f"  the whole set   {stored:,.0f} bytes for {figures['images']} images{share}; decoded again at "
+        f"{figures['psnr']:.2f} dB"
     )
     width = max(map(len, figures["classes"]), default=0)
     for name, own in figures["classes"].items():

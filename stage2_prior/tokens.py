@@ -19,16 +19,22 @@ from torch import Tensor
 
 from stage1_tokenizer.checkpoint import SUM, read_tensors, write_tensors
 from stage1_tokenizer.console import bar
-from stage1_tokenizer.data import DataConfig, build_images
+from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.data.bad_files import BAD_FILES
-from stage1_tokenizer.data.order import Places, share
+from stage1_tokenizer.data.order import Places, parts_of, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.data.resident import roomy
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.launch import in_all
+from stage1_tokenizer.run_config import DATA_PATHS
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.prior import check_classes
 
 Provenance = dict[str, Any]
+AT_ONCE = 128
+"""Images that are decoded and encoded together."""
+CHANGES_NO_TOKEN = ("cache", "workers", "download", "bad_share")
+"""Keys of the data beside the paths, whose content the identity says, that no token depends on."""
 
 
 class TokenSet(NamedTuple):
@@ -54,15 +60,16 @@ class TokenSet(NamedTuple):
 def load_or_extract(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
-    data: DataConfig,
+    opened: OpenData,
     split: Split,
     views: int,
     seed: int,
     folder: Path,
 ) -> TokenSet:
     """The tokens of a split: from `folder` if they are there and were made from just this, else extracted into it."""
+    data = opened.config
     check_fits(tokenizer, data)
-    images = build_images(data, split)
+    images = opened.images(split)
     check_classes(images.classes)
     provenance = _provenance(tokenizer, data, split, views, seed) | {"identity": images.identity}
     accelerator.wait_for_everyone()
@@ -74,7 +81,8 @@ def load_or_extract(
     ):
         assert found is not None
         return found
-    pictures = Pictures(images, data, seed, bad_list=folder.parent / BAD_FILES)
+    mine = share(len(images), accelerator.process_index, accelerator.num_processes)
+    pictures = opened.pictures(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
     if pictures.channels != tokenizer.tokenizer.config.image_channels:
         raise ConfigError(
             f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was "
@@ -85,8 +93,7 @@ def load_or_extract(
         for old in folder.glob(f"{split}-*.safetensors"):
             old.unlink()
     accelerator.wait_for_everyone()
-    _extract(accelerator, tokenizer, pictures, views, provenance, folder / split)
-    accelerator.wait_for_everyone()
+    in_all(accelerator, lambda: _extract(accelerator, tokenizer, pictures, views, provenance, folder / split))
     tokens = _read(folder, split, provenance, accelerator.print)
     if tokens is None:
         raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; is the disk sound?")
@@ -123,6 +130,22 @@ def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
     return TokenSet(tokens.codes, mapping[tokens.labels.long()], classes)
 
 
+def seen_classes(*parts: TokenSet) -> tuple[str, ...]:
+    """The classes that an image of any part is of. One whose images are all unreadable would be sampled though never
+    seen."""
+    used = {label for tokens in parts for label in tokens.labels.tolist()}
+    return tuple(name for label, name in enumerate(parts[0].classes) if label in used)
+
+
+def of_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
+    """The images of some of the classes, which are all that there are then."""
+    if tokens.classes == classes:
+        return tokens
+    places = torch.tensor([classes.index(name) if name in classes else -1 for name in tokens.classes])
+    labels = places[tokens.labels.long()].int()
+    return TokenSet(tokens.codes[labels >= 0], labels[labels >= 0], classes)
+
+
 def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, views: int, seed: int) -> Provenance:
     tree = data.tree()
     return {
@@ -132,7 +155,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
         "split": split,
         "views": views,
         "seed": seed if views > 1 else None,
-        "data": {key: value for key, value in tree.items() if key not in ("cache", "workers", "download", "bad_share")},
+        "data": {key: value for key, value in tree.items() if key not in (*DATA_PATHS, *CHANGES_NO_TOKEN)},
     }
 
 
@@ -148,9 +171,10 @@ def _extract(
     """Write this process's shard."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
-    codes, labels = [], []
+    h, w, depth, _ = tokenizer.tokenizer.shape
+    codes, labels = [torch.empty(0, views, h, w, depth, dtype=torch.int32)], [torch.empty(0, dtype=torch.int32)]
     shown = bar(len(mine) * views, "image", "extracting codes")
-    for indices in np.array_split(mine, max(1, -(-len(mine) // 128))):
+    for indices in parts_of(mine, AT_ONCE):
         per_view = []
         for view in range(views):
             pixels, batch_labels = pictures.batch(indices, None if view == 0 else np.full_like(indices, view))

@@ -2,7 +2,8 @@
 
     tokens (extracted once) -> prior -> cross entropy -> step -> log -> validate -> sample -> save
 
-Writes runs/stage2/NAME/prior.safetensors with the tokenizer beside it. The same command again continues a stopped run.
+Writes runs/stage2/NAME/prior.safetensors, the weights that were best on validation, with the tokenizer beside it. The
+same command again continues a stopped run.
 """
 
 from contextlib import nullcontext
@@ -15,16 +16,18 @@ from accelerate import Accelerator
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from stage1_tokenizer.alarms.base import Alarms
 from stage1_tokenizer.checkpoint import write_file, write_weights
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
 from stage1_tokenizer.config import parse_command_line
 from stage1_tokenizer.console import bar, command, counted
-from stage1_tokenizer.data import DataConfig, data_config
-from stage1_tokenizer.data.order import BatchOrder, Places, share
+from stage1_tokenizer.data import DataConfig, data_config, open_data
+from stage1_tokenizer.data.order import BatchOrder, Places, parts_of, share
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.finite import FiniteGuard, Tally, clip
+from stage1_tokenizer.float64 import device_of_float64
 from stage1_tokenizer.launch import check_batch_size, on_main, start_accelerator
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
@@ -37,12 +40,14 @@ from stage1_tokenizer.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.base import Prior
 from stage2_prior.baselines import bigram_bits
+from stage2_prior.best import COMPARED, Best
 from stage2_prior.generation import generate
 from stage2_prior.gpt import GptConfig
 from stage2_prior.likelihood import bits, image_nats, token_loss
+from stage2_prior.overfitting import Overfitting
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
 from stage2_prior.report import prior_page
-from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, relabel
+from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classes, relabel, seen_classes
 
 
 class TrainPriorConfig(RunConfig):
@@ -62,6 +67,8 @@ class TrainPriorConfig(RunConfig):
     """Steps between validations on the whole validation split; also at the end."""
     save_every: PositiveInt = 375
     """Steps between saved states; also at the end, and when the run is asked to stop."""
+    patience: PositiveInt | None = None
+    """End the training after so many validations in a row without a better one; null: never."""
     samples: NonNegativeInt = 20
     """Images to sample at each validation; 0: none."""
 
@@ -84,14 +91,19 @@ def main() -> None:
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
     settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
-    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE)
+    opened = open_data(data)
+    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE, opened, "onednn")
     on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
-        load_or_extract(accelerator, tokenizer, data, split, views, config.seed, run.folder / "tokens")
+        load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, run.folder / "tokens")
         for split, views in splits
     ]
-    classes = saved_classes(run.folder) or tokens[0].classes
+    seen = seen_classes(*tokens)
+    if unseen := [name for name in tokens[0].classes if name not in seen]:
+        run.say(f"note: no readable image of {', '.join(unseen)}, so no class of the prior")
+        tokens = [of_classes(part, seen) for part in tokens]
+    classes = saved_classes(run.folder) or seen
     train_set, validation_set = (relabel(part, classes) for part in tokens)
     bigram = bigram_bits(train_set, validation_set, shape.V)
     train_set, validation_set = train_set.on(device), validation_set.on(device)
@@ -101,17 +113,29 @@ def main() -> None:
     ema = Ema(prior, config.optim.ema_decay)
     optimizer = build_optimizer(prior, config.optim)
     tally = Tally().to(device)
-    parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer, "tally": tally}
+    best = Best(ema.module, accelerator.is_main_process)
+    parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer, "tally": tally, **best.parts}
     compiling = Compiling(accelerator)
     model, optimizer = accelerator.prepare(prior, optimizer)
-    first = run.resume(parts)
+    first = run.resume(parts, newer=best.parts)
     order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
     run.say(f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}")
 
     def save_weights(done: int) -> None:
         described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
-        on_main(accelerator, lambda: write_weights(run.folder / PRIOR_FILE, ema.module, "prior", described))
+        weights = best.weights if best.step and best.weights is not None else ema.module
+        described |= best.described()
+        on_main(accelerator, lambda: write_weights(run.folder / PRIOR_FILE, weights, "prior", described))
+
+    alarms = Alarms([Overfitting()])
+    for entry in run.logged():  # what an uninterrupted run has seen by now
+        alarms.look(int(entry["step"]), entry)
+
+    def record(done: int, values: dict[str, float], show: tuple[str, ...] = ()) -> None:
+        run.log(done, values, show)
+        for name, message in alarms.look(done, values):
+            run.alarm(done, name, message)
 
     def loss_again(codes: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return token_loss(prior(codes, labels), codes), {}
@@ -120,7 +144,10 @@ def main() -> None:
     stop = StopRequest()
     if first:  # the stop may have come after the state was saved and before the weights were
         save_weights(first)
-    for step in range(first, config.steps):
+    ended = best.is_exhausted(config.patience)
+    if ended:
+        run.say(f"its last {config.patience} validations brought nothing better, so it has ended (--patience)")
+    for step in range(first, first if ended else config.steps):
         seed = derive_seed(config.seed, "model", step, rank)
         torch.manual_seed(seed)
         set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
@@ -157,24 +184,30 @@ def main() -> None:
                 "train/lr": optimizer.param_groups[0]["lr"],
                 "train/images_per_second": run.images_per_second,
             }
-            run.log(done, values, show=("train/bits_per_token",))
+            record(done, values, show=("train/bits_per_token",))
         if done % config.validate_every == 0 or last:
             figures = validate(accelerator, ema.module, validation_set, config, tokenizer)
             figures["validation/bigram_bits_per_token"] = bigram
-            run.log(done, figures)
+            record(done, figures)
             run.validated(done, figures)
+            best.look(done, figures[COMPARED], ema.module)
+            ended = best.is_exhausted(config.patience)
             if config.samples and accelerator.is_main_process:
                 run.pictures(
                     done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10
                 )
-        if saves or checked.stop:
+        if saves or ended or checked.stop:
             run.save(done, parts, config.keep)
             save_weights(done)
+        if ended and not last:
+            run.say(f"step {done}: the last {config.patience} validations brought nothing better; ending (--patience)")
+            break
         if checked.stop and not last:
             run.interrupt(done)
 
     run.finish()
-    run.summarise(("next", command("sampling/generate.py", "-n", 64, "--prior", run.folder)))
+    following = command("sampling/generate.py", "-n", 64, "--prior", run.folder)
+    run.summarise(("weights", best.in_words(run.done)), ("next", following))
     report_at_end(accelerator, config.report, run.folder, prior_page)
 
 
@@ -207,9 +240,9 @@ def validate(
     """Cross entropy over the whole split, each image once over all processes, with its class given."""
     device, shape = accelerator.device, prior.shape
     mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device_of_float64(device))
     use = CodeUse(shape.K, shape.V, device)
-    batches = np.array_split(mine, max(1, -(-len(mine) // config.batch_size)))
+    batches = parts_of(mine, config.batch_size)
     for indices in counted(batches, len(batches), "batch", "validating", within=True):
         codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
         with accelerator.autocast():
@@ -235,7 +268,7 @@ def sample(prior: Prior, tokenizer: LoadedTokenizer, n: int, seed: int, device: 
     noise = uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)
     labels = torch.from_numpy(indices % max(1, prior.classes)).to(device)
     with torch.inference_mode(), bar(noise.size, "code", "sampling", within=True) as shown:
-        codes = generate(prior, labels, torch.from_numpy(noise).to(device), progress=shown.update)
+        codes = generate(prior, labels, torch.from_numpy(noise).to(device_of_float64(device)), progress=shown.update)
         return tokenizer.tokenizer.decode_codes(codes)
 
 

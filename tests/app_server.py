@@ -35,7 +35,8 @@ def started(prior: Path, temporary: Path, *options: str) -> App:
         env=os.environ | settings,
     )
     assert process.stdout is not None
-    line = process.stdout.readline()
+    # What was found in the data is said before the page is up.
+    line = next((line for line in process.stdout if not line.startswith(("data: ", "      note: "))), "")
     assert line.startswith("http://127.0.0.1:"), process.communicate(timeout=60)
     return App(process, line.split()[0], prior, temporary)
 

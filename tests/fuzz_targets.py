@@ -26,6 +26,8 @@ from stage1_tokenizer.bottlenecks.lfq import LfqConfig
 from stage1_tokenizer.checkpoint import SUM, checksum, write_tensors
 from stage1_tokenizer.config import CommandConfig, configure, parse_command_line, read_saved_yaml
 from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.label_files import read_labels
+from stage1_tokenizer.data.record import DATA_FILE, DataRecord
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.given_weights import read_safetensors
 from stage1_tokenizer.log_file import log_entries
@@ -65,6 +67,11 @@ def targets(folder: Path) -> Iterator[Target]:
         words = [line.replace(" ", "\0").encode() for line in WORDS[name]]
         yield Target(f"command-line-{stage}", words, words_reader(cls), mutations=(mutate_words,))
     saved = [yaml.safe_dump(configure(cls, dict(required(cls))).tree()).encode() for cls in configs.values()]
+    table = b"file,label\n1.png,cat\n2.png,dog\n"
+    lines = b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2", "label": 3}\n'
+    yield Target("labels", [table, lines], read_table, ".csv", (mutate_json,))
+    record = DataRecord(["2 images"], {"train": "1", "validation": "2"}, ["cat"])
+    yield Target("data-record", [json.dumps(record._asdict()).encode()], read_record, ".json", (mutate_json,))
     yield Target("run-config", saved, read_saved_yaml, ".yaml", (mutate_yaml,))
 
     write_tokenizer(folder / "vq")
@@ -116,6 +123,20 @@ def prior_reader(beside: Path) -> Callable[[Path], object]:
         LoadedPrior.load(beside)
 
     return read
+
+
+def read_table(path: Path) -> object:
+    """A table of labels of two images."""
+    return read_labels(path, None, ["1.png", "a/2.png"], path.parent)
+
+
+def read_record(path: Path) -> object:
+    """The record in a run's folder, of which None says that there is none."""
+    path.replace(path.with_name(DATA_FILE))
+    record = DataRecord.saved_in(path.parent)
+    if record is None:
+        raise BadFileError("no record")
+    return record
 
 
 def run_targets(folder: Path) -> Iterator[Target]:
@@ -241,6 +262,17 @@ def picture_targets() -> Iterator[Target]:
         "WEBP": ("RGB", "RGBA"),
         "BMP": ("RGB", "L", "1"),
         "PPM": ("RGB", "L", "1"),
+        "AVIF": ("RGB", "RGBA"),
+        "JPEG2000": ("RGB", "RGBA", "L"),
+        "TGA": ("RGB", "RGBA", "L", "P"),
+        "PCX": ("RGB", "L", "P"),
+        "ICO": ("RGBA",),
+        "ICNS": ("RGBA",),
+        "SGI": ("RGB", "L"),
+        "DDS": ("RGBA", "RGB"),
+        "QOI": ("RGB", "RGBA"),
+        "XBM": ("1",),
+        "DIB": ("RGB",),
     }
     for name, kinds in modes.items():
         seeds = []

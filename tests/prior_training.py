@@ -29,7 +29,10 @@ def flags(out: Path, tokenizer: Path, **options: Any) -> list[str]:
     """The command line of a tiny run; dots in the options' names are written as two underscores."""
     given = TINY | {key.replace("__", "."): value for key, value in options.items()}
     pairs = {"tokenizer": tokenizer, "out": out, **given}
-    words = [word for key, value in pairs.items() if key != "report" for word in (f"--{key}", str(value))]
+    pairs = {key: value for key, value in pairs.items() if key != "report"}
+    words = [
+        word for key, value in pairs.items() for word in ([f"--{key}"] if value is True else [f"--{key}", str(value)])
+    ]
     return words if given.get("report") else [*words, "--no-report"]
 
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
+from sampling.output import is_finished
 from stage1_tokenizer.errors import InterruptionError, StorageError
 from stage1_tokenizer.state import problem_of, states, step_of
 from tests.artefacts import write_prior, write_tokenizer
@@ -176,12 +177,17 @@ def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random,
         else:
             codes = {code for code, _ in answers}
             wanted = InterruptionError.exit_code if end == "SIGTERM" else StorageError.exit_code
-            # A sampler's process that has made its part may be told to stop while the other one finishes the whole.
-            if codes == {0} or (job.result is of_sampling and codes == {0, wanted}):
-                break
-            if end == "kill" or codes != {wanted}:
+            # A sampler's process that has made its share ends with 0, whatever becomes of the other one.
+            allowed = [{0}, {wanted}, {0, wanted}] if job.result is of_sampling else [{0}, {wanted}]
+            if codes not in allowed or (end == "kill" and codes != {0}):
                 raise SoakError(f"{job.name} was ended by {end}, and said {answers}")
-            counts[NAMES[end]] += 1
+            counts[NAMES[end]] += wanted in codes
+            if codes == {0} and job.result is of_training:
+                break
+        # A sampler's folder says whether all is made: the main process puts the grid together after all shares, and
+        # may be stopped before it has, or just after.
+        if job.result is of_sampling and is_finished(out):
+            break
         kept = states(out / "state")
         began = bool(kept) or bool([*out.glob("0*.png")])
         if job.result is of_training and kept:

@@ -158,7 +158,7 @@ def test_the_command_writes_originals_kept_parts_variants_and_a_grid(folder: Pat
     """The original stands beside its variants; settings.json says what they were made with."""
     ended = command(folder, tmp_path / "o", "-n", 2, "--variants", 3, "--keep", "left")
     assert ended.code == 0, ended.err
-    names = {"grid.png", "settings.json", ".lock"}
+    names = {"grid.png", "settings.json", ".lock", ".tessera"}
     names |= {f"{i:06d}-{what}.png" for i in range(2) for what in ("original", "kept", 0, 1, 2)}
     assert files_of(tmp_path / "o").keys() == names
     original, kept, variant = (pixels_of(tmp_path / f"o/000001-{what}.png") for what in ("original", "kept", 2))

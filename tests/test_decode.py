@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from stage1_tokenizer.data.decode import LARGEST, decode
+from stage1_tokenizer.data.colour import LARGEST
+from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.pictures import Picture
 from stage1_tokenizer.errors import BadFileError
 
@@ -155,7 +156,7 @@ DAMAGED = {
     "flipped bit": PNG[:600] + bytes([PNG[600] ^ 1]) + PNG[601:],
     "header alone": PNG[:33],
     "format that runs an interpreter": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "format not listed": stored("PCX"),
+    "format without a signature": stored("TGA"),
 }
 
 

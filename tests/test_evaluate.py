@@ -29,7 +29,7 @@ from sampling.evaluation.sources import some
 from sampling.evaluation.tables import sample_figures
 from sampling.evaluation.warnings_of import warnings_of
 from sampling.picture_files import read_png
-from sampling.sampler import Sampler
+from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.data import build_pictures
@@ -134,7 +134,7 @@ def test_a_priors_samples_are_measured_as_by_hand(prior: Path) -> None:
     ended = evaluate("--prior", prior, "-n", 45, "--sampling.top_p", 1, "--seed", 3, "--nearest", 10)
     assert ended.code == 0, ended.err
     found, folder = result(next(prior.glob("evaluation/*.json"))), next(prior.glob("evaluation/samples-????????"))
-    sampler = Sampler.load(prior, names_of("sampling/evaluate.py")["SamplingConfig"](top_p=1.0))
+    sampler = Sampler.load(prior, SamplingConfig(top_p=1.0))
     pictures = sampler.sample(45, seed=3)
     np.testing.assert_array_equal(np.stack([read_png(folder / f"{index:06d}.png") for index in range(45)]), pictures)
 
@@ -420,7 +420,7 @@ def one_sample(folder: Path) -> Path:
         (lambda run: ("--prior", run, "--root", "/nowhere"), 2, "the images are drawn"),
         (lambda run: ("--samples", run / "none.npz", "--prior", run), 2, "there is no such file"),
         (lambda run: ("--samples", run / "evaluated"), 2, "--data.kind"),
-        (lambda run: ("--prior", run, "-n", 3, "--reference", "training"), 2, "train, validation, or an .npz"),
+        (lambda run: ("--prior", run, "-n", 3, "--reference", "training"), 2, "train, validation, an .npz"),
         (lambda run: ("--prior", run, "-n", 3, "--reference", with_npz(run, 9)), 3, "9 features"),
         (lambda run: ("--samples", run / "prior.safetensors", "--prior", run), 3, "not an .npz file"),
         (lambda run: ("--prior", run, "-n", 1), 2, "greater than or equal to 2"),

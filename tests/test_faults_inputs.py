@@ -30,7 +30,7 @@ from tests.prior_training import flags
 
 TOKENIZER, PRIOR, SAMPLER = "stage1_tokenizer/train.py", "stage2_prior/train.py", "sampling/generate.py"
 CODES = {2: "ConfigError: ", 3: "BadFileError: "}
-LPIPS = ("--perceptual.weight", 1, "--perceptual.net", "alex", "--data.train_images", 4, "--data.validation_images", 2)
+LPIPS = ("--perceptual.weight", 1, "--data.train_images", 4, "--data.validation_images", 2)
 
 
 def refused(ended: Ended, code: int, message: str) -> None:
@@ -111,7 +111,7 @@ def test_fault_33_a_pickle_is_never_opened(option: str, form: str, tmp_path: Pat
         pickle.loads(file.read_bytes())
         canary.rmdir()  # so it does run where it is opened
     script = {"--tokenizer": PRIOR, "--prior": SAMPLER, "--perceptual.weights": TOKENIZER}[option]
-    words = LPIPS if script == TOKENIZER else ()
+    words = (*LPIPS, "--perceptual.net", "alex") if script == TOKENIZER else ()
     ended = run(names_of(script)["main"], option, file, *words, "--out", tmp_path / "out")
     refused(ended, 3, f"{re.escape(str(file))}.*only safetensors")
     assert not canary.exists()
@@ -162,7 +162,16 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_fault_41_weights_of_the_metric_that_are_missing(tmp_path: Path) -> None:
     """Fault 41: exit 2 and the choices: a file, the download, or no LPIPS. Random weights are none of them."""
-    ended = run(names_of(TOKENIZER)["main"], *LPIPS, "--perceptual.weights", tmp_path / "x", "--out", tmp_path / "out")
+    ended = run(
+        names_of(TOKENIZER)["main"],
+        *LPIPS,
+        "--perceptual.net",
+        "alex",
+        "--perceptual.weights",
+        tmp_path / "x",
+        "--out",
+        tmp_path / "out",
+    )
     refused(ended, 2, "x: there is no such file; give a local safetensors.*null.*downloaded.*perceptual.weight 0")
     assert not (tmp_path / "out").exists()
 
@@ -187,7 +196,16 @@ def test_fault_41_weights_of_the_metric_that_do_not_fit(what: str, backbone: Pat
         data[7] ^= 0x40  # of the header's length
         file.write_bytes(data[: len(data) // 2] if what == "cut off" else data)
         message = "damaged or is not a safetensors"
-    ended = run(names_of(TOKENIZER)["main"], *LPIPS, "--perceptual.weights", file, "--out", tmp_path / "out")
+    ended = run(
+        names_of(TOKENIZER)["main"],
+        *LPIPS,
+        "--perceptual.net",
+        "alex",
+        "--perceptual.weights",
+        file,
+        "--out",
+        tmp_path / "out",
+    )
     refused(ended, 3, f"w.safetensors: .*{message}")
     assert not (tmp_path / "out").exists()
 
@@ -218,7 +236,7 @@ def test_fault_41_a_download_that_fails(fault: Exception, tmp_path: Path, monkey
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("torch.hub.download_url_to_file", fails)
-    ended = run(names_of(TOKENIZER)["main"], *LPIPS, "--out", tmp_path / "out")
+    ended = run(names_of(TOKENIZER)["main"], *LPIPS, "--perceptual.net", "alex", "--out", tmp_path / "out")
     refused(ended, 2, "perceptual.net alex cannot be downloaded.*local safetensors file.*perceptual.weight 0")
     assert not (tmp_path / "out").exists()
 
@@ -335,7 +353,7 @@ def test_fault_52_names_that_no_file_can_have(text: str, message: str, tmp_path:
 )
 def test_fault_52_a_name_longer_than_files_have(script: str, option: str, tmp_path: Path) -> None:
     """Fault 52: the operating system does not even look for it, and says so by an error of its own."""
-    words = LPIPS if script == TOKENIZER else ()
+    words = (*LPIPS, "--perceptual.net", "alex") if script == TOKENIZER else ()
     refused(
         run(names_of(script)["main"], *words, option, "x" * 3000, "--out", tmp_path / "out"), 2, f"{option[2:]} xxx"
     )

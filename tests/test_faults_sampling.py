@@ -29,9 +29,11 @@ from sampling.sampler import Sampler
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.errors import BadFileError, DivergedError
 from stage1_tokenizer.lock import lock_folder, unlock_folders
-from stage2_prior.generation import generate, sample_finite
+from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.base import Decoding
+from stage2_prior.generation import generate, sample_softmax
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
-from tests.artefacts import MAKERS, edit_weights, files_of, noise_of, pictures_of, write_image_folder, write_prior
+from tests.artefacts import MAKERS, edit_weights, files_of, gpt, noise_of, pictures_of, write_image_folder, write_prior
 from tests.commands import Ended, run, run_script
 from tests.processes import RankFailedError, run_processes
 
@@ -461,19 +463,23 @@ def test_fault_45_nan_in_the_weights_gives_no_picture(
     assert not list((tmp_path / "out").glob("*.png"))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 7, 15])
-def test_fault_45_one_logit_that_is_not_finite_is_enough(value: float, place: int) -> None:
-    """Fault 45: a single one, at any place, in one row of several, whichever way a code is chosen."""
+def test_fault_45_one_logit_that_is_not_finite_is_enough(
+    value: float, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 45: a single one, or a row of -inf, at any place, in one row of several, whichever way a code is chosen."""
+    prior = gpt(TokenShape(2, 3, 1, 16), classes=3)
     logits = torch.zeros(3, 16)
-    logits[1, place] = value
-    noise = torch.full((3,), 0.5, dtype=torch.float64)
-    choices: list[Callable[..., Tensor]] = [sample_finite]
+    logits[1, slice(None) if value == -float("inf") else place] = value
+    choices: list[Callable[..., Tensor]] = [sample_softmax]
     configs = (ChooseConfig(temperature=0.0), ChooseConfig(), ChooseConfig(top_k=3), ChooseConfig(top_p=0.5, min_p=0.1))
     choices += [partial(choose, config=config) for config in configs]
     for each in choices:
+        answers = iter([torch.zeros(3, 16)] * 4 + [logits] + [torch.zeros(3, 16)])
+        monkeypatch.setattr(Decoding, "logits", lambda _, answers=answers: next(answers))
         with pytest.raises(DivergedError, match="not finite"):
-            each(logits, noise, 0.0)
+            generate(prior, torch.arange(3), noise_of(3, 6), each)
 
 
 @KINDS

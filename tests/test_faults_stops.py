@@ -107,7 +107,7 @@ def test_fault_03_told_to_stop_on_one_rank_of_two(tmp_path: Path) -> None:
 
 
 def stop_while_starting(names: Names, rank: int) -> None:
-    names["build_pictures"] = lambda *_, **__: told(signal.SIGTERM)
+    names["open_data"] = lambda *_, **__: told(signal.SIGTERM)
 
 
 def test_fault_03_told_to_stop_before_the_first_step(tmp_path: Path) -> None:

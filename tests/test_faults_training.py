@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stage1_tokenizer import launch
+from stage1_tokenizer.data import OpenData
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.losses import LARGEST_WEIGHT
 from stage1_tokenizer.state import states, step_of
@@ -338,7 +340,7 @@ def tokens_of(folder: Path, out: Path, say: list[str]) -> tuple[Tensor, Tensor]:
     accelerator = lone_accelerator()
     accelerator.print = lambda *words, **_: say.append(" ".join(map(str, words)))
     loaded = LoadedTokenizer.load(folder)
-    tokens = load_or_extract(accelerator, loaded, shapes(), "train", 1, 0, out)
+    tokens = load_or_extract(accelerator, loaded, OpenData(shapes()), "train", 1, 0, out)
     return tokens.codes, tokens.labels
 
 
@@ -441,19 +443,24 @@ class Unopened(Broken):
         raise PermissionError(13, "Permission denied")
 
 
-def untracked(accelerator: Accelerator, out: Path, kind: type[Broken]) -> dict[str, Any]:
-    from stage1_tokenizer import events  # noqa: PLC0415
+def untracked(accelerator: Accelerator, out: Path, kind: type[Broken] | None) -> dict[str, Any]:
     from stage1_tokenizer.run import Run  # noqa: PLC0415
 
     said: list[str] = []
-    setattr(events, "SummaryWriter", kind)  # noqa: B010
+    if kind is None:
+        sys.modules["tensorboard"] = None  # type: ignore[assignment]  # as where it is not installed
+    else:
+        from torch.utils import tensorboard  # noqa: PLC0415
+
+        setattr(tensorboard, "SummaryWriter", kind)  # noqa: B010
     setattr(Run, "say", lambda self, message: said.append(message))  # noqa: B010
     return {"ended": trained(accelerator, out, OPTIONS), "said": said}
 
 
-@pytest.mark.parametrize("kind", [Broken, Unopened])
-def test_fault_51_tensorboard_fails(tmp_path: Path, kind: type[Broken]) -> None:
-    """Fault 51: told once, and the training goes on to its end, with its own log whole."""
+@pytest.mark.parametrize("kind", [Broken, Unopened, None])
+def test_fault_51_tensorboard_fails(tmp_path: Path, kind: type[Broken] | None) -> None:
+    """Fault 51: where events cannot be written, or TensorBoard is not installed (None), this is told once, and the
+    training goes on to its end, with its own log whole."""
     (result,) = run_processes(1, untracked, tmp_path, kind)
     assert result["ended"] == (0, "")
     assert len([line for line in result["said"] if "TensorBoard's events cannot be written" in line]) == 1

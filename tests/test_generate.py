@@ -79,14 +79,14 @@ def test_two_processes_make_the_same_pictures(prior: Path, tmp_path: Path) -> No
 def test_what_is_written(prior: Path, tmp_path: Path) -> None:
     """Trap 36: just n pictures, the same ones in the .npz and in the grid, with their labels and settings."""
     ended = generate(prior, tmp_path, "-n", 5)
-    others = {"grid.png", "samples.npz", "settings.json", ".lock"}
+    others = {"grid.png", "samples.npz", "settings.json", ".lock", ".tessera"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{i:06d}.png" for i in range(5)} | others
     with np.load(tmp_path / "samples.npz") as saved:
         assert saved["arr_0"].dtype == np.uint8
         assert saved["arr_0"].shape == (5, *IMAGE_SIZE, 3)
         for i, picture in enumerate(saved["arr_0"]):
             assert np.array_equal(picture, pixels_of(tmp_path / f"{i:06d}.png"))
-        assert np.array_equal(grid_of(saved["arr_0"]), pixels_of(tmp_path / "grid.png"))
+        assert np.array_equal(grid_of(list(saved["arr_0"])), pixels_of(tmp_path / "grid.png"))
     assert labels_in(tmp_path) == [0, 1, 0, 1, 0]
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert (settings["n"], settings["seed"], settings["step"]) == (5, 0, 9)

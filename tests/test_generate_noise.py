@@ -87,7 +87,7 @@ def test_a_picture_is_its_noise_decoded(tokenizer: Path, tmp_path: Path) -> None
 def test_what_is_written(tokenizer: Path, tmp_path: Path) -> None:
     """As for a prior: just n pictures, the same ones in the .npz, and settings that say from what they are."""
     ended = generate(tokenizer, tmp_path, "-n", 5)
-    others = {"grid.png", "samples.npz", "settings.json", ".lock"}
+    others = {"grid.png", "samples.npz", "settings.json", ".lock", ".tessera"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{i:06d}.png" for i in range(5)} | others
     with np.load(tmp_path / "samples.npz") as saved:
         assert saved["arr_0"].shape == (5, *IMAGE_SIZE, 3)

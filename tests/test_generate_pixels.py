@@ -76,7 +76,7 @@ def test_codes_decode_in_chunks_of_one_size(tmp_path: Path, n: int, larger: int)
 def test_the_grid_shows_each_picture_at_its_place(n: int, rows: int, columns: int) -> None:
     """Trap 37: row by row, each picture whole, two pixels apart, whatever place is left over stays grey."""
     pictures = np.random.default_rng(n).integers(0, 255, size=(n, 4, 6, 3), dtype=np.uint8)
-    grid = grid_of(pictures)
+    grid = grid_of(list(pictures))
     assert grid.shape == (rows * 6 + 2, columns * 8 + 2, 3)
     for i, picture in enumerate(pictures):
         top, left = i // columns * 6 + 2, i % columns * 8 + 2

@@ -1,6 +1,8 @@
 """The ADM suite's files: numpy and its tools read ours, we read theirs, and bad ones are refused in our own words."""
 
+import hashlib
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -170,3 +172,45 @@ def test_bad_statistics_are_refused(tmp_path: Path) -> None:
         np.savez(tmp_path / "bad.npz", **changed)
         with pytest.raises(BadFileError, match=message):
             read_moments(tmp_path / "bad.npz")
+
+
+class OnDemand:
+    """Pictures that are made when they are asked for, and a record of how many bytes they hold together."""
+
+    def __init__(self, n: int, side: int) -> None:
+        self.n, self.side = n, side
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return np.full((self.side, self.side, 3), index % 256, dtype=np.uint8)
+
+
+def test_samples_are_written_one_at_a_time(tmp_path: Path) -> None:
+    """The memory that writing takes is that of a few pictures, and the same for ten times as many."""
+    peaks = []
+    for n in (40, 400):
+        tracemalloc.start()
+        write_samples(tmp_path / "samples.npz", OnDemand(n, 64), np.arange(n))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        with np.load(tmp_path / "samples.npz") as file:
+            assert file["arr_0"][:, 0, 0, 0].tolist() == [index % 256 for index in range(n)]
+            assert file["labels"].tolist() == list(range(n))
+    assert peaks[1] < peaks[0] + 64 * 64 * 3 < 40 * 64 * 64 * 3
+
+
+def test_the_bytes_of_samples_stay_the_same(tmp_path: Path) -> None:
+    """A file of samples is known by its checksum, so no version may write the same pictures in other bytes."""
+    write_samples(tmp_path / "samples.npz", pictures(3, channels=1), np.arange(3))
+    digest = hashlib.sha256((tmp_path / "samples.npz").read_bytes()).hexdigest()
+    assert digest == "54915308c4a3c0b0d4073103b2870e1f0ce111cb9aa9ff660231f2d4945c0cca"
+
+
+def test_pictures_that_differ_in_shape_leave_no_file(tmp_path: Path) -> None:
+    """An error in the middle of writing leaves neither a part of a file nor a temporary one."""
+    mixed = [np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((4, 5, 3), dtype=np.uint8)]
+    with pytest.raises(ValueError, match="one shape"):
+        write_samples(tmp_path / "samples.npz", mixed)
+    assert list(tmp_path.iterdir()) == []

@@ -19,22 +19,22 @@ SHAPE = TokenShape(8, 9, 1, 33)
 @pytest.fixture
 def _preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor whose float32 products are faster by oneDNN."""
-    if not onednn.is_there():
+    if not processor.has_onednn():
         pytest.skip("this build of torch has no such operators")
-    monkeypatch.setattr(processor, "prefers_onednn", lambda: True)
+    monkeypatch.setenv(processor.VARIABLE, "onednn")
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each product that oneDNN computes."""
     seen: list[int] = []
-    multiply = onednn._multiply
+    multiply = onednn.multiply
 
-    def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def counted(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         seen.append(len(x))
-        return multiply(x, weight, bias)
+        return multiply(x, packed, bias)
 
-    monkeypatch.setattr(onednn, "_multiply", counted)
+    monkeypatch.setattr(onednn, "multiply", counted)
     return seen
 
 
@@ -68,7 +68,7 @@ def test_a_prior_s_gradients_are_equal(checkpoint: bool, monkeypatch: pytest.Mon
     """All of its linear maps go that way: six in a layer and the head, in a checkpointed layer once more."""
     found = loss_and_gradients(checkpoint)
     assert len(calls) == (2 * 6 + 1) * 3 + 2 * 6 * checkpoint
-    monkeypatch.setattr(processor, "prefers_onednn", lambda: False)
+    monkeypatch.setenv(processor.VARIABLE, "-onednn")
     wanted = loss_and_gradients(checkpoint)
     assert len(calls) == (2 * 6 + 1) * 3 + 2 * 6 * checkpoint
     for one, other in zip(found, wanted, strict=True):
@@ -86,12 +86,14 @@ def test_what_it_leaves_to_torch(calls: list[int]) -> None:
     assert calls == []
 
 
-@pytest.mark.usefixtures("_preferred")
 def test_without_the_operators_torch_computes(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
     """They are private, so another version may have neither."""
     linear, x = OneDnnLinear(8, 8), torch.randn(MIN_ROWS, 8)
+    monkeypatch.delenv(processor.VARIABLE, raising=False)
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    assert not onednn.is_there()
+    monkeypatch.setattr(processor, "is_amd", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    assert not processor.has_onednn()
     linear(x)
     assert calls == []
 

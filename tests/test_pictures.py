@@ -2,7 +2,7 @@
 
 import random
 import tracemalloc
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -198,6 +198,26 @@ def test_each_level_survives_the_way_to_the_network_and_back() -> None:
     evenly = torch.linspace(-1.0, 1.0, 100_001)
     assert abs(to_uint8(evenly).double().mean().item() - 127.5) < 0.01
     assert torch.equal(levels, torch.arange(256, dtype=torch.uint8)), "the pictures themselves are left as they are"
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_only_the_pictures_asked_for_are_read(cache: Literal["memory", "none"]) -> None:
+    """Of several processes each decodes its own share, and gets what it would get of all."""
+
+    class Counted(Fixed):
+        read: ClassVar[set[int]] = set()
+
+        def __getitem__(self, index: int) -> tuple[Picture, int]:
+            self.read.add(index)
+            return super().__getitem__(index)
+
+    images = Counted(*(np.full((9 + i % 2 * 4, 8, 3), i, dtype=np.uint8) for i in range(12)))
+    config = SizedConfig(image_size=(8, 8), cache=cache, flip=True, random_crop=True)
+    part, whole = Pictures(images, config, 0, only=range(5, 9)), Pictures(Fixed(*images._pictures), config, 0)
+    indices, epochs = np.arange(5, 9), np.full(4, 3)
+    for mine, all_ in zip(part.batch(indices, epochs), whole.batch(indices, epochs), strict=True):
+        assert torch.equal(mine, all_)
+    assert Counted.read == {0, 5, 6, 7, 8}  # the first tells how many channels there are
 
 
 def test_a_narrow_picture_takes_little_memory() -> None:

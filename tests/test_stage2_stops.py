@@ -156,8 +156,14 @@ def test_labels_are_matched_by_name_on_a_resume(tmp_path: Path) -> None:
             seen.extend(labels.tolist())
             return super().forward(codes, labels)
 
+    refused = train(tmp_path / "run", tmp_path / "stage1", steps=4)
+    assert refused.code == 2
+    assert "36 images in 3 classes (bird 12, cat 12, dog 12)" in refused.err
+    assert "24 images in 2 classes (cat 12, dog 12)" in refused.err
     ended = train(
-        tmp_path / "run", tmp_path / "stage1", None, lambda names: names.update(build_prior=Recording), steps=4
+        *(tmp_path / "run", tmp_path / "stage1", None, lambda names: names.update(build_prior=Recording)),
+        steps=4,
+        allow_changed=True,
     )
     assert ended.code == 0, ended.err
     assert {1, 2} <= set(seen) <= {1, 2, 3}, "1 cat, 2 dog, 3 withheld"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sampling import generate
-from stage1_tokenizer.data import data_config
+from stage1_tokenizer.data import OpenData, data_config
 from stage1_tokenizer.data.order import BatchOrder
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.seeds import derive_seed
@@ -45,7 +45,8 @@ def test_a_stopped_run_ends_as_one_that_was_not(tokenizer: Path, tmp_path: Path)
     run_processes(1, run_script, SCRIPT, *flags(tmp_path / "halves", tokenizer, views=2))
     for step in (5, 10):
         sums = checksums(tmp_path / "whole", step)
-        assert sums.keys() == {f"{name}.safetensors" for name in ("prior", "ema", "optimizer", "tally")}
+        parts = ("prior", "ema", "optimizer", "tally", "best", "best_weights")
+        assert sums.keys() == {f"{name}.safetensors" for name in parts}
         assert checksums(tmp_path / "halves", step) == sums
     assert log(tmp_path / "halves") == log(tmp_path / "whole")
     assert [entry["step"] for entry in log(tmp_path / "whole")] == [*range(1, 6), 5, *range(6, 11), 10]
@@ -71,7 +72,7 @@ def test_the_bigram_stands_beside_each_validation(tokenizer: Path, tmp_path: Pat
     wanted_of: tuple[tuple[Split, int], ...] = (("train", 2), ("validation", 1))
     for split, views in wanted_of:
         data = data_config(loaded.data, "")
-        splits.append(load_or_extract(lone_accelerator(), loaded, data, split, views, 0, tmp_path / "tokens"))
+        splits.append(load_or_extract(lone_accelerator(), loaded, OpenData(data), split, views, 0, tmp_path / "tokens"))
     validations = [entry for entry in log(tmp_path) if "validation/bits_per_token" in entry]
     assert [entry["step"] for entry in validations] == [2, 4]
     wanted = bigram_bits(splits[0], splits[1], codebook_size=16)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from stage1_tokenizer.checkpoint import load_strict, read_weights
-from stage1_tokenizer.data import DataConfig, build_pictures
+from stage1_tokenizer.data import DataConfig, OpenData, build_pictures
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer, fingerprint
@@ -63,13 +63,15 @@ def load(
 ) -> TokenSet:
     """The tokens in folder/tokens by the tokenizer in `folder`."""
     tokenizer = LoadedTokenizer.load(folder)
-    return load_or_extract(accelerator or lone_accelerator(), tokenizer, data, split, views, seed, folder / "tokens")
+    return load_or_extract(
+        accelerator or lone_accelerator(), tokenizer, OpenData(data), split, views, seed, folder / "tokens"
+    )
 
 
 def test_tokens_are_the_codes_of_the_frozen_tokenizer(tmp_path: Path) -> None:
     """Trap 25: the codes are those of the saved weights in eval mode, and extracting leaves the weights alone."""
     tokenizer = write_tokenizer(tmp_path)
-    found = load_or_extract(lone_accelerator(), tokenizer, shapes(), "train", 1, 0, tmp_path / "tokens")
+    found = load_or_extract(lone_accelerator(), tokenizer, OpenData(shapes()), "train", 1, 0, tmp_path / "tokens")
     codes, labels = expected(tokenizer, build_pictures(shapes(), "train", 0))
     assert len(set(codes.flatten().tolist())) > 8, "a tokenizer that uses few codes would prove little"
     assert torch.equal(found.codes[:, 0].long(), codes)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
-from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.tokens import TokenSet, load_or_extract, relabel
@@ -19,7 +19,7 @@ from tests.commands import lone_accelerator
 def load(folder: Path, data: DataConfig) -> TokenSet:
     """The training tokens in folder/tokens by the tokenizer in `folder`."""
     tokenizer = LoadedTokenizer.load(folder)
-    return load_or_extract(lone_accelerator(), tokenizer, data, "train", 1, 0, folder / "tokens")
+    return load_or_extract(lone_accelerator(), tokenizer, OpenData(data), "train", 1, 0, folder / "tokens")
 
 
 def changed(name: str, value: int) -> Callable[[Path, TokenSet], None]:

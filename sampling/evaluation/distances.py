@@ -44,9 +44,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), on the scale of the squared features. It falls with the
     number of pictures, so only distances of equal counts can be compared. Singular covariances (N <= D) are fine.
+    Rounding may leave a little less than 0 (-0.0008 where the squared features are 400), which is given as 0.
     """
     statistics = [{"mu": moments.mean, "sigma": moments.covariance} for moments in (a, b)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+    return max(0.0, float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]))
 
 
 def kernel_distance(

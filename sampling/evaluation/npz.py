@@ -12,11 +12,11 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sampling.evaluation.moments import Moments
-from stage1_tokenizer.checkpoint import brief, write_file
+from stage1_tokenizer.checkpoint import brief, written_file
 from stage1_tokenizer.errors import BadFileError
 
 LARGEST_SIDE = 4096
@@ -41,19 +41,36 @@ DAMAGED = (
 """What zipfile and numpy raise for files that are not what they should be."""
 
 
-def write_samples(path: Path, pictures: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> None:
-    """pictures (N, H, W, 3), or (N, H, W, 1) or (N, H, W), which get three equal channels; labels (N,) beside them.
+class Pictures(Protocol):
+    """An array (N, H, W, C), or pictures (H, W, C) that are read one by one, each when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def write_samples(path: Path, pictures: Pictures, labels: NDArray[np.int64] | None = None) -> None:
+    """Write N pictures (H, W, 3), or (H, W, 1) or (H, W), which get three equal channels; labels (N,) beside them.
+
+    One picture at a time is in memory.
 
     Raises:
-        ValueError: pictures of another type or shape.
+        ValueError: there are none, or pictures of another type or shape.
         StorageError: they cannot be written.
     """
-    if pictures.ndim == 3:
-        pictures = pictures[..., None]
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] not in (1, 3):
-        raise ValueError(f"samples are uint8 (N, H, W, 3 or 1), not {pictures.dtype} {pictures.shape}")
-    arrays: dict[str, NDArray[Any]] = {"arr_0": np.broadcast_to(pictures, (*pictures.shape[:3], 3))}
-    _write(path, arrays if labels is None else arrays | {"labels": labels})
+    number = len(pictures)
+    shape = np.shape(pictures[0]) if number else ()
+    height, width, _ = shape if len(shape) == 3 else (*shape, 1)
+
+    def rows() -> Iterator[NDArray[np.uint8]]:
+        for index in range(number):
+            picture = np.asarray(pictures[index])
+            if picture.dtype != np.uint8 or picture.shape != shape or shape[2:] not in ((), (1,), (3,)):
+                raise ValueError(f"samples are uint8 (H, W, 3 or 1), all of one shape, not {picture.dtype} {shape}")
+            yield np.broadcast_to(picture.reshape(height, width, -1), (height, width, 3))
+
+    members = {"arr_0": _Member((number, height, width, 3), np.dtype(np.uint8), rows())}
+    _write(path, members if labels is None else members | {"labels": _whole(labels)})
 
 
 def write_moments(path: Path, moments: Moments) -> None:
@@ -61,7 +78,7 @@ def write_moments(path: Path, moments: Moments) -> None:
     arrays: dict[str, NDArray[Any]] = {"mu": moments.mean, "sigma": moments.covariance}
     if moments.count is not None:
         arrays["count"] = np.asarray(moments.count, dtype=np.int64)
-    _write(path, arrays)
+    _write(path, {name: _whole(array) for name, array in arrays.items()})
 
 
 def holds_moments(path: Path) -> bool:
@@ -127,33 +144,43 @@ def open_samples(path: Path) -> Samples:
         return Samples(path, *shape[:3])
 
 
-class _Parts(io.RawIOBase):
-    """Keeps what is written to it, without a copy of large arrays."""
+class _Member(NamedTuple):
+    """An array to be written, in parts that follow one another in memory's usual order."""
 
-    def __init__(self) -> None:
-        self.parts: list[memoryview] = []
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    parts: Iterable[NDArray[Any]]
+
+
+def _whole(array: NDArray[Any]) -> _Member:
+    return _Member(array.shape, array.dtype, (array,))
+
+
+class _Forward(io.RawIOBase):
+    """A file that zipfile cannot seek in, so that it writes an entry's size and checksum behind the entry."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self.parts.append(memoryview(data).cast("B"))
-        return self.parts[-1].nbytes
+        return self._file.write(data)
 
 
-def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """As numpy.savez does, but whole or not at all, and equal arrays have equal bytes."""
-    parts = _Parts()
-    with zipfile.ZipFile(parts, "w") as archive:
-        for name, array in arrays.items():
+def _write(path: Path, members: Mapping[str, _Member]) -> None:
+    """Write arrays as numpy.savez does, but whole or not at all, and equal arrays as equal bytes."""
+    with written_file(path) as whole, zipfile.ZipFile(_Forward(whole), "w") as archive:
+        for name, member in members.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as file:
                 header = io.BytesIO()
-                contiguous = np.ascontiguousarray(array).reshape(array.shape)
-                npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(contiguous))
+                described = {"descr": npy.dtype_to_descr(member.dtype), "fortran_order": False, "shape": member.shape}
+                npy.write_array_header_1_0(header, described)
                 file.write(header.getvalue())
-                file.write(contiguous.reshape(-1).view(np.uint8).data)
-    write_file(path, *parts.parts)
+                for part in member.parts:
+                    file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
 
 
 @contextmanager

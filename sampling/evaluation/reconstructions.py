@@ -17,7 +17,7 @@ from sampling.evaluation.sources import Source, my_batches, without_logits
 from sampling.picture_files import DECODE_CHUNK, in_chunks
 from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.pictures import normalise, to_uint8
-from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.ssim import ssim
@@ -41,8 +41,9 @@ class Reconstructions(NamedTuple):
     variance: float
     """Of all values of the originals, on the same scale."""
     use: CodeUse
-    originals: Features
-    made: Features
+    originals: Features | None
+    made: Features | None
+    """Features of both sides; None without an extractor."""
 
 
 def lpips_per_picture(perceptual: Perceptual) -> PerPicture:
@@ -60,22 +61,28 @@ def measure_reconstructions(
     accelerator: Accelerator,
     loaded: LoadedTokenizer,
     source: Source,
-    extractor: Extractor,
+    extractor: Extractor | None,
     lpips: PerPicture | None,
     batch_size: int,
 ) -> Reconstructions:
     """Reconstruct all pictures of a source, each once over all processes; all processes know the result.
 
     Raises:
+        ConfigError: there is one picture, and an extractor: a set of one has no spread.
         BadFileError: the tokenizer gives numbers that are not finite.
     """
+    if extractor is not None and len(source) < 2:
+        raise ConfigError(
+            "reconstructions: there is 1 picture to measure, and an extractor compares sets of at least 2; without one "
+            "(--extractor.kind none) PSNR, SSIM and NMSE are measured"
+        )
     device, bottleneck = accelerator.device, loaded.tokenizer.bottleneck
     columns: dict[str, PerPicture] = {"psnr": psnr, "ssim": ssim, "error": _squared_error}
     if lpips is not None:
         columns["lpips"] = lpips
     table = torch.zeros(len(source), len(columns) + 2, dtype=torch.float64, device=device)
     use = CodeUse(bottleneck.depth, bottleneck.codebook_size, device)
-    originals, made = (Features(extractor.dimension, keep=None) for _ in range(2))
+    sides = [Features(extractor.dimension, keep=None) for _ in range(2)] if extractor is not None else []
     batches = my_batches(accelerator, len(source), batch_size)
     with bar(sum(map(len, batches)), "picture", "reconstructions") as shown:
         for indices in batches:
@@ -92,14 +99,15 @@ def measure_reconstructions(
             table[torch.from_numpy(indices).to(device)] = rows
             if codes is not None:
                 use.add(codes)
-            numbers = torch.from_numpy(indices)
-            originals.add(without_logits(extractor(pixels)), numbers)
-            made.add(without_logits(extractor(pixels_hat)), numbers)
+            if extractor is not None:
+                for side, shown_to_it in zip(sides, (pixels, pixels_hat), strict=True):
+                    side.add(without_logits(extractor(shown_to_it)), torch.from_numpy(indices))
             shown.update(len(indices))
     table = accelerator.reduce(table, "sum").cpu()
     use.counts = accelerator.reduce(use.counts, "sum").cpu()
-    originals.merge_over(accelerator)
-    made.merge_over(accelerator)
+    for side in sides:
+        side.merge_over(accelerator)
+    originals, made = sides or (None, None)
     found = dict(zip(columns, table.unbind(dim=1), strict=False))
     mean, square = table[:, -2].mean(), table[:, -1].mean()
     variance = max(float(square - mean.square()), 1e-12)

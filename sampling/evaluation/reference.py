@@ -29,6 +29,8 @@ from stage1_tokenizer.launch import on_main
 FORMAT = "1"
 KEPT = 50_000
 """Pictures whose features are kept: all of them in the usual reference sets (of 1,280 numbers each, 256 MB)."""
+SPLITS = ("train", "validation")
+"""Names of references that are splits of the data set."""
 Provenance = dict[str, Any]
 
 
@@ -108,19 +110,29 @@ def reference_of_file(accelerator: Accelerator, path: Path, extractor: Extractor
             moments, None, None, {"data": {**says, "holds": "mu and sigma"}, "pictures": moments.count}, None
         )
     source = NpzSource(open_samples(path))
+    return reference_of_source(accelerator, source, {**says, "holds": "pictures"}, extractor, batch_size)
+
+
+def reference_of_source(
+    accelerator: Accelerator, source: Source, says: Provenance, extractor: Extractor, batch_size: int
+) -> Reference:
+    """Measure a reference that is not kept. says: what the pictures are."""
     features = features_of(accelerator, source, extractor, batch_size, KEPT, "reference")
-    provenance = provenance_of({**says, "holds": "pictures"}, len(source), extractor)
+    provenance = provenance_of(says, len(source), extractor)
     return Reference(features.moments, features.features, features.indices, provenance, size_of(source))
 
 
 def check_reference(name: str) -> None:
-    """Raises ConfigError unless it is train, validation, or a file that is there."""
+    """Raises ConfigError unless it is train, validation, or a file or folder that is there."""
     try:
-        found = name in ("train", "validation") or Path(name).is_file()
+        found = name in SPLITS or Path(name).exists()
     except OSError:  # a name that no file can have
         found = False
     if not found:
-        raise ConfigError(f"reference {brief(name)}: there is no such file; it is train, validation, or an .npz file")
+        raise ConfigError(
+            f"reference {brief(name)}: there is no such file or folder; it is train, validation, an .npz file, or a "
+            "folder of pictures"
+        )
 
 
 def _read(path: Path, provenance: Provenance, dimension: int, size: tuple[int, int]) -> Reference | None:

@@ -19,6 +19,7 @@ import torch
 
 from sampling.evaluation.intervals import Interval
 from stage1_tokenizer.checkpoint import write_file
+from stage1_tokenizer.marker import mark_folder
 
 FORMAT = 1
 PACKAGES = ("tessera-images", "torch", "torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
@@ -79,6 +80,7 @@ def described_machine(device: torch.device) -> str:
 
 def write_results(stem: Path, evaluation: Evaluation) -> None:
     """STEM.json and STEM.md. Raises StorageError where they cannot be written."""
+    mark_folder(stem.parent)
     write_file(stem.with_name(stem.name + ".json"), as_json(evaluation).encode())
     write_file(stem.with_name(stem.name + ".md"), as_markdown(evaluation).encode())
 

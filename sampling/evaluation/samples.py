@@ -16,7 +16,9 @@ from sampling.picture_files import picture_paths
 from stage1_tokenizer.checkpoint import brief
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.given_weights import sha256_of
 from stage1_tokenizer.launch import on_main
+from stage1_tokenizer.marker import is_marked
 
 NEAREST = "-nearest.png"
 """How the names of our own pictures of nearest training images end."""
@@ -31,6 +33,12 @@ class Samples(NamedTuple):
     """Pictures made in a second, by all processes together; None where they were there already."""
     of: int
     """How many there are, of which these may be some."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of the contents of all files that these are read from, in their order."""
+        files = self.source.paths if isinstance(self.source, FolderSource) else [self.where]
+        return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:32]
 
 
 def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: int) -> Samples:
@@ -57,8 +65,10 @@ def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: i
     return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None, n)
 
 
-def given(path: Path, n: int | None, seed: int) -> Samples:
+def given(path: Path, n: int | None, seed: int, option: str = "--samples") -> Samples:
     """n pictures (None: all), drawn at random in a folder, or the first of an .npz file as the ADM suite has them.
+
+    option: the one that they were given with, for errors to name.
 
     Raises:
         ConfigError: there are none.
@@ -67,19 +77,25 @@ def given(path: Path, n: int | None, seed: int) -> Samples:
     try:
         path = path.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise ConfigError(f"--samples {brief(path)}: there is no such file or folder") from None
+        raise ConfigError(f"{option} {brief(path)}: there is no such file or folder") from None
     if path.is_dir():
         written = path / SAMPLES  # by generate.py: just its samples, in their order, and not its grid too
         if written.is_file():
-            return given(written, n, seed)
-        return _folder(path, n, seed)
+            return given(written, n, seed, option)
+        return _folder(path, n, seed, option)
     file = open_samples(path)
     return Samples(NpzSource(file, n), path, None, file.n)
 
 
-def _folder(path: Path, n: int | None, seed: int) -> Samples:
-    paths = [file for file in picture_paths(path, "--samples") if not file.name.endswith(NEAREST)]  # which we wrote
+def folder_of_results(samples: Path) -> Path:
+    """The folder for what was measured of given samples: beside them where that changes nobody's data."""
+    ours = samples.is_file() or is_marked(samples)
+    return samples.parent if ours else Path("runs/evaluation")
+
+
+def _folder(path: Path, n: int | None, seed: int, option: str) -> Samples:
+    paths = [file for file in picture_paths(path, option) if not file.name.endswith(NEAREST)]  # which we wrote
     if not paths:
-        raise ConfigError(f"--samples {path}: holds no pictures")
+        raise ConfigError(f"{option} {path}: holds no pictures")
     chosen = some(n or len(paths), len(paths), seed)
     return Samples(FolderSource([paths[place] for place in chosen], channels=3), path, None, len(paths))

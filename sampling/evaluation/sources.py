@@ -68,7 +68,8 @@ class FolderSource:
             if picture.shape != shape:
                 raise BadFileError(
                     f"{self.paths[index]}: is {picture.shape[0]}x{picture.shape[1]} (height, width), but "
-                    f"{self.paths[0]} is {shape[0]}x{shape[1]}; samples that are measured together have one size"
+                    f"{self.paths[0]} is {shape[0]}x{shape[1]}; pictures that are measured together have one size. A "
+                    "data set is scaled and cropped to one: name the folder as --data.kind folder --data.root"
                 )
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
@@ -116,6 +117,12 @@ def my_batches(accelerator: Accelerator, number: int, batch_size: int) -> list[I
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
+def check_set(source: Source, what: str) -> None:
+    """Raises ConfigError: there are fewer than two pictures, and one has no spread."""
+    if len(source) < 2:
+        raise ConfigError(f"{what}: there is {len(source)} picture to measure, and sets are of at least 2")
+
+
 def features_of(
     accelerator: Accelerator,
     source: Source,
@@ -133,8 +140,7 @@ def features_of(
     Raises:
         ConfigError: there are fewer than two pictures, and one has no spread.
     """
-    if len(source) < 2:
-        raise ConfigError(f"{what}: there is {len(source)} picture to measure, and sets are of at least 2")
+    check_set(source, what)
     features = Features(extractor.dimension, keep)
     batches = my_batches(accelerator, len(source), batch_size)
     with bar(sum(map(len, batches)), "picture", what) as shown:

@@ -36,15 +36,10 @@ COMPARED = 10_000
 
 
 def reconstruction_figures(
-    found: Reconstructions, tokenizer: Tokenizer, extractor: Extractor, net: str, seed: int
+    found: Reconstructions, tokenizer: Tokenizer, extractor: Extractor | None, net: str, seed: int
 ) -> list[Figure]:
-    """Of a tokenizer."""
-    name, label = ("rfid", "rFID") if extractor.is_inception else ("rfd", _called("Fréchet distance", extractor))
-    value = frechet_distance(found.made.moments, found.originals.moments)
-    interval = None
-    if found.made.count >= 2 * GROUPS:
-        interval = paired_frechet_interval(found.made.features, found.originals.features, seed, GROUPS)
-    figures = [Figure(name, label, value, interval, "", "lower", "of reconstructions from originals")]
+    """Return the figures of a tokenizer; without an extractor no distance is among them."""
+    figures = _reconstruction_distance(found, extractor, seed)
     of_each: list[tuple[str, str, Tensor, str, Literal["lower", "higher"], str]] = [
         ("psnr", "PSNR", found.psnr, "dB", "higher", ""),
         ("ssim", "SSIM", found.ssim, "", "higher", ""),
@@ -63,6 +58,17 @@ def reconstruction_figures(
         interval = bootstrap_mean(values, seed)
         figures.append(Figure(key, says, float(values.mean()), interval, unit, better, note))
     return [*figures, *_code_figures(found, tokenizer)]
+
+
+def _reconstruction_distance(found: Reconstructions, extractor: Extractor | None, seed: int) -> list[Figure]:
+    if extractor is None or found.made is None or found.originals is None:
+        return []
+    name, label = ("rfid", "rFID") if extractor.is_inception else ("rfd", _called("Fréchet distance", extractor))
+    value = frechet_distance(found.made.moments, found.originals.moments)
+    interval = None
+    if found.made.count >= 2 * GROUPS:
+        interval = paired_frechet_interval(found.made.features, found.originals.features, seed, GROUPS)
+    return [Figure(name, label, value, interval, "", "lower", "of reconstructions from originals")]
 
 
 def sample_figures(samples: Features, reference: Reference, extractor: Extractor, seed: int) -> list[Figure]:

@@ -11,9 +11,14 @@ PUBLISHED = 50_000
 """Pictures behind a published FID."""
 
 
-def warnings_of(count: int, reference_count: int | None, extractor: Extractor) -> list[str]:
-    """What must be known before distances are believed. reference_count: None where it is not known, or the same."""
-    found = []
+def warnings_of(count: int, reference_count: int | None, extractor: Extractor | None) -> list[str]:
+    """Return what must be known before distances are believed; nothing without an extractor, for there are none then.
+
+    reference_count: None where it is not known, or the same.
+    """
+    found: list[str] = []
+    if extractor is None:
+        return found
     if not extractor.is_inception:
         found.append(
             f"features are those of {extractor.name}: no distance here is an FID or KID, and none can be compared with "

@@ -106,7 +106,7 @@ class Codebook(nn.Module):
         # As if empty running means had seen one step, so that the next ones count as much as this one. Counted in full,
         # the codes would stay for a hundred steps where an encoder without any training had its latents.
         share = len(some) / len(vectors)
-        uses = torch.bincount(ids, minlength=size) / share * (1.0 - self._config.decay)
+        uses = uses_of(ids, size) / share * (1.0 - self._config.decay)
         self.counts.copy_(self._group.agree(uses))
         if self._config.update == "ema":
             self.sums.copy_(means * self.counts[:, None])
@@ -119,7 +119,7 @@ class Codebook(nn.Module):
         vectors, ids = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen = []
         self.steps += 1
-        uses = self._group.sum(torch.bincount(ids, minlength=len(self.counts)).float())
+        uses = self._group.sum(uses_of(ids, len(self.counts)).float())
         self.counts.lerp_(uses, 1.0 - self._config.decay)
         if self._config.update == "ema":
             sums = torch.zeros_like(self.sums).index_add_(0, ids, vectors)
@@ -172,9 +172,14 @@ class Codebook(nn.Module):
         means = torch.cat([means, means[:1] + scale * self.weight.detach()[:missing]])
         for _ in range(self._config.kmeans_iterations):
             ids = nearest(vectors, means)
-            uses = torch.bincount(ids, minlength=size)[:, None]
+            uses = uses_of(ids, size)[:, None]
             sums = torch.zeros_like(means).index_add_(0, ids, vectors)
             means = torch.where(uses > 0, sums / uses.clamp_min(1), means)
             if self._cosine:
                 means = F.normalize(means, dim=-1)
         return means, nearest(vectors, means)
+
+
+def uses_of(ids: Tensor, size: int) -> Tensor:
+    """Count of each code among ids (N,): (V,) int64. (torch.bincount would make the processor wait for a GPU.)"""
+    return ids.new_zeros(size).scatter_add_(0, ids, torch.ones_like(ids))

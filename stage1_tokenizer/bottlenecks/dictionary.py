@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight import straight_through
 from stage1_tokenizer.config import Codes, Config
+from stage1_tokenizer.float64 import float64
 
 
 class DictionaryConfig(Config):
@@ -129,8 +130,8 @@ def largest_eigenvalue(matrix: Tensor) -> Tensor:
     (sum_i lambda_i^32)^(1/32), at most D^(1/32) times too large: 1.19 for D = 256. Power iteration would come from
     below, and ISTA could diverge.
     """
-    scale = matrix.norm().double()
-    power = matrix.double() / scale  # lambda_max is now between D^(-1/2) and 1, so that its power does not underflow
+    scale = float64(matrix.norm())
+    power = float64(matrix) / scale  # lambda_max is now between D^(-1/2) and 1, so that its power does not underflow
     for _ in range(4):
         power = power @ power
-    return (scale * power.norm() ** (1.0 / 16.0)).float()
+    return (scale * power.norm() ** (1.0 / 16.0)).float().to(matrix.device)

@@ -4,6 +4,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from stage1_tokenizer.float64 import device_of_float64, float64
+
 
 class Group:
     """`processes` that train together, each with an equal share of the batch."""
@@ -52,6 +54,6 @@ def draw(weights: Tensor, n: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     arrivals = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
-    arrivals = arrivals.to(weights.device) / weights.double()  # weight 0: at infinity
+    arrivals = arrivals.to(device_of_float64(weights.device)) / float64(weights)  # weight 0: at infinity
     n = min(n, int((weights > 0).sum()))
-    return arrivals.topk(n, largest=False).indices
+    return arrivals.topk(n, largest=False).indices.to(weights.device)

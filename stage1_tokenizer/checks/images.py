@@ -17,7 +17,7 @@ MOST_CLASSES = 20
 
 def holds_images(folder: Path) -> bool:
     """Whether there is such a folder, and a file with an image's extension somewhere below."""
-    return folder.is_dir() and any(True for _ in image_files(folder, "inside"))
+    return folder.is_dir() and any(True for _ in image_files(folder, "inside", also_ours=True))
 
 
 def check_image(path: Path) -> Iterator[Finding]:
@@ -31,7 +31,8 @@ def check_image(path: Path) -> Iterator[Finding]:
 
 def check_images(folder: Path) -> Iterator[Finding]:
     """Every image below a folder: those that cannot be read, then a line for all. Memory does not grow with them."""
-    found = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in image_files(folder, "inside"))
+    files = image_files(folder, "inside", also_ours=True)
+    found = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in files)
     broken = 0
     with bar(found.total(), "image", folder.name) as shown:
         for error in unreadable(folder, seen=shown.update):

@@ -1,5 +1,8 @@
 """The data sets: one config class per kind, one union, one build. To add a kind: a file, a member, a case."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, assert_never
 
@@ -7,8 +10,10 @@ import torch
 from pydantic import Field
 
 from stage1_tokenizer.config import Config, Tree
-from stage1_tokenizer.data.folder import FolderConfig, FolderImages
-from stage1_tokenizer.data.pictures import ImageSet, Pictures, Split
+from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
+from stage1_tokenizer.data.folder import Folder, FolderConfig, FolderImages
+from stage1_tokenizer.data.found import Found, announce
+from stage1_tokenizer.data.pictures import AT_ONCE, ImageSet, Pictures, Split
 from stage1_tokenizer.data.shapes import Shapes, ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import (
     READERS,
@@ -23,6 +28,9 @@ from stage1_tokenizer.errors import BadFileError, ConfigError
 DataConfig = Annotated[
     ShapesConfig | Cifar10Config | MnistConfig | FashionMnistConfig | FolderConfig, Field(discriminator="kind")
 ]
+
+
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 class SavedData(Config):
@@ -45,6 +53,85 @@ def data_config(tree: Tree, source: str) -> DataConfig:
     return data.model_copy(update={"download": False}) if isinstance(data, DownloadedConfig) else data
 
 
+class OpenData:
+    """A data set whose files were listed once: both of its splits, and what was found."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """Errors are those of the data set's own class."""
+        self.config = config
+        self._splits: dict[Split, ImageSet] = {}
+        self._folder = Folder(config) if isinstance(config, FolderConfig) else None
+        self._bad: BadFiles | None = None
+
+    def images(self, split: Split) -> ImageSet:
+        """One split, unprocessed."""
+        if split not in self._splits:
+            self._splits[split] = self._folder.images(split) if self._folder else build_images(self.config, split)
+        return self._splits[split]
+
+    @property
+    def found(self) -> Found:
+        """What there is."""
+        if self._folder:
+            return self._folder.found
+        train, validation = self.images("train"), self.images("validation")
+        numbers = dict.fromkeys(train.classes)
+        where = "drawn on the fly"
+        if isinstance(train, TorchvisionImages) and isinstance(validation, TorchvisionImages):
+            numbers = {name: train.numbers[name] + validation.numbers[name] for name in train.classes}
+            where = f"of {self.config.kind}"
+        return Found(where, len(train), len(validation), classes=numbers)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the config does not say of the content of each split, and the classes; the same wherever it lies."""
+        return {split: self.images(split).identity for split in SPLITS}
+
+    def pictures(
+        self,
+        split: Split,
+        seed: int,
+        device: torch.device | str = "cpu",
+        bad_list: Path | None = None,
+        only: range | None = None,
+    ) -> Pictures:
+        """One split, ready for batches. Bad files are counted over both splits; see `Pictures` for the rest."""
+        config = self.config
+        found = self.found
+        if self._bad is None:
+            self._bad = BadFiles(bad_list, config.tolerated, found.images, self._find_bad)
+        first = 0 if split == "train" or found.shared else found.train
+        return Pictures(self.images(split), config, seed, device, BadPart(self._bad, first), only)
+
+    def _find_bad(self) -> Iterator[tuple[int, PictureError]]:
+        """Read all files, those of both splits; the bad ones by their place in the data set."""
+        found, first = self.found, 0
+        splits: tuple[Split, ...] = SPLITS[:1] if found.shared else SPLITS
+        for split in splits:
+            images = self.images(split)
+            for start in range(0, len(images), AT_ONCE):
+                part = range(start, min(start + AT_ONCE, len(images)))
+                with ThreadPoolExecutor() as threads:
+                    errors = list(threads.map(partial(_error_of, images), part))
+                yield from ((first + place, error) for place, error in zip(part, errors, strict=True) if error)
+            first += len(images)
+
+
+def _error_of(images: ImageSet, place: int) -> PictureError | None:
+    try:
+        images[place]
+    except PictureError as error:
+        return error
+    return None
+
+
+def open_data(config: DataConfig) -> OpenData:
+    """List a data set once, and say what was found."""
+    opened = OpenData(config)
+    announce(opened.found)
+    return opened
+
+
 def build_images(config: DataConfig, split: Split) -> ImageSet:
     """One split of a data set, unprocessed."""
     match config:
@@ -65,6 +152,7 @@ def build_pictures(
     device: torch.device | str = "cpu",
     bad_list: Path | None = None,
 ) -> Pictures:
-    """One split of a data set, ready for batches; `seed` selects the augmentations, and on `device` the batches are
-    made where the whole split finds room there. Files that cannot be read are listed in `bad_list`, if it is given."""
-    return Pictures(build_images(config, split), config, seed, device, bad_list)
+    """One split of a data set, ready for batches, after saying what was found; `seed` selects the augmentations, and on
+    `device` the batches are made where the whole split finds room there. Files that cannot be read are listed in
+    `bad_list`, if it is given. Who needs both splits opens the data once, with `open_data`."""
+    return open_data(config).pictures(split, seed, device, bad_list)

@@ -1,4 +1,4 @@
-"""One image file -> pixels, the same whatever the file holds: upright, eight bits, on white, the first frame.
+"""One image file -> pixels, the same whatever the file holds: upright, eight bits, sRGB, opaque, the first frame.
 
 Pillow alone decodes (torchvision's decoder crashes the process on a damaged PNG), after a look at the header. Its own
 limits stay on beneath ours: on frames larger than their header says, and on compressed text and colour profiles.
@@ -8,23 +8,30 @@ import errno
 import os
 import stat
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from stage1_tokenizer.data.bad_files import PictureError
+from stage1_tokenizer.data.colour import LARGEST, Decoding, to_plain
+from stage1_tokenizer.data.formats import GET_HEIC, PREFIX, formats_for, is_heic
 from stage1_tokenizer.data.pictures import Picture
 from stage1_tokenizer.errors import StorageError, UserError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-LARGEST = 64_000_000
-"""Pixels. A file whose header promises more is refused before it is decoded: a few kB can unpack to gigabytes."""
-LARGEST_FILE = 10 * LARGEST
-"""Bytes: eight for a pixel of four channels and 16 bits, and room for the rest. Some decoders read a file whole."""
+BYTES_PER_PIXEL = 10
+"""Greatest size of a file per pixel of the limit: eight bytes for four channels of 16 bits, and room for the rest. Some
+decoders read a file whole."""
+GAP = 2
+"""A JPEG is decoded at a half, a quarter or an eighth of its size where that is at least this many times the size that
+is wanted. Measured on photographs and on noise, the result differs by docs/data.md's bound."""
+Fit = Callable[[int, int], tuple[int, int] | None]
+"""Height and width of an upright image -> those it will be scaled to; None where it is not just scaled."""
 OF_THE_FILE = frozenset(
     {
         None,  # Pillow's own, of bad data
@@ -53,59 +60,69 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture of each EXIF orientation upright."""
-BITS_16_TO_8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-"""0..65535 -> 0..255, rounded."""
-
+TURNED = (5, 6, 7, 8)
+"""Orientations with which the stored height is the upright image's width."""
+RAISE_LIMIT = "--data.largest_pixels raises it"
+DEFAULT = Decoding()
 # Above it Pillow warns and above twice it refuses, before our own check; the warning would say less than that check.
 # Ignored once and for all, since the filters of `catch_warnings` are not safe among threads.
-Image.MAX_IMAGE_PIXELS = LARGEST
+Image.MAX_IMAGE_PIXELS = LARGEST  # `decode` raises it where an option allows more
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode(path: Path, channels: int) -> Picture:
-    """(h', w', channels) uint8: upright by its EXIF tag, the first frame, 16 bits scaled to 8, alpha laid over white.
+def decode(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | None = None) -> Picture:
+    """(h', w', channels) uint8: upright by its EXIF tag, the first frame, in sRGB, opaque, 16 bits scaled to 8.
+
+    fit: the size that is wanted. A JPEG much larger is decoded at a part of its size, and has the size wanted then;
+    other files are not scaled.
 
     Raises:
         PictureError: not an image of a known format, damaged, too large, or of numbers without a known white.
         StorageError: the disk or the network it lies on fails, twice; too many files are open; the memory is spent.
     """
     try:
-        return _decode(path, channels)
+        return _decode(path, channels, how, fit)
     except OSError:  # of the machine: a network may have been away for a moment
         pass
     try:
-        return _decode(path, channels)
+        return _decode(path, channels, how, fit)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be read ({error.strerror}), which is a fault of the machine and not of the picture"
         ) from None
 
 
-def _decode(path: Path, channels: int) -> Picture:
+def _decode(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Picture:
     """Raises OSError too, where the machine is at fault."""
+    formats = formats_for(path.name)
     try:
         # Opened here: of a path Pillow maps some formats into memory, and a file cut off meanwhile ends the process.
         with open(path, "rb", opener=_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            size = status.st_size
-            if not stat.S_ISREG(status.st_mode):
-                raise PictureError(path, "is not a regular file")
-            if size == 0:
-                raise PictureError(path, "the file is empty")
-            if size > LARGEST_FILE:
-                raise PictureError(path, f"{size:,} bytes are more than the limit of {LARGEST_FILE:,}")
-            image = Image.open(file, formats=FORMATS)
-            if image.width * image.height > LARGEST:
+            _check_file(path, file, how)
+            image: Image.Image = Image.open(file, formats=formats)
+            if image.width * image.height > how.largest:
                 shape = f"{image.width}x{image.height} pixels"
-                raise PictureError(path, f"{shape} are more than the limit of {LARGEST:,}")
+                raise PictureError(path, f"{shape} are more than the limit of {how.largest:,}; {RAISE_LIMIT}")
             if image.format == "PNG":  # whose pixels' checksums Pillow skips when it decodes
                 image.verify()
                 file.seek(0)
-                image = Image.open(file, formats=FORMATS)  # what is verified cannot be decoded any more
-            image.load()  # so that what fails after this is not the pixels
+                image = Image.open(file, formats=formats)  # what is verified cannot be decoded any more
+            size, box = _reduce(image, fit)
+            try:
+                image.load()  # before its EXIF data is asked for, so that what fails after this is not the pixels
+            except OSError:
+                if how.truncated != "fill" or not isinstance(image, JpegImageFile):
+                    raise
+                image = _filled(file)
+                size, box = _reduce(image, fit)
+                image.load()
+            if getattr(image, "is_animated", False) and not isinstance(image, JpegImageFile):
+                how.remarks.add("frames", path, "holds several frames or pages, of which the first is read")
+            plain = to_plain(image, "L" if channels == 1 else "RGB", how, path)
+            if size is not None:
+                plain = plain.resize(size, Image.Resampling.BICUBIC, box)
             turn = TURNS.get(_orientation(image))
-            upright = image if turn is None else image.transpose(turn)
-            pixels = np.asarray(_to_mode(upright, "L" if channels == 1 else "RGB"))
+            pixels = np.asarray(plain if turn is None else plain.transpose(turn))
             return pixels.reshape(*pixels.shape[:2], channels)
     except UserError:  # ours, or a signal's
         raise
@@ -113,29 +130,80 @@ def _decode(path: Path, channels: int) -> Picture:
         raise StorageError(f"{path}: cannot be decoded, since the machine's memory is spent") from None
     except OSError as error:
         if error.errno in OF_THE_FILE:
-            raise PictureError(path, _reason(error)) from None
+            raise PictureError(path, _reason(error, path, how)) from None
         raise
     except Exception as error:  # a decoder that stumbles over a bad file may raise anything
-        raise PictureError(path, _reason(error)) from None
+        raise PictureError(path, _reason(error, path, how)) from None
+
+
+def _check_file(path: Path, file: BinaryIO, how: Decoding) -> None:
+    """Raises PictureError where an open file is none, is empty, or has more bytes than the pixels allowed need."""
+    status = os.fstat(file.fileno())
+    size, limit = status.st_size, BYTES_PER_PIXEL * how.largest
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError(path, "is not a regular file")
+    if size == 0:
+        raise PictureError(path, "the file is empty")
+    if size > limit:
+        raise PictureError(path, f"{size:,} bytes are more than the limit of {limit:,}; {RAISE_LIMIT}")
+    if how.largest > (Image.MAX_IMAGE_PIXELS or 0):
+        Image.MAX_IMAGE_PIXELS = how.largest
+
+
+Box = tuple[float, float, float, float]
+
+
+def _reduce(image: Image.Image, fit: Fit | None) -> tuple[tuple[int, int], Box] | tuple[None, None]:
+    """Have a JPEG that is not yet loaded decoded at a part of its size, if it is much larger than what is wanted.
+
+    Returns the width and height to scale it to, as it is stored, and the part of the reduced image to take: its last
+    column and row may lie partly outside the image.
+    """
+    if fit is None or not isinstance(image, JpegImageFile):
+        return None, None
+    full = image.size
+    turned = _orientation(image) in TURNED
+    target = fit(*full) if turned else fit(*full[::-1])
+    if target is None:
+        return None, None
+    size = target if turned else target[::-1]
+    drafted = image.draft(None, (GAP * size[0], GAP * size[1]))
+    if drafted is None or image.size == full:
+        return None, None
+    return size, drafted[1]
+
+
+def _filled(file: BinaryIO) -> Image.Image:
+    """A JPEG file that ends early, with the mark of its end: the decoder makes grey of what is missing."""
+    file.seek(0)
+    return Image.open(BytesIO(file.read() + b"\xff\xd9"), formats=("JPEG",))
 
 
 def _without_waiting(name: str, flags: int) -> int:
     """Opens a file; a pipe too, without waiting for somebody to write into it."""
-    return os.open(name, flags | os.O_NONBLOCK)
+    not_blocking: int = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
+    return os.open(name, flags | not_blocking)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: Path, how: Decoding) -> str:
     match error:
         case UnidentifiedImageError():
-            return f"cannot be read as an image (none of {', '.join(FORMATS)})"
+            return _unidentified(path)
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return f"its header, or that of a frame, promises more pixels than the limit of {LARGEST:,}"
+            return f"its header, or that of a frame, promises more pixels than the limit of {how.largest:,}"
         case OSError(strerror=str(text)):
             return f"cannot be read ({text})"
         case ValueError() | OSError():
             return f"cannot be read as an image ({error})"
         case _:
             return f"cannot be read as an image ({type(error).__name__}: {error})"
+
+
+def _unidentified(path: Path) -> str:
+    with suppress(OSError), open(path, "rb", opener=_without_waiting) as file:
+        if is_heic(file.read(PREFIX)):
+            return f"is a HEIC file; {GET_HEIC}"
+    return "cannot be read as an image (its content is none of the formats that are read)"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -145,20 +213,3 @@ def _orientation(image: Image.Image) -> int:
         raise
     except Exception:  # damaged EXIF data do not make a damaged picture
         return 1
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it to white
-        image = Image.fromarray(_from_16_bits(np.asarray(image)))
-    if image.mode == "F":
-        raise ValueError("its pixels are floating point, and nothing says which value is white; store 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    return image.convert(mode)
-
-
-def _from_16_bits(grey: NDArray[Any]) -> Picture:
-    if grey.min() < 0 or grey.max() >= len(BITS_16_TO_8):
-        raise ValueError("its pixels are integers beyond 16 bits, and nothing says which is white; store 8 or 16 bits")
-    return BITS_16_TO_8[grey]

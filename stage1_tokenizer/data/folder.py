@@ -1,32 +1,73 @@
-"""A folder of images: one sub-folder per class, or all in one without classes."""
+"""A folder of images as a data set: which images, which classes, which splits. The rules are those of docs/data.md."""
 
-import hashlib
-from itertools import islice
-from pathlib import Path
-from typing import Annotated, Literal
+import re
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from stage1_tokenizer.data.bad_files import QUOTED, PictureError, one_line
-from stage1_tokenizer.data.decode import EXTENSIONS, decode
-from stage1_tokenizer.data.listing import NO_FILES, Links, image_files
-from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.data.bad_files import PictureError
+from stage1_tokenizer.data.colour import LARGEST, Background, Decoding
+from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.folder_index import FolderIndex, index_folder
+from stage1_tokenizer.data.found import Found
+from stage1_tokenizer.data.identity import identity_of
+from stage1_tokenizer.data.layout import Layout
+from stage1_tokenizer.data.listing import Links
+from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split, target_size
+
+COLOURS: dict[str, Background] = {"white": (255, 255, 255), "black": (0, 0, 0), "checker": "checker"}
+
+
+def _background(given: Any) -> Any:
+    """A colour as its name, or as "R,G,B"."""
+    text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given).replace(" ", "").lower()
+    levels = text.split(",")
+    if text in COLOURS or (
+        len(levels) == 3 and all(re.fullmatch(r"\d{1,3}", x, re.A) and int(x) < 256 for x in levels)
+    ):
+        return text
+    raise ValueError(f"is one of {', '.join(COLOURS)}, or R,G,B of 0..255 such as 128,128,128")
 
 
 class FolderConfig(SizedConfig):
-    """Any tree of images. The first level of sub-folders are the classes, where there are two or more."""
+    """Any tree of images. Sub-folders are the classes, or the splits with the classes in them; docs/data.md."""
 
     kind: Literal["folder"] = "folder"
     root: str
     """The folder."""
+    layout: Layout = "auto"
+    """What sub-folders are. `classes`: the first level are the classes. `flat`: nothing, there are no classes.
+    `splits`: train and val (or valid, validation, test), with the classes in them. `auto` finds out and says it."""
+    classes: str | None = None
+    """A file with the names of the classes, one a line, in the order of their labels. Images of others are left out."""
+    labels: str | None = None
+    """A table of the class of each image, CSV or JSON lines; images without a row are left out."""
+    label_column: str | None = None
+    """The column of the classes in the table, where its name does not say it."""
+    files: str | None = None
+    """A list of the images to use, one path a line; others are left out."""
+    validation_files: str | None = None
+    """A list of the images to validate on, one path a line; all others are trained on."""
+    validation_root: str | None = None
+    """Another folder, all of which is validated on; all of `root` is trained on then."""
     channels: Annotated[Literal[1, 3], BeforeValidator(lambda given: {"1": 1, "3": 3}.get(str(given), given))] = 3
     """1 converts to grey."""
-    validation_share: float = Field(0.1, gt=0.0, lt=1.0)
-    """Share of the images in the validation split. A hash of an image's path decides, so adding images moves none."""
+    validation_share: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of the images in the validation split, where no folder or list says which. A hash of an image's path
+    decides, so adding images moves none. 0 or 1: train on all images, and validate on all."""
     bad_share: float = Field(0.01, ge=0.0, le=1.0)
-    """Share of a split's files that may be unreadable: damaged, too large, links to nowhere. Each is listed, and the
-    next picture stands in for it. Above this share the run stops, for then the data set is not what it seems."""
+    """Share of the files that may be unreadable: damaged, too large, links to nowhere. Each is listed, and the next
+    picture stands in for it. Above this share the run stops, for then the data set is not what it seems."""
+    truncated: Literal["skip", "fill"] = "skip"
+    """A JPEG file that ends early counts as unreadable, or is read and its missing part is grey (`fill`)."""
+    largest_pixels: int = Field(LARGEST, ge=1, le=2**31)
+    """Greatest number of pixels of a file. Each takes up to 8 bytes of memory while the file is decoded, in each
+    thread: 64 million pixels take 0.5 GB, a thousand million 8 GB."""
+    background: Annotated[str, BeforeValidator(_background)] = "white"
+    """What transparent pixels lie over: `white`, `black`, `checker` (grey squares), or R,G,B of 0..255."""
+    bits: int = Field(16, ge=9, le=16)
+    """Bits that grey pixels of 16 bits use; 12 for many cameras and microscopes, whose images are nearly black else."""
     links: Links = "inside"
     """Where a file that is a symbolic link may lead. With `inside`, one that leads out of the folder counts as
     unreadable: a folder from elsewhere could otherwise show a run, and what it publishes, any file of this machine. So
@@ -37,73 +78,58 @@ class FolderConfig(SizedConfig):
         """As the base class has it."""
         return self.bad_share
 
+    @property
+    def decoding(self) -> Decoding:
+        """How files become pixels."""
+        red, green, blue = [*map(int, self.background.split(","))] if "," in self.background else (0, 0, 0)
+        background = COLOURS.get(self.background, (red, green, blue))
+        return Decoding(background, self.truncated, self.bits, self.largest_pixels)
+
+
+class Folder:
+    """Both splits of a folder of images."""
+
+    def __init__(self, config: FolderConfig) -> None:
+        """Raises ConfigError where there is no such folder, no image in it, too few for two splits, not the layout that
+        is asked for, or a class whose name is not UTF-8, and BadFileError where a folder in it cannot be listed."""
+        index = index_folder(config)
+        self.classes = index.classes
+        self.found: Found = index.found
+        how = config.decoding  # one for both, so that what is odd is reported once
+        self._splits = {split: FolderImages(config, split, index, how) for split in index.splits}
+
+    def images(self, split: Split) -> "FolderImages":
+        """One split."""
+        return self._splits[split]
+
 
 class FolderImages:
     """One split of a folder, in the order of the relative paths. Reading a bad file raises PictureError."""
 
-    def __init__(self, config: FolderConfig, split: Split) -> None:
-        """Raises ConfigError where there is no such folder, no image in it, or a class whose name is not UTF-8, and
-        BadFileError where a folder in it cannot be listed."""
-        root = Path(config.root)
-        if not root.is_dir():
-            advice = "; it is a file, and an archive is not unpacked" if root.exists() else ""
-            raise ConfigError(f"data.root {root}: there is no such folder{advice}")
-        files = dict(sorted(image_files(root, config.links)))
-        self._refused = {name: reason for name, reason in files.items() if reason}
-        names = list(files)
-        if not names:
-            raise ConfigError(f"data.root {root}: holds no images (looked for {', '.join(sorted(EXTENSIONS))})")
-        if len(self._refused) == len(names):
-            shown = "".join(f"\n  {one_line(f'{name}: {reason}')}" for name, reason in islice(files.items(), QUOTED))
-            raise ConfigError(f"data.root {root}: holds no images that can be read, but{shown}")
-        # A file that is refused counts: a class whose files are all links would be gone, and the labels others.
-        held = [name for name in names if not self._refused.get(name, "").startswith(NO_FILES)]
-        tops = sorted({name.split("/", 1)[0] for name in held if "/" in name})
-        # One sub-folder, or images beside the sub-folders, is a tree without classes.
-        self.classes = tuple(tops) if len(tops) > 1 and all("/" in name for name in held) else ()
-        for name in self.classes:
-            if any("\ud800" <= letter <= "\udfff" for letter in name):  # what Python makes of bytes that are no UTF-8
-                raise ConfigError(
-                    f"data.root {root}: the name of the folder {one_line(name)} is not UTF-8, and names of classes "
-                    "have to be, since a prior keeps them; rename it"
-                )
-        self._labels = {name: index for index, name in enumerate(self.classes)}
-        in_validation = {name: _unit_hash(name) < config.validation_share for name in names}
-        self._names = [name for name in names if in_validation[name] == (split == "validation")]
-        self._root, self._channels = root, config.channels
-        if not self._names:
-            raise ConfigError(
-                f"data.root {root}: {len(names)} images are too few for a {split} split; set data.validation_share"
-            )
+    def __init__(
+        self, config: FolderConfig, split: Split, index: FolderIndex | None = None, how: Decoding | None = None
+    ) -> None:
+        """index, how: what is there, and how it is decoded, where that is known. Errors are those of `Folder`."""
+        index = index or index_folder(config)
+        self.classes = index.classes
+        self._config, self._items, self._how = config, list(index.splits[split]), how or config.decoding
+        self._labels = {name: label for label, name in enumerate(index.classes)}
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """A hash of the names and sizes of this split's files."""
-        listing = "\n".join(f"{name} {self._size(name)}" for name in self._names)
-        return hashlib.blake2b(listing.encode(errors="surrogateescape"), digest_size=16).hexdigest()
-
-    def _size(self, name: str) -> int | str:
-        if name in self._refused:
-            return "refused"
-        try:
-            return (self._root / name).stat().st_size
-        except OSError:  # a link to nowhere
-            return "unreadable"
+        """A hash of the names, classes and sizes of this split's files, and of the content of some."""
+        return identity_of(self._items)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._items)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
-        name = self._names[index]
-        path = self._root / name
-        if name in self._refused:
-            raise PictureError(path, self._refused[name])
-        return decode(path, self._channels), self._labels.get(name.split("/", 1)[0], 0)
+        item = self._items[index]
+        path = item.path
+        if item.refusal:
+            raise PictureError(path, item.refusal)
+        label = self._labels[item.class_] if item.class_ is not None else 0
+        return decode(path, self._config.channels, self._how, self._fit), label
 
-
-def _unit_hash(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
-    return (
-        int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
-        / 2.0**64
-    )
+    def _fit(self, height: int, width: int) -> tuple[int, int] | None:
+        return target_size(height, width, self._config.image_size, self._config.resize_to)

@@ -1,14 +1,20 @@
-"""The image files below a folder, and which of them are not read for what the file system says of them."""
+"""The image files below a folder, what else lies there, and which files the file system says cannot be read.
+
+Neither what an operating system, an archive or a photo manager leaves behind is data, nor what Tessera wrote itself.
+"""
 
 import heapq
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from stage1_tokenizer.data.decode import EXTENSIONS
+from stage1_tokenizer.data.formats import EXTENSIONS, RAW, REMAINS, is_image
 from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.marker import is_marked, is_marked_picture
 
 Links = Literal["inside", "anywhere"]
 FOLDER = "is a folder"
@@ -17,46 +23,128 @@ LINKED_FOLDER = "is a link to a folder that is not in this one"
 NO_FILES = (FOLDER, NOT_REGULAR, LINKED_FOLDER)
 """How the reasons begin for which something is no file at all. Other refused ones are files, of a class too."""
 PERMIT = "--data.links anywhere permits that"
+SYSTEM_FOLDERS = frozenset(
+    {
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "@eadir",
+        "@recycle",
+        "@tmp",
+        "__macosx",
+        "__pycache__",
+        "found.000",
+        "lost+found",
+        "network trash folder",
+        "recycler",
+        "system volume information",
+        "temporary items",
+    }
+)
+"""Folders of operating systems, archives and network disks, in lower case."""
+PHOTO_MANAGER = (".aplibrary", ".lrdata", ".photoslibrary", ".photolibrary")
+"""How the names of folders end that hold a photo manager's own files, previews among them."""
+SYSTEM_FILES = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db"})
+HIDDEN, SYSTEM, OURS, THUMBNAILS = "hidden", "system", "written by Tessera", "thumbnails"
+THUMBNAIL_FOLDERS = frozenset({"_thumbs", "thumb", "thumbnail", "thumbnails", "thumbs"})
+"""Folders with small copies of the images beside them, in lower case."""
 
 
-def image_files(root: Path, links: Links) -> Iterator[tuple[str, str]]:
-    """(name, reason) of all that has an image's extension, in no order: the path relative to the root, with forward
-    slashes, and why it is refused: because it leads out of the root, or is no file. An empty reason: it is a file, or
-    it cannot be known before it is opened.
+@dataclass
+class Seen:
+    """What a walk met beside the image files."""
 
-    What a link to a folder inside the root shows is there already, at its own place. Others are followed where `links`
-    is `anywhere`, each folder once, so there are no circles; else they are named and refused.
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Number of files left out, by their kind: an extension, or `hidden`, `system`, `written by Tessera`."""
+    folders: list[str] = field(default_factory=list)
+    """Relative paths of the folders that were looked into."""
+    ours: list[str] = field(default_factory=list)
+    """Relative paths of folders that Tessera wrote, which were not."""
+
+
+def image_files(
+    root: Path, links: Links, seen: Seen | None = None, also_ours: bool = False
+) -> Iterator[tuple[str, str]]:
+    """(name, reason) of all images, in no order: the path relative to the root, with forward slashes, and why it is
+    refused: because it leads out of the root, or is no file. An empty reason: it is a file, or it cannot be known
+    before it is opened. What else is met is counted in `seen`. What Tessera wrote is left out unless `also_ours`.
+
+    A file is an image by its extension, and where that says nothing, by its content. What a link to a folder inside the
+    root shows is there already, at its own place. Others are followed where `links` is `anywhere`, each folder once, so
+    there are no circles; else they are named and refused.
 
     Raises:
         BadFileError: a folder cannot be listed. Left out, it would be missing without a word.
     """
     home, start = os.path.join(os.path.realpath(root), ""), len(os.path.join(root, ""))
     folders, leading_out = [os.fspath(root)], list[str]()
-    seen = set[tuple[int, int]]()
+    visited = set[tuple[int, int]]()
+    seen = seen or Seen()
     while folders or leading_out:
         # Links after all others, and by name: where two lead to one folder, the first counts.
         folder = folders.pop() if folders else heapq.heappop(leading_out)
         try:
             with os.scandir(folder) as entries:
                 status = os.stat(folder)
-                if (status.st_dev, status.st_ino) in seen:
+                if (status.st_dev, status.st_ino) in visited:
                     continue
-                seen.add((status.st_dev, status.st_ino))
+                visited.add((status.st_dev, status.st_ino))
+                seen.folders.append(folder[start:].replace(os.sep, "/"))
                 for entry in entries:
                     name = entry.path[start:].replace(os.sep, "/")
-                    image = os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+                    leads = entry.is_symlink() and _is_folder(entry) and not _is_inside(entry.path, home)
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    elif entry.is_symlink() and _is_folder(entry) and not _is_inside(entry.path, home):
-                        if links == "anywhere":
-                            heapq.heappush(leading_out, entry.path)
-                        else:
-                            yield name, f"{LINKED_FOLDER}, but {os.path.realpath(entry.path)}; {PERMIT}"
+                        if kind := _kind_of_folder(entry, also_ours):
+                            seen.ignored[kind] += _count(entry.path)
+                            seen.ours += [name] * (kind == OURS)
                             continue
-                    if image:
+                        folders.append(entry.path)
+                    elif leads and links == "anywhere":
+                        heapq.heappush(leading_out, entry.path)
+                    elif leads:
+                        yield name, f"{LINKED_FOLDER}, but {os.path.realpath(entry.path)}; {PERMIT}"
+                        continue
+                    if not (kind := _kind_of(entry, home, links, also_ours)):
                         yield name, _refusal(entry, home, links)
+                    elif kind != FOLDER:
+                        seen.ignored[kind] += 1
         except OSError as error:
             raise BadFileError(f"{folder} cannot be listed ({error.strerror})") from None
+
+
+def _kind_of_folder(entry: os.DirEntry[str], also_ours: bool) -> str:
+    """Why a folder is not looked into; empty: it is."""
+    name = entry.name.lower()
+    if name.startswith("."):
+        return HIDDEN
+    if name in SYSTEM_FOLDERS or name.endswith(PHOTO_MANAGER):
+        return SYSTEM
+    if name in THUMBNAIL_FOLDERS:
+        return THUMBNAILS
+    return OURS if not also_ours and is_marked(entry.path) else ""
+
+
+def _kind_of(entry: os.DirEntry[str], home: str, links: Links, also_ours: bool) -> str:
+    """What an entry is counted as that is no image; empty: it is one, by its name or its content."""
+    name = entry.name.lower()
+    ending = os.path.splitext(name)[1]
+    if not also_ours and is_marked_picture(entry.path):
+        return OURS
+    if name[0] != "." and ending in EXTENSIONS:
+        return ""
+    if _is_folder(entry):
+        return FOLDER
+    if name[0] == "." or name in SYSTEM_FILES:
+        return HIDDEN if name[0] == "." else SYSTEM
+    if name.endswith(REMAINS):
+        return "unfinished or a backup copy"
+    regular = entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not _refusal(entry, home, links))
+    return "" if regular and ending not in RAW and is_image(entry.path) else ending or "no extension"
+
+
+def _count(folder: str) -> int:
+    """Number of files below a folder that is left out; what cannot be listed is not counted."""
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def _refusal(entry: os.DirEntry[str], home: str, links: Links) -> str:
@@ -81,5 +169,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_inside(path: str, home: str) -> bool:
-    """Whether what a link leads to is the root or lies in it; `home` is its real path, with a slash."""
+    """True where what a link leads to is the root or lies in it; `home` is its real path, with a slash."""
     return os.path.join(os.path.realpath(path), "").startswith(home)

@@ -7,6 +7,7 @@ it, and each process takes its slice. So there is no state to save, and a resume
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
@@ -21,6 +22,12 @@ from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.errors import ConfigError, StorageError, UserError
 from stage1_tokenizer.seeds import derive_seed
 
+START = "fork" if sys.platform == "linux" and hasattr(os, "fork") else "spawn"
+"""How workers start. A fork shares the pictures; else each worker is sent a copy of all of them. On macOS the system's
+own libraries may crash in a fork, and Windows has none."""
+GRACE = 5.0
+"""Seconds that a worker goes on after a SIGTERM of which it cannot tell the sender. If it was not the parent, then the
+parent was sent one too, and needs batches until its last step is done."""
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 Batch = tuple[Tensor, Tensor]
 
@@ -53,6 +60,14 @@ def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def share(n: int, rank: int, processes: int) -> range:
     """The part of 0..n-1 that falls to a process: contiguous, and every index in exactly one part."""
     return range(n * rank // processes, n * (rank + 1) // processes)
+
+
+def parts_of(indices: NDArray[np.int64], at_most: int) -> list[NDArray[np.int64]]:
+    """Split indices (n,) into parts of nearly equal length, `at_most` or less; no part is empty, so of none are none.
+
+    A process has none where there are fewer images than processes.
+    """
+    return np.array_split(indices, -(-len(indices) // at_most)) if len(indices) else []
 
 
 class _Batches(Dataset[Batch | UserError]):
@@ -100,16 +115,17 @@ def _start_workers(batches: _Batches, steps: range, workers: int) -> Iterator[Ba
         batch_size=None,
         sampler=steps,
         num_workers=workers,
-        multiprocessing_context="fork",  # shares the pictures; else each worker would be sent a copy of all of them
+        multiprocessing_context=START,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_leave_signals_to_parent,
     )
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
     before = signal.getsignal(signal.SIGCHLD)
     waiting = iter(loader)
     # torch's handler raises wherever the program is when a worker dies, be it in the middle of saving a state. Without
     # it, the death is found when the worker's batch is waited for, at most five seconds later.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
+    signal.signal(signal.SIGCHLD, before)
     return waiting
 
 
@@ -117,8 +133,11 @@ def _leave_signals_to_parent(_: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM go to all processes, and the parent still needs the batches of its last step.
     A worker ends when its parent says so, by SIGTERM too, or has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads to come as well
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads to come as well
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    else:  # macOS does not say who sent a signal, and Windows ends a process without one
+        signal.signal(signal.SIGTERM, lambda *_: threading.Timer(GRACE, os._exit, [0]).start())
 
 
 def _end_with_parent() -> None:

@@ -6,7 +6,6 @@ crop, flip    (H, W, C)                               functions of (seed, epoch,
 batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on the device, by `normalise`
 """
 
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -22,9 +21,10 @@ from torch import Tensor
 
 from stage1_tokenizer.config import Config, Side, Size
 from stage1_tokenizer.console import counted
-from stage1_tokenizer.data.bad_files import BadFiles, PictureError
+from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
 from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.memory import memory_share
 from stage1_tokenizer.seeds import uniforms
 
 Picture = NDArray[np.uint8]
@@ -66,9 +66,9 @@ class SizedConfig(Config):
     flip: bool = False
     """Mirror a training picture left to right with probability 1/2."""
     cache: Literal["auto", "memory", "none"] = "auto"
-    """Keep the decoded uint8 pictures in memory; `auto` does so where they take less than a quarter of it. Where they
-    also have one size and take less than an eighth of the GPU's, training keeps them there and makes its batches there.
-    """
+    """Keep the decoded uint8 pictures in memory. `auto` does so where those of both splits, in all processes of this
+    machine, take less than a quarter of the memory of the machine or its container. Where they also have one size and
+    take less than an eighth of the GPU's, training keeps them there and makes its batches there."""
     workers: NonNegativeInt = 0
     """Processes that prepare batches beside the training; of use where the pictures are not cached. Pictures that are
     kept on a GPU need none."""
@@ -96,7 +96,7 @@ class Processed:
     """An ImageSet whose pictures are resized, each when it is asked for. For one that cannot be read, the next one that
     can stands in, with its own label; after the last comes the first."""
 
-    def __init__(self, images: ImageSet, config: SizedConfig, bad: BadFiles) -> None:
+    def __init__(self, images: ImageSet, config: SizedConfig, bad: BadPart) -> None:
         self._images, self._config, self._bad = images, config, bad
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class Processed:
                 self._bad.add(place % n, error)
             else:
                 return resize(picture, self._config.image_size, self._config.resize_to), label
-        raise self._bad.verdict()
+        raise self._bad.files.verdict()
 
 
 class Pictures:
@@ -126,11 +126,13 @@ class Pictures:
         config: SizedConfig,
         seed: int,
         device: torch.device | str = "cpu",
-        bad_list: Path | None = None,
+        bad: Path | BadPart | None = None,
+        only: range | None = None,
     ) -> None:
         """`device`: where batches are to be made, if the pictures are cached, have one size and leave it enough room;
-        otherwise they are made on the CPU. The same batches either way. `bad_list`: the file in which the pictures that
-        cannot be read are listed; without it they are only printed.
+        otherwise they are made on the CPU. The same batches either way. `bad`: what counts the pictures that cannot be
+        read, over both splits, or the file in which they are listed; without it they are only printed. `only`: the
+        pictures that will be asked for, of which alone are cached; None: all.
 
         Raises:
             BadFileError: too many pictures cannot be read; where they are not cached, so does `batch` later.
@@ -139,15 +141,20 @@ class Pictures:
             raise ConfigError(f"the data set ({config!r}) has no images in this split")
         self.classes = images.classes
         self._config, self._seed, self._length = config, seed, len(images)
-        bad = BadFiles(bad_list, config.tolerated, len(images))
+        if not isinstance(bad, BadPart):
+            bad = BadPart(BadFiles(bad, config.tolerated, len(images)), 0)
         processed = Processed(images, config, bad)
         first = processed[0][0]
         self.channels: int = first.shape[2]
+        self._processed = processed
         self._items: Processed | list[tuple[Picture, int]] | Resident = processed
-        if config.cache == "memory" or (config.cache == "auto" and first.nbytes * self._length < _memory() / 4):
-            self._items = _read_all(processed, config.image_size, torch.device(device))
-            if bad.summary():
-                print(bad.summary(), file=sys.stderr)
+        self._cached = range(len(images)) if only is None else only
+        number = bad.files.n if only is None else len(only)
+        fits = config.cache == "auto" and first.nbytes * number < memory_share() // 4
+        if len(self._cached) and (config.cache == "memory" or fits):
+            self._items = _read_all(processed, self._cached, config.image_size, torch.device(device))
+            if bad.files.summary():
+                print(bad.files.summary(), file=sys.stderr)
 
     def __len__(self) -> int:
         return self._length
@@ -169,6 +176,7 @@ class Pictures:
                 draws[:, :2] = drawn[:, :2]
             if self._config.flip:
                 draws[:, 2] = drawn[:, 2]
+        indices = indices if self._items is self._processed else indices - self._cached.start
         if isinstance(self._items, Resident):
             return self._items.batch(indices, draws)
         height, width = self._config.image_size
@@ -184,26 +192,21 @@ class Pictures:
 
 
 def _read_all(
-    images: Processed, image_size: tuple[int, int], device: torch.device
+    images: Processed, which: range, image_size: tuple[int, int], device: torch.device
 ) -> Resident | list[tuple[Picture, int]]:
-    """All pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
-    labels = np.empty(len(images), dtype=np.int64)
-    together = np.empty((len(images), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
+    """Pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
+    labels = np.empty(len(which), dtype=np.int64)
+    together = np.empty((len(which), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
     with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
         # A part at a time: what the threads are handed takes memory too.
-        parts = (range(start, min(start + AT_ONCE, len(images))) for start in range(0, len(images), AT_ONCE))
+        parts = (which[start : start + AT_ONCE] for start in range(0, len(which), AT_ONCE))
         decoded = chain.from_iterable(threads.map(images.__getitem__, part) for part in parts)
-        read = counted(decoded, len(images), "image", "reading", within=True)
+        read = counted(decoded, len(which), "image", "reading", within=True)
         for index, (picture, label) in enumerate(read):
             if picture.shape != together.shape[1:]:
                 return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
             together[index], labels[index] = picture, label
     return Resident(together, labels, image_size, roomy(device, together.nbytes))
-
-
-def _memory() -> int:
-    """Bytes that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resize(picture: Picture, image_size: tuple[int, int], short_side: int | None = None) -> Picture:
@@ -212,15 +215,23 @@ def resize(picture: Picture, image_size: tuple[int, int], short_side: int | None
     top, left = (max(0, side - longest) // 2 for side in picture.shape[:2])
     picture = picture[top : top + longest, left : left + longest]
     height, width = picture.shape[:2]
-    scale = max(image_size[0] / height, image_size[1] / width)
-    if short_side is not None:
-        scale = max(scale, short_side / min(height, width))
-    target = (max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale)))
+    target = target_size(height, width, image_size, short_side)
+    assert target is not None  # it is not too long any more
     if target == (height, width):
         return picture
     image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
     scaled = np.asarray(image.resize((target[1], target[0]), Image.Resampling.BICUBIC))
     return np.ascontiguousarray(scaled.reshape(*target, picture.shape[2]))
+
+
+def target_size(height: int, width: int, image_size: tuple[int, int], short_side: int | None) -> tuple[int, int] | None:
+    """Height and width that a picture is scaled to; None where only its middle is used, for it is too long."""
+    if max(height, width) > LONGEST * min(height, width):
+        return None
+    scale = max(image_size[0] / height, image_size[1] / width)
+    if short_side is not None:
+        scale = max(scale, short_side / min(height, width))
+    return max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale))
 
 
 def normalise(pictures: Tensor) -> Tensor:

@@ -108,6 +108,11 @@ class TorchvisionImages:
             )
 
     @property
+    def numbers(self) -> dict[str, int]:
+        """Number of images of each class."""
+        return dict(zip(self.classes, np.bincount(self._labels, minlength=len(self.classes)).tolist(), strict=True))
+
+    @property
     def identity(self) -> str:
         """Published data sets do not change, but one may hold a part of one."""
         return str(len(self))

@@ -33,7 +33,7 @@ def unreadable(
             return error
         return None
 
-    files = image_files(root, links)
+    files = image_files(root, links, also_ours=True)
     with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
         while together := list(itertools.islice(files, AT_ONCE)):
             for error in threads.map(judge, together):

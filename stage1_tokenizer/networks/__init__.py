@@ -12,6 +12,12 @@ from stage1_tokenizer.networks.vqgan import VqganDecoder, VqganEncoder, VqganNet
 NetworkConfig = Annotated[SonnetNetworkConfig | VqganNetworkConfig | MlpNetworkConfig, Field(discriminator="kind")]
 
 
+def check_network(config: NetworkConfig, image_size: tuple[int, int]) -> None:
+    """Raises ConfigError where a network of this kind cannot learn from images of this size."""
+    if isinstance(config, VqganNetworkConfig):
+        config.check_norms(image_size)
+
+
 def build_network(
     config: NetworkConfig, image_channels: int, image_size: tuple[int, int]
 ) -> tuple[nn.Module, SonnetDecoder | VqganDecoder | MlpDecoder]:

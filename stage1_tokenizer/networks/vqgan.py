@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from stage1_tokenizer.config import Blocks, Channels, Config
+from stage1_tokenizer.errors import ConfigError
 
 
 class VqganNetworkConfig(Config):
@@ -52,11 +53,25 @@ class VqganNetworkConfig(Config):
         """Channels of each level, from the full resolution down."""
         return [self.channels * multiplier for multiplier in self.multipliers]
 
+    def check_norms(self, image_size: tuple[int, int]) -> None:
+        """Raises ConfigError where a group of a norm has a single value, of which nothing is left without its mean."""
+        width, factor = self.widths[-1], self.factor
+        if image_size == (factor, factor) and groups_of(width) == width:
+            raise ConfigError(
+                f"network.channels {self.channels}: the latent grid of {factor}x{factor} images is 1x1, and its norms "
+                f"have one of the {width} channels in each group, so that all images would look alike to the decoder; "
+                f"give --data.image_size {2 * factor}, or network.channels that make more than 32 at the last level"
+            )
+
+
+def groups_of(channels: int) -> int:
+    """Groups of a norm: 32 as in the paper, or as many as divide a smaller or odd width."""
+    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
+
 
 def normalisation(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups as in the paper, or of as many as divide a smaller or odd width."""
-    groups = next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    """Return the GroupNorm of a layer."""
+    return nn.GroupNorm(groups_of(channels), channels, eps=1e-6)
 
 
 # Without gradients, sums and SiLU write over a tensor that nothing else needs. New memory would cost more than the

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.console import command, say
 from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.float64 import device_of_float64
 from stage1_tokenizer.report.run_folder import RunFolder, open_run
 from stage1_tokenizer.signals import stop_at_once
 
@@ -29,7 +30,7 @@ def report_at_end(accelerator: Accelerator, wanted: bool, folder: Path, page_of:
         say("writing the report ...")
         run = open_run(folder)
         path = run.path / REPORT
-        write_file(path, page_of(run, accelerator.device).encode())
+        write_file(path, page_of(run, device_of_float64(accelerator.device)).encode())
         say(f"report: {path}")
     except Exception as error:  # whatever it is, a stop by the user too: the weights are whole, and exit code 0 says so
         say(

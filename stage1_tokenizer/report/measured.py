@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.analysis.encoded import Encoded, encode
-from stage1_tokenizer.data import DataConfig, build_pictures, data_config
+from stage1_tokenizer.data import DataConfig, OpenData, data_config
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
@@ -74,7 +74,7 @@ def measure(path: Path, root: str | None, device: torch.device) -> Measured:
     loaded = LoadedTokenizer.load(path, device, option="RUN")
     data = moved(data_config(loaded.data, str(loaded.path)), root)
     # Not cached: of a large split only a few pictures are read.
-    split = build_pictures(data.model_copy(update={"cache": "none"}), "validation", 0)
+    split = OpenData(data.model_copy(update={"cache": "none"})).pictures("validation", 0)
     wanted = loaded.tokenizer.config.image_channels
     if split.channels != wanted or data.image_size != loaded.tokenizer.config.image_size:
         raise BadFileError(

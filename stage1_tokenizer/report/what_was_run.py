@@ -7,6 +7,7 @@ from typing import Any
 
 from stage1_tokenizer.config import Tree
 from stage1_tokenizer.data.bad_files import BAD_FILES
+from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.report.markup import Child, Markup, escaped, fold, join, listed, table, tag
 from stage1_tokenizer.report.numbers import plain, plural
 from stage1_tokenizer.report.page import note
@@ -21,7 +22,7 @@ MOST_LINES = 60
 
 def what_was_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: str) -> Markup:
     """`facts`: what the stage has to say; `command`: how such a run is started where nothing was noted."""
-    parts: list[Child] = [listed([*facts, *_time(run)])]
+    parts: list[Child] = [listed([*facts, *_found(run), *_time(run)])]
     if run.config_trouble:
         parts.append(note(f"Its configuration is not known: {run.config_trouble[:LONGEST]}."))
     words = run.sessions[0].get("command") if run.sessions else None
@@ -44,6 +45,13 @@ def data_facts(data: Tree) -> str:
     across = "x".join(map(str, size)) if isinstance(size, (list, tuple)) else "?"
     root = data.get("root")
     return f"{data.get('kind', 'unknown')}, {across} pixels{f', from {root}' if root else ''}"
+
+
+def _found(run: RunFolder) -> Iterator[tuple[Child, Child]]:
+    """What was found of the data when the run was begun or continued last."""
+    record = DataRecord.saved_in(run.path)
+    for number, line in enumerate(record.found[:MOST_LINES] if record else []):
+        yield "" if number else "Found", line[:LONGEST]
 
 
 def happened(run: RunFolder) -> Markup:
@@ -83,7 +91,8 @@ def _message(entry: Tree) -> Markup:
 
 def _time(run: RunFolder) -> Iterator[tuple[Child, Child]]:
     total = f" of {run.steps:,}" if run.steps else ""
-    state = " (in training now)" if run.in_use else "" if run.steps in (None, run.done) else " (not finished)"
+    unfinished = " (ended by --patience, or not finished)" if run.config.get("patience") else " (not finished)"
+    state = " (in training now)" if run.in_use else "" if run.steps in (None, run.done) else unfinished
     yield "Steps", f"{run.done:,}{total}{state}"
     if run.sessions:
         first = run.sessions[0]

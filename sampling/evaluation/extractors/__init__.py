@@ -8,9 +8,14 @@ from pydantic import Field
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.extractors.efficientnet_lite0 import EfficientNetLite0Config, EfficientNetLite0Extractor
 from sampling.evaluation.extractors.inception import InceptionConfig, InceptionExtractor
+from sampling.evaluation.extractors.none import NoExtractorConfig
 from sampling.evaluation.extractors.torchvision_models import TorchvisionConfig, TorchvisionExtractor
 
 ExtractorConfig = Annotated[InceptionConfig | EfficientNetLite0Config | TorchvisionConfig, Field(discriminator="kind")]
+ExtractorOrNoneConfig = Annotated[
+    InceptionConfig | EfficientNetLite0Config | TorchvisionConfig | NoExtractorConfig, Field(discriminator="kind")
+]
+"""Where an evaluation has figures without features too."""
 
 
 def build_extractor(config: ExtractorConfig, device: torch.device | str, key: str = "extractor") -> Extractor:

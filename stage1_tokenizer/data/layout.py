@@ -1,0 +1,249 @@
+"""The rule by which the folders below a root become splits and classes. docs/data.md has it with pictures.
+
+    ROOT/cat/1.png, ROOT/dog/2.png                 classes
+    ROOT/train/cat/1.png, ROOT/val/cat/2.png       splits, and classes in them
+    ROOT/1.png, ROOT/2.png                         flat: no classes
+
+Folders that only wrap others (ROOT/data/cat, ROOT/data/dog) are passed through.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from stage1_tokenizer.data.pictures import Split
+from stage1_tokenizer.data.split_names import Part, lack_training, split_names
+from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.names import folded, natural
+
+Layout = Literal["auto", "classes", "flat", "splits"]
+IMAGES = frozenset({"image", "images", "img", "imgs", "jpegimages", "original", "originals", "photos", "rgb"})
+COMPANIONS = frozenset({"annotations", "depth", "edges", "ground_truth", "groundtruth", "gt", "label", "labels"}) | {
+    *("mask", "masks", "previews", "segmentation", "segmentationclass", "segmentationobject", "thumbnails", "thumbs")
+}
+"""Folders that say something about images, or repeat them, where they lie beside a folder of IMAGES."""
+MASK_ENDINGS = ("_mask", "-mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt", "_depth")
+"""How the names of files end that say something about the image of the same name without the ending."""
+SHOWN = 5
+"""Names that a note lists."""
+
+
+class Place(NamedTuple):
+    """Where the rule puts one image."""
+
+    part: Part | None
+    """None: no folder says so."""
+    class_: str | None
+    """None: it has none."""
+
+
+@dataclass
+class Arranged:
+    """The images of a folder by their places."""
+
+    places: dict[str, Place] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What was decided, in words."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Number of images that belong to nothing, by the reason."""
+
+
+def arrange(names: Sequence[str], folders: Iterable[str], layout: Layout, option: str) -> Arranged:
+    """Find splits and classes in the relative paths of images.
+
+    folders: all folders there are, those without images too. option: the option and its value, for errors.
+
+    Raises:
+        ConfigError: the layout that is asked for is not there.
+    """
+    done = Arranged(notes=_odd_names(names))
+    if layout == "flat":
+        done.places = dict.fromkeys(names, Place(None, None))
+    elif layout == "classes":
+        _classes(done, names, folders, 0, None, asked=True)
+        if not any(place.class_ for place in done.places.values()):
+            raise ConfigError(f"{option}: there are no sub-folders with images, so no classes; leave out --data.layout")
+    else:
+        _any(done, names, list(folders), layout, option)
+    return done
+
+
+def arrange_like(names: Sequence[str], classes: Collection[str], where: str) -> Arranged:
+    """Find the given classes in another folder, the part `where` of the same data set."""
+    done = Arranged()
+    _like(done, names, classes, 0, None, where)
+    return done
+
+
+def _any(done: Arranged, names: Sequence[str], folders: list[str], layout: Layout, option: str) -> None:
+    depth, names = _unwrapped(done, names)
+    if depth:
+        done.notes.append(f"all images are below {'/'.join(names[0].split('/')[:depth])}/")
+    groups, loose = _below(names, depth)
+    splits = split_names(groups)
+    if splits and len(loose) * 2 <= len(names):
+        beside = [*loose, *(name for folder in groups.keys() - splits.keys() for name in groups[folder])]
+        _leave_out(done, sorted(beside), "beside the folders of the splits")
+        _splits(done, groups, splits, folders, depth)
+        return
+    inner = {name: _below(group, depth + 1) for name, group in groups.items()}
+    if len(groups) > 1 and all(below and not own and split_names(below) for below, own in inner.values()):
+        for name, (below, _) in inner.items():
+            splits = split_names(below)
+            for folder, (part, _) in splits.items():
+                done.places |= dict.fromkeys(below[folder], Place(part, folded(name)))
+            for folder in sorted(below.keys() - splits.keys()):
+                _leave_out(done, below[folder], "beside the folders of the splits")
+        done.notes.append("each class has its splits in sub-folders")
+        return
+    if layout == "splits" or lack_training(groups):
+        shown = ", ".join(sorted(groups)[:SHOWN]) or "none"
+        raise ConfigError(
+            f"{option}: no sub-folders named like splits (train with val, valid, validation or test) are there; the "
+            f"sub-folders are: {shown}. Name the folder to train on with --data.root, or give --data.layout classes"
+        )
+    _classes(done, names, folders, depth, None)
+
+
+def _unwrapped(
+    done: Arranged, names: Sequence[str], depth: int = 0, stop: Collection[str] = ()
+) -> tuple[int, Sequence[str]]:
+    """Pass through folders that hold all of the images, and leave out masks and the like beside them.
+
+    stop: classes, whose folders are not passed through.
+    """
+    while True:
+        groups, loose = _below(names, depth)
+        kinds = {name: name.lower() for name in groups}
+        holders = [name for name, kind in kinds.items() if kind in IMAGES]
+        if len(holders) == 1 and len(groups) > 1 and all(k in COMPANIONS for n, k in kinds.items() if n != holders[0]):
+            for name in groups.keys() - holders:
+                _leave_out(done, groups[name], f"in {name}/, which goes with {holders[0]}/")
+            groups = {holders[0]: groups[holders[0]]}
+            names = [*groups[holders[0]], *loose]
+        if len(groups) != 1 or loose or any(folded(name) in stop for name in groups):
+            return depth, names
+        depth += 1
+
+
+def _below(names: Iterable[str], depth: int) -> tuple[dict[str, list[str]], list[str]]:
+    """The images by their folder at a depth, and those that lie in none."""
+    groups, loose = defaultdict[str, list[str]](list), list[str]()
+    for name in names:
+        parts = _folders_and_file(name, depth + 1)
+        if len(parts) > depth + 1:
+            groups[parts[depth]].append(name)
+        else:
+            loose.append(name)
+    return dict(groups), loose
+
+
+def _folders_and_file(name: str, most: int = -1) -> list[str]:
+    """The parts of a path. A backslash in a name is what an archive of Windows leaves of a folder."""
+    return name.replace("\\", "/").split("/", most)
+
+
+def _odd_names(names: Sequence[str]) -> list[str]:
+    """What is odd about the names of images, in words."""
+    notes = []
+    if backslashes := [name for name in names if "\\" in name]:
+        notes.append(f"{len(backslashes):,} names hold backslashes ({backslashes[0]}), which are taken as folders")
+    named = [name for name in names if name.rpartition(".")[0].lower().endswith(MASK_ENDINGS)]
+    stems = {name.rpartition(".")[0] for name in names} if named else set()
+    masks = [name for name in named if any(_without(name.rpartition(".")[0], end) in stems for end in MASK_ENDINGS)]
+    if masks:
+        notes.append(
+            f"{len(masks):,} images are named like masks of others ({masks[0]}), and are read as images; --data.files "
+            "chooses which are read"
+        )
+    return notes
+
+
+def _without(stem: str, ending: str) -> str | None:
+    return stem[: -len(ending)] if stem.lower().endswith(ending) else None
+
+
+def _splits(
+    done: Arranged,
+    groups: dict[str, list[str]],
+    splits: dict[str, tuple[Part, str]],
+    folders: list[str],
+    depth: int,
+) -> None:
+    """The images of each split, with the classes in its folder."""
+    said: dict[Part, list[str]] = defaultdict(list)
+    for name in sorted(splits, key=lambda name: (splits[name][0] != "train", name)):
+        part, class_ = splits[name]
+        said[part].append(f"{name}/")
+        if class_:
+            done.places |= dict.fromkeys(groups[name], Place(part, folded(class_)))
+        elif part == "train":
+            inner, kept = _unwrapped(done, groups[name], depth + 1)
+            _classes(done, kept, folders, inner, part)
+        else:
+            classes = {place.class_ for place in done.places.values() if place.class_}
+            _like(done, groups[name], classes, depth + 1, part, f"{name}/")
+    done.notes.append("splits: " + ", ".join(f"{' and '.join(said[part])} ({part})" for part in said))
+
+
+def _like(
+    done: Arranged, names: Sequence[str], classes: Collection[str], depth: int, part: Part | None, where: str
+) -> None:
+    """Images with the classes that another part has; those in other folders are left out."""
+    if not classes:
+        done.places |= dict.fromkeys(names, Place(part, None))
+        return
+    inner, names = _unwrapped(done, names, depth, classes)
+    groups, loose = _below(names, inner)
+    unknown = {name for name in groups if folded(name) not in classes}
+    others = [*loose, *(name for group in unknown for name in groups[group])]
+    _leave_out(done, others, f"in no class of the training images, but in {where}")
+    for name in groups.keys() - unknown:
+        done.places |= dict.fromkeys(groups[name], Place(part, folded(name)))
+
+
+def _classes(
+    done: Arranged, names: Sequence[str], folders: Iterable[str], depth: int, part: Part | None, asked: bool = False
+) -> None:
+    """The folders at a depth as classes, if there are two with most of the images or they are asked for; else the
+    images have none."""
+    groups, loose = _below(names, depth)
+    if not asked and (len(groups) < 2 or len(loose) > len(names) / 2):
+        if groups:
+            shown = ", ".join(f"{name}/ {len(group):,}" for name, group in sorted(groups.items())[:SHOWN])
+            done.notes.append(
+                f"no classes, since {len(loose):,} of the images lie beside the sub-folders ({shown}); --data.layout "
+                "classes takes only what is in sub-folders"
+            )
+        done.places |= dict.fromkeys(names, Place(part, None))
+        return
+    where = f" of {part}" if part else ""
+    _leave_out(done, loose, f"beside the folders of the classes{where}; --data.layout flat reads all, without classes")
+    for name, group in groups.items():
+        done.places |= dict.fromkeys(group, Place(part, folded(name)))
+    small = Counter(folded(name).casefold() for name in {folded(name) for name in groups})
+    if twice := sorted(name for name in groups if small[folded(name).casefold()] > 1):
+        done.notes.append(f"classes that differ in capital letters alone: {', '.join(twice[:SHOWN])}")
+    above = {tuple(_folders_and_file(group[0])[:depth]) for group in groups.values()}
+    siblings = {
+        parts[depth] for folder in folders if len(parts := folder.split("/")) > depth and tuple(parts[:depth]) in above
+    }
+    if empty := sorted(siblings - groups.keys() - {""}, key=natural):
+        more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+        done.notes.append(f"no image in {', '.join(f'{name}/' for name in empty[:SHOWN])}{more}{where}, so no class")
+
+
+def _leave_out(done: Arranged, names: Sequence[str], why: str) -> None:
+    if names:
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        done.notes.append(f"left out: {names[0]}{more}, {why}")
+        done.left_out["left out"] += len(names)
+
+
+def as_split(part: Part | None, parts: Collection[Part | None]) -> Split | None:
+    """The split that a part is used as. The test part is validated on where there is no validation part, and else left
+    out (None)."""
+    if part == "test":
+        return None if "validation" in parts else "validation"
+    return part
