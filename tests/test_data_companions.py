@@ -127,6 +127,17 @@ def test_splits_without_one_to_train_on_are_refused(tmp_path: Path) -> None:
     assert len(opened(tmp_path, layout="classes").found.classes) == 3
 
 
+def test_other_splits_without_classes_are_said(tmp_path: Path) -> None:
+    """ImageNet's validation images lie in one folder. The splits named are those used, and the way out is one."""
+    lay(tmp_path, *trees("train/a", "train/b", "val"))
+    data = opened(tmp_path)
+    assert data.found.images == 8
+    assert "only a part of the training images is validated on" in said(data)
+    assert "(validation)" not in said(data)
+    flat = opened(tmp_path / "train", validation_root=str(tmp_path / "val"), layout="flat")
+    assert (flat.found.train, flat.found.validation) == (8, 4)
+
+
 @pytest.mark.parametrize(
     ("folders", "note"),
     [

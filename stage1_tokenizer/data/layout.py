@@ -7,21 +7,19 @@
 Folders that only wrap others (ROOT/data/cat, ROOT/data/dog) are passed through.
 """
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from stage1_tokenizer.data.companions import are_pieces, companion_files, companion_folders
+from stage1_tokenizer.data.doubts import SHOWN, doubts, listed
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.data.split_names import Part, lack_training, split_names
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.names import folded, natural
 
 Layout = Literal["auto", "classes", "flat", "splits"]
-SHOWN = 5
-"""Names that a note lists."""
 
 
 class Place(NamedTuple):
@@ -120,7 +118,7 @@ def _unwrapped(
         if beside:
             names = [*(name for group in groups.values() for name in group), *loose]
         if are_pieces(groups) and not loose and not any(folded(name) in stop for name in groups):
-            done.notes.append(f"{_shown(groups)} are pieces of one set by their names, so no classes")
+            done.notes.append(f"{listed(groups)} are pieces of one set by their names, so no classes")
             depth += 1
             continue
         if len(groups) != 1 or loose or any(folded(name) in stop for name in groups):
@@ -162,13 +160,6 @@ def _without_companions(done: Arranged, names: Sequence[str]) -> Sequence[str]:
     return [name for name in names if name not in gone] if gone else names
 
 
-def _shown(folders: Iterable[str]) -> str:
-    """The first of some folders by their names, for a note."""
-    ordered = sorted(folders, key=natural)
-    more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
-    return ", ".join(f"{name}/" for name in ordered[:SHOWN]) + more
-
-
 def _splits(
     done: Arranged,
     groups: dict[str, list[str]],
@@ -194,6 +185,13 @@ def _splits(
             _like(done, groups[name], classes, depth + 1, part, f"{name}/")
     if strange:
         done.notes.append("no classes, since no sub-folder of the other splits is called as one of the training split")
+    used = {place.part for place in done.places.values()}
+    if used == {"train"}:
+        done.notes.append(
+            "only a part of the training images is validated on, since the other splits hold none of their classes; a "
+            "tokenizer needs none: --data.layout flat, with the two folders as --data.root and --data.validation_root"
+        )
+    said = {part: names for part, names in said.items() if part in used}
     done.notes.append("splits: " + ", ".join(f"{' and '.join(said[part])} ({part})" for part in said))
 
 
@@ -250,34 +248,13 @@ def _classes(
     _leave_out(done, loose, f"beside the folders of the classes{where}; --data.layout flat reads all, without classes")
     for name, group in groups.items():
         done.places |= dict.fromkeys(group, Place(part, folded(name)))
-    plain = Counter(map(_plain, {folded(name) for name in groups}))
-    if twice := sorted(name for name in groups if plain[_plain(folded(name))] > 1):
-        done.notes.append(f"classes that differ in capital letters, spaces or hyphens alone: {_shown(twice)}")
-    done.notes += _doubts(groups, depth)
+    done.notes += doubts({name: _inner_folders(group, depth + 1) for name, group in groups.items()})
     above = {tuple(_folders_and_file(group[0])[:depth]) for group in groups.values()}
     siblings = {
         parts[depth] for folder in folders if len(parts := folder.split("/")) > depth and tuple(parts[:depth]) in above
     }
     if empty := sorted(siblings - groups.keys() - {""}, key=natural):
-        done.notes.append(f"no image in {_shown(empty)}{where}, so no class")
-
-
-def _plain(name: str) -> str:
-    """A name without what tells apart only names of the same thing: red_panda, Red Panda."""
-    return re.sub(r"[\s_-]", "", name).casefold()
-
-
-def _doubts(groups: Mapping[str, list[str]], depth: int) -> list[str]:
-    """Why folders that are taken as classes may be none, in words."""
-    if all(re.fullmatch(r"(?:.* )?(?:19|20)\d\d", name) for name in groups):
-        return ["the classes are years; --data.layout flat reads all, without classes"]
-    folders = [_inner_folders(group, depth + 1) for group in groups.values()]
-    if all(len(each) > 1 and each == folders[0] for each in folders):
-        return [
-            f"each class has the same sub-folders, {_shown(folders[0])}, which are no classes; if they are the classes "
-            "in truth, say so by --data.labels FILE"
-        ]
-    return []
+        done.notes.append(f"no image in {listed(empty)}{where}, so no class")
 
 
 def _leave_out(done: Arranged, names: Sequence[str], why: str) -> None:
