@@ -52,12 +52,11 @@ def arrange(names: Sequence[str], folders: Iterable[str], layout: Layout, option
         ConfigError: the layout that is asked for is not there.
     """
     done = Arranged(notes=_odd_names(names))
-    if layout == "flat":
-        done.places = dict.fromkeys(names, Place(None, None))
-        return done
     if not chosen:
         names = _without_companions(done, names)
-    if layout == "classes":
+    if layout == "flat":
+        done.places = dict.fromkeys(names, Place(None, None))
+    elif layout == "classes":
         _classes(done, names, folders, 0, None, asked=True)
         if not any(place.class_ for place in done.places.values()):
             raise ConfigError(f"{option}: there are no sub-folders with images, so no classes; leave out --data.layout")
