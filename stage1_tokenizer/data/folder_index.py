@@ -98,7 +98,7 @@ def index_folder(config: "FolderConfig") -> FolderIndex:
         shared=splits["train"] == splits["validation"] and config.validation_root is None,
         classes={name: numbers[name] for name in classes},
         ignored=dict(seen.ignored + arranged.left_out),
-        notes=(*notes, *_advice(seen)),
+        notes=(*notes, *_tables(config, classes, seen), *_advice(seen)),
     )
     return FolderIndex(made, classes, report)
 
@@ -125,6 +125,15 @@ def _files(root: Path, config: "FolderConfig", option: str) -> tuple[dict[str, s
     return files, seen
 
 
+def _tables(config: "FolderConfig", classes: tuple[str, ...], seen: Seen) -> list[str]:
+    """What can be done where there are no classes, but files that may hold them."""
+    tables = {kind: seen.ignored[kind] for kind in (".csv", ".tsv", ".jsonl") if seen.ignored[kind]}
+    if classes or config.layout == "flat" or not tables:
+        return []
+    shown = ", ".join(f"{kind} {number:,}" for kind, number in tables.items())
+    return [f"there are no classes, but tables ({shown}); --data.labels FILE takes the classes from one"]
+
+
 def _advice(seen: Seen) -> list[str]:
     """What can be done about ignored files that are images all the same."""
     heic = sum(seen.ignored[kind] for kind in HEIC)
@@ -140,7 +149,8 @@ def _advice(seen: Seen) -> list[str]:
 def _arranged(config: "FolderConfig", held: list[str], seen: Seen, root: Path, option: str) -> Arranged:
     """The images with their classes, from a table if there is one, else from the folders."""
     above_ours = {os.fspath(parent) for name in seen.ours for parent in Path(name).parents}  # runs/, no empty class
-    arranged = arrange(held, [name for name in seen.folders if name not in above_ours], config.layout, option)
+    folders = [name for name in seen.folders if name not in above_ours]
+    arranged = arrange(held, folders, config.layout, option, chosen=config.files is not None)
     if config.labels is None:
         return arranged
     # Of the folders the splits alone count then.

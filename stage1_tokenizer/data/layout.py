@@ -12,21 +12,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from stage1_tokenizer.data.companions import are_pieces, companion_files, companion_folders
+from stage1_tokenizer.data.doubts import SHOWN, doubts, listed
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.data.split_names import Part, lack_training, split_names
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.names import folded, natural
 
 Layout = Literal["auto", "classes", "flat", "splits"]
-IMAGES = frozenset({"image", "images", "img", "imgs", "jpegimages", "original", "originals", "photos", "rgb"})
-COMPANIONS = frozenset({"annotations", "depth", "edges", "ground_truth", "groundtruth", "gt", "label", "labels"}) | {
-    *("mask", "masks", "previews", "segmentation", "segmentationclass", "segmentationobject", "thumbnails", "thumbs")
-}
-"""Folders that say something about images, or repeat them, where they lie beside a folder of IMAGES."""
-MASK_ENDINGS = ("_mask", "-mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt", "_depth")
-"""How the names of files end that say something about the image of the same name without the ending."""
-SHOWN = 5
-"""Names that a note lists."""
 
 
 class Place(NamedTuple):
@@ -49,15 +42,18 @@ class Arranged:
     """Number of images that belong to nothing, by the reason."""
 
 
-def arrange(names: Sequence[str], folders: Iterable[str], layout: Layout, option: str) -> Arranged:
+def arrange(names: Sequence[str], folders: Iterable[str], layout: Layout, option: str, chosen: bool) -> Arranged:
     """Find splits and classes in the relative paths of images.
 
     folders: all folders there are, those without images too. option: the option and its value, for errors.
+    chosen: the user listed the images, so those that go with others are meant too.
 
     Raises:
         ConfigError: the layout that is asked for is not there.
     """
     done = Arranged(notes=_odd_names(names))
+    if not chosen:
+        names = _without_companions(done, names)
     if layout == "flat":
         done.places = dict.fromkeys(names, Place(None, None))
     elif layout == "classes":
@@ -72,13 +68,13 @@ def arrange(names: Sequence[str], folders: Iterable[str], layout: Layout, option
 def arrange_like(names: Sequence[str], classes: Collection[str], where: str) -> Arranged:
     """Find the given classes in another folder, the part `where` of the same data set."""
     done = Arranged()
-    _like(done, names, classes, 0, None, where)
+    _like(done, _without_companions(done, names), classes, 0, None, where)
     return done
 
 
 def _any(done: Arranged, names: Sequence[str], folders: list[str], layout: Layout, option: str) -> None:
     depth, names = _unwrapped(done, names)
-    if depth:
+    if depth and len({(*_folders_and_file(name)[:depth],) for name in names}) == 1:
         done.notes.append(f"all images are below {'/'.join(names[0].split('/')[:depth])}/")
     groups, loose = _below(names, depth)
     splits = split_names(groups)
@@ -115,13 +111,15 @@ def _unwrapped(
     """
     while True:
         groups, loose = _below(names, depth)
-        kinds = {name: name.lower() for name in groups}
-        holders = [name for name, kind in kinds.items() if kind in IMAGES]
-        if len(holders) == 1 and len(groups) > 1 and all(k in COMPANIONS for n, k in kinds.items() if n != holders[0]):
-            for name in groups.keys() - holders:
-                _leave_out(done, groups[name], f"in {name}/, which goes with {holders[0]}/")
-            groups = {holders[0]: groups[holders[0]]}
-            names = [*groups[holders[0]], *loose]
+        beside, why = companion_folders({} if split_names(groups) else groups)
+        for name in sorted(beside):
+            _leave_out(done, groups.pop(name), f"in {name}/, {why}")
+        if beside:
+            names = [*(name for group in groups.values() for name in group), *loose]
+        if are_pieces(groups) and not loose and not any(folded(name) in stop for name in groups):
+            done.notes.append(f"{listed(groups)} are pieces of one set by their names, so no classes")
+            depth += 1
+            continue
         if len(groups) != 1 or loose or any(folded(name) in stop for name in groups):
             return depth, names
         depth += 1
@@ -149,19 +147,16 @@ def _odd_names(names: Sequence[str]) -> list[str]:
     notes = []
     if backslashes := [name for name in names if "\\" in name]:
         notes.append(f"{len(backslashes):,} names hold backslashes ({backslashes[0]}), which are taken as folders")
-    named = [name for name in names if name.rpartition(".")[0].lower().endswith(MASK_ENDINGS)]
-    stems = {name.rpartition(".")[0] for name in names} if named else set()
-    masks = [name for name in named if any(_without(name.rpartition(".")[0], end) in stems for end in MASK_ENDINGS)]
-    if masks:
-        notes.append(
-            f"{len(masks):,} images are named like masks of others ({masks[0]}), and are read as images; --data.files "
-            "chooses which are read"
-        )
     return notes
 
 
-def _without(stem: str, ending: str) -> str | None:
-    return stem[: -len(ending)] if stem.lower().endswith(ending) else None
+def _without_companions(done: Arranged, names: Sequence[str]) -> Sequence[str]:
+    """The images without those that go with others."""
+    beside = companion_files(names)
+    for what, found in beside.items():
+        _leave_out(done, found, f"{what}; --data.files names all that are read")
+    gone = {name for found in beside.values() for name in found}
+    return [name for name in names if name not in gone] if gone else names
 
 
 def _splits(
@@ -173,18 +168,48 @@ def _splits(
 ) -> None:
     """The images of each split, with the classes in its folder."""
     said: dict[Part, list[str]] = defaultdict(list)
+    strange = _nothing_in_common(groups, splits, depth)
     for name in sorted(splits, key=lambda name: (splits[name][0] != "train", name)):
         part, class_ = splits[name]
         said[part].append(f"{name}/")
         if class_:
             done.places |= dict.fromkeys(groups[name], Place(part, folded(class_)))
+        elif strange:
+            done.places |= dict.fromkeys(_unwrapped(done, groups[name], depth + 1)[1], Place(part, None))
         elif part == "train":
             inner, kept = _unwrapped(done, groups[name], depth + 1)
             _classes(done, kept, folders, inner, part)
         else:
             classes = {place.class_ for place in done.places.values() if place.class_}
             _like(done, groups[name], classes, depth + 1, part, f"{name}/")
+    if strange:
+        done.notes.append("no classes, since no sub-folder of the other splits is called as one of the training split")
+    used = {place.part for place in done.places.values()}
+    if used == {"train"}:
+        done.notes.append(
+            "only a part of the training images is validated on, since the other splits hold none of their classes; a "
+            "tokenizer needs none: --data.layout flat, with the two folders as --data.root and --data.validation_root"
+        )
+    said = {part: names for part, names in said.items() if part in used}
     done.notes.append("splits: " + ", ".join(f"{' and '.join(said[part])} ({part})" for part in said))
+
+
+def _nothing_in_common(groups: dict[str, list[str]], splits: dict[str, tuple[Part, str]], depth: int) -> bool:
+    """True where sub-folders of splits cannot be classes: cities, patients, each in one split alone."""
+    trained, others = set[str](), set[str]()
+    for name, (part, _) in splits.items():
+        folders = _inner_folders(groups[name], depth + 1)
+        if part == "train":
+            trained |= folders
+        elif len(folders) > 1:  # one alone is often a folder of all, test/unknown
+            others |= folders
+    return bool(others) and trained.isdisjoint(others)
+
+
+def _inner_folders(names: Sequence[str], depth: int) -> set[str]:
+    """The sub-folders that would be the classes of some images."""
+    inner, names = _unwrapped(Arranged(), names, depth)
+    return {folded(folder) for folder in _below(names, inner)[0]}
 
 
 def _like(
@@ -222,16 +247,13 @@ def _classes(
     _leave_out(done, loose, f"beside the folders of the classes{where}; --data.layout flat reads all, without classes")
     for name, group in groups.items():
         done.places |= dict.fromkeys(group, Place(part, folded(name)))
-    small = Counter(folded(name).casefold() for name in {folded(name) for name in groups})
-    if twice := sorted(name for name in groups if small[folded(name).casefold()] > 1):
-        done.notes.append(f"classes that differ in capital letters alone: {', '.join(twice[:SHOWN])}")
+    done.notes += doubts({name: _inner_folders(group, depth + 1) for name, group in groups.items()})
     above = {tuple(_folders_and_file(group[0])[:depth]) for group in groups.values()}
     siblings = {
         parts[depth] for folder in folders if len(parts := folder.split("/")) > depth and tuple(parts[:depth]) in above
     }
     if empty := sorted(siblings - groups.keys() - {""}, key=natural):
-        more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
-        done.notes.append(f"no image in {', '.join(f'{name}/' for name in empty[:SHOWN])}{more}{where}, so no class")
+        done.notes.append(f"no image in {listed(empty)}{where}, so no class")
 
 
 def _leave_out(done: Arranged, names: Sequence[str], why: str) -> None:

@@ -5,25 +5,23 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import Literal
 
+from stage1_tokenizer.data.companions import COMPANIONS
+from stage1_tokenizer.names import folded
+
 Part = Literal["train", "validation", "test"]
-PARTS: dict[str, Part] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-    "holdout": "test",
+_WORDS: dict[Part, str] = {
+    "train": "train training entrainement entraînement apprentissage entrenamiento treino treinamento addestramento "
+    "обучение 训练 訓練 学習",
+    "validation": "val valid validation dev validierung validacion validación validacao validação validazione "
+    "валидация 验证 驗證 検証",
+    "test": "test testing eval evaluation holdout hold-out hold_out prueba pruebas teste тест 测试 測試 テスト",
 }
+PARTS: dict[str, Part] = {word: part for part, words in _WORDS.items() for word in words.split()}
 """Words in the names of folders that hold splits."""
 _FORMS = sorted({form for word in PARTS for form in (word, word.upper(), word.capitalize())}, key=len, reverse=True)
 WORD = re.compile(
-    rf"(?:(?<![A-Za-z])(?:{'|'.join(_FORMS)})|(?<=[a-z])(?:{'|'.join(form for form in _FORMS if form[0].isupper())}))"
-    r"(?=_?[Ss]ets?(?![a-z])|[^a-z]|$)"
+    rf"(?:(?<![^\W\d_])(?:{'|'.join(_FORMS)})|(?<=[a-z])(?:{'|'.join(form for form in _FORMS if form[0].isupper())}))"
+    r"(?=_?[Ss]ets?(?![a-z])|[^a-zß-öø-ÿа-яё]|$)"
 )
 """Such a word in the name of a folder: train, Train_set, DIV2K_train_HR, trainA; not `latest`, `trains`."""
 SET = re.compile(r"^_?[Ss]ets?(?![a-z])")
@@ -36,6 +34,8 @@ def split_names(names: Collection[str]) -> dict[str, tuple[Part, str]]:
         train, val      DIV2K_train_HR, DIV2K_valid_HR      trainA, trainB, testA, testB
     """
     found = {name: said for name in names if (said := _part_and_rest(name))}
+    # train_masks goes with train, or is the whole data set
+    found = {name: said for name, said in found.items() if said[1].strip("_- .").lower() not in COMPANIONS} or found
     parts = defaultdict[str, set[Part]](set)
     for part, rest in found.values():
         parts[rest].add(part)
@@ -49,6 +49,7 @@ def split_names(names: Collection[str]) -> dict[str, tuple[Part, str]]:
 
 def _part_and_rest(name: str) -> tuple[Part, str] | None:
     """The part that a folder's name says, and the name without it; None where it says none, or two."""
+    name = folded(name)
     words = list(WORD.finditer(name))
     if len(words) != 1:
         return None
@@ -57,6 +58,7 @@ def _part_and_rest(name: str) -> tuple[Part, str] | None:
 
 
 def lack_training(names: Collection[str]) -> bool:
-    """True where all folders are named as splits, but none to train on: taken as classes, their images would be."""
+    """True where folders are named as splits, but none to train on: taken as classes, their images would be."""
     found = [_part_and_rest(name) for name in names]
-    return len(found) > 1 and all(each and each[0] != "train" and each[1] == "" for each in found)
+    parts = {each[0] for each in found if each and each[1] == ""}
+    return len(found) > 1 and "train" not in parts and ((all(found) and bool(parts)) or len(parts) > 1)
