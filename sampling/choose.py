@@ -8,11 +8,12 @@ import math
 from typing import Literal, Self, assert_never
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config import Config
 from stage1_tokenizer.float64 import float64
+from stage1_tokenizer.value_forms import Limit
 from stage2_prior.generation import draw
 
 
@@ -26,8 +27,8 @@ class ChooseConfig(Config):
     `temperature_schedule`; null: the same everywhere."""
     temperature_schedule: Literal["linear", "cosine"] = "linear"
     """The way from one to the other: evenly, or slowly at both ends."""
-    top_k: PositiveInt | None = None
-    """Only the k likeliest codes; more than there are is no filter."""
+    top_k: Limit = None
+    """Only the k likeliest codes; 0, null, or more than there are is no filter."""
     top_p: float = Field(1.0, ge=0.0, le=1.0)
     """Only the likeliest codes that together have this probability; at least one code always remains."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)

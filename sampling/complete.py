@@ -30,6 +30,8 @@ from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.launch import start_accelerator
+from stage1_tokenizer.names import located
+from stage1_tokenizer.value_forms import Texts
 
 GRID = "grid.png"
 
@@ -65,8 +67,9 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     """Completions of each picture."""
     paste: bool = True
     """Put the kept pixels back as they were; --no-paste shows them as the tokenizer has them, without a seam."""
-    class_: str | None = Field(None, alias="class")
-    """Name or number of the class of all pictures; null: each one's own where the data set says it, else none."""
+    class_: Texts | None = Field(None, alias="class")
+    """Name or number of the class of all pictures, or several that they have in turn; null: each one's own where the
+    data set says it, else none."""
     seed: int = 0
     """Variant v of picture i follows from (seed, i, v)."""
     out: str | None = None
@@ -152,7 +155,7 @@ def kept_pixels(config: CompleteConfig, sampler: Sampler) -> NDArray[np.bool_]:
     if config.mask is not None:
         path = Path(config.mask)
         if not path.is_file():
-            raise ConfigError(f"mask {path}: there is no such file")
+            raise ConfigError(f"mask {located(path)}: there is no such file")
         mask = decode(path, 1)[:, :, 0]
         if mask.shape != kept.shape:
             raise ConfigError(

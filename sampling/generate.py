@@ -18,6 +18,7 @@ from stage1_tokenizer.command import run_command
 from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.launch import start_accelerator
+from stage1_tokenizer.value_forms import Texts
 
 MEANS_NOTHING = {
     "class_": "a tokenizer has no classes",
@@ -51,8 +52,9 @@ class GenerateConfig(CommandConfig, SamplingConfig):
     the same settings were interrupted in it, or in the newest numbered one, only what is missing is made."""
     seed: int = 0
     """Picture i follows from (seed, i)."""
-    class_: str | None = Field(None, alias="class")
-    """Name or number of the class of all pictures; null: the classes in turn."""
+    class_: Texts | None = Field(None, alias="class")
+    """Name or number of the class of all pictures. Of several, given as `a,b` or as `--class a --class b`, the pictures
+    are in turn; null: of all."""
     temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
     """Divides the prior's logits: below 1 likelier codes gain; 0 always takes the likeliest. With `--tokenizer` it is
     the standard deviation of the noise: below 1 pictures are nearer to the mean one, and 0 gives that alone."""

@@ -16,6 +16,7 @@ from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
 from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.order import parts_of, share
+from stage2_prior.class_names import labels_in_turn
 from stage2_prior.prior import LoadedPrior
 
 GRID = "grid.png"
@@ -28,8 +29,8 @@ class PriorSource:
     """A prior, and which pictures are drawn from it."""
 
     sampler: Sampler
-    class_: str | None
-    """Name or number of the class of all pictures; None: the classes in turn."""
+    class_: str | Sequence[str] | None
+    """Names or numbers of the classes that the pictures have in turn; None: all classes."""
     seed: int
 
     unit = "code"
@@ -47,7 +48,9 @@ class PriorSource:
         return self.sampler.codes_per_picture * self.sampler.config.candidates
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.sampler.labels(indices, self.class_)
+        if self.class_ is None:
+            return self.sampler.labels(indices)
+        return labels_in_turn(self.class_, self.sampler.prior.classes, indices)
 
     def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object]) -> NDArray[np.uint8]:
         return self.sampler.pictures(indices, self.labels(indices), self.seed, progress)

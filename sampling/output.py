@@ -101,7 +101,7 @@ def is_finished(folder: Path) -> bool:
 
 def _open(given: str | None, parent: Path, settings: Tree, pictures: Mapping[str, Shape]) -> tuple[Path, list[int]]:
     out = _claim(given, parent, settings)
-    for path in out.glob(".tmp-*"):
+    for path in out.rglob(".tmp-*"):
         if LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
     saved = _saved(out)

@@ -21,6 +21,7 @@ from stage1_tokenizer.data.listing import FOLDER, image_files
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.marker import OUR_ENDINGS, png_mark
+from stage1_tokenizer.names import located
 
 DECODE_CHUNK = 16
 """Pictures are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
@@ -143,7 +144,7 @@ def picture_paths(source: Path, option: str) -> list[Path]:
     if not found:
         reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
         raise ConfigError(
-            f"{option} {source}: {reason} (looked for {', '.join(USUAL)} and all others that Pillow reads, by content)"
+            f"{option} {located(source)}: {reason} (looked for {', '.join(USUAL)} and all others that Pillow reads, by content)"
         )
     return found
 

@@ -1,14 +1,16 @@
 """Pictures -> codes -> pictures.   python sampling/reconstruct.py --tokenizer RUN [PICTURE OR FOLDER ...]
 
 Pictures of any size, each encoded and decoded at its own, in tiles where it is larger than one; without any, validation
-pictures of the tokenizer's own data. Writes OUT/000000.png, ..., OUT/figures.json and OUT/settings.json, and prints
-how near the reconstructions are to the originals and how many bits their codes take. Files that cannot be read are
+pictures of the tokenizer's own data. Writes a PNG file of the same name for each (`cat.jpg` becomes OUT/cat.png),
+OUT/figures.json and OUT/settings.json, and prints how near the reconstructions are to the originals and how many bits
+their codes take. Files that cannot be read are
 named and left out, and the command then ends with exit code 3.
 """
 
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +37,15 @@ from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.launch import on_main, start_accelerator
 from stage1_tokenizer.metrics import psnr
+from stage1_tokenizer.names import folded
 from stage1_tokenizer.ssim import ssim
 from stage1_tokenizer.tiles import Tiles, decode_codes, encode_codes, tiles_for
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
 VALIDATION = 64
 """Pictures of the validation split, unless a number is given."""
+LONGEST_NAME = 200
+"""Bytes of a name; systems take 255, and while a file is written its name is longer."""
 COLUMNS = ("psnr", "ssim", "bits", "height", "width")
 
 
@@ -70,6 +75,9 @@ class Originals(NamedTuple):
     """The pictures, to be read one at a time."""
 
     names: list[str]
+    """Where each came from."""
+    files: list[str]
+    """The name of the file, below the folder for the pictures, that its reconstruction goes to."""
     read: Callable[[int], Picture]
     """Of a number: (H, W, C) uint8."""
     bad: tuple[str, ...] = ()
@@ -83,7 +91,7 @@ def main() -> None:
     tiles = tiles_for(loaded.tokenizer.config, config.tile, config.overlap)
     originals = given_pictures(accelerator, config, loaded) if config.pictures else validation_pictures(config, loaded)
     found = {"tokenizer": str(loaded.path), "step": loaded.step, "weights": loaded.fingerprint}
-    settings = settings_of(config.tree(), {**found, "pictures": originals.names})
+    settings = settings_of(config.tree(), {**found, "pictures": originals.names, "files": originals.files})
     # Nothing that is there is kept: the figures are not on disk before the end. But what was begun may be begun again.
     output = open_output(accelerator, config.out, loaded.path.parent / "reconstructed", settings, {})
     out = output.path
@@ -97,12 +105,12 @@ def main() -> None:
     for index in counted(mine, len(mine), "picture", "reconstructing"):
         picture = originals.read(index)
         made, *values = reconstruct(accelerator, loaded.tokenizer, picture, tiles)
-        save_png(out / f"{index:06d}.png", rows_of([[picture, made]]) if config.beside else made)
+        save_png(out / originals.files[index], rows_of([[picture, made]]) if config.beside else made)
         figures[index] = torch.tensor([*values, *picture.shape[:2]], dtype=torch.float64)
     figures = accelerator.reduce(figures.to(accelerator.device), "sum").cpu()
     if accelerator.is_main_process:
         finish(config, loaded, tiles, originals, figures, out)
-        close_output(output, [f"{index:06d}.png" for index in range(number)])
+        close_output(output, originals.files)
         seconds = time.monotonic() - began
         print(
             f"{number} pictures in {seconds:.1f} s ({number / max(seconds, 1e-9):.1f} pictures/s): {one_line(str(out))}"
@@ -151,16 +159,24 @@ def given_pictures(accelerator: Accelerator, config: ReconstructConfig, loaded: 
     """
     channels = loaded.tokenizer.config.image_channels
 
-    def look() -> tuple[list[Path], list[str]]:
-        paths = [path for source in config.pictures for path in picture_paths(Path(source), "pictures")]
-        return readable(paths[: config.n], channels)
+    def look() -> tuple[dict[Path, str], list[str]]:
+        names = {
+            path: path.relative_to(source).as_posix() if path != Path(source) else path.name
+            for source in config.pictures
+            for path in picture_paths(Path(source), "pictures")
+        }
+        paths, bad = readable([*names][: config.n], channels)
+        return dict(zip(paths, png_names([names[path] for path in paths]), strict=True)), bad
 
-    paths, bad = on_main(accelerator, look)
+    named, bad = on_main(accelerator, look)
+    paths = [*named]
     if not paths:
         raise unreadable(bad)
     for reason in bad:
         accelerator.print(f"left out: {one_line(reason)}")
-    return Originals([str(path) for path in paths], lambda index: decode(paths[index], channels), tuple(bad))
+    return Originals(
+        [str(path) for path in paths], [*named.values()], lambda index: decode(paths[index], channels), tuple(bad)
+    )
 
 
 def validation_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
@@ -174,7 +190,24 @@ def validation_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> O
         picture: Picture = rearrange(pixels, "1 C H W -> H W C").numpy()
         return picture
 
-    return Originals([f"validation picture {index} of {data.kind}" for index in range(number)], read)
+    names = [f"validation picture {index} of {data.kind}" for index in range(number)]
+    return Originals(names, [f"{index:06d}.png" for index in range(number)], read)
+
+
+def png_names(names: Sequence[str]) -> list[str]:
+    """Names of PNG files for pictures of these names, without two that a system takes for one: `a.jpg` and `a.png` are
+    `a.png` and `a-2.png`. Names that leave no room for a number are cut short."""
+    taken, found = set[str](), list[str]()
+    for name in names:
+        path, number = Path(name), 1
+        stem = path.with_name(os.fsdecode(os.fsencode(path.stem)[:LONGEST_NAME])).as_posix()
+        made = f"{stem}.png"
+        while folded(made).casefold() in taken:
+            number += 1
+            made = f"{stem}-{number}.png"
+        taken.add(folded(made).casefold())
+        found.append(made)
+    return found
 
 
 def finish(
@@ -189,7 +222,7 @@ def finish(
         size = {"height": int(row["height"]), "width": int(row["width"])}
         quality = {"psnr": row["psnr"], "ssim": row["ssim"]}
         rows.append(
-            {"file": f"{index:06d}.png", "of": name, **size, **quality, "bits": bits, "bits_per_pixel": per_pixel}
+            {"file": originals.files[index], "of": name, **size, **quality, "bits": bits, "bits_per_pixel": per_pixel}
         )
     mean = {name: float(figures[:, COLUMNS.index(name)].mean()) for name in ("psnr", "ssim")}
     factor = loaded.tokenizer.config.network.factor

@@ -139,7 +139,8 @@ def _short(value: Any) -> str:
 
 def _picture(folder: Path, settings: Tree, done: str) -> Child:
     """The grid, or of very many pictures the first ones."""
-    files = [path for path in islice(sorted(folder.glob("[0-9]*.png")), LARGEST_GRID + 1) if "-" not in path.stem]
+    named = folder.rglob("*.png") if "files" in settings else folder.glob("[0-9]*.png")
+    files = [path for path in islice(sorted(named), LARGEST_GRID + 1) if "files" in settings or "-" not in path.stem]
     whole = folder / "grid.png"
     if whole.is_file() and len(files) <= LARGEST_GRID:
         picture = read(whole)

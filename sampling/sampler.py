@@ -23,7 +23,6 @@ from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
 from sampling.picture_files import Shape, to_pictures
-from stage1_tokenizer.config import Size
 from stage1_tokenizer.data.order import parts_of
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.float64 import device_of_float64
@@ -31,11 +30,13 @@ from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage1_tokenizer.seeds import uniforms
 from stage1_tokenizer.tiles import decode_codes, tiles_for
 from stage1_tokenizer.tokenizer import check_image_size
+from stage1_tokenizer.value_forms import Size
 from stage2_prior.base import Grid
+from stage2_prior.class_names import label_of, labels_in_turn
 from stage2_prior.generation import Known, NotFiniteError, generate
 from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
-from stage2_prior.prior import LoadedPrior, label_of, load_prior, newest_run
+from stage2_prior.prior import LoadedPrior, load_prior, newest_run
 from stage2_prior.products import Precision
 from stage2_prior.windows import check_window
 
@@ -172,7 +173,8 @@ class Sampler:
     ) -> NDArray[np.uint8]:
         """Pictures 0..n-1 of a seed: (n, H, W, C) uint8.
 
-        classes: a name or number for all pictures, one for each, or None for the classes in turn.
+        classes: a name or number for all pictures, one for each, or None for the classes in turn. In a text, several
+        that pictures have in turn may stand with commas between them.
 
         Raises:
             ConfigError: n is not positive, an unknown class (lists those there are), or as many classes as pictures
@@ -194,7 +196,7 @@ class Sampler:
         if classes is None:
             return indices % max(1, len(known))
         if isinstance(classes, str | int | np.integer):
-            return np.full_like(indices, label_of(str(classes), known))
+            return labels_in_turn(str(classes), known, indices)
         if len(classes) != len(indices):
             raise ConfigError(f"{len(classes)} classes for {len(indices)} pictures: give one for each, or one for all")
         return np.array([label_of(str(name), known) for name in classes], dtype=np.int64)

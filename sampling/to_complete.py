@@ -1,5 +1,6 @@
 """The pictures that are to be completed: files, or the data set that the prior was trained on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from sampling.sampler import Sampler
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.pictures import resize
-from stage2_prior.prior import label_of, labels_for
+from stage2_prior.class_names import labels_in_turn
+from stage2_prior.prior import labels_for
 
 
 class ToComplete(NamedTuple):
@@ -25,14 +27,17 @@ class ToComplete(NamedTuple):
     """Where each came from."""
 
 
-def read_pictures(sampler: Sampler, source: str | None, n: int, class_: str | None, seed: int) -> ToComplete:
+def read_pictures(
+    sampler: Sampler, source: str | None, n: int, class_: str | Sequence[str] | None, seed: int
+) -> ToComplete:
     """The first n pictures of a file or folder, scaled and cropped to the sampler's size; or validation pictures.
 
     Raises:
         ConfigError: there are none, an unknown class, or no class where the prior needs one.
         BadFileError: files cannot be read; all are named, so that they can be taken out at once.
     """
-    given = None if class_ is None else label_of(class_, sampler.prior.classes)
+    known = sampler.prior.classes
+    given = None if class_ is None else labels_in_turn(class_, known, np.arange(n, dtype=np.int64))
     if source is not None:
         paths = picture_paths(Path(source), "images")[:n]
         channels = sampler.prior.tokenizer.tokenizer.config.image_channels
@@ -40,14 +45,14 @@ def read_pictures(sampler: Sampler, source: str | None, n: int, class_: str | No
         if bad:
             raise unreadable(bad)
         pictures = [_fitted(resize(decode(path, channels), sampler.size), sampler.size) for path in paths]
-        label = labels_for(sampler.prior, ())[0] if given is None else given
-        return ToComplete(np.stack(pictures), np.full(len(paths), label, dtype=np.int64), [str(path) for path in paths])
+        own = np.resize(labels_for(sampler.prior, ()), len(paths)) if given is None else given[: len(paths)]
+        return ToComplete(np.stack(pictures), own, [str(path) for path in paths])
     data = data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": sampler.size})
     split = build_pictures(data, "validation", seed)
     indices = np.arange(min(n, len(split)), dtype=np.int64)
     pixels, labels = split.batch(indices)
     names = [f"validation picture {index} of {data.kind}" for index in indices]
-    own = labels_for(sampler.prior, split.classes)[labels.numpy()] if given is None else np.full(len(indices), given)
+    own = labels_for(sampler.prior, split.classes)[labels.numpy()] if given is None else given[: len(indices)]
     return ToComplete(pixels.permute(0, 2, 3, 1).numpy(), own, names)
 
 

@@ -32,6 +32,7 @@ from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.console import say
 from stage1_tokenizer.data.formats import EXTENSIONS, is_image
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.names import located
 from stage1_tokenizer.state import STATE_NAME, states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
@@ -89,7 +90,7 @@ def checks_of(path: Path) -> list[Check]:
     if found:
         return found
     if not path.exists():
-        raise ConfigError(f"{path}: there is no such file or folder")
+        raise ConfigError(f"{located(path)}: there is no such file or folder")
     raise ConfigError(f"{path}: is nothing that Tessera writes or reads; -h lists what can be checked")
 
 

@@ -19,7 +19,6 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -34,7 +33,7 @@ from stage1_tokenizer.command_line import words_of
 from stage1_tokenizer.config_errors import explain, explain_flags
 from stage1_tokenizer.console import note
 from stage1_tokenizer.errors import BadFileError, ConfigError, UserError
-from stage1_tokenizer.names import existing_path
+from stage1_tokenizer.names import existing_path, located
 from stage1_tokenizer.trees import LARGEST_YAML, dump_yaml, parse_json, parse_yaml
 
 Tree = dict[str, Any]
@@ -105,6 +104,11 @@ class CommandConfig(Config):
     config: str | None = None
     """YAML file that overrides the defaults; the command line overrides both."""
 
+    @classmethod
+    def completed(cls, tree: Tree) -> Tree:
+        """The tree with what it takes from files that it names; of most commands, the same tree."""
+        return tree
+
 
 def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -> CommandT:
     """Defaults, then the file given by `--config`, then the command line, as one validated config.
@@ -141,11 +145,11 @@ def configure(cls: type[CommandT], given: Tree) -> CommandT:
     """
     defaults = _defaults(cls)
     if not given.get("config"):
-        return cls.from_tree(merge(defaults, _with_nulls(given)), "configuration")
+        return cls.from_tree(cls.completed(merge(defaults, _with_nulls(given))), "configuration")
     file = read_yaml(existing_path(given["config"]))
     for line in dropped_keys(file, given):
         note(line)
-    return cls.from_tree(merge(merge(defaults, file), _with_nulls(given)), "configuration")
+    return cls.from_tree(cls.completed(merge(merge(defaults, file), _with_nulls(given))), "configuration")
 
 
 def read_yaml(path: str | Path) -> Tree:
@@ -154,7 +158,7 @@ def read_yaml(path: str | Path) -> Tree:
     Raises:
         ConfigError: there is no such file, or it is not YAML, too large, or does not hold a mapping.
     """
-    return _read_yaml(path, f"--config {path}", ConfigError)
+    return _read_yaml(path, f"--config {located(path)}", ConfigError)
 
 
 def read_saved_yaml(path: str | Path) -> Tree:
@@ -243,18 +247,6 @@ def config_from_json(cls: type[ConfigT], text: str | None, source: str) -> Confi
         return cls.from_tree(parse_json(text), f"header of {source}")
     except ValueError as error:  # a ConfigError is one too
         raise BadFileError(f"{source}: its header holds no usable {cls.__name__}: {error}") from None
-
-
-def _as_pair(value: Any) -> Any:
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
-    return (value, value) if isinstance(value, (int, str)) else value
-
-
-Side = Annotated[PositiveInt, Field(le=65_536)]
-"""Pixels."""
-Size = Annotated[tuple[Side, Side], BeforeValidator(_as_pair)]
-"""Height and width in pixels; a single number means a square. On the command line: `64` or `64,96`."""
 
 
 def _defaults(cls: type[Config]) -> Tree:

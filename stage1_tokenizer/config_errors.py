@@ -1,16 +1,19 @@
 """A mistake in a config in our words: which key, what is wrong with it, what was given, and which key was meant."""
 
-import difflib
 from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from stage1_tokenizer.hints import hint
+
 MOST = 10
 """Mistakes that are listed; of a file that is no config at all, hundreds would hide the first."""
 LONGEST = 120
 """Characters of a given value or of a reason."""
+DASHES = ("-", "\u2013", "\u2014")
+"""Beginnings of an option; text processors make long dashes of two short ones."""
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
@@ -26,10 +29,18 @@ def explain_flags(cls: type[BaseModel], message: str) -> str:
     head, _, rest = message.partition("unrecognized arguments: ")
     if not rest:
         return shortened(head.removeprefix("error parsing CLI: "))
-    words = [word.split("=")[0] for word in rest.split() if word.startswith("-")] or rest.split()[:1]
+    words = [word.split("=")[0] for word in rest.split() if word.startswith(DASHES)] or rest.split()[:1]
     known = set(_keys(cls))
-    lines = [f"{shortened(word)}: there is no such option{_nearest(word.lstrip('-'), known)}" for word in words[:MOST]]
+    lines = [f"{shortened(word)}: {_unknown(word, known)}" for word in words[:MOST]]
     return "\n  ".join([*lines, "(-h lists all options)"])
+
+
+def _unknown(word: str, known: set[str]) -> str:
+    """The reason why a word of the command line is refused, and what may have been meant."""
+    if word.startswith(DASHES):
+        return f"there is no such option{hint(word.lstrip(''.join(DASHES)), known, typed=True)}"
+    meant = hint(word, known, typed=True) or "; a value with spaces in it needs quotation marks"
+    return f"is no option, and belongs to none{meant}"
 
 
 def shown(value: object) -> str:
@@ -64,20 +75,12 @@ def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _keys(model, f"{prefix}{name}.")
 
 
-def _nearest(key: str, known: set[str]) -> str:
-    # A misspelt last part is likelier than a misspelt path, so look for the last part alone too.
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in sorted(known, reverse=True)}
-    close = difflib.get_close_matches(key, known, 1, 0.75) or [
-        by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, 0.7)
-    ]
-    return f"; did you mean {'-' * (len(close[0]) == 1)}{close[0]}?" if close else ""
-
-
 def _explain_one(cls: type[BaseModel], known: set[str], details: dict[str, Any]) -> str:
     """One pydantic error as one line: the dotted key, what is wrong, what was given, and the nearest known key."""
     # In a location inside a union, pydantic inserts the kind's name, which is not part of the key.
     parts: list[str] = []
     models: list[type[BaseModel]] = [cls]
+    kinds: list[type[BaseModel]] = []
     kind = ""
     for part in details["loc"]:
         fields = {field.alias or name: field for model in models for name, field in model.model_fields.items()}
@@ -86,22 +89,40 @@ def _explain_one(cls: type[BaseModel], known: set[str], details: dict[str, Any])
             parts.append(str(part))
             models = list(_models(fields[part].annotation)) or models
         elif narrowed := [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]:
-            models, kind = narrowed, f" (of kind {part})"
+            kinds, models, kind = models, narrowed, str(part)
         else:
             parts.append(shortened(str(part)))
-    key = ".".join(parts)
+    key, of_kind = ".".join(parts), f" (of kind {kind})" if kind else ""
     if details["type"] == "extra_forbidden" and key in known:
-        return f"{key}: is a key of another kind than {kind.removeprefix(' (of kind ').rstrip(')')}"
+        return f"{key}: {_of_other_kinds(key, kind, kinds)}"
     if details["type"] == "extra_forbidden":
-        return f"{key}{kind}: there is no such key{_nearest(key, known)}"
+        return f"{key}{of_kind}: there is no such key{hint(key, known)}"
     if details["type"].startswith("union_tag"):
-        kinds = sorted(str(m.model_fields["kind"].default) for m in models if "kind" in m.model_fields)
+        names = sorted(str(m.model_fields["kind"].default) for m in models if "kind" in m.model_fields)
         given = details["input"].get("kind") if isinstance(details["input"], dict) else details["input"]
-        return f"{key}.kind: {shown(given)} is not one of {', '.join(kinds)}"
+        listed = ", ".join(names)
+        if given is None:
+            return f"{key}.kind: is required (give --{key}.kind KIND; there are {listed})"
+        close = hint(str(given), names) if isinstance(given, str) else ""
+        return f"{key}.kind: {shown(given)} is not one of {listed}{close}"
     if details["type"] == "missing":
         return f"{key}: is required (give --{key} VALUE)"
-    where = f"{key}{kind}: " if key else ""
+    where = f"{key}{of_kind}: " if key else ""
     message = str(details["msg"]).removeprefix("Value error, ")
     message = message if len(message) <= 4 * LONGEST else f"{message[: 4 * LONGEST]}..."
     given = "" if details["type"] == "value_error" and not key else f", got {shown(details['input'])}"
     return f"{where}{message}{given}"
+
+
+def _of_other_kinds(key: str, kind: str, models: list[type[BaseModel]]) -> str:
+    """The reason why a key is refused that only other kinds have, and how to choose one of them.
+
+    A kind that cannot do without the key is the likeliest to have been meant.
+    """
+    path, _, name = key.rpartition(".")
+    owners = [model for model in models if name in model.model_fields]
+    owners.sort(key=lambda model: not model.model_fields[name].is_required())
+    names = [str(model.model_fields["kind"].default) for model in owners]
+    if not names:
+        return f"is no key of the kind {kind}"
+    return f"is a key of {path}.kind {', '.join(names)}, but the kind is {kind}; give --{path}.kind {names[0]} too"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stage1_tokenizer.config_errors import shortened
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.names import located
 
 
 def existing(path: Path, key: str, choices: str) -> Path:
@@ -21,7 +22,7 @@ def existing(path: Path, key: str, choices: str) -> Path:
     except OSError:  # a name too long, or a folder on the way that is closed to us
         found = False
     if not found:
-        raise ConfigError(f"{key} {shortened(str(path))}: there is no such file; {choices}")
+        raise ConfigError(f"{key} {located(shortened(str(path)))}: there is no such file; {choices}")
     return path
 
 

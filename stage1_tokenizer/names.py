@@ -1,4 +1,5 @@
-"""Names of files and classes as they are compared: one Unicode normal form, and numbers by their value."""
+"""Names of files and classes as they are compared and shown: one Unicode normal form, numbers by their value, paths
+with the folder that they start from."""
 
 import os
 import re
@@ -26,7 +27,10 @@ def existing_path(given: str) -> str:
 
     A path that does not exist in any form is returned as it is: the command says what is missing.
     """
-    path = Path(given).expanduser() if given.startswith("~") else Path(given)
+    try:
+        path = Path(given).expanduser() if given.startswith("~") else Path(given)
+    except RuntimeError:  # `~` and a name that is no user's
+        return given
     if given.isascii() or os.path.lexists(path):
         return str(path) if given.startswith("~") else given
     found = Path(path.anchor)
@@ -36,6 +40,11 @@ def existing_path(given: str) -> str:
             return str(path)
         found /= forms[0]
     return str(found)
+
+
+def located(path: str | Path) -> str:
+    """A path for a message that says it is not there: a relative one with the folder that it starts from."""
+    return f"{path}" if Path(path).is_absolute() else f"{path} (in {Path.cwd()})"
 
 
 def _forms_in(folder: Path, name: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stage1_tokenizer.config import CommandConfig
+from stage1_tokenizer.config import CommandConfig, Tree
 
 FREE_KEYS = (
     "config",
@@ -56,3 +56,7 @@ class RunConfig(CommandConfig):
     """At the end, write the page about the run, report.html in its folder."""
     allow_changed: bool = False
     """Continue a run although the configuration has changed; what differs is listed otherwise."""
+
+    def resolved(self, saved: Tree) -> Tree:
+        """The saved config of a run of this kind, with the values that a null in it stood for."""
+        return saved

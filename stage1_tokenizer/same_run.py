@@ -24,7 +24,7 @@ def changes(folder: Path, config: RunConfig, tree: Tree, data: DataRecord | None
     before = DataRecord.saved_in(folder) if data else None
     if data and not before:
         say(f"note: {folder} does not say what data it was trained on so far; whether these are the same is not known")
-    saved = with_defaults(type(config), read_saved_yaml(file))
+    saved = config.resolved(with_defaults(type(config), read_saved_yaml(file)))
     identified = before is not None
     changed = differences(compared(saved, identified), compared(tree, identified))
     if before and data:

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.checkpoint import load_strict, read_weights
-from stage1_tokenizer.config import Config, Size, Tree, config_from_json
+from stage1_tokenizer.config import Config, Tree, config_from_json
 from stage1_tokenizer.config_errors import shortened, shown
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.names import located
 from stage1_tokenizer.networks import NetworkConfig, build_network
 from stage1_tokenizer.trees import parse_json
+from stage1_tokenizer.value_forms import Size
 
 TOKENIZER_FILE = "tokenizer.safetensors"
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -149,7 +151,7 @@ class LoadedTokenizer:
             ConfigError: there is nothing at this path.
             BadFileError: the file is damaged, or is not a tokenizer.
         """
-        file = resolve(path, TOKENIZER_FILE, option)
+        file = resolve_tokenizer(path, option)
         tensors, header = read_weights(file, kind="tokenizer")
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
         tokenizer = build_for(tensors, lambda: Tokenizer(config), str(file))
@@ -205,6 +207,11 @@ def config_tree(text: str | None, source: str) -> Tree:
     return tree
 
 
+def resolve_tokenizer(path: str | Path, option: str = "--tokenizer") -> Path:
+    """The weights of a tokenizer, given as the file or its folder. Raises ConfigError where there are none."""
+    return resolve(path, TOKENIZER_FILE, option)
+
+
 def resolve(path: str | Path, name: str, option: str) -> Path:
     """The file itself, or the file `name` in the folder.
 
@@ -220,5 +227,5 @@ def resolve(path: str | Path, name: str, option: str) -> Path:
         raise ConfigError(f"{option} {shortened(str(path))}: {error.strerror}") from None
     if not found:
         hint = f"the folder holds no {name}" if folder else "there is no such file or folder"
-        raise ConfigError(f"{option} {path}: {hint}")
+        raise ConfigError(f"{option} {located(path)}: {hint}")
     return file

@@ -13,9 +13,10 @@ from einops import rearrange
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Channels, Count, Side
+from stage1_tokenizer.config import Channels, Count
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
+from stage1_tokenizer.value_forms import Side
 from stage2_prior.base import BasePriorConfig, ContextsDecoder, Grid, Prior
 from stage2_prior.gated_layer import GatedLayer
 from stage2_prior.pixelcnn_decoding import PixelCnnContexts

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from stage1_tokenizer.checkpoint import brief, read_weights
+from stage1_tokenizer.checkpoint import read_weights
 from stage1_tokenizer.config import Config, Tree, config_from_json
 from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.names import folded
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape, build_for, config_tree, resolve, saved_step
 from stage1_tokenizer.trees import LARGEST_JSON
 from stage2_prior.base import Prior
@@ -34,10 +33,6 @@ MOST_CLASSES = 40_000
 """A header holds their names, in less JSON than trees.py reads."""
 LONGEST_NAMES = LARGEST_JSON - 100_000
 """Characters of JSON that they may have together: the rest is for what else the header says."""
-LISTED = 50
-"""Classes that an error lists."""
-LONGEST_NUMBER = 18
-"""Digits of a class's number: of thousands Python makes none."""
 PriorConfig = Annotated[GptConfig | PixelCnnConfig, Field(discriminator="kind")]
 
 
@@ -130,6 +125,11 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu") -> LoadedPr
     return LoadedPrior.load(path, device)
 
 
+def prior_file(given: str | None) -> Path:
+    """The weights of the prior that an option names, or of the newest run. Raises ConfigError where there are none."""
+    return resolve(given or newest_run(Path("runs/stage2")), PRIOR_FILE, "--prior")
+
+
 def newest_run(folder: Path) -> Path:
     """The run under a folder whose prior was written last. Raises ConfigError where there is none."""
     files = sorted(folder.glob(f"*/{PRIOR_FILE}"), key=lambda file: file.stat().st_mtime)
@@ -155,25 +155,6 @@ def check_classes(classes: tuple[str, ...]) -> None:
             f"the names of the data's {len(classes):,} classes have {length:,} characters as JSON, and a prior holds "
             f"at most {LONGEST_NAMES:,}; shorten the names of the folders"
         )
-
-
-def label_of(name: str, classes: tuple[str, ...]) -> int:
-    """A class given by its name, in any normal form, or by its number -> its label. Where names are numbers themselves
-    (folders 1, 2, 10), a number is always a name.
-
-    Raises:
-        ConfigError: there is no such class; lists those there are, of many the first ones.
-    """
-    names = [folded(known) for known in classes]
-    if folded(name) in names:
-        return names.index(folded(name))
-    numbered = not any(known.isdecimal() for known in classes)
-    if numbered and len(name) <= LONGEST_NUMBER and name.isdecimal() and int(name) < len(classes):
-        return int(name)
-    known = ", ".join(f"{label} {known}" if numbered else known for label, known in enumerate(classes[:LISTED]))
-    known += f" and {len(classes) - LISTED:,} more" if len(classes) > LISTED else ""
-    known = known or "none: this prior is unconditional"
-    raise ConfigError(f"class {json.dumps(brief(name))}: there is no such class; the classes are: {known}")
 
 
 def labels_for(prior: LoadedPrior, classes: tuple[str, ...]) -> NDArray[np.int64]:

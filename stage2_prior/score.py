@@ -19,21 +19,22 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.config import CommandConfig, Tree, parse_command_line
 from stage1_tokenizer.console import bar
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.order import parts_of, share
+from stage1_tokenizer.data.partial import with_own_data
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.launch import start_accelerator
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class
-from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run
+from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run, prior_file
 from stage2_prior.tokens import check_fits
 
 
@@ -42,8 +43,8 @@ class ScoreConfig(CommandConfig):
 
     prior: str | None = None
     """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
-    data: DataConfig | None = None
-    """The images; null: those of the prior's own data set."""
+    data: DataConfig | None = Field(None, discriminator="kind")
+    """The images; null: those of the prior's own data set. Keys without `data.kind` change that one."""
     split: Split = "validation"
     """Which split of them."""
     n: PositiveInt | None = None
@@ -54,6 +55,11 @@ class ScoreConfig(CommandConfig):
     """Images scored at once by each process; bounded by memory, without effect on the scores."""
     out: str | None = None
     """Folder for scores.csv and scores.json; default: scores/ and the data set's kind and split, in the prior's."""
+
+    @classmethod
+    def completed(cls, tree: Tree) -> Tree:
+        """The tree with a whole data set where only some of the prior's keys are changed."""
+        return with_own_data(tree, lambda: prior_file(tree.get("prior")))
 
 
 class Scores(NamedTuple):

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.alarms.base import Alarms
 from stage1_tokenizer.checkpoint import write_file, write_weights
 from stage1_tokenizer.command import run_command
 from stage1_tokenizer.compiling import Compiling
-from stage1_tokenizer.config import parse_command_line
+from stage1_tokenizer.config import Tree, parse_command_line
 from stage1_tokenizer.console import bar, command, counted
 from stage1_tokenizer.data import DataConfig, data_config, open_data
 from stage1_tokenizer.data.order import BatchOrder, Places, parts_of, share
+from stage1_tokenizer.data.partial import own_data, with_own_data
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.finite import FiniteGuard, Tally, clip
@@ -37,7 +38,8 @@ from stage1_tokenizer.run_config import RunConfig
 from stage1_tokenizer.seeds import derive_seed, uniforms
 from stage1_tokenizer.signals import StopRequest
 from stage1_tokenizer.state import Part
-from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, resolve_tokenizer
+from stage1_tokenizer.value_forms import Limit
 from stage2_prior.base import Prior
 from stage2_prior.baselines import bigram_bits
 from stage2_prior.best import COMPARED, Best
@@ -57,8 +59,8 @@ class TrainPriorConfig(RunConfig):
     """A stage-one run's folder, or its tokenizer.safetensors."""
     steps: PositiveInt = 1500
     """Optimizer steps."""
-    data: DataConfig | None = None
-    """The data set whose codes are modelled; null: that of the tokenizer."""
+    data: DataConfig | None = Field(None, discriminator="kind")
+    """The data set whose codes are modelled; null: that of the tokenizer. Keys without `data.kind` change that one."""
     views: PositiveInt = 1
     """Views of each training image to extract: the plain one and views - 1 augmented ones; epochs take them in turn."""
     prior: PriorConfig = GptConfig()
@@ -67,10 +69,20 @@ class TrainPriorConfig(RunConfig):
     """Steps between validations on the whole validation split; also at the end."""
     save_every: PositiveInt = 375
     """Steps between saved states; also at the end, and when the run is asked to stop."""
-    patience: PositiveInt | None = None
-    """End the training after so many validations in a row without a better one; null: never."""
+    patience: Limit = None
+    """End the training after so many validations in a row without a better one; 0 or null: never."""
     samples: NonNegativeInt = 20
     """Images to sample at each validation; 0: none."""
+
+    @classmethod
+    def completed(cls, tree: Tree) -> Tree:
+        """The tree with a whole data set where only some of the tokenizer's keys are changed."""
+        path = tree.get("tokenizer")
+        return with_own_data(tree, lambda: resolve_tokenizer(path) if isinstance(path, str) else None)
+
+    def resolved(self, saved: Tree) -> Tree:
+        """The saved config of a run, with the data set of the tokenizer where none was given."""
+        return saved if saved.get("data") else {**saved, "data": own_data(resolve_tokenizer(self.tokenizer)).tree()}
 
     @property
     def folder(self) -> Path:
@@ -90,7 +102,7 @@ def main() -> None:
     data = config.data or data_config(tokenizer.data, str(tokenizer.path))
     check_fits(tokenizer, data)
     shape = tokenizer.tokenizer.shape
-    settings = {**config.tree(), "tokenizer": tokenizer.fingerprint}
+    settings = {**config.tree(), "tokenizer": tokenizer.fingerprint, "data": data.tree()}
     opened = open_data(data)
     run = Run(config.folder, config, settings, accelerator, PRIOR_FILE, opened, "onednn")
     on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))

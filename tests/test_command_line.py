@@ -6,11 +6,12 @@ from typing import Any, Literal
 import pytest
 from pydantic_settings import CliPositionalArg
 
-from stage1_tokenizer.config import CommandConfig, Size, parse_command_line
+from stage1_tokenizer.config import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import Cifar10Config
+from stage1_tokenizer.value_forms import Size
 
 
 class Command(CommandConfig):

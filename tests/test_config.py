@@ -14,7 +14,6 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.config import (
     CommandConfig,
     Config,
-    Size,
     config_from_json,
     differences,
     merge,
@@ -24,6 +23,7 @@ from stage1_tokenizer.config import (
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.networks import NetworkConfig
+from stage1_tokenizer.value_forms import Size
 
 TRAIN = Path(__file__).resolve().parent.parent / "stage1_tokenizer" / "train.py"
 

@@ -22,7 +22,8 @@ from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.perceptual import DOWNLOADED
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage1_tokenizer.trees import parse_yaml
-from stage2_prior.prior import PRIOR_FILE, PriorHeader, check_classes, label_of
+from stage2_prior.class_names import label_of
+from stage2_prior.prior import PRIOR_FILE, PriorHeader, check_classes
 from tests import prior_training
 from tests.artefacts import files_of, write_image_folder, write_prior, write_tokenizer
 from tests.commands import ROOT, Ended, names_of, run

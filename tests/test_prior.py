@@ -12,10 +12,11 @@ from torch import Tensor
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, TokenShape
 from stage2_prior.base import Prior
+from stage2_prior.class_names import label_of
 from stage2_prior.generation import draw, generate, sample_softmax
 from stage2_prior.guidance import Guidance
 from stage2_prior.likelihood import image_nats
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior, label_of
+from stage2_prior.prior import PRIOR_FILE, LoadedPrior
 from tests.artefacts import MAKERS, edit_weights, noise_of, write_prior, write_tokenizer
 
 SHAPE = TokenShape(2, 3, 1, 16)

@@ -13,13 +13,14 @@ from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config import CommandConfig, Tree
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.partial import with_own_data
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.report.measured import moved
-from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.prior import load_prior
+from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
+from stage2_prior.prior import load_prior, prior_file
 
 MEANS_NOTHING: dict[str, dict[str, str]] = {
     "tokenizer": {
@@ -50,8 +51,8 @@ class EvaluateConfig(CommandConfig):
     file (`arr_0`, as the ADM suite has it). They are compared with the data of --prior, --tokenizer or --data."""
     n: int | None = Field(None, ge=2)
     """Pictures to measure; null: 10,000 samples of a prior, else all that there are."""
-    data: DataConfig | None = None
-    """The data set; null: that of the training."""
+    data: DataConfig | None = Field(None, discriminator="kind")
+    """The data set; null: that of the training. Keys without `data.kind` change that one."""
     root: str | None = None
     """Folder in which the images of the training are now; null: where they were then. With --tokenizer it may be any
     folder of images, and all of them are measured, unless --split is given."""
@@ -78,6 +79,18 @@ class EvaluateConfig(CommandConfig):
     """Pictures measured at once by each process; bounded by memory, without effect on the figures."""
     out: str | None = None
     """Path of the results without .json and .md; default: a name that says the protocol, in evaluation/ of the run."""
+
+    @classmethod
+    def completed(cls, tree: Tree) -> Tree:
+        """The tree with a whole data set where only some of the training's keys are changed."""
+        tokenizer, prior, samples = (tree.get(key) for key in ("tokenizer", "prior", "samples"))
+
+        def weights() -> Path | None:
+            if isinstance(tokenizer, str) and prior is None:
+                return resolve_tokenizer(tokenizer)
+            return prior_file(prior) if samples is None or prior is not None else None
+
+        return with_own_data(tree, weights)
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluateConfig":

@@ -25,6 +25,7 @@ from stage1_tokenizer.checkpoint import brief, read_tensors, write_tensors
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.given_weights import sha256_of
 from stage1_tokenizer.launch import on_main
+from stage1_tokenizer.names import located
 
 FORMAT = "1"
 KEPT = 50_000
@@ -130,7 +131,7 @@ def check_reference(name: str) -> None:
         found = False
     if not found:
         raise ConfigError(
-            f"reference {brief(name)}: there is no such file or folder; it is train, validation, an .npz file, or a "
+            f"reference {located(brief(name))}: there is no such file or folder; it is train, validation, an .npz file, or a "
             "folder of pictures"
         )
 

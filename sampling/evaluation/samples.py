@@ -19,6 +19,7 @@ from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.given_weights import sha256_of
 from stage1_tokenizer.launch import on_main
 from stage1_tokenizer.marker import is_marked
+from stage1_tokenizer.names import located
 
 NEAREST = "-nearest.png"
 """How the names of our own pictures of nearest training images end."""
@@ -77,7 +78,7 @@ def given(path: Path, n: int | None, seed: int, option: str = "--samples") -> Sa
     try:
         path = path.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise ConfigError(f"{option} {brief(path)}: there is no such file or folder") from None
+        raise ConfigError(f"{option} {located(brief(path))}: there is no such file or folder") from None
     if path.is_dir():
         written = path / SAMPLES  # by generate.py: just its samples, in their order, and not its grid too
         if written.is_file():

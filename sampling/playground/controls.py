@@ -15,10 +15,7 @@ class Settings(NamedTuple):
 
     def values(self, given: Sequence[Any]) -> dict[str, Any]:
         """What arrived from the controls, in their order; what is left empty is left to its default."""
-        found = {key: value for key, value in zip(self.named, given, strict=False) if value not in (None, "")}
-        if found.get("top_k") == 0:  # how a field for numbers says "none"
-            del found["top_k"]
-        return found
+        return {key: value for key, value in zip(self.named, given, strict=False) if value not in (None, "")}
 
 
 NAMES = """() => {

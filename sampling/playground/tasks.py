@@ -9,7 +9,7 @@ Nothing here knows of the page. What arrives is checked here, whatever a page le
 
 import shlex
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +187,7 @@ class Playground:
         task = Task(pictures, indices, np.full(n, label, dtype=np.int64), config.seed, np.arange(n, dtype=np.int64))
         return config, sampler, task
 
-    def _label(self, chosen: Chosen, given: str | None, sampler: Sampler) -> int:
+    def _label(self, chosen: Chosen, given: str | Sequence[str] | None, sampler: Sampler) -> int:
         """The class that was given, else the picture's own, else none."""
         if given is not None:
             return int(sampler.labels(np.zeros(1, dtype=np.int64), given)[0])

@@ -56,11 +56,13 @@ def _progress(folder: Path, settings: Tree, holder: str | None) -> Finding:
 
 
 def _wanted(settings: Tree) -> list[str]:
-    """Names of the pictures that there are to be. Of reconstruct.py `pictures` has their originals, of complete.py
-    `sources`, each with several variants; generate.py has a number."""
+    """Names of the pictures that there are to be. Of reconstruct.py `files` has them (of former versions
+    `pictures` their originals), of complete.py `sources` the originals, each with several variants; generate.py has a number."""
     match settings:
         case {"sources": list(originals), "variants": int(variants)}:
             return [f"{number:06d}-{variant}.png" for number in range(len(originals)) for variant in range(variants)]
+        case {"files": list(names)}:
+            return [str(name) for name in names]
         case {"pictures": list(originals)}:
             return [f"{number:06d}.png" for number in range(len(originals))]
         case {"n": int(n)} if n <= MOST:

@@ -17,7 +17,7 @@ from stage1_tokenizer.data.layout import Arranged, Place, arrange, arrange_like,
 from stage1_tokenizer.data.listing import NO_FILES, Seen, image_files
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.names import folded, natural
+from stage1_tokenizer.names import folded, located, natural
 
 if TYPE_CHECKING:
     from stage1_tokenizer.data.folder import FolderConfig
@@ -51,7 +51,7 @@ class FolderIndex:
 
 def index_folder(config: "FolderConfig") -> FolderIndex:
     """List a folder, and arrange what is there. Errors are those of `Folder`."""
-    root, option = Path(config.root), f"data.root {config.root}"
+    root, option = Path(config.root), f"data.root {located(config.root)}"
     files, seen = _files(root, config, option)
     notes = list[str]()
     if config.files is not None:
@@ -92,7 +92,7 @@ def index_folder(config: "FolderConfig") -> FolderIndex:
             )
     numbers = Counter(item.class_ for item in dict.fromkeys([*made["train"], *made["validation"]]))
     report = Found(
-        where=f"under {config.root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})"),
+        where=f"under {located(config.root)}",
         train=len(made["train"]),
         validation=len(made["validation"]),
         shared=splits["train"] == splits["validation"] and config.validation_root is None,
@@ -107,8 +107,7 @@ def _files(root: Path, config: "FolderConfig", option: str) -> tuple[dict[str, s
     """The images below a folder with the reasons why some are refused, and what else is there."""
     if not root.is_dir():
         advice = "; it is a file, and an archive is not unpacked" if root.exists() else ""
-        here = "" if root.is_absolute() else f" (it is relative to {Path.cwd()})"
-        raise ConfigError(f"{option}: there is no such folder{here}{advice}")
+        raise ConfigError(f"{option}: there is no such folder{advice}")
     seen = Seen()
     files = dict(sorted(image_files(root, config.links, seen)))
     if not files:
@@ -238,7 +237,7 @@ def _other_root(config: "FolderConfig", classes: tuple[str, ...], notes: list[st
     """All images of data.validation_root, with the classes of the training images."""
     assert config.validation_root is not None
     root = Path(config.validation_root)
-    files, beside = _files(root, config, f"data.validation_root {root}")
+    files, beside = _files(root, config, f"data.validation_root {located(root)}")
     seen.ignored.update(beside.ignored)
     arranged = arrange_like(list(files), () if config.labels else classes, f"{os.fspath(root)}")
     notes.append(f"all of {root} is validated on")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from stage1_tokenizer.data.layout import Place
 from stage1_tokenizer.data.split_names import PARTS, Part
 from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.names import folded
+from stage1_tokenizer.names import folded, located
 
 FILE_COLUMNS = ("file_name", "filename", "file", "filepath", "path", "image_path", "image", "img", "name", "id")
 LABEL_COLUMNS = ("label", "class", "category", "class_name", "label_name", "target", "species", "breed", "labels", "y")
@@ -92,7 +92,7 @@ def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path
     Raises:
         ConfigError: it cannot be read, has no such columns, names no image, or gives an image two classes.
     """
-    option = f"data.labels {path}"
+    option = f"data.labels {located(path)}"
     text = _read(path, option)
     matcher = Matcher(names, root, path.parent)
     rows = list(_json_rows(text, option) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, matcher, option))
@@ -127,7 +127,7 @@ def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path
 def read_classes(path: Path) -> tuple[str, ...]:
     """Names of classes, one a line, in the order of their labels. Raises ConfigError: unreadable, empty, or a name is
     there twice."""
-    option = f"data.classes {path}"
+    option = f"data.classes {located(path)}"
     names = [folded(line.strip()) for line in _read(path, option).splitlines() if line.strip()]
     twice = [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
     if twice or not names:
@@ -141,7 +141,7 @@ def read_list(path: Path, names: Iterable[str], root: Path, key: str) -> set[str
     Raises:
         ConfigError: it cannot be read, or a path in it names no image.
     """
-    option = f"data.{key} {path}"
+    option = f"data.{key} {located(path)}"
     matcher = Matcher(names, root, path.parent)
     lines = [line for line in _read(path, option).splitlines() if line.strip()]
     found = {line: matcher.find(line) for line in lines}

@@ -11,6 +11,7 @@ from stage1_tokenizer.analysis.encoded import Encoded, encode
 from stage1_tokenizer.data import DataConfig, OpenData, data_config
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.names import located
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 MOST = 512
@@ -91,5 +92,5 @@ def moved(data: DataConfig, root: str | None) -> DataConfig:
     if root is None or isinstance(data, ShapesConfig):
         return data
     if not Path(root).is_dir():
-        raise ConfigError(f"--root {root}: there is no such folder")
+        raise ConfigError(f"--root {located(root)}: there is no such folder")
     return data.model_copy(update={"root": root})

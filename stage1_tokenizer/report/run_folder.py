@@ -12,6 +12,7 @@ from stage1_tokenizer.environment import SESSIONS
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.lock import holder_of
 from stage1_tokenizer.log_file import Curve, log_entries, read_curves
+from stage1_tokenizer.names import located
 from stage1_tokenizer.state import states, step_of
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
@@ -125,7 +126,7 @@ def open_run(path: str | Path) -> RunFolder:
         if folder.is_file() and folder.suffix == ".safetensors":
             folder = folder.parent
         if not folder.is_dir():
-            raise ConfigError(f"RUN {shortened(str(path))}: there is no such folder")
+            raise ConfigError(f"RUN {located(shortened(str(path)))}: there is no such folder")
         there = [name for name in (CONFIG, TOKENIZER_FILE, PRIOR_FILE) if (folder / name).exists()]
         if not there and not states(folder / "state"):
             raise ConfigError(
