@@ -144,7 +144,8 @@ def picture_paths(source: Path, option: str) -> list[Path]:
     if not found:
         reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
         raise ConfigError(
-            f"{option} {located(source)}: {reason} (looked for {', '.join(USUAL)} and all others that Pillow reads, by content)"
+            f"{option} {located(source)}: {reason} (looked for {', '.join(USUAL)} and all "
+            "others that Pillow reads, by content)"
         )
     return found
 

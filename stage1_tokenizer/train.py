@@ -262,15 +262,9 @@ def main() -> None:
             record(done, values, show=("train/total",))
         if done % config.validate_every == 0 or last:
             with run.kept(done, save):
+                lpips = (perceptual, config.perceptual.weight)
                 figures = validate(
-                    accelerator,
-                    ema.module,
-                    validation_set,
-                    config.batch_size,
-                    variance,
-                    config.pixel,
-                    perceptual,
-                    config.perceptual.weight,
+                    accelerator, ema.module, validation_set, config.batch_size, variance, config.pixel, *lpips
                 )
                 record(done, {f"validation/{name}": figure for name, figure in figures.items()})
                 run.validated(done, figures)

@@ -11,7 +11,8 @@ from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import Cifar10Config
-from stage1_tokenizer.value_forms import Size
+from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.value_forms import Limit, Size, Texts
 
 
 class Command(CommandConfig):
@@ -24,7 +25,17 @@ class Command(CommandConfig):
     text: str | None = None
     choice: Literal["a", "b"] = "a"
     flag: bool = False
+    on: bool = True
+    levels: tuple[int, ...] = (1,)
+    most: Limit = None
+    names: Texts | None = None
     size: Size = (1, 1)
+
+
+class Bare(Command):
+    """The same without words that belong to no option."""
+
+    paths: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -95,3 +106,63 @@ def test_keys_of_a_file_that_do_not_count_are_said(tmp_path: Path, capsys: pytes
     same = parse_command_line(Command, ["--config", str(file), "--data.workers", "2"]).data
     assert isinstance(same, Cifar10Config)
     assert (same.flip, same.workers, capsys.readouterr().err) == (True, 2, "")
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "value"),
+    [
+        ("flag", ["--flag", "true"], True),
+        ("flag", ["--flag=yes"], True),
+        ("flag", ["--flag", "False"], False),
+        ("on", ["--on", "off", "--number", "2"], False),
+        ("on", ["--no-on", "true"], False),
+        ("on", ["--no-on", "false"], True),
+        ("size", ["--size", "64x96"], (64, 96)),
+        ("size", ["--size", "64X96"], (64, 96)),
+        ("size", ["--size=64\u00d796"], (64, 96)),
+        ("size", ["--size", "64", "96"], (64, 96)),
+        ("size", ["--size", "[64, 96]"], (64, 96)),
+        ("levels", ["--levels", "8", "5", "5", "--number", "2"], (8, 5, 5)),
+        ("most", ["--most", "0"], None),
+        ("most", ["--most", "3"], 3),
+        ("text", ["--text", "two", "--number", "2"], "two"),
+    ],
+    ids=str,
+)
+def test_the_forms_that_people_type_are_taken(key: str, words: list[str], value: Any) -> None:
+    """Each was refused, or read as another option, although it can mean one thing only."""
+    assert getattr(parse_command_line(Bare, words), key) == value
+
+
+@pytest.mark.parametrize("value", ["true", "64x96", "0"])
+def test_the_same_forms_in_a_file(value: str, tmp_path: Path) -> None:
+    """A value means the same wherever it stands."""
+    key = {"true": "flag", "64x96": "size", "0": "most"}[value]
+    (tmp_path / "x.yaml").write_text(f"{key}: {value}\n")
+    found = parse_command_line(Bare, ["--config", str(tmp_path / "x.yaml")])
+    assert found.tree()[key] == parse_command_line(Bare, [f"--{key}", value]).tree()[key]
+
+
+def test_an_option_that_collects_texts_collects_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--class a --class b` is two classes; a comma may be a part of a name; and one text stays one."""
+    assert parse_command_line(Bare, ["--names", "a", "--names", "b,c"]).names == ("a", "b,c")
+    assert parse_command_line(Bare, ["--names", "a", "b"]).names == ("a", "b")
+    assert parse_command_line(Bare, ["--names=a,b"]).names == "a,b"
+    assert parse_command_line(Bare, ["--names", "null"]).names is None
+    assert Bare.from_tree({"names": [1, "b"]}).names == ("1", "b")
+    assert Bare.from_tree({"names": ["b"]}).names == "b"
+    assert capsys.readouterr().err == ""
+
+
+def test_dashes_in_an_option_are_underscores() -> None:
+    """Most programs write `--top-p`; nobody can mean anything else by it."""
+    data = parse_command_line(Bare, ["--data.train-images", "5"]).data
+    assert isinstance(data, ShapesConfig)
+    assert data.train_images == 5
+
+
+@pytest.mark.parametrize("words", [["--text", "--number", "2"], ["--number"]])
+def test_a_value_that_was_forgotten_is_asked_for(words: list[str]) -> None:
+    """The next option is no value: a folder `--number` was made."""
+    with pytest.raises(ConfigError, match="expected one argument"):
+        parse_command_line(Bare, words)

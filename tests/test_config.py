@@ -110,10 +110,10 @@ def test_another_kind_drops_the_old_keys(parse: Parse, yaml: str | None, argv: l
 @pytest.mark.parametrize(
     ("yaml", "argv", "words"),
     [
-        (None, ["--cuont 3"], ["--cuont", "did you mean count"]),
-        (None, ["--coun 3"], ["--coun", "did you mean count"]),
-        (None, ["--fruit.wight 3"], ["--fruit.wight", "did you mean fruit.weight"]),
-        (None, ["--worms 3"], ["--worms", "did you mean fruit.worms"]),
+        (None, ["--cuont 3"], ["--cuont", "did you mean --count"]),
+        (None, ["--coun 3"], ["--coun", "did you mean --count"]),
+        (None, ["--fruit.wight 3"], ["--fruit.wight", "did you mean --fruit.weight"]),
+        (None, ["--worms 3"], ["--worms", "did you mean --fruit.worms"]),
         ("fruit: {wight: 3}", [], ["fruit.wight", "did you mean fruit.weight"]),
         ("fruit: {kind: pear, setm: s}", [], ["fruit.setm", "did you mean fruit.stem", "fruit.stem: is required"]),
         (None, ["--count many"], ["count", "'many'", "integer"]),

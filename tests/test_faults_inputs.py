@@ -46,9 +46,9 @@ def refused(ended: Ended, code: int, message: str) -> None:
 MISTAKES = {
     # script, key, value, what the message says
     "unknown": (TOKENIZER, "optim.frobnicate", 1, "optim.frobnicate: there is no such"),
-    "misspelt": (TOKENIZER, "bottleneck.codebok_size", 8, "did you mean bottleneck.codebook_size"),
-    "misspelt, in a kind": (PRIOR, "prior.layer", 8, "did you mean prior.layers"),
-    "of another kind": (TOKENIZER, "network.multipliers", 1, "network.multipliers: .*another kind"),
+    "misspelt": (TOKENIZER, "bottleneck.codebok_size", 8, "did you mean (--)?bottleneck.codebook_size"),
+    "misspelt, in a kind": (PRIOR, "prior.layer", 8, "did you mean (--)?prior.layers"),
+    "of another kind": (TOKENIZER, "network.multipliers", 1, "network.multipliers: .* give --network.kind vqgan"),
     "wrong type": (TOKENIZER, "steps", "many", "steps: .*integer.*'many'"),
     "out of range": (PRIOR, "prior.dropout", 1.5, "prior.dropout.*less than 1.*1.5"),
     "beyond all use": (TOKENIZER, "network.channels", 10**9, "network.channels.*65536.*1000000000"),

@@ -42,7 +42,7 @@ def test_a_picture_comes_back_in_its_own_size(tmp_path: Path) -> None:
     picture = draw(tmp_path / "a.png", 53, 39)
     ended = reconstruct(tmp_path, tmp_path / "out", picture, "--tile", 32, "--overlap", 8)
     assert ended.code == 0, ended.err
-    made = pixels_of(tmp_path / "out/000000.png")
+    made = pixels_of(tmp_path / "out/a.png")
     assert made.shape == (53, 39, 3)
 
     original = pixels_of(picture)
@@ -55,7 +55,7 @@ def test_a_picture_comes_back_in_its_own_size(tmp_path: Path) -> None:
 
     found = figures(tmp_path / "out")
     (row,) = found["pictures"]
-    assert (row["file"], row["of"], row["height"], row["width"]) == ("000000.png", str(picture), 53, 39)
+    assert (row["file"], row["of"], row["height"], row["width"]) == ("a.png", str(picture), 53, 39)
     assert row["bits"] == 14 * 10 * 4, "one code of 16 for each 4x4 pixels"
     assert row["bits_per_pixel"] == pytest.approx(560 / (53 * 39))
     assert found["mean"] == {"psnr": row["psnr"], "ssim": row["ssim"]}
@@ -77,7 +77,7 @@ def test_folders_and_files_in_the_order_given(tmp_path: Path) -> None:
         *(f"photos/{name}/0{number}.png" for name in ("cat", "dog") for number in range(2)),
         "last.png",
     ]
-    both = pixels_of(tmp_path / "out/000000.png")
+    both = pixels_of(tmp_path / "out/cat/00.png")
     assert np.array_equal(both[2:14, 2:22], pixels_of(tmp_path / "photos/cat/00.png"))
     assert both.shape == (16, 46, 3)
     assert reconstruct(tmp_path, tmp_path / "two", tmp_path / "photos", "-n", 2).code == 0
@@ -102,7 +102,7 @@ def test_a_continuous_latent_is_reconstructed_without_bits(tmp_path: Path) -> No
     (row,) = figures(tmp_path / "out")["pictures"]
     assert row["bits"] is row["bits_per_pixel"] is None
     assert "bits" not in ended.out
-    assert pixels_of(tmp_path / "out/000000.png").shape == (40, 36, 3)
+    assert pixels_of(tmp_path / "out/a.png").shape == (40, 36, 3)
 
 
 def test_wrong_usage_is_one_message(tmp_path: Path) -> None:
@@ -145,12 +145,41 @@ def test_an_interrupted_command_begins_again_in_its_folder(tmp_path: Path, monke
     assert ended.code == 2
     assert "beside: false -> true" in ended.err
     for out, arguments in ((tmp_path / "out", ("--out", tmp_path / "out")), (tmp_path / "reconstructed/001", ())):
-        assert sum(path.suffix == ".png" for path in out.iterdir()) == 1
+        assert sum(path.suffix == ".png" for path in out.rglob("*")) == 1
         assert run_main(*arguments).code == 0
         assert {name: data for name, data in files_of(out).items() if name.endswith(".png")} == wanted
         assert figures(out)["mean"] == figures(tmp_path / "whole")["mean"]
     assert not (tmp_path / "reconstructed/002").exists()
     assert run_main("--out", tmp_path / "out").code == 2
+
+
+def test_reconstructions_have_the_names_of_their_pictures(tmp_path: Path) -> None:
+    """A hundred numbers said nothing of which is which. Folders stay, no two share a file on any system, and long names
+    leave room for what is added while a file is written."""
+    write_tokenizer(tmp_path)
+    names = ["a.jpg", "a.png", "A.webp", "sub/two words.bmp", "sub/x.y.png", f"{'n' * 250}.png"]
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    for name in names:
+        draw(tmp_path / "photos" / name, 12, 8)
+    ended = reconstruct(tmp_path, tmp_path / "out", tmp_path / "photos", draw(tmp_path / "a.png", 8, 8))
+    assert ended.code == 0, ended.err
+    files = {row["of"].removeprefix(f"{tmp_path}/"): row["file"] for row in figures(tmp_path / "out")["pictures"]}
+    assert len({file.casefold() for file in files.values()}) == len(names) + 1
+    assert files["photos/sub/two words.bmp"] == "sub/two words.png"
+    assert files["photos/sub/x.y.png"] == "sub/x.y.png"
+    assert files[f"photos/{'n' * 250}.png"] == f"{'n' * 200}.png"
+    assert {files[f"photos/{name}"] for name in names[:2]} | {files["a.png"]} <= {
+        "a.png",
+        "a-2.png",
+        "a-3.png",
+        "a-4.png",
+    }
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
+    assert written == set(files.values())
+    assert run(names_of("stage1_tokenizer/check.py")["main"], tmp_path / "out").code == 0
+    (tmp_path / "out/sub/x.y.png").unlink()
+    ended = run(names_of("stage1_tokenizer/check.py")["main"], tmp_path / "out")
+    assert "the first that is missing is sub/x.y.png" in ended.out
 
 
 def write_bad(folder: Path) -> list[Path]:
@@ -192,7 +221,7 @@ def test_bad_pictures_among_good_ones_are_left_out(tmp_path: Path) -> None:
     found = figures(tmp_path / "out")
     assert [Path(row["of"]).name for row in found["pictures"]] == ["00.png", "01.png", "02.png"]
     assert all(np.isfinite(row["psnr"]) for row in found["pictures"])
-    assert len(list((tmp_path / "out").glob("0*.png"))) == 3
+    assert len(list((tmp_path / "out").glob("cat/0*.png"))) == 3
     for path in bad:
         assert f"left out: {path}: " in ended.out
         assert any(reason.startswith(f"{path}: ") for reason in found["left_out"])

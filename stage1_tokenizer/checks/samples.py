@@ -57,7 +57,8 @@ def _progress(folder: Path, settings: Tree, holder: str | None) -> Finding:
 
 def _wanted(settings: Tree) -> list[str]:
     """Names of the pictures that there are to be. Of reconstruct.py `files` has them (of former versions
-    `pictures` their originals), of complete.py `sources` the originals, each with several variants; generate.py has a number."""
+    `pictures` their originals), of complete.py `sources` the originals, each with several variants; generate.py has a
+    number."""
     match settings:
         case {"sources": list(originals), "variants": int(variants)}:
             return [f"{number:06d}-{variant}.png" for number in range(len(originals)) for variant in range(variants)]
