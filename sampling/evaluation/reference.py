@@ -131,7 +131,7 @@ def check_reference(name: str) -> None:
         found = False
     if not found:
         raise ConfigError(
-            f"reference {located(brief(name))}: there is no such file or folder; give train, validation, an .npz file or a "
+            f"reference {located(brief(name))}: there is no such file or folder; give train, validation, an .npz or a "
             "folder of pictures"
         )
 
