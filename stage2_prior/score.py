@@ -28,7 +28,7 @@ from stage1_tokenizer.config import CommandConfig, Tree, parse_command_line
 from stage1_tokenizer.console import bar
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.order import parts_of, share
-from stage1_tokenizer.data.partial import with_own_data
+from stage1_tokenizer.data.partial_options import with_own_data
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.errors import BadFileError, ConfigError
 from stage1_tokenizer.launch import start_accelerator

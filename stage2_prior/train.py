@@ -24,7 +24,7 @@ from stage1_tokenizer.config import Tree, parse_command_line
 from stage1_tokenizer.console import bar, command, counted
 from stage1_tokenizer.data import DataConfig, data_config, open_data
 from stage1_tokenizer.data.order import BatchOrder, Places, parts_of, share
-from stage1_tokenizer.data.partial import own_data, with_own_data
+from stage1_tokenizer.data.partial_options import own_data, with_own_data
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.errors import BadFileError
 from stage1_tokenizer.finite import FiniteGuard, Tally, clip

@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CASES: dict[str, tuple[str, str, int, str]] = {
     # name: script, arguments ({} is the world), exit code, what the message must hold (in this order)
     "wrong key": (TOKENIZER, "--optim.learning_rate 1", 2, "--optim.learning_rate: there is no such option"),
-    "misspelt key": (PRIOR, "--tokenizer {}/tok --prior.layer 1", 2, "prior.layer: .*did you mean prior.layers"),
+    "misspelt key": (PRIOR, "--tokenizer {}/tok --prior.layer 1", 2, "prior.layer: .*did you mean --prior.layers"),
     "wrong type": (TOKENIZER, "--steps many", 2, "steps: .*integer.*'many'"),
     "out of range": (PRIOR, "--tokenizer {}/tok --prior.dropout 1.5", 2, "prior.dropout.*less than 1.*1.5"),
     "wrong kind": (TOKENIZER, "--bottleneck.kind vae", 2, "bottleneck.kind: 'vae' is not one of .* vq_library"),
@@ -108,7 +108,7 @@ CASES: dict[str, tuple[str, str, int, str]] = {
     "unknown class": (SAMPLER, "--prior {}/prior --class bird", 2, '"bird".* 0 cat, 1 dog'),
     "class of none": (SAMPLER, "--prior {}/unconditional --class 0", 2, "unconditional"),
     "no pictures": (SAMPLER, "--prior {}/prior -n 0", 2, "n: .*greater than 0.*0"),
-    "k of 0": (SAMPLER, "--prior {}/prior --top_k 0", 2, "top_k: .*greater than 0"),
+    "k below 0": (SAMPLER, "--prior {}/prior --top_k=-1", 2, "top_k: .*greater than 0"),
     "min_p": (SAMPLER, "--prior {}/prior --min_p 1.5", 2, "min_p: .*less than or equal to 1.*1.5"),
     "temperature_end": (SAMPLER, "--prior {}/prior --temperature_end=-1", 2, "temperature_end: .*-1"),
     "guidance_schedule": (

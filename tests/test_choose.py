@@ -268,7 +268,6 @@ def test_a_row_is_chosen_by_itself() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"top_k": 0},
         {"top_k": -1},
         {"temperature": -0.1},
         {"temperature_end": -0.1},

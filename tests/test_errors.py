@@ -34,7 +34,7 @@ def test_a_misspelt_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) ->
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
     assert "--confg" in err
-    assert "did you mean config?" in err
+    assert "did you mean --config?" in err
     assert "Traceback" not in err
 
 

@@ -67,7 +67,8 @@ def test_a_hint_names_what_there_is() -> None:
     known = {key for script in COMMANDS for key in _keys(config_of(script))}
     assert sorted(OTHER_NAMES.keys() - known) == []
     assert [key for key, names in OTHER_NAMES.items() if key in names] == []
-    assert set(OF_ACCELERATE) and all(len(set(names)) == len(names) for names in OTHER_NAMES.values())
+    assert set(OF_ACCELERATE)
+    assert all(len(set(names)) == len(names) for names in OTHER_NAMES.values())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config import CommandConfig, Tree
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.partial import with_own_data
+from stage1_tokenizer.data.partial_options import with_own_data
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.errors import ConfigError

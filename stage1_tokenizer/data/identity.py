@@ -36,7 +36,7 @@ def _size(item: Item) -> int | str:
 
 def _ends(item: Item) -> bytes:
     try:
-        file = os.open(item.path, os.O_RDONLY | os.O_NONBLOCK)
+        file = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             size = os.fstat(file).st_size
             return os.pread(file, ENDS, 0) + os.pread(file, ENDS, max(ENDS, size - ENDS))
