@@ -36,10 +36,12 @@ def _size(item: Item) -> int | str:
 
 def _ends(item: Item) -> bytes:
     try:
-        file = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        file = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             size = os.fstat(file).st_size
-            return os.pread(file, ENDS, 0) + os.pread(file, ENDS, max(ENDS, size - ENDS))
+            first = os.read(file, ENDS)
+            os.lseek(file, max(ENDS, size - ENDS), os.SEEK_SET)
+            return first + os.read(file, ENDS)
         finally:
             os.close(file)
     except OSError:
