@@ -116,7 +116,6 @@ def main() -> None:
             f"{number} pictures in {seconds:.1f} s ({number / max(seconds, 1e-9):.1f} pictures/s): {one_line(str(out))}"
         )
     accelerator.wait_for_everyone()  # a launcher ends the other processes as soon as one has raised
-    accelerator.wait_for_everyone()  # an error in one process would end the one that still writes
     if originals.bad:
         raise BadFileError(f"{len(originals.bad)} of {number + len(originals.bad)} pictures were left out, see above")
 
