@@ -3,8 +3,8 @@
 12 layers of 512 with 8 heads over 256 codes of 1,024; equal numbers of weights (the feed-forward networks of ours have
 three matrices) and of operations, both recorded. A step: forward, cross entropy, backward, AdamW, in torch's own form
 for the peers and fused for ours; nothing is clipped or logged. On a GPU, where each small kernel has to be launched,
-all are timed compiled (torch.compile) as well. First, ours must have the loss and the gradients of x-transformers' own
-layers with the same weights.
+all are timed compiled as well, ours and the textbook's by regions (Accelerate's compile_regions), in bfloat16 alone.
+First, ours must have the loss and the gradients of x-transformers' own layers with the same weights.
 
 The floor is a step's operations at the rate of a large matrix product. Memory: what the first step adds, in a process
 of its own.
@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import compile_regions
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -62,18 +63,19 @@ FLASH = LIBRARY._replace(flash=True)
 
 def ways(device: torch.device) -> list[Way]:
     """Those that mean something on this device."""
+    if device.type == "cuda":  # borrowed by the minute
+        group = [way._replace(bfloat16=True) for way in (TEXTBOOK, FLASH, OURS)]
+        return [*group, *(way._replace(compiled=True) for way in group)]
     entrants = [TEXTBOOK, LIBRARY, FLASH, OURS]
     if processor.takes("bfloat16", device):
-        entrants += [way._replace(bfloat16=True) for way in (TEXTBOOK, LIBRARY, FLASH, OURS)]
-    else:
-        print("bfloat16 is emulated here and left out")
-    if device.type == "cuda":
-        entrants += [way._replace(bfloat16=True, compiled=True) for way in (OURS, TEXTBOOK, FLASH)]
+        return [*entrants, *(way._replace(bfloat16=True) for way in entrants)]
+    print("bfloat16 is emulated here and left out")
     return entrants
 
 
 def build(way: Way, size: Size, batch: int, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
     """A model of random weights, and its loss of one batch, which is the same for all."""
+    regions: Callable[[nn.Module], nn.Module] = compile_regions if way.compiled else lambda module: module
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(size.vocabulary, (batch, size.tokens), generator=generator).to(device)
     torch.manual_seed(0)
@@ -82,21 +84,21 @@ def build(way: Way, size: Size, batch: int, device: torch.device) -> tuple[nn.Mo
         config = GptConfig(layers=size.layers, width=size.width, heads=size.heads, feed_forward=gated)
         prior = Gpt(config, TokenShape(size.side, size.side, 1, size.vocabulary), classes=0).to(device)
         codes, labels = ids.view(batch, size.side, size.side, 1), ids.new_zeros(batch)
-        return prior, lambda: token_loss(prior(codes, labels), codes)
+        ours = regions(prior)
+        return prior, lambda: token_loss(ours(codes, labels), codes)
     if way.name == "x-transformers":
         options = {"attn_flash": True} if way.flash else {}
         wrapper = XTransformers(replace(size, classes=0), options).wrapper.to(device)
-        return wrapper, lambda: wrapper(ids)  # computes all positions, and drops the last one's logits
+        theirs = torch.compile(wrapper) if way.compiled else wrapper
+        return wrapper, lambda: theirs(ids)  # computes all positions, and drops the last one's logits
     model = TextbookGpt(size).to(device)
-    before = ids.roll(1, dims=1)
-    return model, lambda: F.cross_entropy(model(before).flatten(0, 1), ids.flatten())
+    before, textbook = ids.roll(1, dims=1), regions(model)
+    return model, lambda: F.cross_entropy(textbook(before).flatten(0, 1), ids.flatten())
 
 
 def stepping(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], None]:
     """A training step."""
     model, loss = build(way, size, batch, device)
-    if way.compiled:
-        loss = torch.compile(loss)
     optimizer: torch.optim.Optimizer = (
         build_optimizer(model, OptimConfig(lr=RATE))
         if way.name == "ours"
@@ -120,12 +122,19 @@ def alone(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[]
     return stepping(way, size, batch, device)
 
 
+def library(layer: DecoderLayer, x: Tensor, turns: Tensor) -> Tensor:
+    """x-transformers' own way through a layer of ours: it wants the angle of each channel."""
+    angles = torch.view_as_complex(turns).angle().repeat_interleave(2, dim=-1)  # (n, head width)
+    y: Tensor = super(DecoderLayer, layer).forward(x, rotary_pos_emb=(angles[None], 1.0))
+    return y
+
+
 def apart_from_library(size: Size, device: torch.device) -> float:
     """The largest distance between ours and x-transformers' own layers, of the loss or a parameter's gradient, as a
     share of its norm."""
     model, loss = build(OURS, size, 2, device)
     found = []
-    for forward in (DecoderLayer.forward, super(DecoderLayer, DecoderLayer).forward):
+    for forward in (DecoderLayer.forward, library):
         with patch.object(DecoderLayer, "forward", forward):
             value = loss()
             found.append([value.detach(), *torch.autograd.grad(value, list(model.parameters()))])
@@ -158,7 +167,7 @@ def measure(device: torch.device, small: bool) -> Results:
     for way in entrants:
         if way.label not in took:  # all that are compiled, or all that are not, in turn
             group = [other for other in entrants if other.compiled == way.compiled]
-            took |= compare({other.label: stepping(other, size, batch, device) for other in group}, repeats)
+            took |= compare({other.label: stepping(other, size, batch, device) for other in group}, repeats, warmups=3)
         rate = floors.bfloat16 if way.bfloat16 else floors.float32
         floor_s = floors.seconds(amounts[way.name]["operations_per_token"] * tokens, 0.0, rate)
         peers = {
@@ -172,9 +181,8 @@ def measure(device: torch.device, small: bool) -> Results:
                 **each.row(),
                 "tokens_per_s": tokens / each.median,
                 "times": {name: seconds / each.median for name, seconds in peers.items()},
-                "times_float32": {name: took[Way(name).label].median / each.median for name in peers},
                 "over_floor": each.median / floor_s,
-                "peak_mib": None if small else peak_of(device, alone, way, size, batch, device),
+                "peak_mib": None if small or way.compiled else peak_of(device, alone, way, size, batch, device),
             }
         )
         print(f"{way.label}: {rows[-1]['tokens_per_s']:,.0f} tokens/s", flush=True)

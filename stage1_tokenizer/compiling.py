@@ -1,13 +1,16 @@
 """torch.compile in training, by Accelerate's own switch: nothing here turns it on.
 
     accelerate launch --dynamo_backend inductor [--dynamo_mode reduce-overhead] stage1_tokenizer/train.py
+    accelerate launch --dynamo_backend inductor --dynamo_use_regional_compilation stage2_prior/train.py
     ACCELERATE_DYNAMO_BACKEND=inductor [ACCELERATE_DYNAMO_MODE=reduce-overhead] python stage2_prior/train.py
 
+Compiled by regions, a prior's equal layers are compiled once: the first step takes a fraction of the time.
 `accelerator.prepare` compiles what is trained; what is validated, saved and sampled from is the module itself, so that
 checkpoints know nothing of it. With `reduce-overhead` a GPU replays CUDA graphs, whose outputs lie in fixed memory:
 they stay as they are until the next step, which `begin_step` announces.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -42,6 +45,8 @@ class Compiling:
         torch.backends.cuda.matmul.allow_tf32 = False
         if keeps_graph:
             torch._functorch.config.donated_buffer = False  # a graph's memory is not free after its first backward pass
+        # The compiler itself looks at the gradients of its inputs, which need not be leaves.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
         for module in eager:
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
         accelerator.print(f"dynamo={backend} mode={plugin.mode}: the first step takes a while, since it compiles")
@@ -54,10 +59,10 @@ class Compiling:
 
 def _check(accelerator: Accelerator, backend: str, has_eager: bool, graphs: bool, keeps_graph: bool) -> None:
     plugin = accelerator.state.dynamo_plugin
-    if plugin.use_regional_compilation:
+    if plugin.use_regional_compilation and has_eager:
         raise ConfigError(
-            "--dynamo_use_regional_compilation (ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION) is not supported: the "
-            "models are compiled whole; leave it out"
+            "--dynamo_use_regional_compilation (ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION) is for priors, whose layers "
+            "are equal; a tokenizer is compiled whole; leave it out"
         )
     if plugin.fullgraph and has_eager:
         raise ConfigError(

@@ -117,11 +117,8 @@ class Step:
     def __init__(self, decoder: GptDecoder, batch: int, grid: tuple[int, int]) -> None:
         gpt, positions = decoder.gpt, grid[0] * grid[1]
         self._decoder, device = decoder, gpt.start.weight.device
-        self._learned, angles = gpt.places(grid, device)  # (h*w, D), or None
-        self._rotation: Tensor | None = None
-        if angles is not None:  # one angle of two neighbouring channels' equal ones: (h*w, 1, d / 2)
-            turned = angles[0][0, :, None, ::2]
-            self._rotation = torch.polar(torch.ones_like(turned), turned)
+        self._learned, turns = gpt.places(grid, device)  # (h*w, D), or None
+        self._rotation = None if turns is None else torch.view_as_complex(turns)[:, None]  # (h*w, 1, d / 2)
         D, H = gpt.config.width, decoder.heads
         like = torch.empty(D // H, dtype=decoder.dtype, device=device)
         kind = FixedCache if decoder.replays else GrowingCache

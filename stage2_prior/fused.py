@@ -1,8 +1,9 @@
-"""The parts of a transformer's layer that are no linear maps, each in few passes over memory, with a backward pass of
-its own: normalising, scaling and rotating; gating; attention.
+"""The parts of a transformer's layer that are no linear maps: normalising, scaling and rotating; gating; attention.
 
-On a CPU a layer's time beyond its matrix products is that of such passes. Written as a chain of torch's operators, each
-part keeps several results for the backward pass; here it keeps its input, and computes in place what it can.
+On a CPU a layer's time beyond its matrix products is that of passes over memory. Written as a chain of torch's
+operators, each part keeps several results for the backward pass; so there each has a backward pass of its own, keeps its
+input, and computes in place what it can. On a GPU what counts is how many kernels are launched, and what is compiled is
+merged by the compiler: both get the chain of torch's operators, the same sums.
 """
 
 from typing import Any
@@ -20,26 +21,51 @@ TINY = 1e-12
 
 
 def scaled_unit(x: Tensor, scale: Tensor, turns: Tensor | None = None) -> Tensor:
-    """Vectors (..., D) to length one, times scale (D) or (H, D), in the dtype of scale; then neighbouring channels,
-    taken as complex numbers, times `turns` (n, 1, D / 2), for x (B, n, H, D). The turns get no gradient."""
-    y: Tensor = _ScaledUnit.apply(x.to(scale.dtype), scale, turns)
-    return y
+    """Vectors (..., D) to length one, times scale (D) or (..., H, D), in the dtype of scale; then neighbouring channels
+    are turned, for x (B, n, ..., H, D). turns (n, D / 2, 2): cosine and sine of each position's angles; they get no
+    gradient."""
+    x = x.to(scale.dtype)
+    if turns is not None:
+        turns = turns.view(len(turns), *(1,) * (x.ndim - 3), *turns.shape[1:])  # (n, ..., 1, D / 2, 2)
+    if _in_passes(x):
+        y: Tensor = _ScaledUnit.apply(x, scale, None if turns is None else torch.view_as_complex(turns))
+        return y
+    D = x.shape[-1]
+    y = F.rms_norm(x, (D,), eps=TINY**2) * (scale * D**-0.5)
+    return y if turns is None else _turned(y, turns)
 
 
 def gated(x: Tensor) -> Tensor:
     """(..., 2 * D) -> (..., D): the first half times the second's SiLU (Shazeer, "GLU Variants Improve Transformer",
     2020, equation 6)."""
-    y: Tensor = _Gated.apply(x)
-    return y
+    if _in_passes(x):
+        y: Tensor = _Gated.apply(x)
+        return y
+    value, gate = x.chunk(2, dim=-1)
+    return value * F.silu(gate)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
     """Causal attention over positions: each (B, n, H, D) -> (B, n, H, D)."""
-    if q.device.type == "cpu" and q.shape[1] <= SHORT and not dropout and not torch.is_autocast_enabled("cpu"):
+    if _in_passes(q) and q.shape[1] <= SHORT and not dropout and not torch.is_autocast_enabled("cpu"):
         y: Tensor = _Attention.apply(q, k, v, scale)
         return y
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale).transpose(1, 2)
+
+
+def _in_passes(x: Tensor) -> bool:
+    """Whether the parts with backward passes of their own compute what becomes of x."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _turned(y: Tensor, turns: Tensor) -> Tensor:
+    """y (B, n, ..., H, D) with its neighbouring channels turned by turns (n, ..., 1, D / 2, 2)."""
+    pairs = y.unflatten(-1, (-1, 2))  # (B, n, ..., H, D / 2, 2)
+    if not torch.compiler.is_compiling():  # one kernel; the compiler has none for complex numbers
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2)
+    (one, other), (cos, sin) = pairs.unbind(dim=-1), turns.unbind(dim=-1)
+    return torch.stack([one * cos - other * sin, one * sin + other * cos], dim=-1).flatten(-2)
 
 
 def _complex(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ distances in rows and columns. The start stands left of the first position.
 from typing import Literal
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -82,34 +82,39 @@ class Gpt(Prior):
     def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
         """Embedded positions (B, h*w, width), labels (B,) -> contexts (B, h*w, width)."""
         x = torch.cat([self.start(labels)[:, None], embedded[:, :-1]], dim=1)  # (B, h*w, width)
-        places, angles = self.places(grid, x.device)
+        places, turns = self.places(grid, x.device)
         if places is not None:
             x = x + places
         x = self.dropout(x)
         for each in self.layers:
             if self.config.checkpoint and self.training:
-                x = checkpoint(each, x, use_reentrant=False, rotary_pos_emb=angles)
+                x = checkpoint(each, x, turns, use_reentrant=False)
             else:
-                x = each(x, rotary_pos_emb=angles)
+                x = each(x, turns)
         return self.norm(x)
 
     def contexts_decoder(self, precision: Precision) -> GptDecoder:
         """With a key-value cache."""
         return GptDecoder(self, precision)
 
-    def places(self, grid: Grid, device: torch.device) -> tuple[Tensor | None, tuple[Tensor, float] | None]:
-        """What says where things are: learned vectors (h*w, width) of the places that outputs are for, and the angles
-        (1, h*w, head width) by which the inputs are turned, in x-transformers' form. None for what is not used."""
+    def places(self, grid: Grid, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """What says where things are: learned vectors (h*w, width) of the places that outputs are for, and cosine and
+        sine (h*w, head width / 2, 2) of the angles by which the inputs are turned. None for what is not used."""
         learned = None
         if self.rows is not None and self.columns is not None:
             rows, columns = self.rows.weight[: grid[0]], self.columns.weight[: grid[1]]
             learned = rearrange(rows[:, None] + columns[None, :], "h w D -> (h w) D")
         if self.config.positions == "learned":
             return learned, None
+        angles = self.angles(grid, device)
+        return learned, torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+    def angles(self, grid: Grid, device: torch.device) -> Tensor:
+        """The angles (h*w, head width / 2) by which pairs of channels are turned: the first half of the pairs by the
+        row of the input, the others by its column."""
         quarter = self.config.width // self.config.heads // 4
         frequencies = ROTARY_BASE ** -(torch.arange(quarter, device=device) / quarter)
         index = torch.arange(-1, grid[0] * grid[1] - 1, device=device)  # input t is position t - 1
         # The start stands left of the first position, so its row is 0 where -1 // w would be -1.
         row, column = (index // grid[1]).clamp_min(0), torch.where(index < 0, index, index % grid[1])
-        angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)  # (h*w, head width / 2)
-        return learned, (repeat(angles, "n d -> 1 n (d two)", two=2), 1.0)  # two neighbouring channels turn together
+        return torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], dim=-1)

@@ -8,12 +8,13 @@ compiled, exported, traced or counted meets plain operators in its place (`proce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage1_tokenizer import processor
 
 MIN_ROWS = 128
-"""Fewest rows of an input for OneDnnLinear: the weight is packed at each call, and fewer rows would not pay that
+"""Fewest rows of an input for `linear`: the weight is packed at each call, and fewer rows would not pay that
 back."""
 
 
@@ -33,25 +34,31 @@ def multiply(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., i), weight (o, i), bias (o,) -> (..., o): F.linear, in exact float32 by oneDNN where that is faster."""
+    if not _serves(x, weight):
+        return F.linear(x, weight, bias)
+    y: Tensor = _Product.apply(x, weight, bias)
+    return y
+
+
+def _serves(x: Tensor, weight: Tensor) -> bool:
+    return (
+        not processor.is_traced(x)  # asked first, since the compiler cannot trace the other questions
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() >= MIN_ROWS * weight.shape[1]
+        and not torch.is_autocast_enabled("cpu")
+        and processor.takes("onednn")
+    )
+
+
 class OneDnnLinear(nn.Linear):
-    """nn.Linear in exact float32, forward and backward, with the same parameters, names and results."""
+    """nn.Linear by `linear`, with the same parameters, names and results."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        if not self._serves(x):
-            return super().forward(x)
-        y: Tensor = _Product.apply(x, self.weight, self.bias)
-        return y
-
-    def _serves(self, x: Tensor) -> bool:
-        return (
-            not processor.is_traced(x)  # asked first, since the compiler cannot trace the other questions
-            and x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
-            and x.numel() >= MIN_ROWS * self.in_features
-            and not torch.is_autocast_enabled("cpu")
-            and processor.takes("onednn")
-        )
+        return linear(x, self.weight, self.bias)
 
 
 def give_to_onednn(module: nn.Module) -> None:

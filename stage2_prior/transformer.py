@@ -1,8 +1,8 @@
 """One layer of x-transformers' decoder, with the options that all our transformers share, and its way of training.
 
-The library computes a layer as a chain of small operators, each a pass over a large tensor; `DecoderLayer` gets the
-same result from the same weights in fewer passes. What it does not know it leaves to the library: a cache, and code
-that is being compiled (the compiler merges passes itself).
+The library makes a layer's weights and names them. It computes with them as a chain of many small operators, each a pass
+over a large tensor and a kernel to launch; `DecoderLayer` gets the same result in fewer. It is also what the compiler
+sees: there are no branches in it that would have to be traced.
 """
 
 import warnings
@@ -12,44 +12,34 @@ import torch
 from torch import Tensor
 
 from stage2_prior.fused import attend, gated, scaled_unit
-from stage2_prior.onednn import give_to_onednn
+from stage2_prior.onednn import give_to_onednn, linear
 
 with warnings.catch_warnings():  # x-transformers calls torch.jit.script at import, deprecated since torch 2.11
     warnings.filterwarnings("ignore", message=".*torch.jit.script")
     from x_transformers import Decoder
 
-Rotation = tuple[Tensor, float]
-"""Angles (1, n, head width), the same for two neighbouring channels, and 1: as x-transformers takes them."""
-
 
 class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no types
     """Causal attention, then a gated feed-forward network, each in a residual branch behind a norm."""
 
-    def forward(self, x: Tensor, rotary_pos_emb: Rotation | None = None, **options: Any) -> Any:
-        """(B, n, width) -> (B, n, width); with further options whatever the library's Decoder returns for them."""
-        if options or torch.compiler.is_compiling():
-            return super().forward(x, rotary_pos_emb=rotary_pos_emb, **options)
+    def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
+        """x (B, n, width) -> (B, n, width). turns (n, head width / 2, 2): cosine and sine of the angles by which pairs of
+        channels of each position's query and key are turned."""
         ((norm, *_), attention, _), ((ff_norm, *_), feed_forward, _) = self.layers
-        x = x + self._attend(attention, _normed(norm, x), rotary_pos_emb)
+        x = x + self._attend(attention, _normed(norm, x), turns)
         into, dropout, out = feed_forward.ff
         hidden = into.proj(_normed(ff_norm, x))  # (B, n, 2 * inner)
         result: Tensor = x + out(dropout(gated(hidden)))
         return result
 
-    def _attend(self, attention: Any, x: Tensor, rotation: Rotation | None) -> Tensor:
+    def _attend(self, attention: Any, x: Tensor, turns: Tensor | None) -> Tensor:
         """The attention branch: x (B, n, width) behind its norm -> (B, n, width)."""
-        turns = None
-        if rotation is not None:
-            angles = rotation[0][0, :, None, ::2].to(attention.qk_norm_q_scale.dtype)  # (n, 1, head width / 2)
-            turns = torch.polar(torch.ones_like(angles), angles)
-        q, k, v = (
-            projection(x).unflatten(-1, (attention.heads, -1))  # (B, n, heads, head width)
-            for projection in (attention.to_q, attention.to_k, attention.to_v)
-        )
-        q = scaled_unit(q, attention.qk_norm_q_scale[:, 0], turns).to(v.dtype)
-        k = scaled_unit(k, attention.qk_norm_k_scale[:, 0], turns).to(v.dtype)
+        weight = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])  # (3 H d, width)
+        projected = linear(x, weight).unflatten(-1, (3, attention.heads, -1))  # (B, n, 3, H, d)
+        gains = torch.stack([attention.qk_norm_q_scale[:, 0], attention.qk_norm_k_scale[:, 0]])  # (2, H, d)
+        q, k = scaled_unit(projected[:, :, :2], gains, turns).to(projected.dtype).unbind(dim=2)
         dropout = attention.attend.dropout if self.training else 0.0
-        y = attend(q, k, v, attention.attend.scale, dropout)  # (B, n, heads, head width)
+        y = attend(q, k, projected[:, :, 2], attention.attend.scale, dropout)  # (B, n, H, d)
         result: Tensor = attention.to_out(y.flatten(-2))
         return result
 

@@ -25,7 +25,6 @@ from tests.training import assert_close, log, part, train
 def compiled(_: Accelerator, backend: str, *args: Any) -> None:
     """A tiny run of stage one under the switch; to be called by run_processes."""
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = backend
-    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)  # the compiler's own looking
     warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated")  # inductor's import, in torch 2.11
     AcceleratorState._reset_state()  # the given accelerator was made without the switch; the processes stay a group
     train(Accelerator(cpu=True), *args)
@@ -69,10 +68,13 @@ def test_inductor_trains_what_eager_trains(tmp_path: Path) -> None:
     assert_same(fused, plain, 4, ("tokenizer", "ema"))
 
 
-@pytest.mark.parametrize("kind", ["gpt", "pixelcnn"])
-def test_a_compiled_prior_is_the_same_prior(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stage two, micro-batches and dropout included."""
+@pytest.mark.parametrize(("kind", "regional"), [("gpt", False), ("gpt", True), ("pixelcnn", False)])
+def test_a_compiled_prior_is_the_same_prior(
+    kind: str, regional: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage two, micro-batches and dropout included; whole, and layer by layer."""
     write_tokenizer(tmp_path)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", str(regional).lower())
     if kind == "pixelcnn":
         monkeypatch.delitem(prior_training.TINY, "prior.heads")
     runs = {}
@@ -96,7 +98,7 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is trained, with the way out."""
     part = nn.Identity()
     with pytest.raises(ConfigError, match="REGIONAL"):
-        Compiling(switched(BACKEND="eager", USE_REGIONAL_COMPILATION="true"))
+        Compiling(switched(BACKEND="eager", USE_REGIONAL_COMPILATION="true"), eager=[part])
     with pytest.raises(ConfigError, match="fullgraph"):
         Compiling(switched(BACKEND="eager", USE_FULLGRAPH="true"), eager=[part])
     with pytest.raises(ConfigError, match=r"reduce-overhead.*--no-adversarial.adaptive"):

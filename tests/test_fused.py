@@ -20,8 +20,17 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def turns_of(n: int, half: int) -> Tensor:
-    angles = random(n, 1, half, seed=9).detach()
-    return torch.polar(torch.ones_like(angles), angles)
+    """(n, half, 2)."""
+    angles = random(n, half, seed=9).detach()
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+@pytest.fixture(params=["passes", "operators"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Backward passes of our own, and torch's operators, as on a GPU."""
+    if request.param == "operators":
+        monkeypatch.setattr(fused, "_in_passes", lambda x: False)
+    return str(request.param)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 5, 4)], ids=str)
@@ -37,7 +46,7 @@ def test_unit_vectors_are_turned() -> None:
     x, scale, turns = random(2, 3, 5, 4), random(5, 4, seed=1), turns_of(3, 2)
     found = scaled_unit(x, scale, turns)
     one, other = (F.normalize(x, dim=-1) * scale).unflatten(-1, (-1, 2)).unbind(dim=-1)  # type: ignore[no-untyped-call]
-    cos, sin = turns.real, turns.imag
+    cos, sin = turns[:, None].unbind(dim=-1)
     wanted = torch.stack([one * cos - other * sin, one * sin + other * cos], dim=-1).flatten(-2)
     assert torch.allclose(found, wanted)
     assert GRADCHECK(lambda x, scale: scaled_unit(x, scale, turns), (x, scale))

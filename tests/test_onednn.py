@@ -65,12 +65,12 @@ def test_equal_to_torch_s(bias: bool, calls: list[int]) -> None:
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.usefixtures("_preferred")
 def test_a_prior_s_gradients_are_equal(checkpoint: bool, monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
-    """All of its linear maps go that way: six in a layer and the head, in a checkpointed layer once more."""
+    """All of its linear maps go that way: four in a layer and the head, in a checkpointed layer once more."""
     found = loss_and_gradients(checkpoint)
-    assert len(calls) == (2 * 6 + 1) * 3 + 2 * 6 * checkpoint
+    assert len(calls) == (2 * 4 + 1) * 3 + 2 * 4 * checkpoint
     monkeypatch.setenv(processor.VARIABLE, "-onednn")
     wanted = loss_and_gradients(checkpoint)
-    assert len(calls) == (2 * 6 + 1) * 3 + 2 * 6 * checkpoint
+    assert len(calls) == (2 * 4 + 1) * 3 + 2 * 4 * checkpoint
     for one, other in zip(found, wanted, strict=True):
         assert float((one - other).detach().norm()) <= 1e-5 * float(other.detach().norm())
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from x_transformers import Decoder
 
+from stage2_prior import fused
 from stage2_prior.fused import SHORT
-from stage2_prior.transformer import DecoderLayer, Rotation, layer
+from stage2_prior.transformer import DecoderLayer, layer
 
 WIDTH, HEADS = 24, 2
 
@@ -22,29 +23,51 @@ def random_layer(dropout: float = 0.0) -> DecoderLayer:
     return made
 
 
-def rotation_of(n: int) -> Rotation:
-    angles = torch.randn(1, n, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(2))
-    return angles.repeat_interleave(2, dim=-1), 1.0
+def angles_of(n: int) -> Tensor:
+    """(n, head width / 2)."""
+    return torch.randn(n, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(2))
 
 
-def gradients(made: DecoderLayer, forward: Any, x: Tensor, rotation: Rotation | None) -> dict[str, Tensor]:
+def library(made: DecoderLayer, x: Tensor, angles: Tensor | None) -> Tensor:
+    """x-transformers' own layer, with its form of the angles: two neighbouring channels have the same."""
+    rotation = None if angles is None else (angles.repeat_interleave(2, dim=-1)[None], 1.0)
+    y: Tensor = Decoder.forward(made, x, rotary_pos_emb=rotation)
+    return y
+
+
+def ours(made: DecoderLayer, x: Tensor, angles: Tensor | None) -> Tensor:
+    return made(x, None if angles is None else torch.stack([angles.cos(), angles.sin()], dim=-1))
+
+
+def gradients(made: DecoderLayer, forward: Any, x: Tensor, angles: Tensor | None) -> dict[str, Tensor]:
     """The output, and the gradients of a loss in which no two outputs count the same."""
     x = x.clone().requires_grad_()
-    y = forward(made, x, rotary_pos_emb=rotation)
+    y = forward(made, x, angles)
     loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
     names, parameters = zip(*made.named_parameters(), strict=True)
     return dict(zip(("output", "input", *names), (y, *torch.autograd.grad(loss, (x, *parameters))), strict=True))
 
 
+def compiled(made: DecoderLayer, x: Tensor, angles: Tensor | None) -> Tensor:
+    """As the compiler sees it; it must be able to take the whole layer in one graph."""
+    y: Tensor = torch.compile(ours, backend="aot_eager", fullgraph=True)(made, x, angles)
+    return y
+
+
 @pytest.mark.parametrize("n", [1, 7, SHORT + 1])
 @pytest.mark.parametrize("rotated", [True, False])
-def test_numbers_and_gradients_are_the_library_s(n: int, rotated: bool) -> None:
-    """Whichever way attention is computed, to 1e-6 of a tensor's norm; its last rounding errors come from sums over
-    all positions."""
-    made, rotation = random_layer(), rotation_of(n) if rotated else None
+@pytest.mark.parametrize("way", ["passes", "operators", "compiled"])
+def test_numbers_and_gradients_are_the_library_s(
+    n: int, rotated: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By our own backward passes, by torch's operators as on a GPU, and compiled; whichever way attention is computed.
+    To 1e-6 of a tensor's norm: the last rounding errors come from sums over all positions."""
+    if way == "operators":
+        monkeypatch.setattr(fused, "_in_passes", lambda x: False)
+    made, angles = random_layer(), angles_of(n) if rotated else None
     x = torch.randn(2, n, WIDTH, generator=torch.Generator().manual_seed(1))
-    found = gradients(made, DecoderLayer.forward, x, rotation)
-    wanted = gradients(made, Decoder.forward, x, rotation)
+    found = gradients(made, compiled if way == "compiled" else ours, x, angles)
+    wanted = gradients(made, library, x, angles)
     for name, value in wanted.items():
         apart = (found[name] - value).norm()
         # One key gets all attention whatever the query says: then these gradients are zero, up to rounding.
@@ -65,11 +88,11 @@ def test_names_of_weights_are_the_library_s() -> None:
 
 def test_autocast_computes_products_in_bfloat16() -> None:
     """The output stays float32, as the residual stream is, and is near the exact one."""
-    made, rotation = random_layer(), rotation_of(7)
+    made, angles = random_layer(), angles_of(7)
     x = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(1))
-    exact = gradients(made, DecoderLayer.forward, x, rotation)
+    exact = gradients(made, ours, x, angles)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = gradients(made, DecoderLayer.forward, x, rotation)
+        rounded = gradients(made, ours, x, angles)
     for name, value in exact.items():
         assert rounded[name].dtype == torch.float32
         apart = float((rounded[name] - value).detach().norm() / value.detach().norm())
