@@ -2,7 +2,8 @@
 # Everything that wants a GPU, in 12 minutes of it.   benchmarks/gpu.sh [STAGE ...]
 #
 #   decoding   GPT decoding against its peers, in both precisions, batches of 1 to 256
-#   training   a VQGAN step and a GPT step against their peers, eager and compiled
+#   training_gpt    a GPT step against its peers, eager and compiled
+#   training_vqgan  a VQGAN step against the textbook's, eager and compiled
 #   updates    the CIFAR-10 VQ-VAE's updates per second: plain, compiled, and with CUDA graphs
 #   headline   CIFAR-10: a VQGAN tokenizer, its codes, a GPT over them, 10,000 samples and their evaluation
 #   tests      the tests marked gpu; beside the headline, since neither is a timing
@@ -22,7 +23,7 @@ python=${PYTHON:-python}
 images=(--data.root "${DATA:-data/cifar10}")
 weights=${WEIGHTS:-data/weights}
 small=() short=()
-declare -A seconds=([decoding]=80 [training]=200 [updates]=110 [headline]=280 [tests]=200 [sanitizer]=60 [plan]=20)
+declare -A seconds=([decoding]=80 [training_gpt]=150 [training_vqgan]=100 [updates]=110 [headline]=280 [tests]=200 [sanitizer]=60 [plan]=20)
 update_steps=600 update_batch=256 samples=10000
 if [ -n "${SMALL:-}" ]; then
     small=(--small)
@@ -35,11 +36,14 @@ mkdir -p "$out/results" "$out/runs"
 bench() { "$python" -m benchmarks.run "$@" "${small[@]}" --out "$out/results"; }
 
 # Without plugins that happen to be installed: some warn, and a warning is an error here.
-stage_tests() { PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -m gpu -q -p no:cacheprovider --durations=5 tests/test_gpu.py tests/test_resident.py; }
+stage_tests() { PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -m gpu -q -p no:cacheprovider --durations=5 tests/test_gpu.py tests/test_resident.py \
+    tests/test_transformer.py; }
 
 stage_decoding() { bench gpt_decoding; }
 
-stage_training() { bench training_step prior_training; }
+stage_training_gpt() { bench prior_training; }
+
+stage_training_vqgan() { bench training_step; }
 
 stage_updates() {
     local way backend mode name
@@ -98,7 +102,7 @@ if [ "${1:-}" = --inside ]; then
     exit
 fi
 if [ $# = 0 ]; then
-    for stage in decoding training updates; do run "$stage"; done
+    for stage in decoding training_gpt training_vqgan updates; do run "$stage"; done
     run tests &
     run headline
     wait

@@ -12,6 +12,7 @@ from stage2_prior.fused import SHORT
 from stage2_prior.transformer import DecoderLayer, layer
 
 WIDTH, HEADS = 24, 2
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
 def random_layer(dropout: float = 0.0) -> DecoderLayer:
@@ -56,7 +57,7 @@ def compiled(made: DecoderLayer, x: Tensor, angles: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("n", [1, 7, SHORT + 1])
 @pytest.mark.parametrize("rotated", [True, False])
-@pytest.mark.parametrize("way", ["passes", "operators", "compiled"])
+@pytest.mark.parametrize("way", ["passes", "operators", "compiled", pytest.param("cuda", marks=ON_GPU)])
 def test_numbers_and_gradients_are_the_library_s(
     n: int, rotated: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,8 +65,9 @@ def test_numbers_and_gradients_are_the_library_s(
     To 1e-6 of a tensor's norm: the last rounding errors come from sums over all positions."""
     if way == "operators":
         monkeypatch.setattr(fused, "_in_passes", lambda x: False)
-    made, angles = random_layer(), angles_of(n) if rotated else None
-    x = torch.randn(2, n, WIDTH, generator=torch.Generator().manual_seed(1))
+    device = way if way == "cuda" else "cpu"
+    made, angles = random_layer().to(device), angles_of(n).to(device) if rotated else None
+    x = torch.randn(2, n, WIDTH, generator=torch.Generator().manual_seed(1)).to(device)
     found = gradients(made, compiled if way == "compiled" else ours, x, angles)
     wanted = gradients(made, library, x, angles)
     for name, value in wanted.items():
