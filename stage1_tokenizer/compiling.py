@@ -61,8 +61,8 @@ def _check(accelerator: Accelerator, backend: str, has_eager: bool, graphs: bool
     plugin = accelerator.state.dynamo_plugin
     if plugin.use_regional_compilation and has_eager:
         raise ConfigError(
-            "--dynamo_use_regional_compilation (ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION) is for priors, whose layers "
-            "are equal; a tokenizer is compiled whole; leave it out"
+            "--dynamo_use_regional_compilation (ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION) is for priors, whose "
+            "layers are equal; a tokenizer is compiled whole; leave it out"
         )
     if plugin.fullgraph and has_eager:
         raise ConfigError(

@@ -1,9 +1,9 @@
 """The parts of a transformer's layer that are no linear maps: normalising, scaling and rotating; gating; attention.
 
 On a CPU a layer's time beyond its matrix products is that of passes over memory. Written as a chain of torch's
-operators, each part keeps several results for the backward pass; so there each has a backward pass of its own, keeps its
-input, and computes in place what it can. On a GPU what counts is how many kernels are launched, and what is compiled is
-merged by the compiler: both get the chain of torch's operators, the same sums.
+operators, each part keeps several results for the backward pass; so there each has a backward pass of its own, keeps
+its input, and computes in place what it can. On a GPU what counts is how many kernels are launched, and what is
+compiled is merged by the compiler: both get the chain of torch's operators, the same sums.
 """
 
 from typing import Any
@@ -61,7 +61,7 @@ def _in_passes(x: Tensor) -> bool:
 
 def _turned(y: Tensor, turns: Tensor) -> Tensor:
     """y (B, n, ..., H, D) with its neighbouring channels turned by turns (n, ..., 1, D / 2, 2)."""
-    pairs = y.unflatten(-1, (-1, 2))  # (B, n, ..., H, D / 2, 2)
+    pairs = y.reshape(*y.shape[:-1], -1, 2)  # (B, n, ..., H, D / 2, 2)
     if not torch.compiler.is_compiling():  # one kernel; the compiler has none for complex numbers
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns)).flatten(-2)
     (one, other), (cos, sin) = pairs.unbind(dim=-1), turns.unbind(dim=-1)

@@ -1,8 +1,8 @@
 """One layer of x-transformers' decoder, with the options that all our transformers share, and its way of training.
 
-The library makes a layer's weights and names them. It computes with them as a chain of many small operators, each a pass
-over a large tensor and a kernel to launch; `DecoderLayer` gets the same result in fewer. It is also what the compiler
-sees: there are no branches in it that would have to be traced.
+The library makes a layer's weights and names them. It computes with them as a chain of many small operators, each a
+pass over a large tensor and a kernel to launch; `DecoderLayer` gets the same result in fewer. It is also what the
+compiler sees: there are no branches in it that would have to be traced.
 """
 
 import warnings
@@ -23,8 +23,8 @@ class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no type
     """Causal attention, then a gated feed-forward network, each in a residual branch behind a norm."""
 
     def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
-        """x (B, n, width) -> (B, n, width). turns (n, head width / 2, 2): cosine and sine of the angles by which pairs of
-        channels of each position's query and key are turned."""
+        """x (B, n, width) -> (B, n, width). turns (n, head width / 2, 2): cosine and sine of the angles by which pairs
+        of channels of each position's query and key are turned."""
         ((norm, *_), attention, _), ((ff_norm, *_), feed_forward, _) = self.layers
         x = x + self._attend(attention, _normed(norm, x), turns)
         into, dropout, out = feed_forward.ff
@@ -35,7 +35,7 @@ class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no type
     def _attend(self, attention: Any, x: Tensor, turns: Tensor | None) -> Tensor:
         """The attention branch: x (B, n, width) behind its norm -> (B, n, width)."""
         weight = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])  # (3 H d, width)
-        projected = linear(x, weight).unflatten(-1, (3, attention.heads, -1))  # (B, n, 3, H, d)
+        projected = linear(x, weight).view(*x.shape[:2], 3, attention.heads, -1)  # (B, n, 3, H, d)
         gains = torch.stack([attention.qk_norm_q_scale[:, 0], attention.qk_norm_k_scale[:, 0]])  # (2, H, d)
         q, k = scaled_unit(projected[:, :, :2], gains, turns).to(projected.dtype).unbind(dim=2)
         dropout = attention.attend.dropout if self.training else 0.0

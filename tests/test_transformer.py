@@ -44,7 +44,7 @@ def gradients(made: DecoderLayer, forward: Any, x: Tensor, angles: Tensor | None
     """The output, and the gradients of a loss in which no two outputs count the same."""
     x = x.clone().requires_grad_()
     y = forward(made, x, angles)
-    loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
+    loss = (y * torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y)).sum()
     names, parameters = zip(*made.named_parameters(), strict=True)
     return dict(zip(("output", "input", *names), (y, *torch.autograd.grad(loss, (x, *parameters))), strict=True))
 
@@ -70,11 +70,12 @@ def test_numbers_and_gradients_are_the_library_s(
     x = torch.randn(2, n, WIDTH, generator=torch.Generator().manual_seed(1)).to(device)
     found = gradients(made, compiled if way == "compiled" else ours, x, angles)
     wanted = gradients(made, library, x, angles)
+    share = 1e-5 if device == "cuda" else 2e-6  # a GPU sums in no fixed order
     for name, value in wanted.items():
         apart = (found[name] - value).norm()
         # One key gets all attention whatever the query says: then these gradients are zero, up to rounding.
         floor = 1e-6 if n == 1 and ("qk_norm" in name or "to_q" in name or "to_k" in name) else 0.0
-        assert float(apart.detach()) <= 2e-6 * float(value.detach().norm()) + floor, name
+        assert float(apart.detach()) <= share * float(value.detach().norm()) + floor, name
 
 
 def test_names_of_weights_are_the_library_s() -> None:
