@@ -54,13 +54,13 @@ bench: install-bench ## compare with the peers, an hour for all (ARGS="gpt_decod
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 soak: install ## end all three commands at random for ten minutes, and fuzz every format (ARGS="--minutes 60")
-	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.soak $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.helpers.soak $(ARGS)
 
 test-fast: install ## run the tests that take seconds
 	$(BIN)/pytest -n logical --dist loadfile -m "not slow" $(ARGS)
 
-PATHS_TESTS := $(addprefix tests/test_,fast_paths.py plan.py plan_devices.py gpt.py gpt_decode.py onednn.py products.py \
-	prior.py decoding.py transformer.py likelihood.py stage2_train.py)
+PATHS_TESTS := tests/machines/test_fast_paths.py $(addprefix tests/stage2_prior/,planning gpt test_onednn.py \
+	test_products.py test_prior.py test_decoding.py test_likelihood.py test_train.py)
 
 test-paths: install ## run the tests that meet the processor's fast paths with all of them forced on, and off
 	TESSERA_FAST_PATHS=onednn,packed,bfloat16 $(BIN)/pytest -n logical --dist loadfile $(PATHS_TESTS) $(ARGS)

@@ -28,10 +28,10 @@ from benchmarks.peers.libraries import Gpt2, XTransformers, options_of_ours
 from benchmarks.peers.static_cache import StaticCacheGpt
 from benchmarks.record import Results
 from sampling.choose import ChooseConfig, choose
-from stage1_tokenizer import processor
+from stage1_tokenizer.engine import processor
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
-from stage2_prior.gpt import Gpt, GptConfig
+from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.products import Precision
 
 SMALL = Size(layers=2, width=64, heads=4, side=4, vocabulary=32, top_k=5)

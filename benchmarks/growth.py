@@ -24,16 +24,16 @@ from benchmarks.measure import compare
 from benchmarks.memory import peak_of
 from benchmarks.record import RESULTS, Results
 from stage1_tokenizer.bottlenecks.nearest import nearest
-from stage1_tokenizer.log_file import log_entries
-from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer
+from stage1_tokenizer.engine.log_file import log_entries
+from stage1_tokenizer.engine.optim import Ema, OptimConfig, build_optimizer
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.costs import BYTES, count, count_decoding, step_inputs
-from stage2_prior.devices import Device, measure_device
 from stage2_prior.generation import generate
-from stage2_prior.gpt import GptConfig
+from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import token_loss
-from stage2_prior.operations import Trace
 from stage2_prior.plan import image_seconds, step_seconds
+from stage2_prior.planning.costs import BYTES, count, count_decoding, step_inputs
+from stage2_prior.planning.devices import Device, measure_device
+from stage2_prior.planning.operations import Trace
 from stage2_prior.prior import build_prior
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from stage1_tokenizer import processor
+from stage1_tokenizer.engine import processor
 
 
 @dataclass(frozen=True)

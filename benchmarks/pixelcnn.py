@@ -16,7 +16,7 @@ from benchmarks.measure import Seconds, compare, seconds
 from benchmarks.record import Results
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate, sample_softmax
-from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
+from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
 SHAPE = TokenShape(16, 16, 1, 512)
 CONFIG = PixelCnnConfig(layers=15, width=128, first_kernel=7, kernel=3)

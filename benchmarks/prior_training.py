@@ -27,12 +27,12 @@ from benchmarks.peers import Size
 from benchmarks.peers.libraries import XTransformers
 from benchmarks.peers.textbook import TextbookGpt
 from benchmarks.record import Results
-from stage1_tokenizer import processor
-from stage1_tokenizer.optim import OptimConfig, build_optimizer
+from stage1_tokenizer.engine import processor
+from stage1_tokenizer.engine.optim import OptimConfig, build_optimizer
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.gpt import Gpt, GptConfig
+from stage2_prior.gpt.layer import DecoderLayer
+from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.likelihood import token_loss
-from stage2_prior.transformer import DecoderLayer
 
 FULL, SMALL = Size(), Size(layers=1, width=64, heads=2, side=4, vocabulary=32)
 RATE = 1e-4

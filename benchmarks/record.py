@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from stage1_tokenizer.comparison_table import processor
-from stage1_tokenizer.system import cores
+from stage1_tokenizer.diagnostics.comparison_table import processor
+from stage1_tokenizer.engine.system import cores
 
 RESULTS = Path(__file__).parent / "results"
 Results = dict[str, Any]

@@ -4,7 +4,7 @@ Each NAME is a module beside this one, which says in its first lines what it com
 all ways give equal results, then times them in turn, and prints a table; the figures go to results/MACHINE/NAME.json,
 and every machine's tables into docs/performance.md. `--small` shrinks everything to seconds, to see that it works:
 nothing is written then, unless --out names a folder. Freed memory is kept, as our commands do on a CPU
-(stage1_tokenizer/processor.py), so that the peers profit as well.
+(stage1_tokenizer/engine/processor.py), so that the peers profit as well.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.measure import measure_floors
 from benchmarks.record import RESULTS, Results, machine, machine_name, write
-from stage1_tokenizer import processor
+from stage1_tokenizer.engine import processor
 
 NAMES = ("gpt_decoding", "pixelcnn", "quantizer", "tokenizer", "training_step", "prior_training", "growth")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"

@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure import compare, seconds
 from benchmarks.memory import peak_of
 from benchmarks.record import Results
-from stage1_tokenizer import processor
 from stage1_tokenizer.bottlenecks.vq import VqConfig
+from stage1_tokenizer.engine import processor
+from stage1_tokenizer.networks.tiles import decode_codes, encode_codes, tiles_for
 from stage1_tokenizer.networks.vqgan import AttentionBlock, ResidualBlock, Upsample, VqganNetworkConfig
-from stage1_tokenizer.tiles import decode_codes, encode_codes, tiles_for
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 PEER = "diffusers VQModel"

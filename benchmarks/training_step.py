@@ -28,11 +28,13 @@ from torchvision.models.vgg import cfgs, make_layers
 from benchmarks.measure import Seconds, compare
 from benchmarks.memory import peak_of
 from benchmarks.record import Results
-from stage1_tokenizer import processor
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
-from stage1_tokenizer.losses import (
+from stage1_tokenizer.engine import processor
+from stage1_tokenizer.engine.optim import OptimConfig, build_optimizer
+from stage1_tokenizer.networks.vqgan import VqganNetworkConfig
+from stage1_tokenizer.objective import (
     PixelConfig,
     adaptive_weight,
     adversarial_loss,
@@ -41,8 +43,6 @@ from stage1_tokenizer.losses import (
     pulled_back,
     reconstruction_loss,
 )
-from stage1_tokenizer.networks.vqgan import VqganNetworkConfig
-from stage1_tokenizer.optim import OptimConfig, build_optimizer
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 

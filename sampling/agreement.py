@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stage1_tokenizer.console import counted
 from stage1_tokenizer.data.order import BatchOrder, validation_batches
 from stage1_tokenizer.data.pictures import Pictures, normalise
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.seeds import derive_seed
 
 BATCH = 64
 

@@ -16,11 +16,11 @@ import torch
 from pydantic import Field, PositiveInt
 
 from sampling.playground.tasks import Limits, Playground
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line
+from stage1_tokenizer.config.value_forms import Side
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.value_forms import Side
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.prior import load_prior, newest_run
 from stage2_prior.products import Precision
 

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from stage1_tokenizer.config import Config
-from stage1_tokenizer.float64 import float64
-from stage1_tokenizer.value_forms import Limit
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.value_forms import Limit
+from stage1_tokenizer.engine.float64 import float64
 from stage2_prior.generation import draw
 
 

@@ -22,16 +22,16 @@ from sampling.output import Output, close_output, open_output, settings_of
 from sampling.picture_files import read_png, rows_of, save_png, shape_of
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, Config, parse_command_line
-from stage1_tokenizer.console import bar
+from stage1_tokenizer.config.base import CommandConfig, Config, parse_command_line
+from stage1_tokenizer.config.value_forms import Texts
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import parts_of, share
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.launch import start_accelerator
-from stage1_tokenizer.names import located
-from stage1_tokenizer.value_forms import Texts
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.launch import start_accelerator
+from stage1_tokenizer.engine.names import located
 
 GRID = "grid.png"
 

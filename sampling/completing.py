@@ -18,7 +18,7 @@ from torch import Tensor
 from sampling.picture_files import DECODE_CHUNK, in_chunks
 from sampling.sampler import Progress, Sampler
 from stage1_tokenizer.data.pictures import normalise
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.engine.seeds import derive_seed
 from stage2_prior.generation import Known
 
 Pictures = NDArray[np.uint8]

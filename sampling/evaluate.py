@@ -38,12 +38,12 @@ from sampling.evaluation.warnings_of import comparison_warnings, warnings_of
 from sampling.making import PriorSource
 from sampling.picture_files import save_png
 from sampling.sampler import Sampler
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import parse_command_line
+from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.pictures import Pictures
-from stage1_tokenizer.errors import BadFileError
-from stage1_tokenizer.launch import on_main, start_accelerator
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.launch import on_main, start_accelerator
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run

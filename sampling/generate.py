@@ -14,11 +14,11 @@ from sampling.making import GRID, PriorSource, Source, assemble, file_name, make
 from sampling.noise import NoiseSource
 from sampling.output import open_output, settings_of
 from sampling.sampler import Sampler, SamplingConfig
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line
+from stage1_tokenizer.config.value_forms import Texts
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.launch import start_accelerator
-from stage1_tokenizer.value_forms import Texts
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.launch import start_accelerator
 
 MEANS_NOTHING = {
     "class_": "a tokenizer has no classes",

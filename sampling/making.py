@@ -14,8 +14,8 @@ from sampling.noise import NoiseSource
 from sampling.output import Output, close_output
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
-from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.order import parts_of, share
+from stage1_tokenizer.engine.console import bar
 from stage2_prior.class_names import labels_in_turn
 from stage2_prior.prior import LoadedPrior
 

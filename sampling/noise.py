@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sampling.picture_files import Shape, to_pictures
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.seeds import uniforms
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
 

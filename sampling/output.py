@@ -21,11 +21,11 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from sampling.picture_files import Shape, is_whole
-from stage1_tokenizer.checkpoint import sync_folder, write_file
-from stage1_tokenizer.config import Tree, differences
-from stage1_tokenizer.errors import ConfigError, StorageError
-from stage1_tokenizer.launch import on_main
-from stage1_tokenizer.lock import lock_folder
+from stage1_tokenizer.config.base import Tree, differences
+from stage1_tokenizer.engine.checkpoint import sync_folder, write_file
+from stage1_tokenizer.engine.errors import ConfigError, StorageError
+from stage1_tokenizer.engine.launch import on_main
+from stage1_tokenizer.engine.lock import lock_folder
 
 SETTINGS = "settings.json"
 AT_ONCE = 256

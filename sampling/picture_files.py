@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.formats import USUAL
 from stage1_tokenizer.data.listing import FOLDER, image_files
 from stage1_tokenizer.data.pictures import to_uint8
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.marker import OUR_ENDINGS, png_mark
-from stage1_tokenizer.names import located
+from stage1_tokenizer.engine.checkpoint import write_file
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.marker import OUR_ENDINGS, png_mark
+from stage1_tokenizer.engine.names import located
 
 DECODE_CHUNK = 16
 """Pictures are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions

@@ -25,21 +25,20 @@ from torch import Tensor
 
 from sampling.output import close_output, open_output, settings_of
 from sampling.picture_files import picture_paths, readable, rows_of, save_png, unreadable
-from stage1_tokenizer.checkpoint import write_file
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, parse_command_line
-from stage1_tokenizer.console import counted
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
-from stage1_tokenizer.errors import BadFileError
-from stage1_tokenizer.launch import on_main, start_accelerator
-from stage1_tokenizer.metrics import psnr
-from stage1_tokenizer.names import folded
-from stage1_tokenizer.ssim import ssim
-from stage1_tokenizer.tiles import Tiles, decode_codes, encode_codes, tiles_for
+from stage1_tokenizer.engine.checkpoint import write_file
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.launch import on_main, start_accelerator
+from stage1_tokenizer.engine.names import folded
+from stage1_tokenizer.metrics import psnr, ssim
+from stage1_tokenizer.networks.tiles import Tiles, decode_codes, encode_codes, tiles_for
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
 VALIDATION = 64

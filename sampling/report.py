@@ -14,14 +14,14 @@ from pydantic_settings import CliPositionalArg
 
 from sampling.report_comparison import comparison_page
 from sampling.report_outputs import output_sections
-from stage1_tokenizer.checkpoint import write_file
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, parse_command_line
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.report.ending import REPORT
-from stage1_tokenizer.report.run_folder import CONFIG, RunFolder, open_run
-from stage1_tokenizer.report.tokenizer import tokenizer_page
+from stage1_tokenizer.diagnostics.report.ending import REPORT
+from stage1_tokenizer.diagnostics.report.run_folder import CONFIG, RunFolder, open_run
+from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
+from stage1_tokenizer.engine.checkpoint import write_file
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.report import prior_page
 
 COMPARISON = "comparison.html"

@@ -6,15 +6,15 @@ from functools import partial
 
 import torch
 
-from stage1_tokenizer.report.charts import Chart, Series, draw
-from stage1_tokenizer.report.markup import Child, Markup, join, scrolling, tag
-from stage1_tokenizer.report.meanings import TOKENIZER_FIGURES, Meaning, readings
-from stage1_tokenizer.report.measured import Measured, measure
-from stage1_tokenizer.report.numbers import plural
-from stage1_tokenizer.report.page import TROUBLE, Head, attempt, note, or_note, render
-from stage1_tokenizer.report.pictures import enlargement, fitted, grid, img, pixels, read
-from stage1_tokenizer.report.run_folder import RunFolder
-from stage1_tokenizer.report.what_was_run import pairs, setting
+from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, scrolling, tag
+from stage1_tokenizer.diagnostics.report.meanings import TOKENIZER_FIGURES, Meaning, readings
+from stage1_tokenizer.diagnostics.report.measured import Measured, measure
+from stage1_tokenizer.diagnostics.report.numbers import plural
+from stage1_tokenizer.diagnostics.report.page import TROUBLE, Head, attempt, note, or_note, render
+from stage1_tokenizer.diagnostics.report.pictures import enlargement, fitted, grid, img, pixels, read
+from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
+from stage1_tokenizer.diagnostics.report.what_was_run import pairs, setting
 from stage2_prior.report import FIGURES, described_prior
 
 MEANINGS: dict[str, Meaning] = TOKENIZER_FIGURES | FIGURES

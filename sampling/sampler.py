@@ -23,14 +23,14 @@ from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
 from sampling.picture_files import Shape, to_pictures
+from stage1_tokenizer.config.value_forms import Size
 from stage1_tokenizer.data.order import parts_of
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.float64 import device_of_float64
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.float64 import device_of_float64
+from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
-from stage1_tokenizer.seeds import uniforms
-from stage1_tokenizer.tiles import decode_codes, tiles_for
+from stage1_tokenizer.networks.tiles import decode_codes, tiles_for
 from stage1_tokenizer.tokenizer import check_image_size
-from stage1_tokenizer.value_forms import Size
 from stage2_prior.base import Grid
 from stage2_prior.class_names import label_of, labels_in_turn
 from stage2_prior.generation import Known, NotFiniteError, generate

@@ -12,12 +12,12 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from sampling.agreement import agreement
 from sampling.sampler import Sampler
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, parse_command_line
-from stage1_tokenizer.console import bar
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data import data_config, open_data
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.log_file import log_entries
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.log_file import log_entries
 from stage2_prior.prior import LoadedPrior, load_prior, newest_run
 
 

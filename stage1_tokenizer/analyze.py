@@ -12,28 +12,28 @@ import torch
 from PIL import Image
 from pydantic import PositiveInt
 
-from stage1_tokenizer.analysis.atlas import atlas_of
-from stage1_tokenizer.analysis.atlas_picture import NEIGHBOURS, draw_atlas
-from stage1_tokenizer.analysis.codebook_map import draw_codebook_map
-from stage1_tokenizer.analysis.curves import draw_curves
-from stage1_tokenizer.analysis.encoded import Encoded, code_use, encode
-from stage1_tokenizer.analysis.latent_maps import draw_latent_maps
-from stage1_tokenizer.analysis.masked_latents import draw_masked_latents
-from stage1_tokenizer.analysis.projection import ProjectionKind, check_projection
-from stage1_tokenizer.analysis.random_codes import draw_random_codes
-from stage1_tokenizer.analysis.reconstruction import draw_holes, draw_reconstructions, find_holes
-from stage1_tokenizer.analysis.sheet import Sheet
-from stage1_tokenizer.analysis.usage import draw_usage
-from stage1_tokenizer.checkpoint import write_file
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, parse_command_line
-from stage1_tokenizer.console import counted, say
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.shapes import ShapesConfig
-from stage1_tokenizer.errors import ConfigError, StorageError
-from stage1_tokenizer.events import Events
-from stage1_tokenizer.log_file import read_curves
-from stage1_tokenizer.marker import mark_folder
+from stage1_tokenizer.diagnostics.analysis.atlas import atlas_of
+from stage1_tokenizer.diagnostics.analysis.atlas_picture import NEIGHBOURS, draw_atlas
+from stage1_tokenizer.diagnostics.analysis.codebook_map import draw_codebook_map
+from stage1_tokenizer.diagnostics.analysis.curves import draw_curves
+from stage1_tokenizer.diagnostics.analysis.encoded import Encoded, code_use, encode
+from stage1_tokenizer.diagnostics.analysis.latent_maps import draw_latent_maps
+from stage1_tokenizer.diagnostics.analysis.masked_latents import draw_masked_latents
+from stage1_tokenizer.diagnostics.analysis.projection import ProjectionKind, check_projection
+from stage1_tokenizer.diagnostics.analysis.random_codes import draw_random_codes
+from stage1_tokenizer.diagnostics.analysis.reconstruction import draw_holes, draw_reconstructions, find_holes
+from stage1_tokenizer.diagnostics.analysis.sheet import Sheet
+from stage1_tokenizer.diagnostics.analysis.usage import draw_usage
+from stage1_tokenizer.engine.checkpoint import write_file
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.console import counted, say
+from stage1_tokenizer.engine.errors import ConfigError, StorageError
+from stage1_tokenizer.engine.events import Events
+from stage1_tokenizer.engine.log_file import read_curves
+from stage1_tokenizer.engine.marker import mark_folder
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 EVENTS = ".analysis"

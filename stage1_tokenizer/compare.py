@@ -17,16 +17,16 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.comparison import Failure, Reconstructions, Row, measure
-from stage1_tokenizer.comparison_picture import draw
-from stage1_tokenizer.comparison_table import aligned, as_json, machine, markdown
-from stage1_tokenizer.config import CommandConfig, parse_command_line, read_yaml
-from stage1_tokenizer.console import counted, say
-from stage1_tokenizer.errors import ConfigError, StorageError, UserError
-from stage1_tokenizer.marker import mark_folder
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line, read_yaml
+from stage1_tokenizer.config.presets import find_presets, short_schedule
+from stage1_tokenizer.diagnostics.comparison import Failure, Reconstructions, Row, measure
+from stage1_tokenizer.diagnostics.comparison_picture import draw
+from stage1_tokenizer.diagnostics.comparison_table import aligned, as_json, machine, markdown
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.console import counted, say
+from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
+from stage1_tokenizer.engine.marker import mark_folder
 from stage1_tokenizer.perceptual import SMALLEST, Perceptual, PerceptualConfig
-from stage1_tokenizer.presets import find_presets, short_schedule
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
 TRAIN = Path(__file__).resolve().parent / "train.py"

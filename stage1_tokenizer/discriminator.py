@@ -10,8 +10,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Config
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.networks.vqgan import normalisation
 
 

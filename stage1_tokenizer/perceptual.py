@@ -16,9 +16,9 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Config
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.given_weights import existing, read_safetensors, sha256_of
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.given_weights import existing, read_safetensors, sha256_of
 
 SMALLEST = {"vgg": 16, "alex": 31}
 DOWNLOADED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
-from stage1_tokenizer.checkpoint import load_strict, read_weights
-from stage1_tokenizer.config import Config, Tree, config_from_json
-from stage1_tokenizer.config_errors import shortened, shown
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.names import located
+from stage1_tokenizer.config.base import Config, Tree, config_from_json
+from stage1_tokenizer.config.messages import shortened, shown
+from stage1_tokenizer.config.trees import parse_json
+from stage1_tokenizer.config.value_forms import Size
+from stage1_tokenizer.engine.checkpoint import load_strict, read_weights
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.names import located
 from stage1_tokenizer.networks import NetworkConfig, build_network
-from stage1_tokenizer.trees import parse_json
-from stage1_tokenizer.value_forms import Size
 
 TOKENIZER_FILE = "tokenizer.safetensors"
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

@@ -14,26 +14,37 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from stage1_tokenizer.alarms import build_alarms
-from stage1_tokenizer.alarms.latents import Codes
-from stage1_tokenizer.averages import mean, means, over_processes
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.checkpoint import write_weights
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.compiling import Compiling
-from stage1_tokenizer.config import parse_command_line
-from stage1_tokenizer.console import command
+from stage1_tokenizer.config.base import parse_command_line
+from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.data import DataConfig, open_data
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.pictures import normalise
 from stage1_tokenizer.data.shapes import ShapesConfig
+from stage1_tokenizer.diagnostics.alarms import build_alarms
+from stage1_tokenizer.diagnostics.alarms.latents import Codes
+from stage1_tokenizer.diagnostics.report.ending import report_at_end
+from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
 from stage1_tokenizer.discriminator import PatchDiscriminator
-from stage1_tokenizer.finite import FiniteGuard, Tally, clip
-from stage1_tokenizer.launch import check_batch_size, check_share, on_main, start_accelerator
-from stage1_tokenizer.losses import (
+from stage1_tokenizer.engine.averages import mean, means, over_processes
+from stage1_tokenizer.engine.checkpoint import write_weights
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.compiling import Compiling
+from stage1_tokenizer.engine.console import command
+from stage1_tokenizer.engine.finite import FiniteGuard, Tally, clip
+from stage1_tokenizer.engine.launch import check_batch_size, check_share, on_main, start_accelerator
+from stage1_tokenizer.engine.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from stage1_tokenizer.engine.run import Run
+from stage1_tokenizer.engine.seeds import derive_seed
+from stage1_tokenizer.engine.signals import StopRequest
+from stage1_tokenizer.engine.state import Part
+from stage1_tokenizer.metrics import CodeUse, pixel_variance
+from stage1_tokenizer.networks import NetworkConfig, check_network
+from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
+from stage1_tokenizer.objective import (
     AdversarialConfig,
     DiscriminatorLoss,
     GeneratorLoss,
@@ -45,18 +56,7 @@ from stage1_tokenizer.losses import (
     pulled_back,
     reconstruction_loss,
 )
-from stage1_tokenizer.metrics import CodeUse, pixel_variance
-from stage1_tokenizer.networks import NetworkConfig, check_network
-from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
-from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
-from stage1_tokenizer.report.ending import report_at_end
-from stage1_tokenizer.report.tokenizer import tokenizer_page
-from stage1_tokenizer.run import Run
-from stage1_tokenizer.run_config import RunConfig
-from stage1_tokenizer.seeds import derive_seed
-from stage1_tokenizer.signals import StopRequest
-from stage1_tokenizer.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, TokenizerConfig
 from stage1_tokenizer.validation import pairs, validate
 

@@ -7,11 +7,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stage1_tokenizer.console import counted
 from stage1_tokenizer.data.order import validation_batches
 from stage1_tokenizer.data.pictures import Pictures, normalise
-from stage1_tokenizer.losses import PixelConfig, generator_loss, reconstruction_loss
+from stage1_tokenizer.engine.console import counted
 from stage1_tokenizer.metrics import CodeUse, psnr
+from stage1_tokenizer.objective import PixelConfig, generator_loss, reconstruction_loss
 from stage1_tokenizer.tokenizer import Tokenizer
 
 

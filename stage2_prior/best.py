@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stage1_tokenizer.state import Part
+from stage1_tokenizer.engine.state import Part
 from stage2_prior.base import Prior
 from stage2_prior.likelihood import bits
 

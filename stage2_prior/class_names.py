@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_tokenizer.checkpoint import brief
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.names import folded
+from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.names import folded
 
 LISTED = 50
 """Classes that an error lists."""

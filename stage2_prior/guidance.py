@@ -11,7 +11,7 @@ from typing import Literal, assert_never
 
 from torch import Tensor
 
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.base import BasePriorConfig
 
 GuidanceSchedule = Literal["constant", "linear", "cosine", "interval"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_tokenizer import processor
+from stage1_tokenizer.engine import processor
 
 MIN_ROWS = 128
 """Fewest rows of an input for `linear`: the weight is packed at each call, and fewer rows would not pay that

@@ -1,6 +1,6 @@
 """The alarm of a prior that learns its training images by heart: validation rises while training falls."""
 
-from stage1_tokenizer.alarms.base import Alarm, Entry
+from stage1_tokenizer.diagnostics.alarms.base import Alarm, Entry
 from stage2_prior.best import COMPARED
 from stage2_prior.likelihood import bits
 

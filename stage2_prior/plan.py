@@ -11,13 +11,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, parse_command_line
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
-from stage2_prior.costs import BYTES, Counts, DecodingCounts, count, count_decoding
-from stage2_prior.devices import LAUNCH, PUBLISHED, SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH, Device, device_of
-from stage2_prior.gpt import GptConfig
+from stage2_prior.gpt.model import GptConfig
+from stage2_prior.planning.costs import BYTES, Counts, DecodingCounts, count, count_decoding
+from stage2_prior.planning.devices import LAUNCH, PUBLISHED, SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH, Device, device_of
 from stage2_prior.prior import PriorConfig
 
 SAMPLED_AT_ONCE = (1, 16)

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from stage1_tokenizer.checkpoint import read_weights
-from stage1_tokenizer.config import Config, Tree, config_from_json
-from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.config.base import Config, Tree, config_from_json
+from stage1_tokenizer.config.trees import LARGEST_JSON
+from stage1_tokenizer.engine.checkpoint import read_weights
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape, build_for, config_tree, resolve, saved_step
-from stage1_tokenizer.trees import LARGEST_JSON
 from stage2_prior.base import Prior
-from stage2_prior.gpt import Gpt, GptConfig
-from stage2_prior.pixelcnn import PixelCnn, PixelCnnConfig
+from stage2_prior.gpt.model import Gpt, GptConfig
+from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
 MOST_CLASSES = 40_000

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_tokenizer import processor
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.engine import processor
+from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior import onednn
 
 Precision = Literal["float32", "bfloat16", "int8"]

@@ -9,21 +9,21 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from stage1_tokenizer.checkpoint import brief
-from stage1_tokenizer.config import Tree, config_from_json
-from stage1_tokenizer.errors import BadFileError
-from stage1_tokenizer.report.charts import Chart, Series
-from stage1_tokenizer.report.curves import VALIDATION, draw_curves, pair
-from stage1_tokenizer.report.markup import Child, Markup, join, listed, tag
-from stage1_tokenizer.report.meanings import Meaning, readings
-from stage1_tokenizer.report.measured import Measured, measure
-from stage1_tokenizer.report.numbers import percent, plain
-from stage1_tokenizer.report.page import TROUBLE, Section, attempt, note, render
-from stage1_tokenizer.report.reconstructions import over_training, triple
-from stage1_tokenizer.report.run_folder import RunFolder
-from stage1_tokenizer.report.tokenizer import footer_of, head_of, once, show_figures, token_sections
-from stage1_tokenizer.report.tokens import describe
-from stage1_tokenizer.report.what_was_run import data_facts, happened, what_was_run
+from stage1_tokenizer.config.base import Tree, config_from_json
+from stage1_tokenizer.diagnostics.report.charts import Chart, Series
+from stage1_tokenizer.diagnostics.report.curves import VALIDATION, draw_curves, pair
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, listed, tag
+from stage1_tokenizer.diagnostics.report.meanings import Meaning, readings
+from stage1_tokenizer.diagnostics.report.measured import Measured, measure
+from stage1_tokenizer.diagnostics.report.numbers import percent, plain
+from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note, render
+from stage1_tokenizer.diagnostics.report.reconstructions import over_training, triple
+from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
+from stage1_tokenizer.diagnostics.report.tokenizer import footer_of, head_of, once, show_figures, token_sections
+from stage1_tokenizer.diagnostics.report.tokens import describe
+from stage1_tokenizer.diagnostics.report.what_was_run import data_facts, happened, what_was_run
+from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.tokenizer import config_tree, saved_step
 from stage2_prior.best import BEST_BY
 from stage2_prior.prior import PriorHeader

@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import write_file
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.config import CommandConfig, Tree, parse_command_line
-from stage1_tokenizer.console import bar
+from stage1_tokenizer.config.base import CommandConfig, Tree, parse_command_line
 from stage1_tokenizer.data import DataConfig, build_pictures, data_config
 from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.data.partial_options import with_own_data
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.launch import start_accelerator
+from stage1_tokenizer.engine.checkpoint import write_file
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.launch import start_accelerator
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class
 from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run, prior_file

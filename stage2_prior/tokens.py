@@ -17,16 +17,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stage1_tokenizer.checkpoint import SUM, read_tensors, write_tensors
-from stage1_tokenizer.console import bar
+from stage1_tokenizer.config.run_config import DATA_PATHS
 from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import Places, parts_of, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.data.resident import roomy
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.launch import in_all
-from stage1_tokenizer.run_config import DATA_PATHS
+from stage1_tokenizer.engine.checkpoint import SUM, read_tensors, write_tensors
+from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.launch import in_all
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.prior import check_classes
 

@@ -16,35 +16,35 @@ from accelerate import Accelerator
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from stage1_tokenizer.alarms.base import Alarms
-from stage1_tokenizer.checkpoint import write_file, write_weights
-from stage1_tokenizer.command import run_command
-from stage1_tokenizer.compiling import Compiling
-from stage1_tokenizer.config import Tree, parse_command_line
-from stage1_tokenizer.console import bar, command, counted
+from stage1_tokenizer.config.base import Tree, parse_command_line
+from stage1_tokenizer.config.run_config import RunConfig
+from stage1_tokenizer.config.value_forms import Limit
 from stage1_tokenizer.data import DataConfig, data_config, open_data
 from stage1_tokenizer.data.order import BatchOrder, Places, parts_of, share
 from stage1_tokenizer.data.partial_options import own_data, with_own_data
 from stage1_tokenizer.data.pictures import Split
-from stage1_tokenizer.errors import BadFileError
-from stage1_tokenizer.finite import FiniteGuard, Tally, clip
-from stage1_tokenizer.float64 import device_of_float64
-from stage1_tokenizer.launch import check_batch_size, on_main, start_accelerator
+from stage1_tokenizer.diagnostics.alarms.base import Alarms
+from stage1_tokenizer.diagnostics.report.ending import report_at_end
+from stage1_tokenizer.engine.checkpoint import write_file, write_weights
+from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.compiling import Compiling
+from stage1_tokenizer.engine.console import bar, command, counted
+from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.finite import FiniteGuard, Tally, clip
+from stage1_tokenizer.engine.float64 import device_of_float64
+from stage1_tokenizer.engine.launch import check_batch_size, on_main, start_accelerator
+from stage1_tokenizer.engine.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from stage1_tokenizer.engine.run import Run
+from stage1_tokenizer.engine.seeds import derive_seed, uniforms
+from stage1_tokenizer.engine.signals import StopRequest
+from stage1_tokenizer.engine.state import Part
 from stage1_tokenizer.metrics import CodeUse
-from stage1_tokenizer.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from stage1_tokenizer.report.ending import report_at_end
-from stage1_tokenizer.run import Run
-from stage1_tokenizer.run_config import RunConfig
-from stage1_tokenizer.seeds import derive_seed, uniforms
-from stage1_tokenizer.signals import StopRequest
-from stage1_tokenizer.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, resolve_tokenizer
-from stage1_tokenizer.value_forms import Limit
 from stage2_prior.base import Prior
 from stage2_prior.baselines import bigram_bits
 from stage2_prior.best import COMPARED, Best
 from stage2_prior.generation import generate
-from stage2_prior.gpt import GptConfig
+from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import bits, image_nats, token_loss
 from stage2_prior.overfitting import Overfitting
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes

@@ -16,7 +16,7 @@ and left border the context is that of training, and at the right and bottom bor
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.base import Grid
 
 

@@ -1,1 +1,1 @@
-"""Tests. A package, so that they share helpers (tests.processes, tests.training) under one name."""
+"""Tests. A package, so that they share helpers (tests.helpers.processes, tests.helpers.training) under one name."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sampling.evaluation.extractors.base import Extracted
 from sampling.evaluation.moments import Array, Moments, RunningMoments, combined
-from stage1_tokenizer.seeds import uniforms
+from stage1_tokenizer.engine.seeds import uniforms
 
 
 class Features:

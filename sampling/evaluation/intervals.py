@@ -18,7 +18,7 @@ from torch import Tensor
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
 from sampling.evaluation.moments import Array, Moments, RunningMoments
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.engine.seeds import derive_seed
 
 LEVEL = 0.95
 DRAWS = 1_000_000

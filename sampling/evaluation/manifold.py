@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.engine.seeds import derive_seed
 
 CHUNK = 1000
 """Rows of a matrix of distances at a time: 80 MB beside 10,000 others, in float64."""

@@ -19,8 +19,8 @@ from sampling.evaluation.protocol import Measuring
 from sampling.evaluation.results import Figure
 from sampling.evaluation.sources import Source, some
 from sampling.picture_files import rows_of
-from stage1_tokenizer.console import counted
 from stage1_tokenizer.data.order import share as share_of
+from stage1_tokenizer.engine.console import counted
 
 SHARE = 0.01
 """Of held-out pictures, the nearest one per cent sets what is near."""

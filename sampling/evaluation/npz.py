@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sampling.evaluation.moments import Moments
-from stage1_tokenizer.checkpoint import brief, written_file
-from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.engine.checkpoint import brief, written_file
+from stage1_tokenizer.engine.errors import BadFileError
 
 LARGEST_SIDE = 4096
 """Pixels of a picture's side."""

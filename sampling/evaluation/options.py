@@ -10,15 +10,15 @@ from sampling.evaluation.extractors.none import NoExtractorConfig
 from sampling.evaluation.protocol import DataSet
 from sampling.evaluation.reference import SPLITS, check_reference
 from sampling.sampler import SamplingConfig
-from stage1_tokenizer.config import CommandConfig, Tree
+from stage1_tokenizer.config.base import CommandConfig, Tree
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.partial_options import with_own_data
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.data.shapes import ShapesConfig
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.diagnostics.report.measured import moved
+from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
-from stage1_tokenizer.report.measured import moved
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
 from stage2_prior.prior import load_prior, prior_file
 

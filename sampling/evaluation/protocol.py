@@ -22,11 +22,11 @@ from sampling.evaluation.reference import (
 from sampling.evaluation.results import described_machine, now, versions
 from sampling.evaluation.samples import given
 from sampling.evaluation.sources import Source, SplitSource, features_of
+from stage1_tokenizer.config.run_config import DATA_PATHS
 from stage1_tokenizer.data import DataConfig, OpenData, open_data
 from stage1_tokenizer.data.pictures import Pictures, Split
-from stage1_tokenizer.given_weights import sha256_of
+from stage1_tokenizer.engine.given_weights import sha256_of
 from stage1_tokenizer.perceptual import PerceptualConfig
-from stage1_tokenizer.run_config import DATA_PATHS
 
 CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "links", *DATA_PATHS)
 """Keys of the data that change no picture in its plain view."""

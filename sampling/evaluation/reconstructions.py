@@ -15,12 +15,11 @@ from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.features import Features
 from sampling.evaluation.sources import Source, my_batches, without_logits
 from sampling.picture_files import DECODE_CHUNK, in_chunks
-from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.pictures import normalise, to_uint8
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.metrics import CodeUse, psnr
+from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.metrics import CodeUse, psnr, ssim
 from stage1_tokenizer.perceptual import Perceptual
-from stage1_tokenizer.ssim import ssim
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
 PerPicture = Callable[[Tensor, Tensor], Tensor]

@@ -13,13 +13,13 @@ from sampling.evaluation.sources import FolderSource, NpzSource, Source, some
 from sampling.making import SAMPLES, PriorSource, assemble, file_name, make_missing
 from sampling.output import Output, is_finished, open_output, settings_of
 from sampling.picture_files import picture_paths
-from stage1_tokenizer.checkpoint import brief
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.given_weights import sha256_of
-from stage1_tokenizer.launch import on_main
-from stage1_tokenizer.marker import is_marked
-from stage1_tokenizer.names import located
+from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.given_weights import sha256_of
+from stage1_tokenizer.engine.launch import on_main
+from stage1_tokenizer.engine.marker import is_marked
+from stage1_tokenizer.engine.names import located
 
 NEAREST = "-nearest.png"
 """How the names of our own pictures of nearest training images end."""

@@ -15,12 +15,12 @@ from torch import Tensor
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.features import Features
 from sampling.evaluation.npz import Samples
-from stage1_tokenizer.console import bar
 from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Pictures
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.seeds import derive_seed
 
 Indices = NDArray[np.int64]
 

@@ -31,7 +31,7 @@ from sampling.playground.painter import READ, SCRIPT, TEMPLATE, data_url, painte
 from sampling.playground.tasks import Chosen, Playground, said
 from sampling.sampler import DEFAULT_TOP_P
 from stage1_tokenizer.data.pictures import Picture
-from stage1_tokenizer.errors import ConfigError, UserError
+from stage1_tokenizer.engine.errors import ConfigError, UserError
 
 KEPT_RESULTS = 32
 """Requests whose pictures can still be fetched; older ones are removed."""

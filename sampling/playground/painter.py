@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stage1_tokenizer.data.pictures import Picture
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.engine.errors import ConfigError
 
 SCRIPT = Path(__file__).with_name("painter.js").read_text(encoding="utf-8")
 TEMPLATE = """

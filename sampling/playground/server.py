@@ -8,7 +8,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.engine.errors import ConfigError
 
 FIRST_PORT = 7860
 PORTS = 100

@@ -21,9 +21,9 @@ from sampling.completing import Margins, Task, complete, grow, kept_codes
 from sampling.generate import GenerateConfig
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from sampling.to_complete import read_pictures
-from stage1_tokenizer.config import Tree
+from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.pictures import Picture
-from stage1_tokenizer.errors import BadFileError, ConfigError, InterruptionError, UserError
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage2_prior.prior import LoadedPrior
 from stage2_prior.products import Precision

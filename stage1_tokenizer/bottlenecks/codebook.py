@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.group import Group, draw
 from stage1_tokenizer.bottlenecks.nearest import nearest
-from stage1_tokenizer.config import Codes, Config, Count
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.config.base import Codes, Config, Count
+from stage1_tokenizer.engine.seeds import derive_seed
 
 EPSILON = 1e-5
 """Laplace smoothing of the counts, so that a code without vectors does not divide by zero."""

@@ -19,7 +19,7 @@ from vector_quantize_pytorch import FSQ
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config.base import Config
 
 # Beyond these the library, which numbers codes in float32 and bounds 0.1 % wider than the levels, gives wrong codes.
 MOST_LEVELS = 999

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.rvq import MOST_CODES, ResidualCodebooks, ResidualConfig
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.engine.errors import ConfigError
 
 
 class GroupedRvqConfig(ResidualConfig):

@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
-from stage1_tokenizer.config import Channels, Config
+from stage1_tokenizer.config.base import Channels, Config
 
 LOG_VARIANCE = (-30.0, 20.0)
 """Range to which log variances are clamped, that of the latent diffusion code: exp stays finite in float32."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.config import Codes, Config
+from stage1_tokenizer.config.base import Codes, Config
 
 
 class LfqConfig(Config):

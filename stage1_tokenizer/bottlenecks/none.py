@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config.base import Config
 
 
 class NoBottleneckConfig(Config):

@@ -20,7 +20,7 @@ from stage1_tokenizer.bottlenecks.nearest import nearest
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
 from stage1_tokenizer.bottlenecks.vq import vq_loss
-from stage1_tokenizer.config import Channels, Codes, Config
+from stage1_tokenizer.config.base import Channels, Codes, Config
 
 
 class SimVqConfig(Config):

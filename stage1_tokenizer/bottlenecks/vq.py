@@ -18,7 +18,7 @@ from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.codebook import Codebook, CodebookConfig
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
-from stage1_tokenizer.config import Channels
+from stage1_tokenizer.config.base import Channels
 
 
 class VqConfig(CodebookConfig):

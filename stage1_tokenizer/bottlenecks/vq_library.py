@@ -20,8 +20,8 @@ from stage1_tokenizer.bottlenecks.group import Group
 from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
 from stage1_tokenizer.bottlenecks.straight import straight_through
 from stage1_tokenizer.bottlenecks.vq import vq_loss
-from stage1_tokenizer.config import Channels
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.config.base import Channels
+from stage1_tokenizer.engine.seeds import derive_seed
 
 
 class VqLibraryConfig(CodebookConfig):

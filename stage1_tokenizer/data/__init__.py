@@ -9,7 +9,7 @@ from typing import Annotated, assert_never
 import torch
 from pydantic import Field
 
-from stage1_tokenizer.config import Config, Tree
+from stage1_tokenizer.config.base import Config, Tree
 from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
 from stage1_tokenizer.data.folder import Folder, FolderConfig, FolderImages
 from stage1_tokenizer.data.found import Found, announce
@@ -23,7 +23,7 @@ from stage1_tokenizer.data.torchvision_sets import (
     MnistConfig,
     TorchvisionImages,
 )
-from stage1_tokenizer.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 
 DataConfig = Annotated[
     ShapesConfig | Cifar10Config | MnistConfig | FashionMnistConfig | FolderConfig, Field(discriminator="kind")

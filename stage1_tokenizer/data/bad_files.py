@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stage1_tokenizer.errors import BadFileError
-from stage1_tokenizer.system import lock
+from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.system import lock
 
 BAD_FILES = "bad_files.txt"
 """The list's name in a run's folder."""

@@ -22,7 +22,7 @@ from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.colour import LARGEST, Decoding, to_plain
 from stage1_tokenizer.data.formats import GET_HEIC, PREFIX, formats_for, is_heic
 from stage1_tokenizer.data.pictures import Picture
-from stage1_tokenizer.errors import StorageError, UserError
+from stage1_tokenizer.engine.errors import StorageError, UserError
 
 BYTES_PER_PIXEL = 10
 """Greatest size of a file per pixel of the limit: eight bytes for four channels of 16 bits, and room for the rest. Some

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 
-from stage1_tokenizer.names import folded, natural
+from stage1_tokenizer.engine.names import folded, natural
 
 SHOWN = 5
 """Names that a note lists."""

@@ -16,8 +16,8 @@ from stage1_tokenizer.data.label_files import read_classes, read_labels, read_li
 from stage1_tokenizer.data.layout import Arranged, Place, arrange, arrange_like, as_split
 from stage1_tokenizer.data.listing import NO_FILES, Seen, image_files
 from stage1_tokenizer.data.pictures import Split
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.names import folded, located, natural
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.names import folded, located, natural
 
 if TYPE_CHECKING:
     from stage1_tokenizer.data.folder import FolderConfig

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stage1_tokenizer.console import say
 from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.engine.console import say
 
 MOST = 10
 """Classes, and kinds of ignored files, that the line names."""

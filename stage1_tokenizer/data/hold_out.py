@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from stage1_tokenizer.names import folded
+from stage1_tokenizer.engine.names import folded
 
 
 def held_out(names: Sequence[str], classes: Mapping[str, str | None], share: float) -> set[str]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from stage1_tokenizer.data.folder_index import Item
-from stage1_tokenizer.names import folded
+from stage1_tokenizer.engine.names import folded
 
 SAMPLED = 256
 """Files of which the content is looked at too: all sizes stay the same when files without compression are replaced."""

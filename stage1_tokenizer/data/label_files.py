@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from stage1_tokenizer.data.layout import Place
 from stage1_tokenizer.data.split_names import PARTS, Part
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.names import folded, located
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.names import folded, located
 
 FILE_COLUMNS = ("file_name", "filename", "file", "filepath", "path", "image_path", "image", "img", "name", "id")
 LABEL_COLUMNS = ("label", "class", "category", "class_name", "label_name", "target", "species", "breed", "labels", "y")

@@ -16,8 +16,8 @@ from stage1_tokenizer.data.companions import are_pieces, companion_files, compan
 from stage1_tokenizer.data.doubts import SHOWN, doubts, listed
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.data.split_names import Part, lack_training, split_names
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.names import folded, natural
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.names import folded, natural
 
 Layout = Literal["auto", "classes", "flat", "splits"]
 

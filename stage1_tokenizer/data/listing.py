@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from stage1_tokenizer.data.formats import EXTENSIONS, RAW, REMAINS, is_image
-from stage1_tokenizer.errors import BadFileError
-from stage1_tokenizer.marker import is_marked, is_marked_picture
+from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.marker import is_marked, is_marked_picture
 
 Links = Literal["inside", "anywhere"]
 FOLDER = "is a folder"

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stage1_tokenizer.data.pictures import Pictures
-from stage1_tokenizer.errors import ConfigError, StorageError, UserError
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
+from stage1_tokenizer.engine.seeds import derive_seed
 
 START = "fork" if sys.platform == "linux" and hasattr(os, "fork") else "spawn"
 """How workers start. A fork shares the pictures; else each worker is sent a copy of all of them. On macOS the system's

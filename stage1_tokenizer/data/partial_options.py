@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from stage1_tokenizer.checkpoint import read_tensors
-from stage1_tokenizer.config import Tree, merge
-from stage1_tokenizer.console import note
+from stage1_tokenizer.config.base import Tree, merge
 from stage1_tokenizer.data import DataConfig, data_config
+from stage1_tokenizer.engine.checkpoint import read_tensors
+from stage1_tokenizer.engine.console import note
 from stage1_tokenizer.tokenizer import config_tree
 
 

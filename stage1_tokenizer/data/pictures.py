@@ -19,14 +19,14 @@ from PIL import Image
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
-from stage1_tokenizer.config import Config
-from stage1_tokenizer.console import counted
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.value_forms import Side, Size
 from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
 from stage1_tokenizer.data.resident import Resident, roomy
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.memory import memory_share
-from stage1_tokenizer.seeds import uniforms
-from stage1_tokenizer.value_forms import Side, Size
+from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.memory import memory_share
+from stage1_tokenizer.engine.seeds import uniforms
 
 Picture = NDArray[np.uint8]
 Split = Literal["train", "validation"]

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from stage1_tokenizer.checkpoint import write_file
 from stage1_tokenizer.data import OpenData
+from stage1_tokenizer.engine.checkpoint import write_file
 
 DATA_FILE = "data.json"
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
-from stage1_tokenizer.seeds import derive_seed
+from stage1_tokenizer.engine.seeds import derive_seed
 
 Mask = NDArray[np.bool_]
 KINDS = ("rectangle", "triangle", "disk", "oval", "star")

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from stage1_tokenizer.data.companions import COMPANIONS
-from stage1_tokenizer.names import folded
+from stage1_tokenizer.engine.names import folded
 
 Part = Literal["train", "validation", "test"]
 _WORDS: dict[Part, str] = {

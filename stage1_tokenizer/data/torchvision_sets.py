@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from torchvision.datasets.utils import download_url
 
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
-from stage1_tokenizer.errors import ConfigError, UserError
+from stage1_tokenizer.engine.errors import ConfigError, UserError
 
 
 class Cifar10(CIFAR10):  # type: ignore[misc]  # torchvision has no types

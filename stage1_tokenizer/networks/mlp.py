@@ -7,8 +7,8 @@ from einops.layers.torch import Rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Channels, Config
-from stage1_tokenizer.value_forms import Side
+from stage1_tokenizer.config.base import Channels, Config
+from stage1_tokenizer.config.value_forms import Side
 
 
 class MlpNetworkConfig(Config):

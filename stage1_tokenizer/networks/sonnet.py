@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Blocks, Channels, Config
-from stage1_tokenizer.value_forms import Side
+from stage1_tokenizer.config.base import Blocks, Channels, Config
+from stage1_tokenizer.config.value_forms import Side
 
 
 class SonnetNetworkConfig(Config):

@@ -11,8 +11,8 @@ from einops import rearrange
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config import Blocks, Channels, Config
-from stage1_tokenizer.errors import ConfigError
+from stage1_tokenizer.config.base import Blocks, Channels, Config
+from stage1_tokenizer.engine.errors import ConfigError
 
 
 class VqganNetworkConfig(Config):

@@ -14,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.extractors.weights import fit
-from stage1_tokenizer.config import Config
-from stage1_tokenizer.given_weights import existing, read_safetensors, sha256_of
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.engine.given_weights import existing, read_safetensors, sha256_of
 
 BLOCKS = (
     # kernel, stride, expansion, channels in, channels out, repeats

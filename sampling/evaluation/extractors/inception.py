@@ -24,9 +24,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.extractors.weights import fit
-from stage1_tokenizer.config import Config
-from stage1_tokenizer.errors import BadFileError, ConfigError
-from stage1_tokenizer.given_weights import existing, read_safetensors, sha256_of
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.given_weights import existing, read_safetensors, sha256_of
 from stage1_tokenizer.perceptual import check_download
 
 DIMENSION = 2048

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from stage1_tokenizer.config import Config
+from stage1_tokenizer.config.base import Config
 
 
 class NoExtractorConfig(Config):

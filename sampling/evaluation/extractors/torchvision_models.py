@@ -12,10 +12,10 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.extractors.weights import fit
-from stage1_tokenizer.config import Config
-from stage1_tokenizer.config_errors import shown
-from stage1_tokenizer.errors import ConfigError
-from stage1_tokenizer.given_weights import existing, read_safetensors, sha256_of
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.messages import shown
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.given_weights import existing, read_safetensors, sha256_of
 from stage1_tokenizer.perceptual import check_download
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stage1_tokenizer.checkpoint import brief
-from stage1_tokenizer.errors import BadFileError
+from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.errors import BadFileError
 
 
 def fit(network: nn.Module, given: Mapping[str, Tensor], source: str) -> None:

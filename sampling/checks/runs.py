@@ -1,0 +1,106 @@
+"""A run's folder, of stage one or two: every file in it, and whether they belong together."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from sampling.checks.finding import Finding, bad, note, ok, reason
+from sampling.checks.images import check_images, holds_images
+from sampling.checks.leftovers import check_leftovers
+from sampling.checks.samples import SETTINGS
+from sampling.checks.states import check_states
+from sampling.checks.tokens import check_tokens, shards_in
+from sampling.checks.weights import PRIOR_FILE, check_pair, check_safetensors, tokenizer_of
+from stage1_tokenizer.config.base import Tree, read_saved_yaml
+from stage1_tokenizer.data.bad_files import BAD_FILES
+from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.environment import SESSIONS
+from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.lock import holder_of
+from stage1_tokenizer.engine.state import states
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+
+CONFIG = "config.yaml"
+TOKENS = "tokens"
+NEEDED = ("seed", "steps", "batch_size", "optim")
+LAST = {"pictures", "samples"}
+"""Keys of every training's configuration, and the last ones of stage one and two: a file that was cut off lacks it."""
+
+
+def check_run(folder: Path) -> Iterator[Finding]:
+    """Everything that a training writes, and a word on what else is there."""
+    holder = holder_of(folder)
+    if holder is not None:
+        yield note(folder, f"is in use by a running process ({holder}); what it is writing is not judged")
+    tree, findings = _config(folder)
+    yield from findings
+    yield from check_states(folder / "state")
+    yield from check_pair(folder / TOKENIZER_FILE, folder / PRIOR_FILE)
+    tokenizer = tokenizer_of(folder / TOKENS)
+    if tokenizer is not None and not _is_of(tree, tokenizer):
+        there = f"that of a run on the tokenizer {brief(tree['tokenizer'])}, but beside it is {tokenizer.fingerprint}"
+        yield bad(folder / CONFIG, f"is {there}")
+    product = folder / (PRIOR_FILE if "tokenizer" in tree else TOKENIZER_FILE)
+    if not product.is_file():
+        yield note(product, "is not there; a run writes it with each state")
+    yield from check_token_folder(folder / TOKENS)
+    for name in ("metrics.jsonl", "alarms.jsonl", SESSIONS):
+        if (folder / name).exists():
+            yield _log(folder / name)
+    if (folder / BAD_FILES).exists():
+        lines = (folder / BAD_FILES).read_bytes().count(b"\n")
+        yield note(folder / BAD_FILES, f"lists {lines:,} image files that could not be read and were left out")
+    for path in sorted(folder.glob("nonfinite-*.safetensors")):
+        yield from check_safetensors(path)
+    if holds_images(folder / "samples"):
+        yield from check_images(folder / "samples")
+    yield from check_leftovers(folder, holder)
+    for path in sorted(folder.glob(f"*/*/{SETTINGS}")):
+        yield note(path.parent, "a folder of samples, not looked at here; give its path to have it checked")
+
+
+def check_token_folder(folder: Path) -> Iterator[Finding]:
+    """The token files of a run, and whether they are its tokenizer's."""
+    holder = holder_of(folder.absolute().parent)
+    yield from check_tokens(shards_in(folder), tokenizer_of(folder), busy=holder is not None)
+    yield from check_leftovers(folder, holder)
+
+
+def _config(folder: Path) -> tuple[Tree, list[Finding]]:
+    """The run's configuration, as far as it can be read, and what is to be said of it."""
+    path = folder / CONFIG
+    if not path.exists():  # weights alone need none
+        return {}, [bad(path, "is missing, so a resume is refused")] * bool(states(folder / "state"))
+    try:
+        tree = read_saved_yaml(path)
+    except BadFileError as error:
+        return {}, [bad(path, reason(error, path))]
+    missing = [key for key in NEEDED if key not in tree]
+    if missing or not LAST & tree.keys() or not path.read_bytes().endswith(b"\n"):
+        return {}, [bad(path, "is cut off, or is no training's configuration")]
+    return tree, [ok(path, f"can be read; {brief(tree['steps'])} steps of {brief(tree['batch_size'])} images")]
+
+
+def _is_of(tree: Tree, tokenizer: LoadedTokenizer) -> bool:
+    """False where a configuration of stage two, which has the fingerprint of a tokenizer, has another one's."""
+    return tree.get("tokenizer", tokenizer.fingerprint) == tokenizer.fingerprint
+
+
+def _log(path: Path) -> Finding:
+    """A log of one JSON object on each line. The last line may have been cut off; a resume drops it."""
+    lines = path.read_bytes().split(b"\n")
+    wrong = [number for number, line in enumerate(lines[:-1], start=1) if not _is_entry(line)]
+    if wrong:
+        more = f" (and {len(wrong) - 1} further lines)" if len(wrong) > 1 else ""
+        return bad(path, f"line {wrong[0]}{more} is no JSON object with a step; a resume leaves it out")
+    if lines[-1]:
+        return note(path, f"{len(lines) - 1:,} entries, and a last one that was cut off; a resume leaves it out")
+    return ok(path, f"{len(lines) - 1:,} entries")
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entry, dict) and isinstance(entry.get("step"), int)

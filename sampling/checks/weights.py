@@ -1,0 +1,170 @@
+"""Safetensors files: a tokenizer, a prior and whether it fits the tokenizer, a batch that was kept, or somebody else's.
+
+A prior belongs to a later stage, so its file is known by its header alone: whether its weights fit the network that
+the header describes shows when it is loaded.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sampling.checks.finding import Finding, Verdict, bad, note, ok, reason
+from sampling.checks.tokens import PROVENANCE, check_tokens
+from stage1_tokenizer.config.base import Tree
+from stage1_tokenizer.config.trees import parse_json
+from stage1_tokenizer.engine.checkpoint import SUM, Header, brief, read_tensors, read_weights
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.state import STATE_NAME, problem_of
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, saved_step
+
+PRIOR_FILE = "prior.safetensors"
+"""As stage two has it."""
+
+
+def check_safetensors(path: Path) -> Iterator[Finding]:
+    """A file of any kind, which its name or else its header tells."""
+    header = _header(path)
+    kind = {TOKENIZER_FILE: "tokenizer", PRIOR_FILE: "prior"}.get(path.name, header.get("kind"))
+    if STATE_NAME.fullmatch(path.parent.name):
+        problem = problem_of(path.parent)
+        state = f"the state {path.parent.name}"
+        yield bad(path, f"is a part of {state}: {problem}") if problem else ok(path, f"is a part of {state}, whole")
+    elif kind == "tokenizer":
+        yield check_tokenizer(path)[0]
+    elif kind == "prior":
+        yield from check_pair(path.parent / TOKENIZER_FILE, path)
+    elif PROVENANCE in header:
+        yield from check_tokens([path], tokenizer_of(path.parent), alone=True)
+    else:
+        yield _check_other(path)
+
+
+def check_pair(tokenizer: Path, prior: Path) -> Iterator[Finding]:
+    """The files of a tokenizer and a prior, as far as they are there, and whether they belong together."""
+    loaded = None
+    if tokenizer.is_file():
+        finding, loaded = check_tokenizer(tokenizer)
+        yield finding
+    if prior.is_file():
+        yield _check_prior(prior, tokenizer, loaded)
+
+
+def tokenizer_of(tokens: Path) -> LoadedTokenizer | None:
+    """The tokenizer in the run's folder that a folder of tokens is in, where there is one and it can be loaded."""
+    path = tokens.absolute().parent / TOKENIZER_FILE
+    return check_tokenizer(path)[1] if path.is_file() else None
+
+
+def check_tokenizer(path: Path) -> tuple[Finding, LoadedTokenizer | None]:
+    """A tokenizer's file; and the tokenizer, where it can be loaded."""
+    try:
+        loaded = LoadedTokenizer.load(path)
+    except (BadFileError, ConfigError) as error:
+        return bad(path, reason(error, path)), None
+    broken = _not_finite(loaded.tokenizer.state_dict())
+    if broken:
+        return bad(path, broken), loaded
+    config = loaded.tokenizer.config
+    size = f"{config.image_size[0]}x{config.image_size[1]}x{config.image_channels}"
+    what = f"a tokenizer of step {loaded.step:,} ({config.bottleneck.kind}), images {size}, {_codes(loaded)}"
+    return ok(path, f"{_wholeness(_header(path))}; {what}; fingerprint {loaded.fingerprint}"), loaded
+
+
+def _check_prior(path: Path, beside: Path, tokenizer: LoadedTokenizer | None) -> Finding:
+    """A prior's file, and whether the tokenizer in the file `beside` it, None where it cannot be loaded, is its own."""
+    try:
+        tensors, header = read_weights(path, kind="prior")
+        described = _described(header, path)
+    except BadFileError as error:
+        return bad(path, reason(error, path))
+    broken = _not_finite(tensors)
+    if broken:
+        return bad(path, broken)
+    what = f"a prior of step {described['step']:,} ({described['kind']}) over {_in_words(described['shape'])}"
+    verdict, fit = _fit(described, beside, tokenizer)
+    return Finding(verdict, path, f"{_wholeness(_header(path))}; {what}, {len(described['classes'])} classes; {fit}")
+
+
+def _fit(described: Tree, beside: Path, tokenizer: LoadedTokenizer | None) -> tuple[Verdict, str]:
+    """Whether the tokenizer is that of a prior's training."""
+    wanted, codes = described["tokenizer"], _in_words(described["shape"])
+    if not beside.is_file():
+        return "bad", f"but the tokenizer {wanted}, to which it belongs, is not beside it"
+    if tokenizer is None:
+        return "note", f"whether the tokenizer beside it is its own, {wanted}, cannot be seen"
+    if tokenizer.fingerprint != wanted:
+        return "bad", f"but it belongs to the tokenizer {wanted}, and beside it is {tokenizer.fingerprint}"
+    if _codes(tokenizer) != codes:
+        return "bad", f"but its tokenizer has {_codes(tokenizer)}"
+    return "ok", "fits the tokenizer beside it"
+
+
+def _check_other(path: Path) -> Finding:
+    try:
+        tensors, header = read_tensors(path)
+    except BadFileError as error:
+        return bad(path, reason(error, path))
+    size = f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()):,} bytes"
+    if header.get("kind") == "batch":
+        step, found = brief(header.get("step")), brief(header.get("found"))
+        return note(path, f"can be read, carries no checksum; the batch of step {step}, left out for {found}")
+    if SUM in header:
+        return note(path, f"is whole, of the unknown kind {brief(header.get('kind'))}; {size}")
+    return note(path, f"can be read, but carries no checksum, and Tessera did not write it; {size}")
+
+
+def _header(path: Path) -> Header:
+    """What a file says of itself; nothing where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: Header = file.metadata() or {}
+            return header
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return {}
+
+
+def _described(header: Header, path: Path) -> Tree:
+    """What a prior's header says of it: `kind`, `shape` (h, w, K, V), `classes`, `tokenizer`, `step`.
+
+    Raises:
+        BadFileError: it does not.
+    """
+    try:
+        tree = parse_json(header.get("config"))
+        h, w, depth, size = map(int, tree["shape"])
+        found: Tree = {
+            "kind": brief(tree["prior"]["kind"]),
+            "shape": (h, w, depth, size),
+            "classes": list(tree["classes"]),
+            "tokenizer": brief(tree["tokenizer"]),
+        }
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        raise BadFileError(f"{path}: its header does not describe a prior ({brief(error)})") from None
+    return {**found, "step": saved_step(header, str(path))}
+
+
+def _wholeness(header: Header) -> str:
+    """For a file that was read without complaint."""
+    sound = "whole by its checksum" if SUM in header else "can be read, but carries no checksum"
+    return f"{sound}, format {header.get('format')}"
+
+
+def _codes(loaded: LoadedTokenizer) -> str:
+    try:
+        return _in_words(loaded.tokenizer.shape)
+    except ConfigError:
+        return "a continuous latent"
+
+
+def _in_words(shape: tuple[int, int, int, int]) -> str:
+    """(h, w, K, V)."""
+    return f"{shape[0]}x{shape[1]}x{shape[2]} codes of {shape[3]}"
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Which tensor holds NaN or infinity; empty where none does."""
+    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return f"is as it was written, but {wrong[0]}{more} is not finite" if wrong else ""

@@ -1,0 +1,95 @@
+"""Why a prior is needed: what the decoder makes of codes, or latents, that no image has."""
+
+import torch
+from torch import Tensor
+
+from stage1_tokenizer.diagnostics.analysis.encoded import Encoded, code_use, decode, vectors
+from stage1_tokenizer.diagnostics.analysis.sheet import GREY, MARGIN, TOP, WIDTH, Sheet, pixels, width_of
+from stage1_tokenizer.tokenizer import Tokenizer
+
+SIDE = 5
+"""A block has SIDE x SIDE pictures."""
+
+
+def uniform_codes(shape: torch.Size, codebook_size: int, generator: torch.Generator) -> Tensor:
+    """Codes of the shape (N, h, w, K), each of 0..V-1 as likely as any other."""
+    return torch.randint(codebook_size, shape, generator=generator)
+
+
+def unigram_codes(counts: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Codes of the shape (N, h, w, K), the k-th as often as counts (K, V) say, and independent of one another."""
+    n = shape[:-1].numel()
+    # Numbers drawn by the cumulative counts: multinomial allows no more than 2**24 codes.
+    edges = counts.double().cumsum(dim=1)
+    drawn = torch.rand(len(counts), n, generator=generator, dtype=torch.float64) * edges[:, -1:]
+    ids = torch.searchsorted(edges, drawn, right=True).clamp_max(counts.shape[1] - 1)  # (K, n)
+    return ids.T.reshape(shape)
+
+
+def shuffled(z_q: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """n latent grids (n, D, h, w) of vectors from z_q (N, D, h, w): from any image and position, and from any image but
+    the same position."""
+    N, _, h, w = z_q.shape
+    flat = z_q.flatten(2)  # (N, D, h * w)
+    images = torch.randint(N, (2, n, h * w), generator=generator)
+    places = torch.randint(h * w, (n, h * w), generator=generator)
+    anywhere = flat[images[0], :, places]  # (n, h * w, D)
+    in_place = flat[images[1], :, torch.arange(h * w).expand(n, -1)]
+    anywhere, in_place = (part.transpose(1, 2).reshape(n, -1, h, w) for part in (anywhere, in_place))
+    return anywhere, in_place
+
+
+def blocks_of(tokenizer: Tokenizer, encoded: Encoded, n: int, seed: int) -> dict[tuple[str, str], Tensor]:
+    """Blocks of up to n pictures (n, C, H, W) each, under their heading and its explanation."""
+    generator = torch.Generator().manual_seed(seed)
+    real = encoded.x_hat[encoded.spread(n)]
+    bottleneck = tokenizer.bottleneck
+    if encoded.codes is not None:
+        size, shape = bottleneck.codebook_size, torch.Size((n, *encoded.codes.shape[1:]))
+        drawn = {
+            ("uniform codes", f"each of the {size} equally likely"): uniform_codes(shape, size, generator),
+            ("codes by their frequency", "as often as in images, but independent"): unigram_codes(
+                code_use(encoded.codes, size).counts, shape, generator
+            ),
+        }
+        blocks = {names: decode(tokenizer, vectors(tokenizer, codes)) for names, codes in drawn.items()}
+    else:
+        anywhere, in_place = shuffled(encoded.z_q, n, generator)
+        latents = {("latents of any image and position", "each place another one"): anywhere}
+        if bottleneck.noise_channels:
+            grid = encoded.z_q.shape[2:]
+            noise = torch.randn(n, bottleneck.noise_channels, *grid, generator=generator)
+            device = next(tokenizer.parameters()).device
+            with torch.inference_mode():
+                latents[("noise from N(0, I)", "the bottleneck's own prior")] = bottleneck.sample(
+                    noise.to(device)
+                ).cpu()
+        else:
+            latents[("latents of any image", "each place another image's, in place")] = in_place
+        blocks = {names: decode(tokenizer, z_q) for names, z_q in latents.items()}
+    return blocks | {("real", "reconstructions of validation images"): real}
+
+
+def draw_random_codes(tokenizer: Tokenizer, encoded: Encoded, seed: int, footer: str) -> Sheet:
+    blocks = blocks_of(tokenizer, encoded, SIDE * SIDE, seed)
+    block_width = (WIDTH - 2 * MARGIN - 2 * 0.3) / 3
+    width = width_of(encoded.image_size, block_width / SIDE - 0.02)
+    height = width * encoded.image_size[0] / encoded.image_size[1]
+    gap = block_width / SIDE - width
+    kind = "codes" if encoded.codes is not None else "latents"
+    sheet = Sheet(
+        TOP + 0.55 + SIDE * (height + gap) + 0.1,
+        f"Decoded at random: {kind} alone do not make a picture",
+        f"The decoder turns any {kind} into some image. Which of them belong side by side, a prior has to learn:\n"
+        "all that the left blocks lack of the right one.",
+        footer,
+    )
+    with sheet:
+        for column, ((name, explanation), images) in enumerate(blocks.items()):
+            left = MARGIN + column * (block_width + 0.3)
+            sheet.text(left, TOP + 0.25, name, size=11, weight="bold")
+            sheet.text(left, TOP + 0.43, explanation, size=8, color=GREY)
+            for place, image in enumerate(images):
+                row, col = divmod(place, SIDE)
+                sheet.image(pixels(image), left + col * block_width / SIDE, TOP + 0.55 + row * (height + gap), width)
+    return sheet

@@ -1,0 +1,1 @@
+"""A GPT over the positions of a latent grid: the model, its layer, and its decoding with a cache."""

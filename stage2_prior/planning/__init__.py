@@ -1,0 +1,1 @@
+"""Costs of a prior before it is trained: operations, memory, seconds on a device."""

@@ -1,0 +1,155 @@
+"""Faults to inject into a training, each in a process of its own that a real signal may kill.
+
+    code, words = run_processes(1, trained, out, options, partial(at_step, step=3, fault=killed))[0]
+
+`trained` runs stage one as the command line does, up to its exit code; `prior_trained` stage two. A `change` is given
+the script's names, to edit, and the rank.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from torch import Tensor
+
+from stage1_tokenizer.engine.command import run_command
+from tests.helpers import prior_training
+from tests.helpers.commands import names_of
+from tests.helpers.processes import RankFailedError, run_processes
+from tests.helpers.training import train
+
+Names = dict[str, Any]
+Change = Callable[[Names, int], object]
+NAN = float("nan")
+
+
+def nothing(names: Names, rank: int) -> None:
+    """No change."""
+
+
+def trained(accelerator: Accelerator, out: Path, options: dict[str, Any], change: Change = nothing) -> tuple[int, str]:
+    """A tiny stage-one run: its exit code and what it wrote to stderr."""
+    return ended(lambda: train(accelerator, out, options, None, change))
+
+
+def prior_trained(
+    accelerator: Accelerator, out: Path, tokenizer: Path, options: dict[str, Any], change: Change = nothing
+) -> tuple[int, str]:
+    """The same for stage two; dots in the options' names are written as two underscores."""
+    names = names_of(prior_training.SCRIPT)
+    change(names, accelerator.process_index)
+    sys.argv = [prior_training.SCRIPT, *prior_training.flags(out, tokenizer, **options)]
+    return ended(names["main"])
+
+
+def ended(main: Callable[[], object]) -> tuple[int, str]:
+    """A command in this process: exit code, and stderr."""
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            run_command(lambda: (main(), None)[1])
+    except SystemExit as exit_:
+        return int(exit_.code or 0), err.getvalue()
+    return 0, err.getvalue()
+
+
+def dies(function: Callable[..., Any], *args: Any, processes: int = 1) -> None:
+    """Run a function in processes of which one must kill itself without a word."""
+    with pytest.raises(RankFailedError, match="died without a word"):
+        run_processes(processes, function, *args)
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def told(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def at_step(names: Names, rank: int, step: int, fault: Callable[[], object], on_rank: int = 0) -> None:
+    """A fault while the given step, counted from 1, is under way: its gradients are computed, not yet used."""
+    if rank != on_rank:
+        return
+    guard_class = names["FiniteGuard"]
+
+    class Faulty(guard_class):  # type: ignore[misc, valid-type]
+        def check(self, done: int, *args: Any, **kwargs: Any) -> Any:
+            if done == step and self._name != "discriminator":
+                fault()
+            return super().check(done, *args, **kwargs)
+
+    names["FiniteGuard"] = Faulty
+
+
+def at_save(names: Names, rank: int, step: int, fault: Callable[[], object]) -> None:
+    """A fault just before the state of a step is written."""
+    run_class = names["Run"]
+
+    class Faulty(run_class):  # type: ignore[misc, valid-type]
+        def save(self, done: int, *args: Any, **kwargs: Any) -> None:
+            if done == step:
+                fault()
+            super().save(done, *args, **kwargs)
+
+    names["Run"] = Faulty
+
+
+def nan_pixels(names: Names, rank: int, steps: range, on_rank: int = 0) -> None:
+    """NaN in one pixel of the batches of these steps, counted from 1, on one rank."""
+    batches, normalise = names["training_batches"], names["normalise"]
+    now = [0]
+
+    def counted(pictures: Any, order: Any, first: int, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for now[0], batch in enumerate(batches(pictures, order, first, *args), start=first + 1):
+            yield batch
+
+    def spoilt(pixels: Tensor) -> Tensor:
+        x: Tensor = normalise(pixels)
+        if now[0] in steps and rank == on_rank and len(x) > 1:
+            x[1, 0, 3, 5] = NAN
+        return x
+
+    names.update(training_batches=counted, normalise=spoilt)
+
+
+def remembered(names: Names, rank: int, kept: dict[str, Any]) -> None:
+    """Keep a reference to every part of the run, to look at its weights in memory."""
+    run_class = names["Run"]
+
+    class Watched(run_class):  # type: ignore[misc, valid-type]
+        def resume(self, given: dict[str, Any]) -> int:
+            kept.update(given)
+            return int(super().resume(given))
+
+    names["Run"] = Watched
+
+
+def weights_of(accelerator: Accelerator, out: Path, options: dict[str, Any], change: Change) -> dict[str, Any]:
+    """A run, and the tokenizer's tensors in this process's memory at its end."""
+    kept: dict[str, Any] = {}
+
+    def changed(names: Names, rank: int) -> None:
+        remembered(names, rank, kept)
+        change(names, rank)
+
+    code, err = trained(accelerator, out, options, changed)
+    arrays: dict[str, Any] = {name: value.numpy().copy() for name, value in kept["tokenizer"].state_dict().items()}
+    return {"code": code, "err": err, "weights": arrays}
+
+
+def chained(names: Names, rank: int, changes: list[Change]) -> None:
+    for change in changes:
+        change(names, rank)
+
+
+def sending(step: int, number: signal.Signals, on_rank: int = 0) -> Change:
+    return partial(at_step, step=step, fault=partial(told, number), on_rank=on_rank)

@@ -1,0 +1,61 @@
+"""A tiny run of stage two's train.py, for tests: arguments, and the call in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.commands import Ended, names_of, run
+from tests.helpers.training import StoppedError
+
+SCRIPT = "stage2_prior/train.py"
+TINY = {
+    "prior.layers": 1,
+    "prior.width": 16,
+    "prior.heads": 2,
+    "prior.dropout": 0.1,
+    "prior.label_dropout": 0.5,
+    "optim.warmup_steps": 2,
+    "batch_size": 6,
+    "steps": 10,
+    "log_every": 1,
+    "save_every": 1,
+    "validate_every": 5,
+    "keep": 100,
+    "samples": 2,
+}
+
+
+def flags(out: Path, tokenizer: Path, **options: Any) -> list[str]:
+    """The command line of a tiny run; dots in the options' names are written as two underscores."""
+    given = TINY | {key.replace("__", "."): value for key, value in options.items()}
+    pairs = {"tokenizer": tokenizer, "out": out, **given}
+    pairs = {key: value for key, value in pairs.items() if key != "report"}
+    words = [
+        word for key, value in pairs.items() for word in ([f"--{key}"] if value is True else [f"--{key}", str(value)])
+    ]
+    return words if given.get("report") else [*words, "--no-report"]
+
+
+def train(
+    out: Path,
+    tokenizer: Path,
+    stop_after: int | None = None,
+    change: Callable[[dict[str, Any]], object] = lambda _: None,
+    **options: Any,
+) -> Ended:
+    """A run in this process, which may be stopped right after a state was saved; `change` edits the script's names."""
+    names = names_of(SCRIPT)
+    change(names)
+    run_class: Any = names["Run"]
+
+    class StoppingRun(run_class):  # type: ignore[misc]
+        def save(self, step: int, *args: Any) -> None:
+            super().save(step, *args)
+            if step == stop_after:
+                raise StoppedError
+
+    names["Run"] = StoppingRun
+    try:
+        return run(names["main"], *flags(out, tokenizer, **options))
+    except StoppedError:
+        return Ended(-9, "", "")

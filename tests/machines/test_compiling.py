@@ -1,0 +1,126 @@
+"""torch.compile by Accelerate's switch: the same training, under the same names, or a refusal that says why."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from stage1_tokenizer.engine.compiling import Compiling
+from stage1_tokenizer.engine.errors import ConfigError
+from tests.helpers import prior_training
+from tests.helpers.artefacts import write_tokenizer
+from tests.helpers.commands import lone_accelerator
+from tests.helpers.processes import run_processes
+from tests.helpers.training import assert_close, log, part, train
+
+
+def compiled(_: Accelerator, backend: str, *args: Any) -> None:
+    """A tiny run of stage one under the switch; to be called by run_processes."""
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = backend
+    warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated")  # inductor's import, in torch 2.11
+    AcceleratorState._reset_state()  # the given accelerator was made without the switch; the processes stay a group
+    train(Accelerator(cpu=True), *args)
+
+
+def assert_same(out: Path, other: Path, step: int, names: tuple[str, ...]) -> None:
+    """Up to rounding, under the same names."""
+    for name in names:
+        assert_close(part(out, step, name), part(other, step, name))
+
+
+def test_a_compiled_run_is_the_same_run(tmp_path: Path) -> None:
+    """Stage one with micro-batches, a discriminator and the adaptive weight; stopped, and resumed by the same
+    command. The codebook learns from every micro-batch, and files name no wrapper."""
+    plain, stopped = tmp_path / "plain", tmp_path / "stopped"
+    options = {"accumulation": 2}
+    run_processes(1, train, plain, options)
+    run_processes(1, compiled, "aot_eager", stopped, options, ("save", 3), timeout=240.0)
+    assert len(log(stopped)) == 3
+    run_processes(1, compiled, "aot_eager", stopped, options, timeout=240.0)
+    for step in (1, 4):
+        assert_same(stopped, plain, step, ("tokenizer", "ema", "discriminator", "optimizer"))
+
+
+@pytest.mark.slow
+def test_several_processes_compile_too(tmp_path: Path) -> None:
+    """DistributedDataParallel under the compiler: its hooks still average gradients, no_sync still holds them back."""
+    plain, both = tmp_path / "plain", tmp_path / "both"
+    run_processes(2, train, plain, {"accumulation": 2})
+    run_processes(2, compiled, "aot_eager", both, {"accumulation": 2}, timeout=240.0)
+    assert_same(both, plain, 4, ("tokenizer", "ema", "discriminator"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_inductor_trains_what_eager_trains(tmp_path: Path) -> None:
+    """The backend that users take: its kernels round otherwise, and no more."""
+    plain, fused = tmp_path / "plain", tmp_path / "fused"
+    run_processes(1, train, plain, {})
+    run_processes(1, compiled, "inductor", fused, {}, timeout=240.0)
+    assert_same(fused, plain, 4, ("tokenizer", "ema"))
+
+
+@pytest.mark.parametrize(("kind", "regional"), [("gpt", False), ("gpt", True), ("pixelcnn", False)])
+def test_a_compiled_prior_is_the_same_prior(
+    kind: str, regional: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage two, micro-batches and dropout included; whole, and layer by layer."""
+    write_tokenizer(tmp_path)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", str(regional).lower())
+    if kind == "pixelcnn":
+        monkeypatch.delitem(prior_training.TINY, "prior.heads")
+    runs = {}
+    for backend in ("no", "aot_eager"):
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", backend)
+        options: dict[str, Any] = {"steps": 3, "accumulation": 2, "prior__kind": kind}
+        runs[backend] = prior_training.train(tmp_path / backend, tmp_path, **options)
+        torch.compiler.reset()
+    assert "dynamo=aot_eager" in runs["aot_eager"].out
+    assert "dynamo" not in runs["no"].out
+    assert_same(tmp_path / "aot_eager", tmp_path / "no", 3, ("prior", "ema"))
+
+
+def switched(**settings: str) -> Accelerator:
+    """An accelerator under these ACCELERATE_DYNAMO_... variables."""
+    with mock.patch.dict(os.environ, {f"ACCELERATE_DYNAMO_{name}": value for name, value in settings.items()}):
+        return lone_accelerator()
+
+
+def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is trained, with the way out."""
+    part = nn.Identity()
+    with pytest.raises(ConfigError, match="REGIONAL"):
+        Compiling(switched(BACKEND="eager", USE_REGIONAL_COMPILATION="true"), eager=[part])
+    with pytest.raises(ConfigError, match="fullgraph"):
+        Compiling(switched(BACKEND="eager", USE_FULLGRAPH="true"), eager=[part])
+    with pytest.raises(ConfigError, match=r"reduce-overhead.*--no-adversarial.adaptive"):
+        Compiling(switched(BACKEND="inductor", MODE="reduce-overhead"), keeps_graph=True)
+    with pytest.raises(ConfigError, match="cudagraphs"):
+        Compiling(switched(BACKEND="cudagraphs"), keeps_graph=True)
+    from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415 (takes seconds)
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", mock.Mock(side_effect=InvalidCxxCompiler))
+    with pytest.raises(ConfigError, match=r"g\+\+"):
+        Compiling(switched(BACKEND="inductor"))
+
+
+def test_without_the_switch_nothing_changes() -> None:
+    """Modules stay theirs, and no compiler is imported or asked."""
+    module = nn.Identity()
+    Compiling(switched(BACKEND="no", USE_REGIONAL_COMPILATION="true"), eager=[module]).begin_step()
+    assert "forward" not in vars(module)
+
+
+def test_float32_stays_float32() -> None:
+    """Accelerate's switch turns TF32 on, in which codes that are near to each other cannot be told apart."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    Compiling(switched(BACKEND="eager"))
+    assert not torch.backends.cuda.matmul.allow_tf32

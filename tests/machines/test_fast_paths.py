@@ -1,0 +1,302 @@
+"""The processor's fast paths: forced on and off, the same results in every state, and never met by what only looks."""
+
+from functools import partial
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from stage1_tokenizer.engine import launch, processor
+from stage1_tokenizer.engine.arithmetic import Arithmetic
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.processor import FAST_PATHS, VARIABLE, FastPath, takes
+from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior import onednn
+from stage2_prior.generation import generate
+from stage2_prior.gpt.model import Gpt, GptConfig
+from stage2_prior.likelihood import token_loss
+from stage2_prior.planning.costs import count, count_decoding
+from stage2_prior.products import Precision, prepare
+from tests.helpers.artefacts import write_tokenizer
+from tests.helpers.commands import names_of, run
+from tests.helpers.prior_training import SCRIPT, flags
+
+CPU = torch.device("cpu")
+SHAPE = TokenShape(8, 16, 1, 40)
+STATES = [
+    ",".join(path if on else f"-{path}" for path, on in zip(FAST_PATHS, states, strict=True))
+    for states in product([True, False], repeat=len(FAST_PATHS))
+]
+"""Every state of all paths, as the variable's value."""
+
+
+@pytest.fixture(params=STATES)
+def state(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A forced state of all paths, if this build of torch has their operators."""
+    value: str = request.param
+    if not processor.has_onednn() and not value.startswith("-onednn,-packed"):
+        pytest.skip("this build of torch has no such operators")
+    monkeypatch.setenv(VARIABLE, value)
+    return value
+
+
+@pytest.fixture
+def _all_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every path forced on."""
+    if not processor.has_onednn():
+        pytest.skip("this build of torch has no such operators")
+    monkeypatch.setenv(VARIABLE, STATES[0])
+
+
+@pytest.fixture
+def gpt() -> Gpt:
+    torch.manual_seed(0)
+    return Gpt(GptConfig(layers=1, width=32, heads=2), SHAPE, classes=2).eval()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Codes (3, 8, 16, 1) and labels (3,)."""
+    return torch.randint(SHAPE.V, (3, *SHAPE[:3]), generator=torch.Generator().manual_seed(1)), torch.arange(3)
+
+
+def equal(rule: bool, _: torch.device) -> bool:
+    return rule
+
+
+def refuse(*_: object) -> Tensor:
+    raise AssertionError("a private operator of oneDNN was called")
+
+
+# The choice
+
+
+@pytest.mark.parametrize("path", FAST_PATHS)
+def test_the_variable_decides_before_the_processor(path: FastPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rule in (True, False):
+        monkeypatch.setattr(processor, "RULES", dict.fromkeys(FAST_PATHS, partial(equal, rule)))
+        for value, wanted in (("", rule), (path, True), (f"-{path}", False), (f" -{path} ,", False)):
+            monkeypatch.setenv(VARIABLE, value)
+            assert takes(path) == wanted
+
+
+@pytest.mark.parametrize("amd", [True, False])
+@pytest.mark.parametrize("avx512", [True, False])
+@pytest.mark.parametrize("operators", [True, False])
+def test_the_rules_by_processor(amd: bool, avx512: bool, operators: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer of the processor, simulated."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(processor, "is_amd", lambda: amd)
+    monkeypatch.setattr(processor, "has_onednn", lambda: operators)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+    assert takes("onednn") == (amd and avx512 and operators)
+    assert takes("packed") == (amd and operators)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("amx", [True, False])
+def test_bfloat16_is_the_default_where_it_is_native(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By plain python; what Accelerate was told stays, and a device that is neither CPU nor CUDA gets float32."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert launch.default_precision(CPU) == ("bf16" if bf16 or amx else "no")
+    assert launch.default_precision(torch.device("mps")) == "no"
+    monkeypatch.setenv(VARIABLE, "-bfloat16")
+    assert launch.default_precision(CPU) == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert launch.default_precision(CPU) is None
+
+
+@pytest.mark.parametrize("value", ["onedn", "-", "onednn bfloat16", "onednn,-onednn", "ONEDNN", "1", "--onednn"])
+def test_a_wrong_value_ends_each_command_at_once(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One message with what is allowed, exit code 2, and nothing is written."""
+    monkeypatch.setenv(VARIABLE, value)
+    for script in ("stage1_tokenizer/train.py", SCRIPT, "sampling/generate.py"):
+        ended = run(names_of(script)["main"], "--out", tmp_path / "out")
+        assert ended.code == 2
+        assert ended.err.startswith(f"ConfigError: {VARIABLE}={value}: ")
+        assert ended.err.count("\n") == 1
+        assert "both on and off" in ended.err or all(path in ended.err for path in FAST_PATHS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_is_not_there_cannot_be_turned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off is always possible."""
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    for path in ("onednn", "packed"):
+        monkeypatch.setenv(VARIABLE, path)
+        with pytest.raises(ConfigError, match=f"{path} cannot be turned on.*give -{path}"):
+            processor.check_fast_paths()
+        monkeypatch.setenv(VARIABLE, f"-{path},bfloat16")
+        processor.check_fast_paths()
+
+
+# The same results in every state
+
+
+@pytest.mark.usefixtures("state")
+def test_training_and_likelihoods_are_equal(gpt: Gpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss and every gradient, to float32's rounding, whatever is forced."""
+    codes, labels = batch()
+
+    def found() -> list[Tensor]:
+        loss = token_loss(gpt(codes, labels), codes)
+        return [loss, *torch.autograd.grad(loss, list(gpt.parameters()))]
+
+    forced = found()
+    monkeypatch.setenv(VARIABLE, STATES[-1])
+    for one, other in zip(forced, found(), strict=True):
+        assert float((one - other).detach().norm()) <= 1e-5 * float(other.detach().norm())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.usefixtures("state")
+def test_decoding_is_equal(precision: Precision, gpt: Gpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next logits after three codes: products that are packed round as the others, within their precision."""
+    codes, labels = batch()
+
+    def found() -> Tensor:
+        decoding = gpt.decoder(precision).begin(labels, SHAPE[:2])
+        decoding.prefill(codes.flatten(1, 2)[:, :3])
+        return decoding.logits()
+
+    forced = found()
+    monkeypatch.setenv(VARIABLE, STATES[-1])
+    wanted = found()
+    most = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 1e-4}[precision]
+    assert float((forced - wanted).norm()) <= most * float(wanted.norm())
+
+
+# What only looks never meets a private operator
+
+
+@pytest.mark.usefixtures("_all_on")
+def test_a_plan_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake tensors, training and decoding."""
+    config = GptConfig(layers=1, width=32, heads=2)
+    counts = count(config, SHAPE, 2, 2), count_decoding(config, SHAPE, 2, 2)
+    monkeypatch.setenv(VARIABLE, STATES[-1])
+    assert counts == (count(config, SHAPE, 2, 2), count_decoding(config, SHAPE, 2, 2))
+
+
+@pytest.mark.usefixtures("_all_on")
+def test_flops_are_counted_whole(gpt: Gpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's counter sees every product of a training step and of decoding, also by a decoder from before."""
+    codes, labels = batch()
+    decoder = gpt.decoder()
+
+    def operations() -> tuple[int, int]:
+        with FlopCounterMode(display=False) as training:
+            token_loss(gpt(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
+        with FlopCounterMode(display=False) as decoding:
+            generate(gpt, labels, torch.zeros(3, SHAPE.length), decoder=decoder)
+        return training.get_total_flops(), decoding.get_total_flops()
+
+    forced = operations()
+    monkeypatch.setenv(VARIABLE, STATES[-1])
+    decoder = gpt.decoder()
+    assert forced == operations()
+
+
+@pytest.mark.usefixtures("_all_on")
+def test_tracers_meet_plain_operators(gpt: Gpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.export, make_fx, torch.compile up to its graph, torch.func, meta and fake tensors."""
+    codes, labels = batch()
+    wanted = gpt(codes, labels).detach()
+    monkeypatch.setattr(onednn, "pack", refuse)
+    monkeypatch.setattr(onednn, "multiply", refuse)
+
+    def close(found: Any) -> bool:
+        return bool(float((found - wanted).detach().norm()) <= 1e-5 * float(wanted.norm()))
+
+    exported: Any = torch.export.export(gpt, (codes, labels))
+    with torch.no_grad():
+        assert close(exported.module()(codes, labels))
+        assert close(make_fx(gpt)(codes, labels)(codes, labels))
+        assert close(torch.compile(gpt, backend="eager")(codes, labels))
+        linear, rows = onednn.OneDnnLinear(8, 8), torch.ones(2, 256, 8)
+        assert torch.func.vmap(linear)(rows).shape == rows.shape
+        assert prepare(torch.ones(8, 4, device="meta"), None, "float32")(torch.ones(2, 4, device="meta")).shape == (
+            2,
+            8,
+        )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert onednn.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
+        assert prepare(torch.ones(8, 4), torch.ones(8), "bfloat16")(torch.ones(2, 4)).shape == (2, 8)
+    with torch.device("meta"):
+        assert onednn.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.usefixtures("_all_on")
+def test_torchscript_records_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "pack", refuse)
+    linear = onednn.OneDnnLinear(8, 8)
+    traced = torch.jit.trace(linear, torch.ones(256, 8), check_trace=False)  # type: ignore[no-untyped-call]
+    assert "mkldnn" not in str(traced.graph)
+
+
+def test_ordinary_tensors_are_not_traced() -> None:
+    """Or the fast paths would never be taken: in training, inference, autocast and under a checkpoint."""
+    x = torch.ones(2, 2)
+    for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu"), torch.enable_grad()):
+        with context:
+            assert not processor.is_traced(x)
+            assert not processor.is_traced(nn.Parameter(x))
+
+
+# A resumed run
+
+
+def accelerator(device: str = "cpu", precision: str = "no") -> Accelerator:
+    described: Any = SimpleNamespace(device=torch.device(device), mixed_precision=precision, scaler=None)
+    return described
+
+
+def test_a_resume_must_choose_the_same_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal names the value to set; states of older versions, which say nothing, are taken as they are."""
+    folder = Path("runs/x")
+    monkeypatch.setenv(VARIABLE, "-onednn")
+    saved = Arithmetic(accelerator(), ("onednn",)).record()
+    Arithmetic(accelerator(), ("onednn",)).check(folder, saved)
+    monkeypatch.setenv(VARIABLE, "onednn")
+    now = Arithmetic(accelerator(), ("onednn",))
+    with pytest.raises(ConfigError, match=rf"Set {VARIABLE}=-onednn, or give --allow_changed"):
+        now.check(folder, saved)
+    now.check(folder, {"precision": "no"})
+    with pytest.raises(ConfigError, match="Set ACCELERATE_MIXED_PRECISION=bf16"):
+        now.check(folder, {"precision": "bf16"})
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "no"), ("cpu", "bf16"), ("cpu", "fp16")])
+def test_paths_that_a_run_does_not_meet_may_change(
+    device: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU and in mixed precision no linear map goes that way, so another processor is the same run."""
+    monkeypatch.setenv(VARIABLE, "onednn")
+    assert Arithmetic(accelerator(device, precision), ("onednn",)).record()["fast_paths"] == {}
+
+
+@pytest.mark.slow
+def test_a_prior_s_run_is_bound_to_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the command: trained with one value, refused with another, continued with --allow_changed."""
+    if not processor.has_onednn():
+        pytest.skip("this build of torch has no such operators")
+    write_tokenizer(tmp_path / "stage1")
+    words = flags(tmp_path / "out", tmp_path / "stage1", steps=2)
+    monkeypatch.setenv(VARIABLE, "onednn")
+    assert run(names_of(SCRIPT)["main"], *words).code == 0
+    monkeypatch.setenv(VARIABLE, "-onednn")
+    ended = run(names_of(SCRIPT)["main"], *words)
+    assert ended.code == 2
+    assert f"Set {VARIABLE}=onednn, or give --allow_changed" in ended.err
+    assert run(names_of(SCRIPT)["main"], *words, "--allow_changed").code == 0

@@ -1,0 +1,475 @@
+"""evaluate.py: its figures are those of a slow computation, by a stated protocol, and are called what they are."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.linalg import sqrtm
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from sampling.evaluation.distances import frechet_distance
+from sampling.evaluation.extractors.base import Extracted, Extractor
+from sampling.evaluation.features import Features
+from sampling.evaluation.intervals import grouped, paired_frechet_interval
+from sampling.evaluation.moments import moments_of
+from sampling.evaluation.npz import write_moments, write_samples
+from sampling.evaluation.reference import Reference
+from sampling.evaluation.results import Evaluation, Figure, as_json, as_markdown, console_lines
+from sampling.evaluation.sources import some
+from sampling.evaluation.tables import sample_figures
+from sampling.evaluation.warnings_of import warnings_of
+from sampling.picture_files import read_png
+from sampling.sampler import Sampler, SamplingConfig
+from stage1_tokenizer.bottlenecks.kl import KlConfig
+from stage1_tokenizer.bottlenecks.rvq import RvqConfig
+from stage1_tokenizer.data import build_pictures
+from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.pictures import normalise, to_uint8
+from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
+from tests.helpers.artefacts import pixels_of, shapes, write_prior, write_tokenizer
+from tests.helpers.commands import Ended, names_of, run
+from tests.helpers.processes import run_processes
+
+DATA = shapes(image_size=(16, 24), train_images=61, validation_images=50)
+WEIGHTS = ("--extractor.kind", "efficientnet_lite0", "--extractor.weights", "tiny")
+D = 6
+
+
+class TinyExtractor(Extractor):
+    """Fixed random features of pictures of 8x8, so that a test takes no second, and a count of the pictures seen."""
+
+    seen = 0
+
+    def __init__(self, is_inception: bool = False) -> None:
+        super().__init__("Tiny", D, (8, 8), "0" * 64, is_inception)
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(3 * 8 * 8, D, generator=generator), requires_grad=False)
+
+    def _extract(self, pictures: Tensor) -> Extracted:
+        type(self).seen += len(pictures)
+        features = (pictures.flatten(1).float() / 255.0 @ self.weight / 10.0).tanh()
+        return Extracted(features, 3.0 * features[:, :5])
+
+
+def evaluate(*arguments: object) -> Ended:
+    """The command, with the tiny extractor in place of a real one."""
+    names = names_of("sampling/evaluate.py")
+    names["build_extractor"] = lambda config, device: TinyExtractor().to(device)
+    without = ("--perceptual.weight", 0) if "--tokenizer" in arguments and "--samples" not in arguments else ()
+    return run(names["main"], *WEIGHTS, *without, *arguments)
+
+
+def result(stem: Path) -> dict[str, Any]:
+    """The figures by name under `of`, beside all else that the file says."""
+    path = stem if stem.suffix == ".json" else stem.with_name(stem.name + ".json")
+    tree: dict[str, Any] = json.loads(path.read_text())
+    return tree | {"of": {figure["name"]: figure for figure in tree["figures"]}}
+
+
+def features_of(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(N, H, W, C) -> (N, D)."""
+    return TinyExtractor()(torch.from_numpy(pictures).permute(0, 3, 1, 2)).features.double().numpy()
+
+
+def slow_frechet(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Heusel et al.'s equation 6, as it stands."""
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = np.real(sqrtm(a @ b))
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root))
+
+
+@pytest.fixture
+def prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A prior's folder, in a folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    write_prior(tmp_path / "run", classes=("disk", "star"), tokenizer={"data": DATA}, label_dropout=0.5)
+    return tmp_path / "run"
+
+
+def test_reconstructions_are_measured_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Picture by picture with torchmetrics and numpy, on what a PNG would hold; and the distance of both sets."""
+    monkeypatch.chdir(tmp_path)
+    loaded = write_tokenizer(tmp_path / "run", data=DATA)
+    ended = evaluate("--tokenizer", tmp_path / "run", "--batch_size", 9)
+    assert ended.code == 0, ended.err
+    found = result(next((tmp_path / "run/evaluation").glob("reconstructions-shapes-validation-50-*.json")))["of"]
+
+    x = build_pictures(DATA, "validation", 0).batch(np.arange(50))[0]
+    x_hat = to_uint8(torch.cat([loaded.tokenizer(part)[0] for part in torch.split(normalise(x), 1)]))
+    a, b = x.double() / 255.0, x_hat.double() / 255.0
+    psnr = np.mean(
+        [float(peak_signal_noise_ratio(q[None], p[None], data_range=1.0)) for p, q in zip(a, b, strict=True)]
+    )
+    similar = structural_similarity_index_measure(b.float(), a.float(), data_range=1.0)
+    assert found["psnr"]["value"] == pytest.approx(psnr, abs=1e-3)
+    assert isinstance(similar, Tensor)
+    assert found["ssim"]["value"] == pytest.approx(float(similar), abs=1e-4)
+    assert found["nmse"]["value"] == pytest.approx(float(((a - b) ** 2).mean() / a.var(correction=0)), rel=1e-4)
+    sides = [features_of(pixels.permute(0, 2, 3, 1).numpy()) for pixels in (x, x_hat)]
+    assert found["rfd"]["value"] == pytest.approx(slow_frechet(*sides), rel=1e-4)
+    codes = loaded.tokenizer.encode_codes(normalise(x)).flatten()
+    share = codes.bincount(minlength=16).double() / codes.numel()
+    assert found["code_usage"]["value"] == pytest.approx(100 * float((share > 0).double().mean()))
+    assert found["code_perplexity"]["value"] == pytest.approx(
+        float((-(share * share.clamp_min(1e-99).log()).sum()).exp())
+    )
+    assert found["bits_per_image"]["value"] == 4 * 6 * 4
+    for name in ("rfd", "psnr", "ssim", "nmse"):
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"], name
+
+
+def test_a_priors_samples_are_measured_as_by_hand(prior: Path) -> None:
+    """They are the pictures that the same settings sample, the distances those of both sets, and the bits those that
+    score.py gives; what is on disk then is measured again without the prior, with the same figures."""
+    ended = evaluate("--prior", prior, "-n", 45, "--sampling.top_p", 1, "--seed", 3, "--nearest", 10)
+    assert ended.code == 0, ended.err
+    found, folder = result(next(prior.glob("evaluation/*.json"))), next(prior.glob("evaluation/samples-????????"))
+    sampler = Sampler.load(prior, SamplingConfig(top_p=1.0))
+    pictures = sampler.sample(45, seed=3)
+    np.testing.assert_array_equal(np.stack([read_png(folder / f"{index:06d}.png") for index in range(45)]), pictures)
+
+    train = build_pictures(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    assert found["of"]["fd"]["value"] == pytest.approx(
+        slow_frechet(features_of(pictures), features_of(train)), rel=1e-4
+    )
+    assert run(names_of("stage2_prior/score.py")["main"], "--prior", prior, "--out", prior / "scores").code == 0
+    scores = json.loads((prior / "scores/scores.json").read_text())
+    assert found["of"]["bits_per_token"]["value"] == pytest.approx(scores["bits_per_token"], rel=1e-6)
+    assert found["of"]["throughput"]["value"] > 0
+    assert found["protocol"]["sampling"]["top_p"] == 1.0
+    assert found["protocol"]["reference"]["pictures"] == 61
+
+    ended = evaluate("--samples", folder, "--prior", prior, "--out", prior / "again", "--seed", 3, "--nearest", 10)
+    assert ended.code == 0, ended.err
+    again = result(prior / "again")["of"]
+    assert again.keys() == found["of"].keys() - {"bits_per_token", "throughput"}
+    for name, figure in again.items():
+        assert figure == found["of"][name]
+
+
+def test_samples_that_are_there_are_not_made_again(prior: Path) -> None:
+    """A second evaluation measures the same pictures, and says nothing of a speed that it did not see."""
+    arguments = ("--prior", prior, "-n", 6, "--nearest", 0)
+    assert evaluate(*arguments, "--out", prior / "one").code == 0
+    folder = next(prior.glob("evaluation/samples-????????"))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert evaluate(*arguments, "--out", prior / "two").code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    one, two = (result(prior / name)["of"] for name in ("one", "two"))
+    assert "throughput" in one
+    assert two == {name: figure for name, figure in one.items() if name != "throughput"}
+
+
+def test_a_references_features_are_kept_with_their_provenance(prior: Path) -> None:
+    """The second evaluation computes none of them anew and finds the same; damaged or of other data, they are made
+    again. The moments lie beside them in the form that published tools read."""
+    arguments = ("--prior", prior, "-n", 6, "--nearest", 0)
+    figures, computed = [], []
+    for changed in ((), (), ("--data.kind", "shapes", *words(DATA.model_copy(update={"drawing_seed": 1})))):
+        TinyExtractor.seen = 0
+        assert evaluate(*arguments, *changed, "--out", prior / "out").code == 0
+        computed.append(TinyExtractor.seen)
+        figures.append(result(prior / "out")["of"]["fd"])
+    assert computed == [6 + 61, 6, 6 + 61]
+    assert figures[0] == figures[1] != figures[2]
+    files = sorted(Path("runs/references").glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    assert len(files) == 2
+    with np.load(files[0].with_suffix(".npz")) as moments:
+        train = build_pictures(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(moments["sigma"], np.cov(features_of(train), rowvar=False), rtol=1e-5, atol=1e-7)
+    files[0].write_bytes(files[0].read_bytes()[:-9])
+    TinyExtractor.seen = 0
+    assert "damaged" in evaluate(*arguments, "--out", prior / "out").out
+    assert TinyExtractor.seen == 6 + 61
+    assert result(prior / "out")["of"]["fd"] == figures[0]
+
+
+def words(config: Any) -> list[str]:
+    """A data config as a command line."""
+    given = {"image_size": "16,24", "train_images": 61, "validation_images": 50, "drawing_seed": config.drawing_seed}
+    return [word for key, value in given.items() for word in (f"--data.{key}", str(value))]
+
+
+def test_references_may_be_files_of_the_adm_suite(prior: Path) -> None:
+    """Pictures (the training set's own give the split's own distance), or moments of other pictures' features."""
+    train = build_pictures(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    write_samples(prior / "pictures.npz", train)
+    write_moments(prior / "moments.npz", moments_of(features_of(train)))
+    found = {}
+    for reference in ("train", prior / "pictures.npz", prior / "moments.npz"):
+        ended = evaluate("--prior", prior, "-n", 6, "--nearest", 0, "--reference", reference, "--out", prior / "out")
+        assert ended.code == 0, ended.err
+        found[str(reference)] = result(prior / "out")["of"]
+    of_split, of_pictures, of_moments = found.values()
+    assert of_pictures["fd"]["value"] == pytest.approx(of_split["fd"]["value"], rel=1e-6)
+    assert of_moments["fd"]["value"] == pytest.approx(of_split["fd"]["value"], rel=1e-4)
+    assert of_pictures["precision"] == of_split["precision"]
+    assert "kd" not in of_moments  # which needs features, and the file has none
+
+
+def test_copies_of_training_images_are_counted_and_shown(prior: Path) -> None:
+    """A prior that has learned ten training images by heart is found out, in pixels and in features."""
+    train = build_pictures(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    fresh = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
+    write_samples(prior / "samples.npz", np.concatenate([train[:10], fresh]))
+    arguments = ("--samples", prior / "samples.npz", "--prior", prior, "--out", prior / "out")
+    assert evaluate(*arguments).code == 0
+    found = result(prior / "out")
+    for name in ("memorised_pixels", "memorised_features"):
+        # (Noise may lie near to a training picture in six features, but not in pixels.)
+        assert 100 / 3 - 1e-6 <= found["of"][name]["value"] <= (34 if name == "memorised_pixels" else 45)
+    assert "exact copies: 10" in found["of"]["memorised_pixels"]["note"]
+    assert "61 training images" in found["protocol"]["memorisation"]
+    shown = pixels_of(prior / "out-nearest.png")
+    np.testing.assert_array_equal(shown[2:18, 2:26], shown[2:18, 28:52])  # a copy, and beside it what it is a copy of
+    assert evaluate(*arguments, "--nearest", 0).code == 0
+    assert "memorised_pixels" not in result(prior / "out")["of"]
+
+
+def test_samples_of_all_classes_are_looked_at(prior: Path) -> None:
+    """Samples have their classes in turn, and every tenth of them would be of one class out of ten."""
+    chosen = some(100, 1000, seed=0)
+    assert len(set(chosen.tolist())) == 100
+    assert set(np.bincount(chosen % 10) > 0) == {True}
+    assert not np.array_equal(chosen, some(100, 1000, seed=1))
+    np.testing.assert_array_equal(some(9, 5, seed=0), np.arange(5))
+
+
+def test_results_of_different_protocols_have_different_names(prior: Path) -> None:
+    """And the same protocol the same: a second evaluation replaces the first one's files."""
+    for seed in (0, 0, -1):
+        ended = evaluate("--samples", with_pictures(prior), "--prior", prior, "--nearest", 3, "--seed", seed)
+        assert ended.code == 0, ended.err
+    assert len(list(prior.glob("*-to-train-8-*.json"))) == 2
+    assert len(list(prior.glob("*-nearest.png"))) == 2
+    ended = evaluate("--samples", prior, "--prior", prior, "--nearest", 0, "--out", prior / "out")
+    assert "no pictures" in ended.err  # for those that we wrote are none of them
+
+
+def with_pictures(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    write_samples(folder / "eight.npz", rng.integers(0, 256, (8, 16, 24, 3), dtype=np.uint8))
+    return folder / "eight.npz"
+
+
+def test_the_moments_of_a_file_with_pictures_are_left_alone(prior: Path) -> None:
+    """A reference file of the ADM suite has both, and its moments are of another resize."""
+    train = build_pictures(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    np.savez(prior / "both.npz", arr_0=train, mu=np.full(D, 9.0), sigma=np.eye(D))
+    arguments = ("--prior", prior, "-n", 6, "--nearest", 0)
+    assert evaluate(*arguments, "--reference", prior / "both.npz", "--out", prior / "both").code == 0
+    assert evaluate(*arguments, "--out", prior / "split").code == 0
+    both, split = result(prior / "both"), result(prior / "split")
+    assert both["of"]["fd"]["value"] == pytest.approx(split["of"]["fd"]["value"], rel=1e-6)
+    with_npz(prior, D)
+    assert evaluate(*arguments, "--reference", prior / "moments.npz", "--out", prior / "moments").code == 0
+    assert "how its pictures were resized is not known" in " ".join(result(prior / "moments")["warnings"])
+
+
+@pytest.mark.parametrize("bottleneck", [KlConfig(), RvqConfig(codebook_size=16, depth=3, kmeans_init=False)])
+def test_every_kind_of_latent_can_be_measured(
+    bottleneck: KlConfig | RvqConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a continuous one there are no codes to count; of several codes per position the bits of all."""
+    monkeypatch.chdir(tmp_path)
+    write_tokenizer(tmp_path / "run", data=DATA, bottleneck=bottleneck)
+    ended = evaluate("--tokenizer", tmp_path / "run", "-n", 41, "--out", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    found = result(tmp_path / "out")["of"]
+    if isinstance(bottleneck, KlConfig):
+        assert "code_usage" not in found
+    else:
+        assert found["bits_per_image"]["value"] == 4 * 6 * 3 * 4
+    assert found["psnr"]["low"] < found["psnr"]["value"] < found["psnr"]["high"]
+
+
+def test_lpips_is_that_of_the_package(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Picture by picture, on the rounded reconstruction, with the published weights."""
+    monkeypatch.chdir(tmp_path)
+    data = shapes(image_size=(32, 32), train_images=8, validation_images=5)
+    loaded = write_tokenizer(tmp_path / "run", data=data)
+    weights = str(real_data / "weights/lpips_alex_features.safetensors")
+    names = names_of("sampling/evaluate.py")
+    names["build_extractor"] = lambda config, device: TinyExtractor()
+    options = ("--perceptual.net", "alex", "--perceptual.weights", weights, "--out", tmp_path / "out")
+    assert run(names["main"], *WEIGHTS, "--tokenizer", tmp_path / "run", *options).code == 0
+    x = normalise(build_pictures(data, "validation", 0).batch(np.arange(5))[0])
+    x_hat = normalise(to_uint8(loaded.tokenizer(x)[0]))
+    package = Perceptual(PerceptualConfig(weight=1.0, net="alex", weights=weights), (32, 32)).lpips
+    each = [float(package(a[None], b[None])) for a, b in zip(x, x_hat, strict=True)]
+    found = result(tmp_path / "out")
+    assert found["of"]["lpips"]["value"] == pytest.approx(np.mean(each), rel=1e-4)
+    assert "sha256" in found["protocol"]["LPIPS"]
+
+
+def on_ranks(_: Accelerator, arguments: list[str]) -> None:
+    names = names_of("sampling/evaluate.py")
+    names["build_extractor"] = lambda config, device: TinyExtractor().to(device)
+    without = ["--perceptual.weight", "0"] if "--tokenizer" in arguments else []
+    sys.argv = ["evaluate.py", *WEIGHTS, *without, *arguments]
+    names["main"]()
+
+
+@pytest.mark.parametrize("kind", ["prior", "tokenizer"])
+def test_two_processes_find_what_one_finds(tmp_path: Path, kind: str) -> None:
+    """Each picture is measured once, by whomever, and put in its place."""
+    folder = tmp_path / "run"
+    if kind == "prior":
+        write_prior(folder, classes=("disk", "star"), tokenizer={"data": DATA}, label_dropout=0.5)
+    else:
+        write_tokenizer(folder, data=DATA)
+    arguments = [f"--{kind}", str(folder), "-n", "43", *(["--nearest", "9"] if kind == "prior" else [])]
+    assert evaluate(*arguments, "--out", folder / "one", "--references", folder / "references").code == 0
+    run_processes(2, on_ranks, [*arguments, "--out", str(folder / "two"), "--references", str(folder / "anew")])
+    one, two = (result(folder / name)["of"] for name in ("one", "two"))
+    two.pop("throughput", None)
+    one.pop("throughput", None)
+    assert one.keys() == two.keys()
+    for name, figure in one.items():
+        assert two[name]["value"] == pytest.approx(figure["value"], rel=1e-5, abs=1e-9), name
+        if figure["low"] is not None:
+            assert two[name]["low"] == pytest.approx(figure["low"], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize("is_inception", [True, False])
+def test_only_inceptions_figures_have_its_names(is_inception: bool) -> None:
+    """A Fréchet distance of other features that is called FID is the commonest false figure there is."""
+    extractor, generator = TinyExtractor(is_inception), torch.Generator().manual_seed(0)
+    sets = []
+    for _ in range(2):
+        features = Features(D, keep=None)
+        features.add(extractor(torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=generator)))
+        sets.append(features)
+    reference = Reference(sets[1].moments, sets[1].features, sets[1].indices, {}, (8, 8))
+    labels = {figure.name: figure.label for figure in sample_figures(sets[0], reference, extractor, 0)}
+    told = " ".join(warnings_of(60, 60, extractor))
+    if is_inception:
+        assert {"fid": "FID", "kid": "KID", "is": "inception score"}.items() <= labels.items()
+        assert "Tiny" not in told
+    else:
+        assert not {"fid", "kid", "is"} & labels.keys()
+        assert not [label for label in labels.values() if any(word in label for word in ("FID", "KID", "nception"))]
+        assert "no distance here is an FID" in told
+
+
+def test_the_interval_of_reconstructions_leaves_a_picture_out_of_both_sides() -> None:
+    """Against a jackknife that takes every part of it from the definition."""
+    rng = np.random.default_rng(0)
+    originals = rng.normal(size=(90, 4))
+    made = originals + 0.3 * rng.normal(size=(90, 4))
+
+    def distance(kept: NDArray[np.int64]) -> float:
+        return frechet_distance(moments_of(made[kept]), moments_of(originals[kept]))
+
+    everything = np.arange(90)
+    left_out = np.array([distance(np.setdiff1d(everything, group)) for group in grouped(90, 20, seed=5)])
+    error = math.sqrt(19 / 20 * ((left_out - left_out.mean()) ** 2).sum())
+    low, high = paired_frechet_interval(torch.from_numpy(made), torch.from_numpy(originals), seed=5)
+    assert (low + high) / 2 == pytest.approx(distance(everything), rel=1e-6)
+    assert (high - low) / 2 == pytest.approx(2.0930 * error, rel=1e-3)  # Student's t of 19 degrees of freedom
+
+
+def test_results_are_written_whatever_the_figures_are() -> None:
+    """A figure that is no number is null in JSON, which has no such number, and words in Markdown; digits suit the
+    interval; a name with a bar does not break the table."""
+    figures = [Figure("a", "a|b", float("nan")), Figure("b", "B", 3.14159, unit="dB", better="higher", note="c")]
+    evaluation = Evaluation("prior", figures, {"subject": "S", "data": {"kind": "folder", "root": "x\ny"}}, ["mind"])
+    tree = json.loads(as_json(evaluation))
+    assert [figure["value"] for figure in tree["figures"]] == [None, 3.14159]
+    text = as_markdown(evaluation)
+    assert "| a\\|b | not a number |" in text
+    assert "| B | 3.142 dB |  | higher is better; c |" in text
+    assert "> mind" in text
+    assert "root x y" in text
+    assert console_lines(evaluation)[-1] == "note: mind"
+
+
+def with_npz(folder: Path, dimension: int) -> Path:
+    rng = np.random.default_rng(0)
+    write_moments(folder / "moments.npz", moments_of(rng.normal(size=(30, dimension))))
+    return folder / "moments.npz"
+
+
+def one_sample(folder: Path) -> Path:
+    write_samples(folder / "one.npz", np.zeros((1, 16, 24, 3), dtype=np.uint8))
+    return folder / "one.npz"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (lambda run: ("--prior", run, "--tokenizer", run), 2, "exclude each other"),
+        (lambda run: ("--tokenizer", run, "--sampling.top_p", 0.5), 2, "nothing is sampled"),
+        (lambda run: ("--tokenizer", run, "--nearest", 3), 2, "reconstructions are no samples"),
+        (lambda run: ("--tokenizer", run, "--reference", "validation"), 2, "compared with their originals"),
+        (lambda run: ("--samples", run, "--prior", run, "--split", "train"), 2, "nothing is reconstructed"),
+        (lambda run: ("--prior", run, "--perceptual.net", "alex"), 2, "LPIPS is of reconstructions"),
+        (lambda run: ("--prior", run, "--out", "."), 2, "name the results in it"),
+        (lambda run: ("--samples", "x" * 300, "--prior", run), 2, "there is no such file"),
+        (lambda run: ("--prior", run, "--reference", "x" * 300), 2, "there is no such file"),
+        (lambda run: ("--prior", run, "--root", "/nowhere"), 2, "the images are drawn"),
+        (lambda run: ("--samples", run / "none.npz", "--prior", run), 2, "there is no such file"),
+        (lambda run: ("--samples", run / "evaluated"), 2, "--data.kind"),
+        (lambda run: ("--prior", run, "-n", 3, "--reference", "training"), 2, "train, validation, an .npz"),
+        (lambda run: ("--prior", run, "-n", 3, "--reference", with_npz(run, 9)), 3, "9 features"),
+        (lambda run: ("--samples", run / "prior.safetensors", "--prior", run), 3, "not an .npz file"),
+        (lambda run: ("--prior", run, "-n", 1), 2, "greater than or equal to 2"),
+        (lambda run: ("--samples", one_sample(run), "--prior", run), 2, "at least 2"),
+        (lambda run: ("--tokenizer", run, "--perceptual.weight", 0.5), 2, "leave it out"),
+    ],
+)
+def test_bad_input_is_refused_in_one_message(
+    prior: Path, arguments: Callable[[Path], tuple[object, ...]], code: int, message: str
+) -> None:
+    """With the file or option that is wrong, and what to do."""
+    ended = evaluate(*arguments(prior))
+    assert ended.code == code, ended.err
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_samples_of_another_size_have_no_nearest_training_images(prior: Path) -> None:
+    """Which is said, and costs no other figure."""
+    size = ("--sampling.size", "16,32", "-n", 41)
+    ended = evaluate("--prior", prior, *size, "--out", prior / "out")
+    assert ended.code == 0, ended.err
+    found = result(prior / "out")
+    assert "samples are 16x32, training images 16x24" in " ".join(found["warnings"])
+    assert "fd" in found["of"]
+
+
+def test_grey_pictures_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extractors see three equal channels; PSNR and the rest the one that is there. Samples in an .npz have three."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "grey"
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(60):
+            picture = rng.integers(0, 256, (16, 24), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / name / f"{number:02d}.png")
+    data = FolderConfig(root=str(folder), channels=1, image_size=(16, 24), validation_share=0.4)
+    write_prior(tmp_path / "run", classes=("a", "b"), tokenizer={"data": data, "channels": 1}, label_dropout=0.5)
+    assert evaluate("--tokenizer", tmp_path / "run", "--out", tmp_path / "one").code == 0
+    ended = evaluate("--prior", tmp_path / "run", "-n", 41, "--nearest", 5, "--out", tmp_path / "two")
+    assert ended.code == 0, ended.err
+    samples = next((tmp_path / "run/evaluation").glob("samples-*")) / "samples.npz"
+    arguments = ("--samples", samples, "--prior", tmp_path / "run", "--nearest", 5)
+    assert evaluate(*arguments, "--out", tmp_path / "three").code == 0
+    two, three = result(tmp_path / "two")["of"], result(tmp_path / "three")["of"]
+    assert three == {name: figure for name, figure in two.items() if name in three}
+    coloured = np.zeros((9, 16, 24, 3), dtype=np.uint8)
+    coloured[..., 0] = 200
+    write_samples(tmp_path / "red.npz", coloured)
+    assert evaluate("--samples", tmp_path / "red.npz", *arguments[2:], "--out", tmp_path / "red").code == 0
+    assert "samples have colours" in " ".join(result(tmp_path / "red")["warnings"])

@@ -1,0 +1,88 @@
+"""Pictures that are kept as one tensor: the batches are those of a loop over the pictures, bit for bit."""
+
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+
+from stage1_tokenizer.data import build_pictures
+from stage1_tokenizer.data.order import BatchOrder, training_batches
+from stage1_tokenizer.data.pictures import Pictures, SizedConfig
+from stage1_tokenizer.data.resident import Resident, roomy
+from stage1_tokenizer.data.shapes import ShapesConfig
+from tests.stage1_tokenizer.data.test_pictures import Fixed, noise
+
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"flip": True},
+    {"random_crop": True, "resize_to": 13},
+    {"random_crop": True, "resize_to": 13, "flip": True},
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(8, 6), (12, 9), (1, 1), (5, 9)])
+def test_a_batch_is_that_of_a_loop(size: tuple[int, int], channels: int, options: dict[str, Any], device: str) -> None:
+    """Uncached pictures go through the loop. Crops at every edge, epochs mixed within a batch, pictures repeated."""
+    images = noise(30, channels=channels)
+    slow = Pictures(images, SizedConfig(image_size=size, cache="none", **options), seed=3)
+    fast = Pictures(images, SizedConfig(image_size=size, cache="memory", **options), seed=3, device=device)
+    assert fast.device.type == device
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 30, 200)
+    for epochs in (None, rng.integers(0, 50, 200)):
+        expected, names = slow.batch(indices, epochs)
+        batch, labels = fast.batch(indices, epochs)
+        assert batch.device.type == labels.device.type == device
+        assert torch.equal(batch.cpu(), expected)
+        assert torch.equal(labels.cpu(), names)
+        assert (batch.dtype, labels.dtype, batch.stride()) == (expected.dtype, names.dtype, expected.stride())
+
+
+def test_the_edges_can_be_reached() -> None:
+    """The first and the last place of a crop, up to draws just below one."""
+    pictures = np.arange(2 * 5 * 4, dtype=np.uint8).reshape(2, 5, 4, 1)
+    resident = Resident(pictures, np.array([7, 8]), (3, 2), torch.device("cpu"))
+    last = 1.0 - 2.0**-53
+    draws = np.array([[0.0, 0.0, 0.5], [last, last, last], [last, 0.0, 0.0]])
+    batch, labels = resident.batch(np.array([0, 1, 1]), draws)
+    assert labels.tolist() == [7, 8, 8]
+    expected = [pictures[0, :3, :2], pictures[1, 2:, 2:], pictures[1, 2:, 1::-1]]
+    assert np.array_equal(batch.permute(0, 2, 3, 1).numpy(), np.stack(expected))
+    assert resident.batch(np.array([], dtype=np.int64), np.empty((0, 3)))[0].shape == (0, 1, 3, 2)
+
+
+@pytest.mark.parametrize("different", [0, 1, 4])
+def test_pictures_of_several_sizes_are_cached_one_by_one(different: int) -> None:
+    """A folder's pictures only cover the image size, each by its own shape; wherever the first other one comes."""
+    rng = np.random.default_rng(0)
+    sizes = [(12, 9) if index == different else (12, 6) for index in range(5)]
+    images = Fixed(*(rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes))
+    config = {"image_size": (12, 6), "flip": True, "random_crop": True}
+    slow, fast = (Pictures(images, SizedConfig(cache=cache, **config), seed=0) for cache in ("none", "memory"))
+    where = np.arange(40) % 5, np.arange(40)
+    for one, other in zip(slow.batch(*where), fast.batch(*where), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_gpu_keeps_only_what_leaves_it_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of its memory; a device of another kind, whose memory is not known, keeps nothing."""
+    monkeypatch.setattr("torch.cuda.get_device_properties", Mock(return_value=Mock(total_memory=8000)))
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert roomy(cuda, 999) == cuda
+    assert roomy(cuda, 1000) == cpu
+    assert roomy(cpu, 10**12) == cpu
+    assert roomy(torch.device("mps"), 1) == cpu
+
+
+def test_pictures_on_a_gpu_are_not_sent_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked process cannot use the parent's GPU, so the batches are made in this one, whatever `workers` says."""
+    made = build_pictures(ShapesConfig(train_images=8, image_size=(8, 8)), "train", seed=0)
+    monkeypatch.setattr(Pictures, "device", torch.device("cuda"))
+    monkeypatch.setattr("stage1_tokenizer.data.order.DataLoader", Mock(side_effect=AssertionError))
+    assert len(list(training_batches(made, BatchOrder(8, 4, seed=0), 0, 3, workers=2))) == 3
