@@ -95,6 +95,7 @@ class FiniteGuard:
         tally: Tally,
         skips: int,
         alarm: Callable[[int, str, str], None],
+        *,
         counter: Literal["in_a_row", "critic_in_a_row"] = "in_a_row",
     ) -> None:
         """The first of `modules` is the one that learns, the others take part in its loss. `again` computes that loss
