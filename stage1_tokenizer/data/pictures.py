@@ -7,8 +7,7 @@ batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on t
 """
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -25,17 +24,18 @@ from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
 from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.engine.console import counted
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.memory import memory_share
 from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.system import in_threads, memory_share
 
 Picture = NDArray[np.uint8]
 Split = Literal["train", "validation"]
 
-AT_ONCE = 256
-"""Pictures that are handed to the threads together."""
 LONGEST = 16
 """Of a picture that is longer than this many times its width, only the middle is used: scaled up whole to cover the
 image size, a line of pixels would fill any memory."""
+
+
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 class ImageSet(Protocol):
@@ -57,6 +57,19 @@ class ImageSet(Protocol):
         Raises:
             PictureError: it cannot be read.
         """
+        ...
+
+
+class DataSplit(ImageSet, Protocol):
+    """One split of a kind of data set, which says what was found."""
+
+    origin: str
+    """Where the images are from: the end of the line."""
+
+    @property
+    def class_sizes(self) -> Mapping[str, int | None]:
+        """Number of images of each class; None: unknown."""
+        return dict.fromkeys(self.classes)
 
 
 class SizedConfig(Config):
@@ -198,15 +211,11 @@ def _read_all(
     """Pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
     labels = np.empty(len(which), dtype=np.int64)
     together = np.empty((len(which), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
-    with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
-        # A part at a time: what the threads are handed takes memory too.
-        parts = (which[start : start + AT_ONCE] for start in range(0, len(which), AT_ONCE))
-        decoded = chain.from_iterable(threads.map(images.__getitem__, part) for part in parts)
-        read = counted(decoded, len(which), "image", "reading", within=True)
-        for index, (picture, label) in enumerate(read):
-            if picture.shape != together.shape[1:]:
-                return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
-            together[index], labels[index] = picture, label
+    read = counted(in_threads(images.__getitem__, which), len(which), "image", "reading", within=True)
+    for index, (picture, label) in enumerate(read):
+        if picture.shape != together.shape[1:]:
+            return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
+        together[index], labels[index] = picture, label
     return Resident(together, labels, image_size, roomy(device, together.nbytes))
 
 

@@ -24,8 +24,8 @@ from stage1_tokenizer.bottlenecks.fsq import FsqConfig
 from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedRvqConfig
 from stage1_tokenizer.bottlenecks.lfq import LfqConfig
 from stage1_tokenizer.config.base import CommandConfig, configure, parse_command_line, read_saved_yaml
-from stage1_tokenizer.data.decode import decode
-from stage1_tokenizer.data.label_files import read_labels
+from stage1_tokenizer.data.folder.labels import read_labels
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.record import DATA_FILE, DataRecord
 from stage1_tokenizer.engine.checkpoint import SUM, checksum, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError
@@ -288,4 +288,4 @@ def picture_targets() -> Iterator[Target]:
                 file = io.BytesIO()
                 picture.save(file, name, **option)
                 seeds.append(file.getvalue())
-        yield Target(f"picture-{name.lower()}", seeds, lambda path: decode(path, 3), f".{name.lower()}", (), IMAGES)
+        yield Target(f"picture-{name.lower()}", seeds, lambda path: read_image(path, 3), f".{name.lower()}", (), IMAGES)

@@ -7,12 +7,13 @@ import heapq
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from stage1_tokenizer.data.formats import EXTENSIONS, RAW, REMAINS, is_image
+from stage1_tokenizer.data.bad_files import PictureError, errors_of
+from stage1_tokenizer.data.image_files import EXTENSIONS, RAW, REMAINS, is_image, read_image
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.marker import is_marked, is_marked_picture
 
@@ -171,3 +172,26 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _is_inside(path: str, home: str) -> bool:
     """True where what a link leads to is the root or lies in it; `home` is its real path, with a slash."""
     return os.path.join(os.path.realpath(path), "").startswith(home)
+
+
+def unreadable(
+    root: Path, links: Links = "inside", seen: Callable[[], object] = lambda: None
+) -> Iterator[PictureError]:
+    """Yield the path and the reason of each image file below the root that a training could not read, when it is found.
+
+    seen: is called once for each file, good or bad.
+
+    Raises:
+        BadFileError: a folder cannot be listed.
+    """
+
+    def read(file: tuple[str, str]) -> None:
+        name, reason = file
+        if reason:
+            raise PictureError(root / name, reason)
+        read_image(root / name, channels=3)
+
+    for error in errors_of(read, image_files(root, links, also_ours=True)):
+        seen()
+        if error:
+            yield error

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from stage1_tokenizer.data.layout import Place
-from stage1_tokenizer.data.split_names import PARTS, Part
+from stage1_tokenizer.data.folder.layout import Place
+from stage1_tokenizer.data.folder.names import PARTS, Part
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.names import folded, located
 
