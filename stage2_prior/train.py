@@ -31,9 +31,9 @@ from stage1_tokenizer.engine.compiling import Compiling
 from stage1_tokenizer.engine.console import bar, command, counted
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.finite import FiniteGuard, Tally, clip
-from stage1_tokenizer.engine.float64 import device_of_float64
 from stage1_tokenizer.engine.launch import check_batch_size, on_main, start_accelerator
 from stage1_tokenizer.engine.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.run import Run
 from stage1_tokenizer.engine.seeds import derive_seed, uniforms
 from stage1_tokenizer.engine.signals import StopRequest

@@ -20,6 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.colour import LARGEST, Decoding, to_plain
@@ -58,6 +59,12 @@ PREFIX = 32
 """Bytes at the beginning of a file that tell its format."""
 CLEAR = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 """First bytes that no other kind of file has, so that even a damaged file is known as an image."""
+OUR_ENDINGS = ("grid.png", "-nearest.png")
+"""How the names of images of ours end that may lie in somebody else's folder: only these are opened to look for the
+mark."""
+SOFTWARE = "Tessera"
+HEAD = 200
+"""Bytes of a PNG's beginning in which the mark lies."""
 
 
 def formats_for(name: str) -> tuple[str, ...]:
@@ -87,6 +94,26 @@ def is_image(path: str) -> bool:
 def is_heic(prefix: bytes) -> bool:
     """True for the first bytes of a HEIC file, which telephones also give the ending .jpg."""
     return prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def png_mark() -> PngInfo:
+    """Return the mark in the header of a PNG by which we know it as ours."""
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
+    return mark
+
+
+def is_marked_image(path: str) -> bool:
+    """True for a PNG that carries our mark."""
+    if not path.endswith(OUR_ENDINGS):
+        return False
+    if os.path.exists(path.removesuffix("-nearest.png") + ".json"):  # of an evaluation, before there was a mark
+        return True
+    try:
+        with open(path, "rb") as file:
+            return b"tEXtSoftware\0" + SOFTWARE.encode() in file.read(HEAD)
+    except OSError:
+        return False
 
 
 def _accepts(name: str, prefix: bytes) -> bool:

@@ -27,9 +27,8 @@ from stage1_tokenizer.config.base import CommandConfig, configure, parse_command
 from stage1_tokenizer.data.folder.labels import read_labels
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.record import DATA_FILE, DataRecord
-from stage1_tokenizer.engine.checkpoint import SUM, checksum, write_tensors
+from stage1_tokenizer.engine.checkpoint import SUM, checksum, read_tensors, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.given_weights import read_safetensors
 from stage1_tokenizer.engine.log_file import log_entries
 from stage1_tokenizer.engine.state import MANIFEST, _checksum, load_state, problem_of, save_state
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, read_backbone
@@ -214,7 +213,7 @@ def extractor_target() -> Target:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
 
     def read(path: Path) -> None:
-        fit(network, read_safetensors(path, "extractor.weights"), str(path))
+        fit(network, read_tensors(path, "extractor.weights")[0], str(path))
 
     return Target("extractor", [save(network.state_dict())], read, ".safetensors", (mutate_safetensors,))
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from stage1_tokenizer.data.bad_files import PictureError, errors_of
-from stage1_tokenizer.data.image_files import EXTENSIONS, RAW, REMAINS, is_image, read_image
-from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.marker import is_marked, is_marked_picture
+from stage1_tokenizer.data.image_files import EXTENSIONS, RAW, REMAINS, is_image, is_marked_image, read_image
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.lock import is_marked
 
 Links = Literal["inside", "anywhere"]
 FOLDER = "is a folder"
@@ -129,7 +129,7 @@ def _kind_of(entry: os.DirEntry[str], home: str, links: Links, also_ours: bool) 
     """What an entry is counted as that is no image; empty: it is one, by its name or its content."""
     name = entry.name.lower()
     ending = os.path.splitext(name)[1]
-    if not also_ours and is_marked_picture(entry.path):
+    if not also_ours and is_marked_image(entry.path):
         return OURS
     if name[0] != "." and ending in EXTENSIONS:
         return ""
@@ -195,3 +195,14 @@ def unreadable(
         seen()
         if error:
             yield error
+
+
+def check_is_no_data(folder: Path) -> None:
+    """Raises ConfigError where a folder that a run is to be written to holds images and no run: those are data."""
+    if not folder.is_dir() or is_marked(folder) or (folder / "config.yaml").exists():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+            raise ConfigError(
+                f"--out {folder}: holds images ({path.name}); a run has a folder of its own, choose another"
+            )

@@ -16,7 +16,7 @@ from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.folder.names import split_names
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.marker import mark_folder
+from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.engine.names import natural
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
