@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.folder.scan import FOLDER, image_files
-from stage1_tokenizer.data.image_files import OUR_ENDINGS, USUAL, png_mark, read_image
+from stage1_tokenizer.data.folder.scan import FOLDER, OUR_ENDINGS, image_files, png_mark
+from stage1_tokenizer.data.image_files import USUAL, read_image
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError

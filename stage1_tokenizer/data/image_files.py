@@ -20,7 +20,6 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngInfo
 
 from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.colour import LARGEST, Decoding, to_plain
@@ -59,12 +58,6 @@ PREFIX = 32
 """Bytes at the beginning of a file that tell its format."""
 CLEAR = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 """First bytes that no other kind of file has, so that even a damaged file is known as an image."""
-OUR_ENDINGS = ("grid.png", "-nearest.png")
-"""How the names of images of ours end that may lie in somebody else's folder: only these are opened to look for the
-mark."""
-SOFTWARE = "Tessera"
-HEAD = 200
-"""Bytes of a PNG's beginning in which the mark lies."""
 
 
 def formats_for(name: str) -> tuple[str, ...]:
@@ -91,31 +84,6 @@ def is_image(path: str) -> bool:
         return False
 
 
-def is_heic(prefix: bytes) -> bool:
-    """True for the first bytes of a HEIC file, which telephones also give the ending .jpg."""
-    return prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-
-
-def png_mark() -> PngInfo:
-    """Return the mark in the header of a PNG by which we know it as ours."""
-    mark = PngInfo()
-    mark.add_text("Software", SOFTWARE)
-    return mark
-
-
-def is_marked_image(path: str) -> bool:
-    """True for a PNG that carries our mark."""
-    if not path.endswith(OUR_ENDINGS):
-        return False
-    if os.path.exists(path.removesuffix("-nearest.png") + ".json"):  # of an evaluation, before there was a mark
-        return True
-    try:
-        with open(path, "rb") as file:
-            return b"tEXtSoftware\0" + SOFTWARE.encode() in file.read(HEAD)
-    except OSError:
-        return False
-
-
 def _accepts(name: str, prefix: bytes) -> bool:
     accept = Image.OPEN[name][1]
     try:
@@ -133,23 +101,9 @@ GAP = 2
 is wanted. Measured on photographs and on noise, the result differs by docs/data.md's bound."""
 Fit = Callable[[int, int], tuple[int, int] | None]
 """Height and width of an upright image -> those it will be scaled to; None where it is not just scaled."""
-OF_THE_FILE = frozenset(
-    {
-        None,  # Pillow's own, of bad data
-        errno.EINVAL,  # bad data may have a decoder seek anywhere
-        errno.EOVERFLOW,
-        errno.ENOENT,
-        errno.ELOOP,
-        errno.EISDIR,
-        errno.ENOTDIR,
-        errno.ENAMETOOLONG,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENXIO,
-    }
-)
-"""What the system says of a file that cannot be read. All else is the machine's: a disk, a network, its memory."""
-
+OF_THE_FILE = {errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+OF_THE_FILE |= {errno.ENXIO, errno.EINVAL, errno.EOVERFLOW}  # the last two: bad data may have a decoder seek anywhere
+"""Errors of the system that are of a file. All others are the machine's: a disk, a network, its memory."""
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -192,16 +146,12 @@ def read_image(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | No
         PictureError: not an image of a known format, damaged, too large, or of numbers without a known white.
         StorageError: the disk or the network it lies on fails, twice; too many files are open; the memory is spent.
     """
-    try:
-        return _read_once(path, channels, how, fit)
-    except OSError:  # of the machine: a network may have been away for a moment
-        pass
-    try:
-        return _read_once(path, channels, how, fit)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be read ({error.strerror}), which is a fault of the machine and not of the picture"
-        ) from None
+    for _ in range(2):
+        try:
+            return _read_once(path, channels, how, fit)
+        except OSError as error:  # of the machine: a network may have been away for a moment
+            reason = error.strerror
+    raise StorageError(f"{path}: cannot be read ({reason}), which is a fault of the machine and not of the picture")
 
 
 def _read_once(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Picture:
@@ -242,7 +192,7 @@ def _read_once(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Pic
     except MemoryError:  # what a header can promise is bounded, so this is not of the file
         raise StorageError(f"{path}: cannot be decoded, since the machine's memory is spent") from None
     except OSError as error:
-        if error.errno in OF_THE_FILE:
+        if error.errno is None or error.errno in OF_THE_FILE:  # None: Pillow's own, of bad data
             raise PictureError(path, _reason(error, path, how)) from None
         raise
     except Exception as error:  # a decoder that stumbles over a bad file may raise anything
@@ -299,7 +249,10 @@ def _without_waiting(name: str, flags: int) -> int:
 def _reason(error: Exception, path: Path, how: Decoding) -> str:
     match error:
         case UnidentifiedImageError():
-            return _unidentified(path)
+            with suppress(OSError), open(path, "rb", opener=_without_waiting) as file:
+                if _is_heic(file.read(PREFIX)):
+                    return f"is a HEIC file; {GET_HEIC}"
+            return "cannot be read as an image (its content is none of the formats that are read)"
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return f"its header, or that of a frame, promises more pixels than the limit of {how.largest:,}"
         case OSError(strerror=str(text)):
@@ -310,11 +263,9 @@ def _reason(error: Exception, path: Path, how: Decoding) -> str:
             return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 
-def _unidentified(path: Path) -> str:
-    with suppress(OSError), open(path, "rb", opener=_without_waiting) as file:
-        if is_heic(file.read(PREFIX)):
-            return f"is a HEIC file; {GET_HEIC}"
-    return "cannot be read as an image (its content is none of the formats that are read)"
+def _is_heic(prefix: bytes) -> bool:
+    """True for the first bytes of a HEIC file, which telephones also give the ending .jpg."""
+    return prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def _orientation(image: Image.Image) -> int:

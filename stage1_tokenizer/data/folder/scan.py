@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from PIL.PngImagePlugin import PngInfo
+
 from stage1_tokenizer.data.bad_files import PictureError, errors_of
-from stage1_tokenizer.data.image_files import EXTENSIONS, RAW, REMAINS, is_image, is_marked_image, read_image
+from stage1_tokenizer.data.image_files import EXTENSIONS, RAW, REMAINS, is_image, read_image
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.lock import is_marked
 
@@ -49,6 +51,12 @@ SYSTEM_FILES = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db"})
 HIDDEN, SYSTEM, OURS, THUMBNAILS = "hidden", "system", "written by Tessera", "thumbnails"
 THUMBNAIL_FOLDERS = frozenset({"_thumbs", "thumb", "thumbnail", "thumbnails", "thumbs"})
 """Folders with small copies of the images beside them, in lower case."""
+OUR_ENDINGS = ("grid.png", "-nearest.png")
+"""How the names of images of ours end that may lie in somebody else's folder: only these are opened to look for the
+mark."""
+SOFTWARE = "Tessera"
+HEAD = 200
+"""Bytes of a PNG's beginning in which the mark lies."""
 
 
 @dataclass
@@ -111,6 +119,26 @@ def image_files(
                         seen.ignored[kind] += 1
         except OSError as error:
             raise BadFileError(f"{folder} cannot be listed ({error.strerror})") from None
+
+
+def png_mark() -> PngInfo:
+    """Return the mark in the header of a PNG by which we know it as ours."""
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
+    return mark
+
+
+def is_marked_image(path: str) -> bool:
+    """True for a PNG that carries our mark."""
+    if not path.endswith(OUR_ENDINGS):
+        return False
+    if os.path.exists(path.removesuffix("-nearest.png") + ".json"):  # of an evaluation, before there was a mark
+        return True
+    try:
+        with open(path, "rb") as file:
+            return b"tEXtSoftware\0" + SOFTWARE.encode() in file.read(HEAD)
+    except OSError:
+        return False
 
 
 def _kind_of_folder(entry: os.DirEntry[str], also_ours: bool) -> str:

@@ -3,6 +3,9 @@
 import io
 import runpy
 import struct
+import subprocess
+import sys
+import textwrap
 import threading
 import warnings
 import zlib
@@ -119,6 +122,19 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.Mon
         bomb.write_bytes(png_claiming(width, height))
         with pytest.raises(BadFileError, match=r"bomb\.png.*(limit|large)"):
             read_image(bomb, 3)
+
+
+def test_an_import_leaves_pillow_as_it_is() -> None:
+    """A program that only imports us keeps its own limit and warnings."""
+    program = """
+    import warnings
+    from PIL import Image
+    before = Image.MAX_IMAGE_PIXELS
+    import stage1_tokenizer.data
+    assert Image.MAX_IMAGE_PIXELS == before
+    assert not [each for each in warnings.filters if each[2] is Image.DecompressionBombWarning]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
 @pytest.mark.parametrize("action", ["error", "always"])
