@@ -8,7 +8,6 @@ batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on t
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -140,13 +139,13 @@ class Pictures:
         config: SizedConfig,
         seed: int,
         device: torch.device | str = "cpu",
-        bad: Path | BadPart | None = None,
+        bad: BadPart | None = None,
         only: range | None = None,
     ) -> None:
         """`device`: where batches are to be made, if the pictures are cached, have one size and leave it enough room;
-        otherwise they are made on the CPU. The same batches either way. `bad`: what counts the pictures that cannot be
-        read, over both splits, or the file in which they are listed; without it they are only printed. `only`: the
-        pictures that will be asked for, of which alone are cached; None: all.
+        otherwise they are made on the CPU. The same batches either way. `bad`: what counts and lists the pictures that
+        cannot be read, over both splits; None: they are only printed. `only`: the pictures that will be asked for, of
+        which alone are cached; None: all.
 
         Raises:
             BadFileError: too many pictures cannot be read; where they are not cached, so does `batch` later.
@@ -155,8 +154,7 @@ class Pictures:
             raise ConfigError(f"the data set ({config!r}) has no images in this split")
         self.classes = images.classes
         self._config, self._seed, self._length = config, seed, len(images)
-        if not isinstance(bad, BadPart):
-            bad = BadPart(BadFiles(bad, config.tolerated, len(images)), 0)
+        bad = bad or BadPart(BadFiles(None, config.tolerated, len(images)), 0)
         processed = Processed(images, config, bad)
         first = processed[0][0]
         self.channels: int = first.shape[2]

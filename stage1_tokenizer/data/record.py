@@ -3,9 +3,12 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
+
+from pydantic import Field, TypeAdapter
 
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.checkpoint import write_file
@@ -14,6 +17,7 @@ from stage1_tokenizer.engine.console import say
 if TYPE_CHECKING:
     from stage1_tokenizer.data import OpenData
 
+DATA_FILE = "data.json"
 MOST = 10
 """Classes, and kinds of ignored files, that the line names."""
 
@@ -75,34 +79,26 @@ def _listed(shown: list[str], of: int) -> str:
     return ", ".join([*shown, f"and {of - len(shown):,} more"] if of > len(shown) else shown)
 
 
-DATA_FILE = "data.json"
-
-
 class DataRecord(NamedTuple):
     """The data of a run."""
 
-    found: list[str]
-    """What was found, in words; the first line is a summary."""
+    found: Annotated[list[str], Field(min_length=2)]
+    """Lines that say what was found; the first is a summary, the second says the numbers of the splits."""
     identity: dict[str, str]
     """A hash for each split; the same wherever the data lies."""
     classes: list[str]
 
     @classmethod
     def of(cls, data: "OpenData") -> Self:
-        """The record of a data set that is open."""
+        """Make the record of a data set that is open."""
         return cls(data.found.lines(), data.identity, list(data.images("train").classes))
 
     @classmethod
     def saved_in(cls, folder: Path) -> Self | None:
-        """The record in a run's folder; None where there is none, as earlier versions left it, or a damaged one."""
-        try:
-            tree = json.loads((folder / DATA_FILE).read_text(encoding="utf-8"))
-            found, identity, classes = (tree[name] for name in cls._fields)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        if not (isinstance(found, list) and isinstance(identity, dict) and isinstance(classes, list) and found):
-            return None
-        return cls([str(line) for line in found], {str(k): str(v) for k, v in identity.items()}, [*map(str, classes)])
+        """Read the record in a run's folder; None: there is none, as earlier versions left it, or it is damaged."""
+        with suppress(OSError, ValueError, RecursionError):
+            return TypeAdapter(cls).validate_python(json.loads((folder / DATA_FILE).read_text(encoding="utf-8")))
+        return None
 
     def write(self, folder: Path) -> None:
         """Raises StorageError: no space, or no permission."""

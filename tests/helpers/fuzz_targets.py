@@ -69,7 +69,7 @@ def targets(folder: Path) -> Iterator[Target]:
     table = b"file,label\n1.png,cat\n2.png,dog\n"
     lines = b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2", "label": 3}\n'
     yield Target("labels", [table, lines], read_table, ".csv", (mutate_json,))
-    record = DataRecord(["2 images"], {"train": "1", "validation": "2"}, ["cat"])
+    record = DataRecord(["2 images", "1 to train on, 1 to validate on"], {"train": "1", "validation": "2"}, ["cat"])
     yield Target("data-record", [json.dumps(record._asdict()).encode()], read_record, ".json", (mutate_json,))
     yield Target("run-config", saved, read_saved_yaml, ".yaml", (mutate_yaml,))
 

@@ -126,12 +126,10 @@ class FolderIndex:
         if config.labels is None:
             return arranged
         # Of the folders the splits alone count then.
-        table = read_labels(Path(config.labels), config.label_column, held, self._root)
-        done = Arranged(notes=table.notes)
-        for name in held:
-            if (place := table.places.get(name)) is not None:
-                at = arranged.places.get(name)
-                done.places[name] = place._replace(part=place.part or (at.part if at else None))
+        done = read_labels(Path(config.labels), config.label_column, held, self._root)
+        for name, place in done.places.items():
+            if place.part is None and name in arranged.places:
+                done.places[name] = place._replace(part=arranged.places[name].part)
         if gone := [name for name in held if name not in done.places]:
             done.left_out["without a label"] += len(gone)
             more = f" and {len(gone) - 1:,} more" if len(gone) > 1 else ""
