@@ -56,7 +56,7 @@ class FolderIndex:
             BadFileError: a folder in it cannot be listed.
         """
         self._config, self._root, self._option = config, Path(config.root), f"data.root {located(config.root)}"
-        self._notes = list[str]()
+        self._notes, self._left_out = list[str](), Counter[str]()
         self.how = config.decoding  # one for both splits, so that what is odd is reported once
         files, self._seen = _files(self._root, config, self._option)
         if config.files is not None:
@@ -86,7 +86,7 @@ class FolderIndex:
             validation=len(splits["validation"]),
             shared=shared,
             classes={name: numbers[name] for name in self.classes},
-            ignored=dict(+self._seen.ignored),
+            ignored=dict(self._seen.ignored + self._left_out),
             notes=(*self._notes, *self._tables(), *_advice(self._seen)),
         )
 
@@ -97,7 +97,7 @@ class FolderIndex:
         held = [name for name, reason in files.items() if not reason.startswith(NO_FILES)]
         arranged = self._arranged(held)
         self._notes += arranged.notes
-        self._seen.ignored.update(arranged.left_out)
+        self._left_out += arranged.left_out
         no_files = (name for name, reason in files.items() if reason.startswith(NO_FILES))
         places = arranged.places | dict.fromkeys(no_files, Place(None, None))
         self._named = None if config.classes is None else read_classes(Path(config.classes))
@@ -167,7 +167,7 @@ class FolderIndex:
             notes.append(
                 f"left out: {len(strange):,} validation images of classes without training images, {strange[0]} first"
             )
-            self._seen.ignored["left out"] += len(strange)
+            self._left_out["left out"] += len(strange)
         return {"train": train, "validation": [name for name in validated if places[name].class_ in known]}
 
     def _ordered(self, names: set[str]) -> tuple[str, ...]:

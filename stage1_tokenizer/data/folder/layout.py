@@ -235,10 +235,10 @@ def _like(
         return
     inner, names = _unwrapped(done, names, depth, classes)
     groups, loose = _below(names, inner)
-    unknown = {name for name in groups if folded(name) not in classes}
+    unknown = [name for name in groups if folded(name) not in classes]
     others = [*loose, *(name for group in unknown for name in groups[group])]
     done.leave_out(others, f"in no class of the training images, but in {where}")
-    for name in groups.keys() - unknown:
+    for name in groups.keys() - set(unknown):
         done.put(groups[name], part, name)
 
 
