@@ -15,8 +15,9 @@ def fault_tests() -> dict[str, set[int]]:
         for name in re.findall(r"^def (test_fault_\w+)\(", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
             numbers = re.match(r"test_fault((?:_\d\d|_and(?=_\d\d))+)_", name)
             assert numbers, f"{name}: two digits name the row"
-            file = path.relative_to(ROOT).as_posix()
-            found[f"{file}::{name}"] = {int(number) for number in re.findall(r"\d\d", numbers[1])}
+            found[f"{path.relative_to(ROOT).as_posix()}::{name}"] = {
+                int(number) for number in re.findall(r"\d\d", numbers[1])
+            }
     return found
 
 
