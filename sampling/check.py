@@ -28,7 +28,7 @@ from sampling.checks.states import check_state, check_states
 from sampling.checks.tokens import shards_in
 from sampling.checks.weights import PRIOR_FILE, check_safetensors
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.data.formats import EXTENSIONS, is_image
+from stage1_tokenizer.data.image_files import EXTENSIONS, is_image
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import say
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError

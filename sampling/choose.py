@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.value_forms import Limit
-from stage1_tokenizer.engine.float64 import float64
+from stage1_tokenizer.engine.precision import float64
 from stage2_prior.generation import draw
 
 

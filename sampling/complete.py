@@ -25,7 +25,7 @@ from sampling.to_complete import ToComplete, read_pictures
 from stage1_tokenizer.config.base import CommandConfig, Config, parse_command_line
 from stage1_tokenizer.config.value_forms import Texts
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import bar
@@ -156,7 +156,7 @@ def kept_pixels(config: CompleteConfig, sampler: Sampler) -> NDArray[np.bool_]:
         path = Path(config.mask)
         if not path.is_file():
             raise ConfigError(f"mask {located(path)}: there is no such file")
-        mask = decode(path, 1)[:, :, 0]
+        mask = read_image(path, 1)[:, :, 0]
         if mask.shape != kept.shape:
             raise ConfigError(
                 f"mask {path}: is {mask.shape[0]}x{mask.shape[1]} (height, width), but the pictures are "

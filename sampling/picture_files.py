@@ -14,13 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.decode import decode
-from stage1_tokenizer.data.formats import USUAL
-from stage1_tokenizer.data.listing import FOLDER, image_files
+from stage1_tokenizer.data.folder.scan import FOLDER, OUR_ENDINGS, image_files, png_mark
+from stage1_tokenizer.data.image_files import USUAL, read_image
 from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.marker import OUR_ENDINGS, png_mark
 from stage1_tokenizer.engine.names import located
 
 DECODE_CHUNK = 16
@@ -155,7 +153,7 @@ def readable(paths: list[Path], channels: int) -> tuple[list[Path], list[str]]:
 
     def complaint(path: Path) -> str | None:
         try:
-            decode(path, channels)
+            read_image(path, channels)
         except BadFileError as error:
             return str(error)
         return None

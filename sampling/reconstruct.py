@@ -28,7 +28,7 @@ from sampling.picture_files import picture_paths, readable, rows_of, save_png, u
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
 from stage1_tokenizer.engine.checkpoint import write_file
@@ -174,7 +174,7 @@ def given_pictures(accelerator: Accelerator, config: ReconstructConfig, loaded: 
     for reason in bad:
         accelerator.print(f"left out: {one_line(reason)}")
     return Originals(
-        [str(path) for path in paths], [*named.values()], lambda index: decode(paths[index], channels), tuple(bad)
+        [str(path) for path in paths], [*named.values()], lambda index: read_image(paths[index], channels), tuple(bad)
     )
 
 

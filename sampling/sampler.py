@@ -26,7 +26,7 @@ from sampling.picture_files import Shape, to_pictures
 from stage1_tokenizer.config.value_forms import Size
 from stage1_tokenizer.data.order import parts_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.float64 import device_of_float64
+from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage1_tokenizer.networks.tiles import decode_codes, tiles_for

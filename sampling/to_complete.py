@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sampling.picture_files import picture_paths, readable, unreadable
 from sampling.sampler import Sampler
 from stage1_tokenizer.data import build_pictures, data_config
-from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.pictures import resize
 from stage2_prior.class_names import labels_in_turn
 from stage2_prior.prior import labels_for
@@ -44,7 +44,7 @@ def read_pictures(
         _, bad = readable(paths, channels)
         if bad:
             raise unreadable(bad)
-        pictures = [_fitted(resize(decode(path, channels), sampler.size), sampler.size) for path in paths]
+        pictures = [_fitted(resize(read_image(path, channels), sampler.size), sampler.size) for path in paths]
         own = np.resize(labels_for(sampler.prior, ()), len(paths)) if given is None else given[: len(paths)]
         return ToComplete(np.stack(pictures), own, [str(path) for path in paths])
     data = data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": sampler.size})

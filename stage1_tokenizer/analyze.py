@@ -31,9 +31,8 @@ from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import counted, say
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
-from stage1_tokenizer.engine.events import Events
-from stage1_tokenizer.engine.log_file import read_curves
-from stage1_tokenizer.engine.marker import mark_folder
+from stage1_tokenizer.engine.lock import mark_folder
+from stage1_tokenizer.engine.log_file import Events, read_curves
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 EVENTS = ".analysis"

@@ -25,7 +25,7 @@ from stage1_tokenizer.diagnostics.comparison_table import aligned, as_json, mach
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import counted, say
 from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
-from stage1_tokenizer.engine.marker import mark_folder
+from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.perceptual import SMALLEST, Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stage1_tokenizer.data.pictures import Pictures, normalise
-from stage1_tokenizer.engine.float64 import float64
+from stage1_tokenizer.engine.precision import float64
 
 VARIANCE_IMAGES = 2000
 WINDOW = 11

@@ -17,8 +17,8 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.given_weights import existing, read_safetensors, sha256_of
 
 SMALLEST = {"vgg": 16, "alex": 31}
 DOWNLOADED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
@@ -138,7 +138,7 @@ def read_backbone(given: str) -> dict[str, Tensor]:
         BadFileError: it is damaged, or not safetensors.
     """
     key = "perceptual.weights"
-    return read_safetensors(existing(Path(given), key, CHOICES), key, "features.")
+    return read_tensors(existing(Path(given), key, CHOICES), key, "features.")[0]
 
 
 class _Distance(torch.autograd.Function):

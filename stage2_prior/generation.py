@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stage1_tokenizer.engine.errors import DivergedError
-from stage1_tokenizer.engine.float64 import float64
+from stage1_tokenizer.engine.precision import float64
 from stage2_prior.base import Decoder, Grid, Prior
 from stage2_prior.guidance import Guidance, check_guidance, mix
 from stage2_prior.windows import check_window, placements

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from stage1_tokenizer.engine.float64 import device_of_float64, float64
+from stage1_tokenizer.engine.precision import device_of_float64, float64
 from stage2_prior.base import Prior
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.engine.console import bar, counted
-from stage1_tokenizer.engine.float64 import device_of_float64
+from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.tokenizer import LoadedTokenizer

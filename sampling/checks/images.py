@@ -6,9 +6,8 @@ from pathlib import Path
 
 from sampling.checks.finding import Finding, bad, note, ok
 from stage1_tokenizer.data.bad_files import PictureError
-from stage1_tokenizer.data.decode import decode
-from stage1_tokenizer.data.listing import image_files
-from stage1_tokenizer.data.unreadable import unreadable
+from stage1_tokenizer.data.folder.scan import image_files, unreadable
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.console import bar
 
 MOST_CLASSES = 20
@@ -23,7 +22,7 @@ def holds_images(folder: Path) -> bool:
 def check_image(path: Path) -> Iterator[Finding]:
     """One file."""
     try:
-        height, width, _ = decode(path, channels=3).shape
+        height, width, _ = read_image(path, channels=3).shape
         yield ok(path, f"an image of {height}x{width} (height, width)")
     except PictureError as error:
         yield bad(path, error.reason)

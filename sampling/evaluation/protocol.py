@@ -25,7 +25,7 @@ from sampling.evaluation.sources import Source, SplitSource, features_of
 from stage1_tokenizer.config.run_config import DATA_PATHS
 from stage1_tokenizer.data import DataConfig, OpenData, open_data
 from stage1_tokenizer.data.pictures import Pictures, Split
-from stage1_tokenizer.engine.given_weights import sha256_of
+from stage1_tokenizer.engine.checkpoint import sha256_of
 from stage1_tokenizer.perceptual import PerceptualConfig
 
 CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "links", *DATA_PATHS)

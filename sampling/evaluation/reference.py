@@ -21,9 +21,8 @@ from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
 from sampling.evaluation.sources import NpzSource, Source, features_of, size_of
-from stage1_tokenizer.engine.checkpoint import brief, read_tensors, write_tensors
+from stage1_tokenizer.engine.checkpoint import brief, read_tensors, sha256_of, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.given_weights import sha256_of
 from stage1_tokenizer.engine.launch import on_main
 from stage1_tokenizer.engine.names import located
 

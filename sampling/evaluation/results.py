@@ -19,7 +19,7 @@ import torch
 
 from sampling.evaluation.intervals import Interval
 from stage1_tokenizer.engine.checkpoint import write_file
-from stage1_tokenizer.engine.marker import mark_folder
+from stage1_tokenizer.engine.lock import mark_folder
 
 FORMAT = 1
 PACKAGES = ("tessera-images", "torch", "torchvision", "torch-fidelity", "lpips", "numpy", "pillow")

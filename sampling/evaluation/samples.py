@@ -14,11 +14,10 @@ from sampling.making import SAMPLES, PriorSource, assemble, file_name, make_miss
 from sampling.output import Output, is_finished, open_output, settings_of
 from sampling.picture_files import picture_paths
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.checkpoint import brief, sha256_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.given_weights import sha256_of
 from stage1_tokenizer.engine.launch import on_main
-from stage1_tokenizer.engine.marker import is_marked
+from stage1_tokenizer.engine.lock import is_marked
 from stage1_tokenizer.engine.names import located
 
 NEAREST = "-nearest.png"

@@ -15,7 +15,7 @@ from torch import Tensor
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.features import Features
 from sampling.evaluation.npz import Samples
-from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.engine.console import bar
@@ -62,8 +62,8 @@ class FolderSource:
 
     def read(self, indices: Indices) -> Tensor:
         """Raises BadFileError where one is damaged or of another size than the first."""
-        shape = decode(self.paths[0], self.channels).shape
-        pictures = [decode(self.paths[index], self.channels) for index in indices]
+        shape = read_image(self.paths[0], self.channels).shape
+        pictures = [read_image(self.paths[index], self.channels) for index in indices]
         for index, picture in zip(indices, pictures, strict=True):
             if picture.shape != shape:
                 raise BadFileError(

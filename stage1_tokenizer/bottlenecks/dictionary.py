@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight import straight_through
 from stage1_tokenizer.config.base import Codes, Config
-from stage1_tokenizer.engine.float64 import float64
+from stage1_tokenizer.engine.precision import float64
 
 
 class DictionaryConfig(Config):

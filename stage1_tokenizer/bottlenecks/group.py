@@ -4,7 +4,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from stage1_tokenizer.engine.float64 import device_of_float64, float64
+from stage1_tokenizer.engine.precision import device_of_float64, float64
 
 
 class Group:

@@ -1,8 +1,6 @@
 """The data sets: one config class per kind, one union, one build. To add a kind: a file, a member, a case."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Annotated, assert_never
 
@@ -10,10 +8,11 @@ import torch
 from pydantic import Field
 
 from stage1_tokenizer.config.base import Config, Tree
-from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
-from stage1_tokenizer.data.folder import Folder, FolderConfig, FolderImages
-from stage1_tokenizer.data.found import Found, announce
-from stage1_tokenizer.data.pictures import AT_ONCE, ImageSet, Pictures, Split
+from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError, errors_of
+from stage1_tokenizer.data.folder import FolderConfig, FolderImages
+from stage1_tokenizer.data.folder.index import FolderIndex
+from stage1_tokenizer.data.pictures import SPLITS, DataSplit, Pictures, Split
+from stage1_tokenizer.data.record import Found, announce
 from stage1_tokenizer.data.shapes import Shapes, ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import (
     READERS,
@@ -28,9 +27,6 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 DataConfig = Annotated[
     ShapesConfig | Cifar10Config | MnistConfig | FashionMnistConfig | FolderConfig, Field(discriminator="kind")
 ]
-
-
-SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 class SavedData(Config):
@@ -59,28 +55,25 @@ class OpenData:
     def __init__(self, config: DataConfig) -> None:
         """Errors are those of the data set's own class."""
         self.config = config
-        self._splits: dict[Split, ImageSet] = {}
-        self._folder = Folder(config) if isinstance(config, FolderConfig) else None
+        self._index = FolderIndex(config) if isinstance(config, FolderConfig) else None
+        self._splits: dict[Split, DataSplit] = {}
         self._bad: BadFiles | None = None
 
-    def images(self, split: Split) -> ImageSet:
+    def images(self, split: Split) -> DataSplit:
         """One split, unprocessed."""
         if split not in self._splits:
-            self._splits[split] = self._folder.images(split) if self._folder else build_images(self.config, split)
+            self._splits[split] = build_images(self.config, split, self._index)
         return self._splits[split]
 
     @property
     def found(self) -> Found:
-        """What there is."""
-        if self._folder:
-            return self._folder.found
+        """Number of images of each split and class, and what lies beside them."""
+        if self._index:
+            return self._index.found
         train, validation = self.images("train"), self.images("validation")
-        numbers = dict.fromkeys(train.classes)
-        where = "drawn on the fly"
-        if isinstance(train, TorchvisionImages) and isinstance(validation, TorchvisionImages):
-            numbers = {name: train.numbers[name] + validation.numbers[name] for name in train.classes}
-            where = f"of {self.config.kind}"
-        return Found(where, len(train), len(validation), classes=numbers)
+        sizes, more = train.class_sizes, validation.class_sizes
+        classes = {name: None if number is None else number + (more[name] or 0) for name, number in sizes.items()}
+        return Found(train.origin, len(train), len(validation), classes=classes)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -96,33 +89,20 @@ class OpenData:
         only: range | None = None,
     ) -> Pictures:
         """One split, ready for batches. Bad files are counted over both splits; see `Pictures` for the rest."""
-        config = self.config
         found = self.found
         if self._bad is None:
-            self._bad = BadFiles(bad_list, config.tolerated, found.images, self._find_bad)
+            self._bad = BadFiles(bad_list, self.config.tolerated, found.images, self._find_bad)
         first = 0 if split == "train" or found.shared else found.train
-        return Pictures(self.images(split), config, seed, device, BadPart(self._bad, first), only)
+        return Pictures(self.images(split), self.config, seed, device, BadPart(self._bad, first), only)
 
     def _find_bad(self) -> Iterator[tuple[int, PictureError]]:
         """Read all files, those of both splits; the bad ones by their place in the data set."""
-        found, first = self.found, 0
-        splits: tuple[Split, ...] = SPLITS[:1] if found.shared else SPLITS
-        for split in splits:
+        first = 0
+        for split in SPLITS[:1] if self.found.shared else SPLITS:
             images = self.images(split)
-            for start in range(0, len(images), AT_ONCE):
-                part = range(start, min(start + AT_ONCE, len(images)))
-                with ThreadPoolExecutor() as threads:
-                    errors = list(threads.map(partial(_error_of, images), part))
-                yield from ((first + place, error) for place, error in zip(part, errors, strict=True) if error)
+            errors = errors_of(images.__getitem__, range(len(images)))
+            yield from ((first + place, error) for place, error in enumerate(errors) if error)
             first += len(images)
-
-
-def _error_of(images: ImageSet, place: int) -> PictureError | None:
-    try:
-        images[place]
-    except PictureError as error:
-        return error
-    return None
 
 
 def open_data(config: DataConfig) -> OpenData:
@@ -132,25 +112,21 @@ def open_data(config: DataConfig) -> OpenData:
     return opened
 
 
-def build_images(config: DataConfig, split: Split) -> ImageSet:
-    """One split of a data set, unprocessed."""
+def build_images(config: DataConfig, split: Split, index: FolderIndex | None = None) -> DataSplit:
+    """One split of a data set, unprocessed. index: a folder that was listed already."""
     match config:
         case ShapesConfig():
             return Shapes(config, split)
         case Cifar10Config() | MnistConfig() | FashionMnistConfig():
             return TorchvisionImages(READERS[config.kind], config, split)
         case FolderConfig():
-            return FolderImages(config, split)
+            return FolderImages(config, split, index)
         case _:
             assert_never(config)
 
 
 def build_pictures(
-    config: DataConfig,
-    split: Split,
-    seed: int,
-    device: torch.device | str = "cpu",
-    bad_list: Path | None = None,
+    config: DataConfig, split: Split, seed: int, device: torch.device | str = "cpu", bad_list: Path | None = None
 ) -> Pictures:
     """One split of a data set, ready for batches, after saying what was found; `seed` selects the augmentations, and on
     `device` the batches are made where the whole split finds room there. Files that cannot be read are listed in

@@ -7,13 +7,15 @@ stays a function of (seed, epoch, index): no process has to know what another on
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.system import lock
+from stage1_tokenizer.engine.system import in_threads, lock
+
+T = TypeVar("T")
 
 BAD_FILES = "bad_files.txt"
 """The list's name in a run's folder."""
@@ -147,6 +149,19 @@ class BadFiles:
         self._read += len(whole)
         self._listed.update(line.split(b"\t", 1)[0] for line in whole.splitlines())
         return len(whole) < len(tail)
+
+
+def errors_of(read: Callable[[T], object], things: Iterable[T]) -> Iterator[PictureError | None]:
+    """Read things in threads, and return in their order what is wrong with each; None for one that can be read."""
+
+    def error_of(thing: T) -> PictureError | None:
+        try:
+            read(thing)
+        except PictureError as error:
+            return error
+        return None
+
+    return in_threads(error_of, things)
 
 
 class BadPart(NamedTuple):

@@ -7,9 +7,7 @@ batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on t
 """
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,17 +23,18 @@ from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
 from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.engine.console import counted
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.memory import memory_share
 from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.system import in_threads, memory_share
 
 Picture = NDArray[np.uint8]
 Split = Literal["train", "validation"]
 
-AT_ONCE = 256
-"""Pictures that are handed to the threads together."""
 LONGEST = 16
 """Of a picture that is longer than this many times its width, only the middle is used: scaled up whole to cover the
 image size, a line of pixels would fill any memory."""
+
+
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 class ImageSet(Protocol):
@@ -57,6 +56,19 @@ class ImageSet(Protocol):
         Raises:
             PictureError: it cannot be read.
         """
+        ...
+
+
+class DataSplit(ImageSet, Protocol):
+    """One split of a kind of data set, which says what was found."""
+
+    origin: str
+    """Where the images are from: the end of the line."""
+
+    @property
+    def class_sizes(self) -> Mapping[str, int | None]:
+        """Number of images of each class; None: unknown."""
+        return dict.fromkeys(self.classes)
 
 
 class SizedConfig(Config):
@@ -127,13 +139,13 @@ class Pictures:
         config: SizedConfig,
         seed: int,
         device: torch.device | str = "cpu",
-        bad: Path | BadPart | None = None,
+        bad: BadPart | None = None,
         only: range | None = None,
     ) -> None:
         """`device`: where batches are to be made, if the pictures are cached, have one size and leave it enough room;
-        otherwise they are made on the CPU. The same batches either way. `bad`: what counts the pictures that cannot be
-        read, over both splits, or the file in which they are listed; without it they are only printed. `only`: the
-        pictures that will be asked for, of which alone are cached; None: all.
+        otherwise they are made on the CPU. The same batches either way. `bad`: what counts and lists the pictures that
+        cannot be read, over both splits; None: they are only printed. `only`: the pictures that will be asked for, of
+        which alone are cached; None: all.
 
         Raises:
             BadFileError: too many pictures cannot be read; where they are not cached, so does `batch` later.
@@ -142,8 +154,7 @@ class Pictures:
             raise ConfigError(f"the data set ({config!r}) has no images in this split")
         self.classes = images.classes
         self._config, self._seed, self._length = config, seed, len(images)
-        if not isinstance(bad, BadPart):
-            bad = BadPart(BadFiles(bad, config.tolerated, len(images)), 0)
+        bad = bad or BadPart(BadFiles(None, config.tolerated, len(images)), 0)
         processed = Processed(images, config, bad)
         first = processed[0][0]
         self.channels: int = first.shape[2]
@@ -198,15 +209,11 @@ def _read_all(
     """Pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
     labels = np.empty(len(which), dtype=np.int64)
     together = np.empty((len(which), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
-    with ThreadPoolExecutor() as threads:  # Pillow releases the interpreter's lock while it decodes
-        # A part at a time: what the threads are handed takes memory too.
-        parts = (which[start : start + AT_ONCE] for start in range(0, len(which), AT_ONCE))
-        decoded = chain.from_iterable(threads.map(images.__getitem__, part) for part in parts)
-        read = counted(decoded, len(which), "image", "reading", within=True)
-        for index, (picture, label) in enumerate(read):
-            if picture.shape != together.shape[1:]:
-                return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
-            together[index], labels[index] = picture, label
+    read = counted(in_threads(images.__getitem__, which), len(which), "image", "reading", within=True)
+    for index, (picture, label) in enumerate(read):
+        if picture.shape != together.shape[1:]:
+            return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
+        together[index], labels[index] = picture, label
     return Resident(together, labels, image_size, roomy(device, together.nbytes))
 
 

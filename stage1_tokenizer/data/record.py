@@ -1,40 +1,104 @@
-"""What a run was trained on: data.json in its folder, by which a resume knows the same data again."""
+"""The images that were found in a data set, and data.json: by it a resume knows the data of its run again."""
 
 import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
 
-from stage1_tokenizer.data import OpenData
+from pydantic import Field, TypeAdapter
+
+from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.checkpoint import write_file
+from stage1_tokenizer.engine.console import say
+
+if TYPE_CHECKING:
+    from stage1_tokenizer.data import OpenData
 
 DATA_FILE = "data.json"
+MOST = 10
+"""Classes, and kinds of ignored files, that the line names."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images of a data set, and what lies beside them."""
+
+    where: str
+    """The end of the line: under which folder, or of which published set."""
+    train: int
+    validation: int
+    shared: bool = False
+    """True if the splits are the same images."""
+    classes: Mapping[str, int | None] = field(default_factory=dict)
+    """Number of images of each class (None: unknown); empty where there are no classes."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Number of files that are no data, by their kind."""
+    notes: tuple[str, ...] = ()
+    """What was decided, and what is odd."""
+
+    @property
+    def images(self) -> int:
+        """Number of images of both splits together."""
+        return self.train if self.shared else self.train + self.validation
+
+    def lines(self) -> list[str]:
+        """The images with their classes and what was ignored; the splits; a line for each note."""
+        classes = "without classes"
+        if self.classes:
+            first_ones = list(self.classes.items())[:MOST]
+            shown = [name if number is None else f"{name} {number:,}" for name, number in first_ones]
+            classes = f"in {plural(len(self.classes), 'class', 'classes')} ({_listed(shown, len(self.classes))})"
+        first = f"{plural(self.images, 'image', 'images')} {classes} {self.where}"
+        if total := sum(self.ignored.values()):
+            kinds = sorted(self.ignored.items(), key=lambda pair: -pair[1])
+            shown = [f"{kind} {number:,}" for kind, number in kinds[:MOST]]
+            first += f"; {plural(total, 'file', 'files')} ignored ({_listed(shown, len(kinds))})"
+        if self.shared:
+            second = "all are trained on, and validated on too"
+        else:
+            second = f"{self.train:,} to train on, {self.validation:,} to validate on"
+        return [one_line(line) for line in (first, second, *(f"note: {note}" for note in self.notes))]
+
+
+def announce(found: Found) -> None:
+    """Say what was found, in the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in found.lines():
+            say(f"data: {line}" if not line.startswith("note: ") else f"      {line}")
+
+
+def plural(number: int, one: str, many: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _listed(shown: list[str], of: int) -> str:
+    return ", ".join([*shown, f"and {of - len(shown):,} more"] if of > len(shown) else shown)
 
 
 class DataRecord(NamedTuple):
     """The data of a run."""
 
-    found: list[str]
-    """What was found, in words; the first line is a summary."""
+    found: Annotated[list[str], Field(min_length=2)]
+    """Lines that say what was found; the first is a summary, the second says the numbers of the splits."""
     identity: dict[str, str]
     """A hash for each split; the same wherever the data lies."""
     classes: list[str]
 
     @classmethod
-    def of(cls, data: OpenData) -> Self:
-        """The record of a data set that is open."""
+    def of(cls, data: "OpenData") -> Self:
+        """Make the record of a data set that is open."""
         return cls(data.found.lines(), data.identity, list(data.images("train").classes))
 
     @classmethod
     def saved_in(cls, folder: Path) -> Self | None:
-        """The record in a run's folder; None where there is none, as earlier versions left it, or a damaged one."""
-        try:
-            tree = json.loads((folder / DATA_FILE).read_text(encoding="utf-8"))
-            found, identity, classes = (tree[name] for name in cls._fields)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        if not (isinstance(found, list) and isinstance(identity, dict) and isinstance(classes, list) and found):
-            return None
-        return cls([str(line) for line in found], {str(k): str(v) for k, v in identity.items()}, [*map(str, classes)])
+        """Read the record in a run's folder; None: there is none, as earlier versions left it, or it is damaged."""
+        with suppress(OSError, ValueError, RecursionError):
+            return TypeAdapter(cls).validate_python(json.loads((folder / DATA_FILE).read_text(encoding="utf-8")))
+        return None
 
     def write(self, folder: Path) -> None:
         """Raises StorageError: no space, or no permission."""

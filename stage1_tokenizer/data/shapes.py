@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
-from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
+from stage1_tokenizer.data.pictures import DataSplit, Picture, SizedConfig, Split
 from stage1_tokenizer.engine.seeds import derive_seed
 
 Mask = NDArray[np.bool_]
@@ -43,10 +43,11 @@ class ShapesConfig(SizedConfig):
         return self
 
 
-class Shapes:
+class Shapes(DataSplit):
     """One split of drawn shapes."""
 
     classes: tuple[str, ...] = KINDS
+    origin = "drawn on the fly"
 
     def __init__(self, config: ShapesConfig, split: Split) -> None:
         self._config = config

@@ -9,7 +9,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from torchvision.datasets.utils import download_url
 
-from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
+from stage1_tokenizer.data.pictures import DataSplit, Picture, SizedConfig, Split
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 
 
@@ -71,7 +71,7 @@ class FashionMnistConfig(DownloadedConfig):
     kind: Literal["fashion_mnist"] = "fashion_mnist"
 
 
-class TorchvisionImages:
+class TorchvisionImages(DataSplit):
     """One split; the validation split is the data set's test set."""
 
     def __init__(
@@ -97,7 +97,7 @@ class TorchvisionImages:
                 f"data.kind {config.kind}: {Path(config.root).absolute()} does not hold it ({error}); {advice}, "
                 "or name the folder that holds it with --data.root"
             ) from None
-        self.classes = tuple(data.classes)
+        self.classes, self.origin = tuple(data.classes), f"of {config.kind}"
         pictures = np.asarray(data.data)
         self._pictures = pictures if pictures.ndim == 4 else pictures[..., None]  # (N, h', w', C)
         self._labels = np.asarray(data.targets)
@@ -108,7 +108,7 @@ class TorchvisionImages:
             )
 
     @property
-    def numbers(self) -> dict[str, int]:
+    def class_sizes(self) -> dict[str, int | None]:
         """Number of images of each class."""
         return dict(zip(self.classes, np.bincount(self._labels, minlength=len(self.classes)).tolist(), strict=True))
 

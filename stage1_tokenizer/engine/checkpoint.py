@@ -1,4 +1,4 @@
-"""Weights on disk, for others to open, and how every file is written. Nothing is ever pickled.
+"""Weights on disk, ours and those that the user names, and how every file is written. Nothing is ever pickled.
 
     tokenizer.safetensors    its header carries kind, config, step, format, and a checksum over all of it
 
@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from stage1_tokenizer.engine.errors import BadFileError, StorageError
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, StorageError
+from stage1_tokenizer.engine.names import located
 
 FORMAT = 2
 READABLE = ("1", "2")
@@ -125,22 +126,51 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     write_file(path, len(text).to_bytes(8, "little"), text, data[start:])
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Header]:
-    """All tensors of a safetensors file, and its header.
+def existing(path: Path, key: str, choices: str) -> Path:
+    """Return the path of a file that the user names, if there is such a file.
+
+    Raises:
+        ConfigError: there is none; `choices` says what could be given under `key`.
+    """
+    try:
+        found = path.is_file()
+    except OSError:  # a name too long, or a folder on the way that is closed to us
+        found = False
+    if not found:
+        raise ConfigError(f"{key} {located(brief(path))}: there is no such file; {choices}")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits. Raises BadFileError: the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadFileError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_tensors(path: Path, key: str = "", prefix: str = "") -> tuple[dict[str, Tensor], Header]:
+    """Read the tensors of a safetensors file, and its header.
+
+    key: the option that names a file of somebody else's, for errors; its header means nothing to us. prefix: only
+    tensors whose names begin with it are read.
 
     Raises:
         BadFileError: damaged, or not safetensors, or not what its checksum says, where it has one.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in names}
             header: Header = file.metadata() or {}
-        if SUM in header and header[SUM] != checksum(tensors, header):
+        if SUM in header and not (key or prefix) and header[SUM] != checksum(tensors, header):
             raise BadFileError(f"{path}: is damaged: its content does not have the checksum ({SUM}) in its header")
         return tensors, header
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:  # of a shape of 2^63, a TypeError
+        source = f"{key} {path}" if key else path
         raise BadFileError(
-            f"{path}: is damaged or is not a safetensors file ({brief(error)}); only safetensors are loaded"
+            f"{source}: is damaged or is not a safetensors file ({brief(error)}); only safetensors are loaded"
         ) from None
 
 

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.checkpoint import storage_error
 from stage1_tokenizer.engine.errors import ConfigError, UserError
-from stage1_tokenizer.engine.float64 import device_of_float64
+from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.system import cores
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
-"""One folder, one command: two runs that write to the same files would each spoil the other's.
+"""A folder that Tessera writes: marked as ours, so that no output is read as data, and locked for one command.
 
-The lock is the system's own, on a file that says who holds it. It ends with the process, however that ends, so nothing
-is ever left to clean up.
+Two runs that write to the same files would each spoil the other's. The lock is the system's own, on a file that says
+who holds it. It ends with the process, however that ends, so nothing is ever left to clean up.
 """
 
 import json
@@ -14,11 +14,34 @@ from typing import IO
 
 from stage1_tokenizer.engine.checkpoint import NO_SPACE, storage_error
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.marker import MARKER, mark_folder
 from stage1_tokenizer.engine.system import lock
 
 LOCK_FILE = ".lock"
+MARKER = ".tessera"
+TEXT = b"Tessera wrote this folder. Its images are not read as data unless the folder itself is named.\n"
 _held: dict[Path, IO[str]] = {}
+
+
+def mark_folder(folder: Path) -> None:
+    """Make a folder, and write the marker into it if it holds nothing but hidden files: whatever else lies there is not
+    ours."""
+    with suppress(OSError):  # a full disk ends the command where it saves
+        folder.mkdir(parents=True, exist_ok=True)
+        if all(name.startswith(".") for name in os.listdir(folder)):
+            (folder / MARKER).write_bytes(TEXT)
+
+
+def is_marked(folder: str | Path) -> bool:
+    """True for a folder that Tessera wrote; versions before the marker are known by the files that say so."""
+    there = os.path.exists  # unlike Path.exists, False where a folder may not be looked into
+    if there(os.path.join(folder, MARKER)):
+        return True
+    settings = os.path.join(folder, "settings.json")  # of samples
+    if there(settings):
+        with suppress(OSError, ValueError, RecursionError):
+            tree = json.loads(Path(settings).read_text(encoding="utf-8"))
+            return isinstance(tree, dict) and isinstance(tree.get("finished"), bool)
+    return all(there(os.path.join(folder, name)) for name in ("config.yaml", "environment.jsonl"))  # a run
 
 
 def lock_folder(folder: Path) -> None:
@@ -67,7 +90,7 @@ def lock_folder(folder: Path) -> None:
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:
-    """Whether an open file is the one of this path, and not one that was there before."""
+    """True if an open file is the one of this path, and not one that was there before."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:

@@ -16,17 +16,16 @@ from tqdm import tqdm
 from stage1_tokenizer.config.base import Tree, write_yaml
 from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.data import OpenData
+from stage1_tokenizer.data.folder.scan import check_is_no_data
 from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.engine import console
-from stage1_tokenizer.engine.arithmetic import Arithmetic
 from stage1_tokenizer.engine.checkpoint import storage_error, write_file
 from stage1_tokenizer.engine.environment import note_session
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
-from stage1_tokenizer.engine.events import Events
 from stage1_tokenizer.engine.launch import on_main
-from stage1_tokenizer.engine.lock import lock_folder
-from stage1_tokenizer.engine.log_file import forget_after, log_entries, sync_log
-from stage1_tokenizer.engine.marker import check_is_no_data, mark_folder
+from stage1_tokenizer.engine.lock import lock_folder, mark_folder
+from stage1_tokenizer.engine.log_file import Events, forget_after, log_entries, sync_log
+from stage1_tokenizer.engine.precision import Arithmetic
 from stage1_tokenizer.engine.processor import FastPath
 from stage1_tokenizer.engine.same_run import changes, listed
 from stage1_tokenizer.engine.state import (

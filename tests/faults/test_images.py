@@ -28,8 +28,8 @@ from PIL.PngImagePlugin import PngImageFile
 from sampling.picture_files import picture_paths
 from stage1_tokenizer.data import build_pictures
 from stage1_tokenizer.data.bad_files import BadFiles, PictureError
-from stage1_tokenizer.data.decode import decode
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.pictures import Picture, Pictures, Split
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
@@ -209,10 +209,10 @@ def test_fault_18_a_failing_machine_is_no_bad_picture(
 
     monkeypatch.setattr(PngImageFile, "load", failing)
     if outcome is None:
-        assert decode(tmp_path / "x.png", 3).shape == (8, 9, 3)
+        assert read_image(tmp_path / "x.png", 3).shape == (8, 9, 3)
         return
     with pytest.raises(outcome, match=rf"x\.png: .*{words}") as caught:
-        decode(tmp_path / "x.png", 3)
+        read_image(tmp_path / "x.png", 3)
     assert type(caught.value) is outcome
 
 
@@ -252,7 +252,7 @@ def test_fault_19_a_damaged_png_ends_no_process(tmp_path: Path) -> None:
     for place in range(start + 4, len(PNG) - 12):
         path.write_bytes(PNG[:place] + bytes([PNG[place] ^ 0x10]) + PNG[place + 1 :])
         with pytest.raises(BadFileError, match=r"x\.png: "):
-            decode(path, 3)
+            read_image(path, 3)
 
 
 def test_fault_20_grey_of_16_bits_keeps_its_brightness(tmp_path: Path) -> None:
@@ -260,11 +260,11 @@ def test_fault_20_grey_of_16_bits_keeps_its_brightness(tmp_path: Path) -> None:
     picture, for a guess at their brightness would differ from file to file."""
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     Image.fromarray(ramp).save(tmp_path / "x.png")
-    assert abs(decode(tmp_path / "x.png", 3) / 255.0 - ramp[..., None] / 65535.0).max() <= 1 / 255
+    assert abs(read_image(tmp_path / "x.png", 3) / 255.0 - ramp[..., None] / 65535.0).max() <= 1 / 255
     for wide in (ramp / np.float32(65535), ramp.astype(np.int32) * 2, np.full((2, 2), np.nan, np.float32)):
         Image.fromarray(wide).save(tmp_path / "x.tif")
         with pytest.raises(BadFileError, match="nothing says which"):
-            decode(tmp_path / "x.tif", 3)
+            read_image(tmp_path / "x.tif", 3)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_fault_21_every_mode_becomes_rgb(
     if mode == "P":
         image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / f"x.{suffix}")
-    picture = decode(tmp_path / f"x.{suffix}", 3)
+    picture = read_image(tmp_path / f"x.{suffix}", 3)
     assert picture.shape == (4, 5, 3)
     assert abs(picture.astype(int) - expected).max() <= 1
 
@@ -296,7 +296,7 @@ def test_fault_22_the_first_frame_is_the_picture(tmp_path: Path, suffix: str) ->
     """Fault 22: animations and pages are three-dimensional pictures, of their first frame."""
     frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue", "lime")]
     frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
-    picture = decode(tmp_path / f"x.{suffix}", 3)
+    picture = read_image(tmp_path / f"x.{suffix}", 3)
     assert picture.shape == (4, 5, 3)
     assert abs(picture.astype(int) - [255, 0, 0]).max() <= 1
 
@@ -311,7 +311,7 @@ def test_fault_23_all_orientations_are_one_picture(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{orientation}.png", exif=exif)
-    assert all(np.array_equal(decode(path, 3), scene) for path in tmp_path.iterdir())
+    assert all(np.array_equal(read_image(path, 3), scene) for path in tmp_path.iterdir())
 
 
 def test_fault_24_any_size_becomes_the_image_size(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def rises(_: Accelerator, folder: Path) -> dict[str, tuple[int, str]]:
     for path in sorted(folder.iterdir()):
         error, before = "", getrusage(RUSAGE_SELF).ru_maxrss
         try:
-            decode(path, 3)
+            read_image(path, 3)
         except BadFileError as refused:
             error = str(refused)
         found[path.name] = (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024, error
@@ -434,11 +434,11 @@ def test_fault_26_a_pipe_is_no_picture(tmp_path: Path) -> None:
     writer = os.open(tmp_path / "x.png", os.O_RDWR)  # lest the test waits where the pipe is opened as files are
     try:
         with pytest.raises(PictureError, match="is not a regular file"):
-            decode(tmp_path / "x.png", 3)
+            read_image(tmp_path / "x.png", 3)
     finally:
         os.close(writer)
     with pytest.raises(PictureError, match="is not a regular file"):
-        decode(tmp_path / "x.png", 3)
+        read_image(tmp_path / "x.png", 3)
 
 
 def test_fault_26_a_folder_that_cannot_be_listed_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

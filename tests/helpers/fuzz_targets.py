@@ -24,12 +24,11 @@ from stage1_tokenizer.bottlenecks.fsq import FsqConfig
 from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedRvqConfig
 from stage1_tokenizer.bottlenecks.lfq import LfqConfig
 from stage1_tokenizer.config.base import CommandConfig, configure, parse_command_line, read_saved_yaml
-from stage1_tokenizer.data.decode import decode
-from stage1_tokenizer.data.label_files import read_labels
+from stage1_tokenizer.data.folder.labels import read_labels
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.record import DATA_FILE, DataRecord
-from stage1_tokenizer.engine.checkpoint import SUM, checksum, write_tensors
+from stage1_tokenizer.engine.checkpoint import SUM, checksum, read_tensors, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.given_weights import read_safetensors
 from stage1_tokenizer.engine.log_file import log_entries
 from stage1_tokenizer.engine.state import MANIFEST, _checksum, load_state, problem_of, save_state
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, read_backbone
@@ -70,7 +69,7 @@ def targets(folder: Path) -> Iterator[Target]:
     table = b"file,label\n1.png,cat\n2.png,dog\n"
     lines = b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2", "label": 3}\n'
     yield Target("labels", [table, lines], read_table, ".csv", (mutate_json,))
-    record = DataRecord(["2 images"], {"train": "1", "validation": "2"}, ["cat"])
+    record = DataRecord(["2 images", "1 to train on, 1 to validate on"], {"train": "1", "validation": "2"}, ["cat"])
     yield Target("data-record", [json.dumps(record._asdict()).encode()], read_record, ".json", (mutate_json,))
     yield Target("run-config", saved, read_saved_yaml, ".yaml", (mutate_yaml,))
 
@@ -214,7 +213,7 @@ def extractor_target() -> Target:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
 
     def read(path: Path) -> None:
-        fit(network, read_safetensors(path, "extractor.weights"), str(path))
+        fit(network, read_tensors(path, "extractor.weights")[0], str(path))
 
     return Target("extractor", [save(network.state_dict())], read, ".safetensors", (mutate_safetensors,))
 
@@ -288,4 +287,4 @@ def picture_targets() -> Iterator[Target]:
                 file = io.BytesIO()
                 picture.save(file, name, **option)
                 seeds.append(file.getvalue())
-        yield Target(f"picture-{name.lower()}", seeds, lambda path: decode(path, 3), f".{name.lower()}", (), IMAGES)
+        yield Target(f"picture-{name.lower()}", seeds, lambda path: read_image(path, 3), f".{name.lower()}", (), IMAGES)

@@ -15,8 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from stage1_tokenizer.engine import launch, processor
-from stage1_tokenizer.engine.arithmetic import Arithmetic
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.precision import Arithmetic
 from stage1_tokenizer.engine.processor import FAST_PATHS, VARIABLE, FastPath, takes
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior import onednn

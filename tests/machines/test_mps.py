@@ -9,7 +9,7 @@ from sampling.choose import ChooseConfig, choose
 from stage1_tokenizer.bottlenecks.dictionary import largest_eigenvalue
 from stage1_tokenizer.bottlenecks.group import draw as draw_places
 from stage1_tokenizer.engine import launch
-from stage1_tokenizer.engine.float64 import device_of_float64, float64
+from stage1_tokenizer.engine.precision import device_of_float64, float64
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import draw, generate

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.extractors.weights import fit
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.engine.given_weights import existing, read_safetensors, sha256_of
+from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
 
 BLOCKS = (
     # kernel, stride, expansion, channels in, channels out, repeats
@@ -60,7 +60,7 @@ class EfficientNetLite0Extractor(Extractor):
         super().__init__("EfficientNet-Lite0", HEAD, (SIZE, SIZE), sha256_of(path), is_inception=False)
         with torch.device("meta"):
             self.network = EfficientNetLite0()
-        fit(self.network, read_safetensors(path, f"{key}.weights"), f"{key}.weights {path}")
+        fit(self.network, read_tensors(path, f"{key}.weights")[0], f"{key}.weights {path}")
         self.network.fold()
         self.network.to(memory_format=torch.channels_last)
 

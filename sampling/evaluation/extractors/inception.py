@@ -25,8 +25,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.extractors.weights import fit
 from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.given_weights import existing, read_safetensors, sha256_of
 from stage1_tokenizer.perceptual import check_download
 
 DIMENSION = 2048
@@ -58,7 +58,7 @@ class InceptionExtractor(Extractor):
         super().__init__("Inception-v3 (TensorFlow 2015)", DIMENSION, (299, 299), sha256_of(path), is_inception=True)
         source = f"{key}.weights {path}"
         if path.suffix == ".safetensors":
-            weights = read_safetensors(path, f"{key}.weights")
+            weights = read_tensors(path, f"{key}.weights")[0]
         elif self.sha256 == SHA256:
             weights = _unpickled(path)
         else:

@@ -14,8 +14,8 @@ from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.extractors.weights import fit
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.messages import shown
+from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.given_weights import existing, read_safetensors, sha256_of
 from stage1_tokenizer.perceptual import check_download
 
 
@@ -59,7 +59,7 @@ class TorchvisionExtractor(Extractor):
             path, weights = _download(published, choices)
         else:
             path = existing(Path(config.weights), f"{key}.weights", choices)
-            weights = read_safetensors(path, f"{key}.weights")
+            weights = read_tensors(path, f"{key}.weights")[0]
         network = get_model(config.model, weights=None, **_options(config.model, size))
         dimension = _last_linear(network).in_features
         super().__init__(f"torchvision {config.model}", dimension, (size, size), sha256_of(path), is_inception=False)

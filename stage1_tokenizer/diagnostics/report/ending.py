@@ -10,7 +10,7 @@ from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder, open_run
 from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.console import command, say
-from stage1_tokenizer.engine.float64 import device_of_float64
+from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.signals import stop_at_once
 
 REPORT = "report.html"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.pictures import Picture, to_uint8
 from stage1_tokenizer.diagnostics.report.markup import Markup, tag
 
@@ -94,7 +94,7 @@ def read(path: Path) -> Picture:
     Raises:
         UserError: it is no picture, or one that is too large to decode.
     """
-    return decode(path, 3)
+    return read_image(path, 3)
 
 
 def grid(picture: Picture, alt: str, wanted: int = 680) -> Markup:

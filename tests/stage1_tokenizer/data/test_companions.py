@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from stage1_tokenizer.data import OpenData
-from stage1_tokenizer.data.companions import are_pieces
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.split_names import split_names
+from stage1_tokenizer.data.folder.names import are_pieces, split_names
 from stage1_tokenizer.engine.errors import ConfigError
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from stage1_tokenizer.data import OpenData, open_data
 from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.folder.names import split_names
 from stage1_tokenizer.data.pictures import Split
-from stage1_tokenizer.data.split_names import split_names
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.marker import mark_folder
+from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.engine.names import natural
 
 SPLITS: tuple[Split, Split] = ("train", "validation")

@@ -1,7 +1,9 @@
-"""One image file -> pixels, the same whatever the file holds: upright, eight bits, sRGB, opaque, the first frame.
+"""Read one image file as pixels, the same whatever it holds: upright, 8 bits, sRGB, opaque, the first frame.
 
-Pillow alone decodes (torchvision's decoder crashes the process on a damaged PNG), after a look at the header. Its own
-limits stay on beneath ours: on frames larger than their header says, and on compressed text and colour profiles.
+All that the installed Pillow decodes is read, and is known by its content. With the extra `heic` (pillow-heif) these
+include the HEIC files of telephones. Pillow alone decodes (torchvision's decoder crashes the process on a damaged PNG),
+after a look at the header. Pillow's own limits stay on beneath ours: on frames larger than their header says, and on
+compressed text and colour profiles.
 """
 
 import errno
@@ -10,6 +12,7 @@ import stat
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -20,9 +23,75 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.colour import LARGEST, Decoding, to_plain
-from stage1_tokenizer.data.formats import GET_HEIC, PREFIX, formats_for, is_heic
 from stage1_tokenizer.data.pictures import Picture
 from stage1_tokenizer.engine.errors import StorageError, UserError
+
+with suppress(ImportError):
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+Image.init()
+
+NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+"""Formats that Pillow names but does not decode itself: EPS would start another program, the others have no decoder."""
+SIGNED = tuple(sorted(name for name, (_, accept) in Image.OPEN.items() if accept and name not in NOT_READ))
+"""Formats that a file's first bytes tell. Any file may be one of these, whatever its name is."""
+BY_EXTENSION = {
+    ending: name
+    for ending, name in Image.registered_extensions().items()
+    if name in Image.OPEN and name not in NOT_READ
+}
+"""The format that each extension promises. Formats without a signature (TGA) are read under their own extensions."""
+EXTENSIONS = frozenset(BY_EXTENSION)
+USUAL = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".ppm", ".pgm")
+"""Extensions that a message names as examples."""
+HEIC = frozenset({".heic", ".heif", ".hif"}) - EXTENSIONS
+"""Extensions that would be read if pillow-heif were installed."""
+GET_HEIC = "install pillow-heif (the extra `heic`) to read it"
+RAW = frozenset(
+    {".arw", ".cr2", ".cr3", ".crw", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".x3f"}
+)
+"""Raw data of cameras. Most are TIFF files by their first bytes, and Pillow would read the thumbnail in them."""
+REMAINS = ("~", ".bak", ".crdownload", ".download", ".orig", ".part", ".partial", ".swp", ".temp", ".tmp")
+"""How the names of backup copies and of unfinished downloads end."""
+PREFIX = 32
+"""Bytes at the beginning of a file that tell its format."""
+CLEAR = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+"""First bytes that no other kind of file has, so that even a damaged file is known as an image."""
+
+
+def formats_for(name: str) -> tuple[str, ...]:
+    """The formats to try on a file of this name."""
+    promised = BY_EXTENSION.get(os.path.splitext(name)[1].lower())
+    return SIGNED if promised is None or promised in SIGNED else (*SIGNED, promised)
+
+
+def is_image(path: str) -> bool:
+    """True for a file with the content of an image, judged by its first bytes and its header."""
+    try:
+        with open(path, "rb") as file:
+            prefix = file.read(PREFIX)
+            if prefix.startswith(CLEAR):
+                return True
+            candidates = [name for name in SIGNED if _accepts(name, prefix)]
+            if not candidates:
+                return False
+            file.seek(0)
+            _limit_pillow(LARGEST)
+            with Image.open(file, formats=candidates) as image:
+                return min(image.size) > 0
+    except Exception:  # a decoder that stumbles over a file of another kind may raise anything
+        return False
+
+
+def _accepts(name: str, prefix: bytes) -> bool:
+    accept = Image.OPEN[name][1]
+    try:
+        answer = accept(prefix) if accept else False
+    except Exception:  # some look further than a short file has bytes
+        return False
+    return bool(answer) and not isinstance(answer, str)  # text says that a decoder is not installed
+
 
 BYTES_PER_PIXEL = 10
 """Greatest size of a file per pixel of the limit: eight bytes for four channels of 16 bits, and room for the rest. Some
@@ -32,23 +101,9 @@ GAP = 2
 is wanted. Measured on photographs and on noise, the result differs by docs/data.md's bound."""
 Fit = Callable[[int, int], tuple[int, int] | None]
 """Height and width of an upright image -> those it will be scaled to; None where it is not just scaled."""
-OF_THE_FILE = frozenset(
-    {
-        None,  # Pillow's own, of bad data
-        errno.EINVAL,  # bad data may have a decoder seek anywhere
-        errno.EOVERFLOW,
-        errno.ENOENT,
-        errno.ELOOP,
-        errno.EISDIR,
-        errno.ENOTDIR,
-        errno.ENAMETOOLONG,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENXIO,
-    }
-)
-"""What the system says of a file that cannot be read. All else is the machine's: a disk, a network, its memory."""
-
+OF_THE_FILE = {errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+OF_THE_FILE |= {errno.ENXIO, errno.EINVAL, errno.EOVERFLOW}  # the last two: bad data may have a decoder seek anywhere
+"""Errors of the system that are of a file. All others are the machine's: a disk, a network, its memory."""
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,13 +119,24 @@ TURNED = (5, 6, 7, 8)
 """Orientations with which the stored height is the upright image's width."""
 RAISE_LIMIT = "--data.largest_pixels raises it"
 DEFAULT = Decoding()
-# Above it Pillow warns and above twice it refuses, before our own check; the warning would say less than that check.
-# Ignored once and for all, since the filters of `catch_warnings` are not safe among threads.
-Image.MAX_IMAGE_PIXELS = LARGEST  # `decode` raises it where an option allows more
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_limits = {LARGEST}
+"""Numbers of pixels that were allowed so far in this process."""
 
 
-def decode(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | None = None) -> Picture:
+@cache
+def _limit_pillow(largest: int) -> None:
+    """Have Pillow refuse what is larger than any limit of ours, and not warn before our own check refuses it.
+
+    Pillow has one limit for the process. Above the limit it warns and above twice the limit it refuses; the warning
+    would say less than our own check. It is ignored from the first image on and not for each image, since the filters
+    of `catch_warnings` are not safe among threads.
+    """
+    _limits.add(largest)
+    Image.MAX_IMAGE_PIXELS = max(_limits)
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def read_image(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | None = None) -> Picture:
     """(h', w', channels) uint8: upright by its EXIF tag, the first frame, in sRGB, opaque, 16 bits scaled to 8.
 
     fit: the size that is wanted. A JPEG much larger is decoded at a part of its size, and has the size wanted then;
@@ -80,21 +146,18 @@ def decode(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | None =
         PictureError: not an image of a known format, damaged, too large, or of numbers without a known white.
         StorageError: the disk or the network it lies on fails, twice; too many files are open; the memory is spent.
     """
-    try:
-        return _decode(path, channels, how, fit)
-    except OSError:  # of the machine: a network may have been away for a moment
-        pass
-    try:
-        return _decode(path, channels, how, fit)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be read ({error.strerror}), which is a fault of the machine and not of the picture"
-        ) from None
+    for _ in range(2):
+        try:
+            return _read_once(path, channels, how, fit)
+        except OSError as error:  # of the machine: a network may have been away for a moment
+            reason = error.strerror
+    raise StorageError(f"{path}: cannot be read ({reason}), which is a fault of the machine and not of the picture")
 
 
-def _decode(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Picture:
+def _read_once(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Picture:
     """Raises OSError too, where the machine is at fault."""
     formats = formats_for(path.name)
+    _limit_pillow(how.largest)
     try:
         # Opened here: of a path Pillow maps some formats into memory, and a file cut off meanwhile ends the process.
         with open(path, "rb", opener=_without_waiting) as file:
@@ -129,7 +192,7 @@ def _decode(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Pictur
     except MemoryError:  # what a header can promise is bounded, so this is not of the file
         raise StorageError(f"{path}: cannot be decoded, since the machine's memory is spent") from None
     except OSError as error:
-        if error.errno in OF_THE_FILE:
+        if error.errno is None or error.errno in OF_THE_FILE:  # None: Pillow's own, of bad data
             raise PictureError(path, _reason(error, path, how)) from None
         raise
     except Exception as error:  # a decoder that stumbles over a bad file may raise anything
@@ -146,8 +209,6 @@ def _check_file(path: Path, file: BinaryIO, how: Decoding) -> None:
         raise PictureError(path, "the file is empty")
     if size > limit:
         raise PictureError(path, f"{size:,} bytes are more than the limit of {limit:,}; {RAISE_LIMIT}")
-    if how.largest > (Image.MAX_IMAGE_PIXELS or 0):
-        Image.MAX_IMAGE_PIXELS = how.largest
 
 
 Box = tuple[float, float, float, float]
@@ -188,7 +249,10 @@ def _without_waiting(name: str, flags: int) -> int:
 def _reason(error: Exception, path: Path, how: Decoding) -> str:
     match error:
         case UnidentifiedImageError():
-            return _unidentified(path)
+            with suppress(OSError), open(path, "rb", opener=_without_waiting) as file:
+                if _is_heic(file.read(PREFIX)):
+                    return f"is a HEIC file; {GET_HEIC}"
+            return "cannot be read as an image (its content is none of the formats that are read)"
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return f"its header, or that of a frame, promises more pixels than the limit of {how.largest:,}"
         case OSError(strerror=str(text)):
@@ -199,11 +263,9 @@ def _reason(error: Exception, path: Path, how: Decoding) -> str:
             return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 
-def _unidentified(path: Path) -> str:
-    with suppress(OSError), open(path, "rb", opener=_without_waiting) as file:
-        if is_heic(file.read(PREFIX)):
-            return f"is a HEIC file; {GET_HEIC}"
-    return "cannot be read as an image (its content is none of the formats that are read)"
+def _is_heic(prefix: bytes) -> bool:
+    """True for the first bytes of a HEIC file, which telephones also give the ending .jpg."""
+    return prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def _orientation(image: Image.Image) -> int:

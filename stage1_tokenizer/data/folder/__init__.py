@@ -1,6 +1,9 @@
 """A folder of images as a data set: which images, which classes, which splits. The rules are those of docs/data.md."""
 
+import hashlib
+import os
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -8,15 +11,18 @@ from pydantic import BeforeValidator, Field
 
 from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.colour import LARGEST, Background, Decoding
-from stage1_tokenizer.data.decode import decode
-from stage1_tokenizer.data.folder_index import FolderIndex, index_folder
-from stage1_tokenizer.data.found import Found
-from stage1_tokenizer.data.identity import identity_of
-from stage1_tokenizer.data.layout import Layout
-from stage1_tokenizer.data.listing import Links
-from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split, target_size
+from stage1_tokenizer.data.folder.index import FolderIndex, Item
+from stage1_tokenizer.data.folder.layout import Layout
+from stage1_tokenizer.data.folder.scan import Links
+from stage1_tokenizer.data.image_files import read_image
+from stage1_tokenizer.data.pictures import DataSplit, Picture, SizedConfig, Split, target_size
+from stage1_tokenizer.engine.names import folded
 
 COLOURS: dict[str, Background] = {"white": (255, 255, 255), "black": (0, 0, 0), "checker": "checker"}
+SAMPLED = 256
+"""Files of which the content is looked at too: all sizes stay the same when files without compression are replaced."""
+ENDS = 4096
+"""Bytes at the beginning and at the end of such a file."""
 
 
 def _background(given: Any) -> Any:
@@ -80,39 +86,20 @@ class FolderConfig(SizedConfig):
 
     @property
     def decoding(self) -> Decoding:
-        """How files become pixels."""
+        """Choices in reading a file as pixels. A new one each time, for it holds what was reported already."""
         red, green, blue = [*map(int, self.background.split(","))] if "," in self.background else (0, 0, 0)
         background = COLOURS.get(self.background, (red, green, blue))
         return Decoding(background, self.truncated, self.bits, self.largest_pixels)
 
 
-class Folder:
-    """Both splits of a folder of images."""
-
-    def __init__(self, config: FolderConfig) -> None:
-        """Raises ConfigError where there is no such folder, no image in it, too few for two splits, not the layout that
-        is asked for, or a class whose name is not UTF-8, and BadFileError where a folder in it cannot be listed."""
-        index = index_folder(config)
-        self.classes = index.classes
-        self.found: Found = index.found
-        how = config.decoding  # one for both, so that what is odd is reported once
-        self._splits = {split: FolderImages(config, split, index, how) for split in index.splits}
-
-    def images(self, split: Split) -> "FolderImages":
-        """One split."""
-        return self._splits[split]
-
-
-class FolderImages:
+class FolderImages(DataSplit):
     """One split of a folder, in the order of the relative paths. Reading a bad file raises PictureError."""
 
-    def __init__(
-        self, config: FolderConfig, split: Split, index: FolderIndex | None = None, how: Decoding | None = None
-    ) -> None:
-        """index, how: what is there, and how it is decoded, where that is known. Errors are those of `Folder`."""
-        index = index or index_folder(config)
-        self.classes = index.classes
-        self._config, self._items, self._how = config, list(index.splits[split]), how or config.decoding
+    def __init__(self, config: FolderConfig, split: Split, index: FolderIndex | None = None) -> None:
+        """index: what is there, where that is known. Errors are those of `FolderIndex`."""
+        index = index or FolderIndex(config)
+        self.classes, self.origin = index.classes, index.found.where
+        self._config, self._items, self._how = config, index.splits[split], index.how
         self._labels = {name: label for label, name in enumerate(index.classes)}
 
     @cached_property
@@ -129,7 +116,42 @@ class FolderImages:
         if item.refusal:
             raise PictureError(path, item.refusal)
         label = self._labels[item.class_] if item.class_ is not None else 0
-        return decode(path, self._config.channels, self._how, self._fit), label
+        return read_image(path, self._config.channels, self._how, self._fit), label
 
     def _fit(self, height: int, width: int) -> tuple[int, int] | None:
         return target_size(height, width, self._config.image_size, self._config.resize_to)
+
+
+def identity_of(items: Sequence[Item]) -> str:
+    """A hash of the names, classes and sizes of files, in their order, and of the content of some."""
+    digest = hashlib.blake2b(digest_size=16)
+    every = max(1, len(items) // SAMPLED)
+    for place, item in enumerate(items):
+        line = f"{folded(item.name)}\t{item.class_}\t{_size(item)}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+        if place % every == 0 and not item.refusal:
+            digest.update(_ends(item))
+    return digest.hexdigest()
+
+
+def _size(item: Item) -> int | str:
+    if item.refusal:
+        return "refused"
+    try:
+        return item.path.stat().st_size
+    except OSError:  # a link to nowhere
+        return "unreadable"
+
+
+def _ends(item: Item) -> bytes:
+    try:
+        file = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            size = os.fstat(file).st_size
+            first = os.read(file, ENDS)
+            os.lseek(file, max(ENDS, size - ENDS), os.SEEK_SET)
+            return first + os.read(file, ENDS)
+        finally:
+            os.close(file)
+    except OSError:
+        return b""

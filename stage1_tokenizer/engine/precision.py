@@ -1,14 +1,27 @@
-"""The arithmetic of a training, as its states record it. A resume must choose the same, or it is no longer one run."""
+"""Precision of what a process computes: float64 where a device has it, and the arithmetic of a training, as its states
+record it. A resume must choose the same arithmetic, or it is no longer one run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.processor import VARIABLE, FastPath
+
+
+def device_of_float64(device: torch.device) -> torch.device:
+    """Return the device itself, or the CPU where the device has no float64: Apple's GPUs (mps) have float32 at most."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def float64(x: Tensor) -> Tensor:
+    """Return x in float64, on its device or on the CPU."""
+    return x.to(device_of_float64(x.device)).double()
 
 
 class Arithmetic:

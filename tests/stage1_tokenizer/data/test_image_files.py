@@ -3,6 +3,9 @@
 import io
 import runpy
 import struct
+import subprocess
+import sys
+import textwrap
 import threading
 import warnings
 import zlib
@@ -14,14 +17,14 @@ import pytest
 from PIL import Image, ImageFile
 
 from stage1_tokenizer.data.colour import LARGEST
-from stage1_tokenizer.data.decode import decode
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.pictures import Picture
 from stage1_tokenizer.engine.errors import BadFileError
 
 
 def picture_of(image: Image.Image, path: Path, channels: int = 3, **options: Any) -> Picture:
     image.save(path, **options)
-    return decode(path, channels)
+    return read_image(path, channels)
 
 
 def test_an_exif_orientation_is_obeyed(tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_every_mode_becomes_the_channels_asked_for(tmp_path: Path) -> None:
         seen = picture_of(image, tmp_path / f"x.{suffix}", **options)
         assert (seen.shape, seen.dtype.name) == ((4, 8, 3), "uint8")
         assert abs(seen.astype(int) - expected).max() <= 1, (suffix, seen[0, 0])
-        grey = decode(tmp_path / f"x.{suffix}", 1)
+        grey = read_image(tmp_path / f"x.{suffix}", 1)
         assert grey.shape == (4, 8, 1)
         assert abs(grey.astype(int) - (76 if expected is red else expected)).max() <= 1
 
@@ -118,7 +121,20 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.Mon
     for width, height in [(60000, 60000), (LARGEST // 8000 + 1, 8000), (1, 2_000_000_000)]:
         bomb.write_bytes(png_claiming(width, height))
         with pytest.raises(BadFileError, match=r"bomb\.png.*(limit|large)"):
-            decode(bomb, 3)
+            read_image(bomb, 3)
+
+
+def test_an_import_leaves_pillow_as_it_is() -> None:
+    """A program that only imports us keeps its own limit and warnings."""
+    program = """
+    import warnings
+    from PIL import Image
+    before = Image.MAX_IMAGE_PIXELS
+    import stage1_tokenizer.data
+    assert Image.MAX_IMAGE_PIXELS == before
+    assert not [each for each in warnings.filters if each[2] is Image.DecompressionBombWarning]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
 @pytest.mark.parametrize("action", ["error", "always"])
@@ -129,12 +145,14 @@ def test_a_large_picture_is_refused_without_a_warning(
     (tmp_path / "large.png").write_bytes(png_claiming(12_500, 8_000))
     with warnings.catch_warnings():
         warnings.simplefilter(action)
-        fresh = runpy.run_path(decode.__code__.co_filename)["decode"]  # its filter comes before ours, as in a command
+        fresh = runpy.run_path(read_image.__code__.co_filename)[
+            "read_image"
+        ]  # its filter comes before ours, as in a command
         with pytest.raises(BadFileError, match=r"large\.png: 12500x8000 pixels .* limit of 64,000,000"):
             fresh(tmp_path / "large.png", 3)
         warnings.simplefilter("error")
         with pytest.raises(BadFileError, match=r"large\.png: .* limit of 64,000,000"):
-            decode(tmp_path / "large.png", 3)
+            read_image(tmp_path / "large.png", 3)
     assert capfd.readouterr().err == ""
 
 
@@ -165,7 +183,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes) -> 
     """One bad file among thousands is found by its path; torchvision's decoder ends the process at a flipped bit."""
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(BadFileError) as caught:
-        decode(tmp_path / "bad.png", 3)
+        read_image(tmp_path / "bad.png", 3)
     assert str(tmp_path / "bad.png") in str(caught.value)
 
 
@@ -176,7 +194,7 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     for path in tmp_path.iterdir():
         with pytest.raises(BadFileError, match=path.name):
-            decode(path, 3)
+            read_image(path, 3)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the damage
@@ -191,7 +209,7 @@ def test_damage_never_ends_in_another_error(tmp_path: Path, format: str) -> None
             content[place : place + rng.integers(0, 3)] = rng.bytes(int(rng.integers(0, 3)))
         (tmp_path / "x").write_bytes(content)
         try:
-            picture = decode(tmp_path / "x", 3)
+            picture = read_image(tmp_path / "x", 3)
             outcomes.add("picture")
             assert (picture.ndim, picture.shape[2], picture.dtype.name) == (3, 3, "uint8")
         except BadFileError:
@@ -213,7 +231,7 @@ def test_threads_leave_the_warnings_alone(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Image.Image, "convert", wait_and_convert)
     before = list(warnings.filters)
-    threads = {name: threading.Thread(target=decode, args=(tmp_path / "x.png", 1), name=name) for name in names}
+    threads = {name: threading.Thread(target=read_image, args=(tmp_path / "x.png", 1), name=name) for name in names}
     for name in names:  # the second enters while the first is inside, and leaves after it
         threads[name].start()
         assert inside[name].wait(timeout=10)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stage1_tokenizer.engine import memory
+from stage1_tokenizer.engine import system
 
 
 def test_the_least_limit_of_all_groups_counts(tmp_path: Path) -> None:
@@ -19,19 +19,19 @@ def test_the_least_limit_of_all_groups_counts(tmp_path: Path) -> None:
     ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{limit}\n")
-    assert sorted(memory.container_limits(tmp_path / "own", tmp_path)) == [2000, 3000, 9223372036854771712]
-    assert list(memory.container_limits(tmp_path / "none", tmp_path)) == []
+    assert sorted(system.container_limits(tmp_path / "own", tmp_path)) == [2000, 3000, 9223372036854771712]
+    assert list(system.container_limits(tmp_path / "none", tmp_path)) == []
 
 
 def test_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight processes that each took a quarter would take it twice over; without the system call, little is assumed."""
-    monkeypatch.setattr(memory, "machine_memory", lambda: 8000)
-    monkeypatch.setattr(memory, "container_limits", lambda: iter([6000]))
+    monkeypatch.setattr(system, "machine_memory", lambda: 8000)
+    monkeypatch.setattr(system, "container_limits", lambda: iter([6000]))
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert memory.memory_share() == 6000
+    assert system.memory_share() == 6000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert memory.memory_share() == 2000
+    assert system.memory_share() == 2000
     monkeypatch.undo()
     monkeypatch.delattr("os.sysconf")
-    assert memory.machine_memory() == memory.UNKNOWN
+    assert system.machine_memory() == system.UNKNOWN

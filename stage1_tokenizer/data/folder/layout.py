@@ -12,10 +12,17 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from stage1_tokenizer.data.companions import are_pieces, companion_files, companion_folders
-from stage1_tokenizer.data.doubts import SHOWN, doubts, listed
-from stage1_tokenizer.data.pictures import Split
-from stage1_tokenizer.data.split_names import Part, lack_training, split_names
+from stage1_tokenizer.data.folder.names import (
+    SHOWN,
+    Part,
+    are_pieces,
+    companion_files,
+    companion_folders,
+    doubts,
+    lack_training,
+    listed,
+    split_names,
+)
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.names import folded, natural
 
@@ -23,7 +30,7 @@ Layout = Literal["auto", "classes", "flat", "splits"]
 
 
 class Place(NamedTuple):
-    """Where the rule puts one image."""
+    """Split and class that the rule gives one image."""
 
     part: Part | None
     """None: no folder says so."""
@@ -37,12 +44,23 @@ class Arranged:
 
     places: dict[str, Place] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What was decided, in words."""
+    """Decisions, in words."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Number of images that belong to nothing, by the reason."""
 
+    def put(self, names: Iterable[str], part: Part | None, class_: str | None = None) -> None:
+        """Give images one place. class_: the name of the folder that is their class."""
+        self.places |= dict.fromkeys(names, Place(part, None if class_ is None else folded(class_)))
 
-def arrange(names: Sequence[str], folders: Iterable[str], layout: Layout, option: str, chosen: bool) -> Arranged:
+    def leave_out(self, names: Sequence[str], why: str) -> None:
+        """Leave images out, and say why."""
+        if names:
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            self.notes.append(f"left out: {names[0]}{more}, {why}")
+            self.left_out["left out"] += len(names)
+
+
+def arrange(names: Sequence[str], folders: Collection[str], layout: Layout, option: str, chosen: bool) -> Arranged:
     """Find splits and classes in the relative paths of images.
 
     folders: all folders there are, those without images too. option: the option and its value, for errors.
@@ -51,17 +69,19 @@ def arrange(names: Sequence[str], folders: Iterable[str], layout: Layout, option
     Raises:
         ConfigError: the layout that is asked for is not there.
     """
-    done = Arranged(notes=_odd_names(names))
+    done = Arranged()
+    if backslashes := [name for name in names if "\\" in name]:
+        done.notes.append(f"{len(backslashes):,} names hold backslashes ({backslashes[0]}), which are taken as folders")
     if not chosen:
         names = _without_companions(done, names)
     if layout == "flat":
-        done.places = dict.fromkeys(names, Place(None, None))
+        done.put(names, None)
     elif layout == "classes":
         _classes(done, names, folders, 0, None, asked=True)
         if not any(place.class_ for place in done.places.values()):
             raise ConfigError(f"{option}: there are no sub-folders with images, so no classes; leave out --data.layout")
     else:
-        _any(done, names, list(folders), layout, option)
+        _any(done, names, folders, layout, option)
     return done
 
 
@@ -72,7 +92,17 @@ def arrange_like(names: Sequence[str], classes: Collection[str], where: str) -> 
     return done
 
 
-def _any(done: Arranged, names: Sequence[str], folders: list[str], layout: Layout, option: str) -> None:
+def _without_companions(done: Arranged, names: Sequence[str]) -> Sequence[str]:
+    """Return the images without those that go with others."""
+    beside = companion_files(names)
+    for what, found in beside.items():
+        done.leave_out(found, f"{what}; --data.files names all that are read")
+    gone = {name for found in beside.values() for name in found}
+    return [name for name in names if name not in gone]
+
+
+def _any(done: Arranged, names: Sequence[str], folders: Collection[str], layout: Layout, option: str) -> None:
+    """The rule of docs/data.md, from its second point on."""
     depth, names = _unwrapped(done, names)
     if depth and len({(*_folders_and_file(name)[:depth],) for name in names}) == 1:
         done.notes.append(f"all images are below {'/'.join(names[0].split('/')[:depth])}/")
@@ -80,7 +110,7 @@ def _any(done: Arranged, names: Sequence[str], folders: list[str], layout: Layou
     splits = split_names(groups)
     if splits and len(loose) * 2 <= len(names):
         beside = [*loose, *(name for folder in groups.keys() - splits.keys() for name in groups[folder])]
-        _leave_out(done, sorted(beside), "beside the folders of the splits")
+        done.leave_out(sorted(beside), "beside the folders of the splits")
         _splits(done, groups, splits, folders, depth)
         return
     inner = {name: _below(group, depth + 1) for name, group in groups.items()}
@@ -88,9 +118,9 @@ def _any(done: Arranged, names: Sequence[str], folders: list[str], layout: Layou
         for name, (below, _) in inner.items():
             splits = split_names(below)
             for folder, (part, _) in splits.items():
-                done.places |= dict.fromkeys(below[folder], Place(part, folded(name)))
+                done.put(below[folder], part, name)
             for folder in sorted(below.keys() - splits.keys()):
-                _leave_out(done, below[folder], "beside the folders of the splits")
+                done.leave_out(below[folder], "beside the folders of the splits")
         done.notes.append("each class has its splits in sub-folders")
         return
     if layout == "splits" or lack_training(groups):
@@ -113,20 +143,20 @@ def _unwrapped(
         groups, loose = _below(names, depth)
         beside, why = companion_folders({} if split_names(groups) else groups)
         for name in sorted(beside):
-            _leave_out(done, groups.pop(name), f"in {name}/, {why}")
+            done.leave_out(groups.pop(name), f"in {name}/, {why}")
         if beside:
             names = [*(name for group in groups.values() for name in group), *loose]
-        if are_pieces(groups) and not loose and not any(folded(name) in stop for name in groups):
+        if loose or any(folded(name) in stop for name in groups):
+            return depth, names
+        if are_pieces(groups):
             done.notes.append(f"{listed(groups)} are pieces of one set by their names, so no classes")
-            depth += 1
-            continue
-        if len(groups) != 1 or loose or any(folded(name) in stop for name in groups):
+        elif len(groups) != 1:
             return depth, names
         depth += 1
 
 
 def _below(names: Iterable[str], depth: int) -> tuple[dict[str, list[str]], list[str]]:
-    """The images by their folder at a depth, and those that lie in none."""
+    """Return the images by their folder at a depth, and those that lie in none."""
     groups, loose = defaultdict[str, list[str]](list), list[str]()
     for name in names:
         parts = _folders_and_file(name, depth + 1)
@@ -138,44 +168,27 @@ def _below(names: Iterable[str], depth: int) -> tuple[dict[str, list[str]], list
 
 
 def _folders_and_file(name: str, most: int = -1) -> list[str]:
-    """The parts of a path. A backslash in a name is what an archive of Windows leaves of a folder."""
+    """Split a path. A backslash in a name is what an archive of Windows leaves of a folder."""
     return name.replace("\\", "/").split("/", most)
-
-
-def _odd_names(names: Sequence[str]) -> list[str]:
-    """What is odd about the names of images, in words."""
-    notes = []
-    if backslashes := [name for name in names if "\\" in name]:
-        notes.append(f"{len(backslashes):,} names hold backslashes ({backslashes[0]}), which are taken as folders")
-    return notes
-
-
-def _without_companions(done: Arranged, names: Sequence[str]) -> Sequence[str]:
-    """The images without those that go with others."""
-    beside = companion_files(names)
-    for what, found in beside.items():
-        _leave_out(done, found, f"{what}; --data.files names all that are read")
-    gone = {name for found in beside.values() for name in found}
-    return [name for name in names if name not in gone] if gone else names
 
 
 def _splits(
     done: Arranged,
     groups: dict[str, list[str]],
     splits: dict[str, tuple[Part, str]],
-    folders: list[str],
+    folders: Collection[str],
     depth: int,
 ) -> None:
-    """The images of each split, with the classes in its folder."""
+    """Place the images of each split, with the classes in its folder."""
     said: dict[Part, list[str]] = defaultdict(list)
     strange = _nothing_in_common(groups, splits, depth)
     for name in sorted(splits, key=lambda name: (splits[name][0] != "train", name)):
         part, class_ = splits[name]
         said[part].append(f"{name}/")
         if class_:
-            done.places |= dict.fromkeys(groups[name], Place(part, folded(class_)))
+            done.put(groups[name], part, class_)
         elif strange:
-            done.places |= dict.fromkeys(_unwrapped(done, groups[name], depth + 1)[1], Place(part, None))
+            done.put(_unwrapped(done, groups[name], depth + 1)[1], part)
         elif part == "train":
             inner, kept = _unwrapped(done, groups[name], depth + 1)
             _classes(done, kept, folders, inner, part)
@@ -190,8 +203,9 @@ def _splits(
             "only a part of the training images is validated on, since the other splits hold none of their classes; a "
             "tokenizer needs none: --data.layout flat, with the two folders as --data.root and --data.validation_root"
         )
-    said = {part: names for part, names in said.items() if part in used}
-    done.notes.append("splits: " + ", ".join(f"{' and '.join(said[part])} ({part})" for part in said))
+    done.notes.append(
+        "splits: " + ", ".join(f"{' and '.join(names)} ({part})" for part, names in said.items() if part in used)
+    )
 
 
 def _nothing_in_common(groups: dict[str, list[str]], splits: dict[str, tuple[Part, str]], depth: int) -> bool:
@@ -207,7 +221,7 @@ def _nothing_in_common(groups: dict[str, list[str]], splits: dict[str, tuple[Par
 
 
 def _inner_folders(names: Sequence[str], depth: int) -> set[str]:
-    """The sub-folders that would be the classes of some images."""
+    """Return the sub-folders that would be the classes of some images."""
     inner, names = _unwrapped(Arranged(), names, depth)
     return {folded(folder) for folder in _below(names, inner)[0]}
 
@@ -215,23 +229,23 @@ def _inner_folders(names: Sequence[str], depth: int) -> set[str]:
 def _like(
     done: Arranged, names: Sequence[str], classes: Collection[str], depth: int, part: Part | None, where: str
 ) -> None:
-    """Images with the classes that another part has; those in other folders are left out."""
+    """Place images with the classes that another part has; those in other folders are left out."""
     if not classes:
-        done.places |= dict.fromkeys(names, Place(part, None))
+        done.put(names, part)
         return
     inner, names = _unwrapped(done, names, depth, classes)
     groups, loose = _below(names, inner)
-    unknown = {name for name in groups if folded(name) not in classes}
+    unknown = [name for name in groups if folded(name) not in classes]
     others = [*loose, *(name for group in unknown for name in groups[group])]
-    _leave_out(done, others, f"in no class of the training images, but in {where}")
-    for name in groups.keys() - unknown:
-        done.places |= dict.fromkeys(groups[name], Place(part, folded(name)))
+    done.leave_out(others, f"in no class of the training images, but in {where}")
+    for name in groups.keys() - set(unknown):
+        done.put(groups[name], part, name)
 
 
 def _classes(
     done: Arranged, names: Sequence[str], folders: Iterable[str], depth: int, part: Part | None, asked: bool = False
 ) -> None:
-    """The folders at a depth as classes, if there are two with most of the images or they are asked for; else the
+    """Take the folders at a depth as classes, if there are two with most of the images or they are asked for; else the
     images have none."""
     groups, loose = _below(names, depth)
     if not asked and (len(groups) < 2 or len(loose) > len(names) / 2):
@@ -241,12 +255,12 @@ def _classes(
                 f"no classes, since {len(loose):,} of the images lie beside the sub-folders ({shown}); --data.layout "
                 "classes takes only what is in sub-folders"
             )
-        done.places |= dict.fromkeys(names, Place(part, None))
+        done.put(names, part)
         return
     where = f" of {part}" if part else ""
-    _leave_out(done, loose, f"beside the folders of the classes{where}; --data.layout flat reads all, without classes")
+    done.leave_out(loose, f"beside the folders of the classes{where}; --data.layout flat reads all, without classes")
     for name, group in groups.items():
-        done.places |= dict.fromkeys(group, Place(part, folded(name)))
+        done.put(group, part, name)
     done.notes += doubts({name: _inner_folders(group, depth + 1) for name, group in groups.items()})
     above = {tuple(_folders_and_file(group[0])[:depth]) for group in groups.values()}
     siblings = {
@@ -254,18 +268,3 @@ def _classes(
     }
     if empty := sorted(siblings - groups.keys() - {""}, key=natural):
         done.notes.append(f"no image in {listed(empty)}{where}, so no class")
-
-
-def _leave_out(done: Arranged, names: Sequence[str], why: str) -> None:
-    if names:
-        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        done.notes.append(f"left out: {names[0]}{more}, {why}")
-        done.left_out["left out"] += len(names)
-
-
-def as_split(part: Part | None, parts: Collection[Part | None]) -> Split | None:
-    """The split that a part is used as. The test part is validated on where there is no validation part, and else left
-    out (None)."""
-    if part == "test":
-        return None if "validation" in parts else "validation"
-    return part

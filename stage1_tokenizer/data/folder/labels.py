@@ -12,10 +12,10 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
-from stage1_tokenizer.data.layout import Place
-from stage1_tokenizer.data.split_names import PARTS, Part
+from stage1_tokenizer.data.folder.layout import Arranged, Place
+from stage1_tokenizer.data.folder.names import PARTS, Part
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.names import folded, located
 
@@ -30,17 +30,8 @@ LARGEST = 2**31
 Row = dict[str, str]
 
 
-class Labels(NamedTuple):
-    """A table of labels, matched with the images of a folder."""
-
-    places: dict[str, Place]
-    """The class, and the split if the table has one, of each image."""
-    notes: list[str]
-    """Rows without an image, in words."""
-
-
 class Matcher:
-    """Finds the image that a path in a file means: from the root or from any folder above it, with or without the
+    """Finder of the image that a path in a file means: from the root or from any folder above it, with or without the
     extension."""
 
     def __init__(self, names: Iterable[str], root: Path, beside: Path) -> None:
@@ -84,8 +75,8 @@ class Matcher:
         return None
 
 
-def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path) -> Labels:
-    """Read a table of labels, CSV or JSON lines.
+def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path) -> Arranged:
+    """Read a table of labels, CSV or JSON lines: the class, and the split if the table has one, of each image.
 
     column: the column of the classes; None: it is found by its name, or is the only one beside the files.
 
@@ -121,7 +112,7 @@ def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path
         notes.append(f"{len(missing):,} rows of {path} name no image, or more than one: {', '.join(missing[:SHOWN])}")
     if empty:
         notes.append(f"{empty:,} rows of {path} have no class")
-    return Labels(places, notes)
+    return Arranged(places, notes)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

@@ -7,14 +7,17 @@ import heapq
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from stage1_tokenizer.data.formats import EXTENSIONS, RAW, REMAINS, is_image
-from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.marker import is_marked, is_marked_picture
+from PIL.PngImagePlugin import PngInfo
+
+from stage1_tokenizer.data.bad_files import PictureError, errors_of
+from stage1_tokenizer.data.image_files import EXTENSIONS, RAW, REMAINS, is_image, read_image
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.lock import is_marked
 
 Links = Literal["inside", "anywhere"]
 FOLDER = "is a folder"
@@ -48,6 +51,12 @@ SYSTEM_FILES = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db"})
 HIDDEN, SYSTEM, OURS, THUMBNAILS = "hidden", "system", "written by Tessera", "thumbnails"
 THUMBNAIL_FOLDERS = frozenset({"_thumbs", "thumb", "thumbnail", "thumbnails", "thumbs"})
 """Folders with small copies of the images beside them, in lower case."""
+OUR_ENDINGS = ("grid.png", "-nearest.png")
+"""How the names of images of ours end that may lie in somebody else's folder: only these are opened to look for the
+mark."""
+SOFTWARE = "Tessera"
+HEAD = 200
+"""Bytes of a PNG's beginning in which the mark lies."""
 
 
 @dataclass
@@ -112,6 +121,26 @@ def image_files(
             raise BadFileError(f"{folder} cannot be listed ({error.strerror})") from None
 
 
+def png_mark() -> PngInfo:
+    """Return the mark in the header of a PNG by which we know it as ours."""
+    mark = PngInfo()
+    mark.add_text("Software", SOFTWARE)
+    return mark
+
+
+def is_marked_image(path: str) -> bool:
+    """True for a PNG that carries our mark."""
+    if not path.endswith(OUR_ENDINGS):
+        return False
+    if os.path.exists(path.removesuffix("-nearest.png") + ".json"):  # of an evaluation, before there was a mark
+        return True
+    try:
+        with open(path, "rb") as file:
+            return b"tEXtSoftware\0" + SOFTWARE.encode() in file.read(HEAD)
+    except OSError:
+        return False
+
+
 def _kind_of_folder(entry: os.DirEntry[str], also_ours: bool) -> str:
     """Why a folder is not looked into; empty: it is."""
     name = entry.name.lower()
@@ -128,7 +157,7 @@ def _kind_of(entry: os.DirEntry[str], home: str, links: Links, also_ours: bool) 
     """What an entry is counted as that is no image; empty: it is one, by its name or its content."""
     name = entry.name.lower()
     ending = os.path.splitext(name)[1]
-    if not also_ours and is_marked_picture(entry.path):
+    if not also_ours and is_marked_image(entry.path):
         return OURS
     if name[0] != "." and ending in EXTENSIONS:
         return ""
@@ -171,3 +200,37 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _is_inside(path: str, home: str) -> bool:
     """True where what a link leads to is the root or lies in it; `home` is its real path, with a slash."""
     return os.path.join(os.path.realpath(path), "").startswith(home)
+
+
+def unreadable(
+    root: Path, links: Links = "inside", seen: Callable[[], object] = lambda: None
+) -> Iterator[PictureError]:
+    """Yield the path and the reason of each image file below the root that a training could not read, when it is found.
+
+    seen: is called once for each file, good or bad.
+
+    Raises:
+        BadFileError: a folder cannot be listed.
+    """
+
+    def read(file: tuple[str, str]) -> None:
+        name, reason = file
+        if reason:
+            raise PictureError(root / name, reason)
+        read_image(root / name, channels=3)
+
+    for error in errors_of(read, image_files(root, links, also_ours=True)):
+        seen()
+        if error:
+            yield error
+
+
+def check_is_no_data(folder: Path) -> None:
+    """Raises ConfigError where a folder that a run is to be written to holds images and no run: those are data."""
+    if not folder.is_dir() or is_marked(folder) or (folder / "config.yaml").exists():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+            raise ConfigError(
+                f"--out {folder}: holds images ({path.name}); a run has a folder of its own, choose another"
+            )
