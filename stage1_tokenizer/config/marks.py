@@ -1,4 +1,4 @@
-"""Facts about keys, stated at the fields: a file that asks for one asks for all keys that have it, and lists no names."""
+"""Facts about keys, stated at their fields: who needs the keys with a fact asks for its mark, and lists no names."""
 
 from enum import Enum, auto
 from typing import Any
