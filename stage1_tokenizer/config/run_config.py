@@ -2,6 +2,8 @@
 
 from typing import Annotated
 
+from pathlib import Path
+
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, Tree
@@ -37,6 +39,11 @@ class RunConfig(CommandConfig):
     """At the end, write the page about the run, report.html in its folder."""
     allow_changed: Annotated[bool, Mark.FREE] = False
     """Continue a run although the configuration has changed; what differs is listed otherwise."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        raise NotImplementedError
 
     def resolved(self, saved: Tree) -> Tree:
         """The saved config of a run of this kind, with the values that a null in it stood for."""
