@@ -1,8 +1,7 @@
 """The keys that every training has; those marked FREE may change while it is stopped (same_run.py compares them)."""
 
-from typing import Annotated
-
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
