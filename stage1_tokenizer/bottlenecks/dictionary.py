@@ -12,7 +12,7 @@ each over D. Two ways to the coefficients:
     ista      the minimum of 1/2 |z - a A|^2 + l1 |a|_1 by iterative shrinkage (Daubechies, Defrise and De Mol 2004)
 """
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,13 @@ from einops import rearrange
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
+from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig, Beta, Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.config.base import Codes, Config
+from stage1_tokenizer.config.base import Codes
 from stage1_tokenizer.engine.precision import float64
 
 
-class DictionaryConfig(Config):
+class DictionaryConfig(BaseBottleneckConfig):
     """Sparse combinations of learned atoms; the latent is continuous, so there are no codes and no prior over them."""
 
     kind: Literal["dictionary"] = "dictionary"
@@ -40,7 +40,7 @@ class DictionaryConfig(Config):
     """Iterations from zero (code: ista)."""
     l1: NonNegativeFloat = 0.1
     """Weight of a position's sum of |a| against half its squared error; both ISTA's threshold and the loss have it."""
-    beta: NonNegativeFloat = 0.25
+    beta: Beta = 0.25
     """Weight of the commitment term, which pulls the encoder to z_dl; it does not touch atoms and coefficients."""
 
     @model_validator(mode="after")
@@ -74,7 +74,13 @@ class Dictionary(Bottleneck):
             vectors = rearrange(z.float(), "B d h w -> (B h w) d")
             atoms = self.atoms  # (atoms, D)
             target = vectors.detach()
-            coefficients = self._softmax(target, atoms) if self.config.code == "softmax" else self._ista(target, atoms)
+            match self.config.code:
+                case "softmax":
+                    coefficients = self._softmax(target, atoms)
+                case "ista":
+                    coefficients = self._ista(target, atoms)
+                case code:
+                    assert_never(code)
             z_dl = coefficients @ atoms  # (B*h*w, D)
             commitment = F.mse_loss(vectors, z_dl.detach())
             size = coefficients.abs()  # (B*h*w, atoms)
