@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sampling.completing import HIDDEN, Margins, Pictures, Task, complete, grow, kept_codes
-from sampling.output import Output, close_output, open_output, settings_of
+from sampling.output import Output, close_output, open_output, picture_names, settings_of
 from sampling.picture_files import read_png, rows_of, save_png, shape_of
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.to_complete import ToComplete, read_pictures
@@ -98,9 +98,8 @@ def main() -> None:
     chosen = read_pictures(sampler, config.images, config.n, config.class_, config.seed)
     keep = None if any(margins) else kept_pixels(config, sampler)
     kept = framed(chosen.pictures, keep, margins, sampler.factor)
-    number = len(chosen.pictures) * config.variants
-    names = [f"{place // config.variants:06d}-{place % config.variants}.png" for place in range(number)]
     settings = settings_of(config.tree(), {**sampler.settings(), **described(chosen, kept)})
+    names = picture_names(settings)
     made_of = dict.fromkeys(names, shape_of(kept[0]))
     out = open_output(accelerator, config.out, sampler.prior.path.parent / "completed", settings, made_of)
     named, where = one_line(str(sampler.prior.path)), one_line(str(out.path))

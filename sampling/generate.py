@@ -10,9 +10,9 @@ that was interrupted, given again, makes only the pictures that are missing.
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from sampling.making import GRID, PriorSource, Source, assemble, file_name, make_missing
+from sampling.making import GRID, PriorSource, Source, assemble, make_missing
 from sampling.noise import NoiseSource
-from sampling.output import open_output, settings_of
+from sampling.output import MOST_PICTURES, open_output, picture_names, settings_of
 from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.config.value_forms import Texts
@@ -41,7 +41,7 @@ refused without it.)"""
 class GenerateConfig(CommandConfig, SamplingConfig):
     """Sample pictures from a trained prior, or from a tokenizer with bottleneck.kind kl."""
 
-    n: PositiveInt = Field(64, le=10_000_000)
+    n: PositiveInt = Field(64, le=MOST_PICTURES)
     """Number of pictures."""
     prior: str | None = None
     """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
@@ -82,8 +82,8 @@ def main() -> None:
         source.labels(np.arange(1))  # an unknown class is an error before anything is written
     else:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
-    names = {file_name(index): source.picture_shape for index in range(config.n)}
     settings = settings_of(config.tree(), source.settings())
+    names = dict.fromkeys(picture_names(settings), source.picture_shape)
     out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, names)
     named, where = one_line(str(source.loaded.path)), one_line(str(out.path))
     accelerator.print(

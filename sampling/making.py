@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sampling.evaluation.npz import write_samples
 from sampling.noise import NoiseSource
-from sampling.output import Output, close_output
+from sampling.output import Output, close_output, file_name
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
 from stage1_tokenizer.data.order import parts_of, share
@@ -75,11 +75,6 @@ def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_si
     shown.close()
     accelerator.wait_for_everyone()
     return time.monotonic() - began
-
-
-def file_name(index: int) -> str:
-    """Of picture number `index`."""
-    return f"{index:06d}.png"
 
 
 @dataclass(frozen=True)

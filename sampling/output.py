@@ -28,6 +28,8 @@ from stage1_tokenizer.engine.launch import on_main
 from stage1_tokenizer.engine.lock import lock_folder
 
 SETTINGS = "settings.json"
+MOST_PICTURES = 10_000_000
+"""The most that one command makes; a damaged settings.json may name any number."""
 AT_ONCE = 256
 """Pictures that are looked at together."""
 FREE_KEYS = ("config", "out", "batch_size")
@@ -52,6 +54,30 @@ def settings_of(config: Tree, found: Mapping[str, object]) -> Tree:
     given = {key: value for key, value in config.items() if key not in FREE_KEYS}
     tree: Tree = json.loads(json.dumps({**given, **found, "finished": False}))
     return tree
+
+
+def picture_names(settings: Tree) -> list[str]:
+    """The names of the pictures that settings lead to; the commands write them, and check.py looks for them.
+
+    reconstruct.py lists them as `files` (former versions had their originals as `pictures`); complete.py lists the
+    originals as `sources`, each with several variants; generate.py has a number.
+    """
+    match settings:
+        case {"sources": list(originals), "variants": int(variants)}:
+            return [f"{number:06d}-{variant}.png" for number in range(len(originals)) for variant in range(variants)]
+        case {"files": list(names)}:
+            return [str(name) for name in names]
+        case {"pictures": list(originals)}:
+            return [file_name(number) for number in range(len(originals))]
+        case {"n": int(n)} if n <= MOST_PICTURES:
+            return [file_name(number) for number in range(n)]
+        case _:
+            return []
+
+
+def file_name(number: int) -> str:
+    """The name of picture number 0, 1, ..."""
+    return f"{number:06d}.png"
 
 
 def open_output(

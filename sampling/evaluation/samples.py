@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from sampling.evaluation.npz import open_samples
 from sampling.evaluation.sources import FolderSource, NpzSource, Source, some
-from sampling.making import SAMPLES, PriorSource, assemble, file_name, make_missing
-from sampling.output import Output, is_finished, open_output, settings_of
+from sampling.making import SAMPLES, PriorSource, assemble, make_missing
+from sampling.output import Output, file_name, is_finished, open_output, settings_of
 from sampling.picture_files import picture_paths
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.checkpoint import brief
