@@ -1,4 +1,4 @@
-"""Safetensors files: a tokenizer, a prior and whether it fits the tokenizer, a kept batch, or a file of another program."""
+"""Safetensors files: a tokenizer, a prior and whether it fits the tokenizer, a kept batch, or another file."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
