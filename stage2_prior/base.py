@@ -13,7 +13,7 @@ likelihood and sampling share one factorisation, for both kinds and for any K.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
 import torch
 from einops import rearrange
@@ -40,6 +40,29 @@ class BasePriorConfig(Config):
     """Share of the training images whose class is withheld, so that guidance can compare; 0: no guidance."""
     depth_layers: Count = 2
     """Count of the transformer over the K codes of a position, where the tokenizer has several (rvq and its kin)."""
+
+    # Facts that planning (plan.py) asks of a kind. The defaults hold for a kind without a decoder of its own making.
+    copies_weights: ClassVar[bool] = False
+    """True if decoding holds the weights a second time, prepared."""
+    replays: ClassVar[bool] = False
+    """True if a GPU replays the decoding of a position as one CUDA graph."""
+    decodes_on_one_thread: ClassVar[bool] = False
+    """True if decoding few images computes its small products on one thread of the CPU."""
+    decodes_by_row: ClassVar[bool] = True
+    """True if positions of one row differ in their work; False: each position has the same."""
+
+    @property
+    def computes_layers_twice(self) -> bool:
+        """True if training computes each layer again in the backward pass."""
+        return False
+
+    def cached_numbers(self, grid: Grid) -> int:
+        """Return the count of the numbers that decoding one image keeps; by default an embedding of each position."""
+        return grid[0] * grid[1] * self.width
+
+    def smallest(self) -> Self:
+        """Return the same kind in so small a size that its time is that of the calls into torch."""
+        return self.model_copy(update={"width": 16})
 
 
 class Contexts(Protocol):

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stage1_tokenizer.config.run_config import DATA_PATHS
+from stage1_tokenizer.config.marks import Mark, without_marked
 from stage1_tokenizer.config.trees import parse_json
 from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.data.bad_files import BAD_FILES
@@ -38,8 +38,6 @@ PROVENANCE = "provenance"
 SHARD_NAME = re.compile(r"\w+-\d{5}-of-\d{5}\.safetensors")
 AT_ONCE = 128
 """Images that are decoded and encoded together."""
-CHANGES_NO_TOKEN = ("cache", "workers", "download", "bad_share")
-"""Keys of the data beside the paths, whose content the identity says, that no token depends on."""
 
 
 class TokenSet(NamedTuple):
@@ -152,7 +150,6 @@ def of_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
 
 
 def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, views: int, seed: int) -> Provenance:
-    tree = data.tree()
     return {
         "kind": "tokens",
         "tokenizer": tokenizer.fingerprint,
@@ -160,7 +157,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
         "split": split,
         "views": views,
         "seed": seed if views > 1 else None,
-        "data": {key: value for key, value in tree.items() if key not in (*DATA_PATHS, *CHANGES_NO_TOKEN)},
+        "data": without_marked(type(data), data.tree(), Mark.FREE, Mark.PATH),
     }
 
 
