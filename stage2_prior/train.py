@@ -29,7 +29,7 @@ from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.engine.checkpoint import write_file, write_weights
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.compiling import Compiling
-from stage1_tokenizer.engine.console import bar, command, counted
+from stage1_tokenizer.engine.console import Figure, bar, command, counted
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.finite import FiniteGuard, Tally
 from stage1_tokenizer.engine.float64 import device_of_float64
@@ -56,6 +56,11 @@ from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classe
 
 class TrainPriorConfig(RunConfig):
     """Train a prior over the codes of a tokenizer. The defaults are the quickstart's."""
+
+    figures = (
+        Figure("bits_per_token", "bits per token", "{:.3f}", -1),
+        Figure("bigram_bits_per_token", "of a bigram", "{:.3f}", 0),
+    )
 
     tokenizer: str
     """A stage-one run's folder, or its tokenizer.safetensors."""
