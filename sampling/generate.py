@@ -10,10 +10,10 @@ that was interrupted, given again, makes only the pictures that are missing.
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from sampling.making import GRID, PriorSource, Source, assemble, make_missing
 from sampling.noise import NoiseSource
 from sampling.output import MOST_PICTURES, open_output, picture_names, settings_of
 from sampling.sampler import Sampler, SamplingConfig
+from sampling.sampling_loop import GRID, PriorSource, assemble, make_missing
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.config.value_forms import Texts
 from stage1_tokenizer.data.bad_files import one_line
@@ -76,15 +76,15 @@ class GenerateConfig(CommandConfig, SamplingConfig):
 def main() -> None:
     config = parse_command_line(GenerateConfig)
     accelerator = start_accelerator()
-    source: Source
+    source: PriorSource | NoiseSource
     if config.tokenizer is None:
         source = PriorSource(Sampler.load(config.prior, config, accelerator.device), config.class_, config.seed)
         source.labels(np.arange(1))  # an unknown class is an error before anything is written
     else:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
     settings = settings_of(config.tree(), source.settings())
-    names = dict.fromkeys(picture_names(settings), source.picture_shape)
-    out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, names)
+    wanted = dict.fromkeys(picture_names(settings), source.picture_shape)
+    out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, wanted)
     named, where = one_line(str(source.loaded.path)), one_line(str(out.path))
     accelerator.print(
         f"sampling {config.n} pictures from {named} (step {source.loaded.step}) in {config.precision} to {where}"
@@ -92,7 +92,7 @@ def main() -> None:
 
     seconds = make_missing(accelerator, source, out, config.batch_size)
     if accelerator.is_main_process:
-        assemble(source.labels(np.arange(config.n)), names, out)
+        assemble(source.labels(np.arange(config.n)), out)
         made = len(out.missing)
         print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {where}/{GRID}")
 

@@ -9,7 +9,7 @@ So whatever ends a command, at whatever moment, costs no more than the pictures 
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
@@ -42,11 +42,13 @@ LEFTOVER = re.compile(r"\.tmp-.+\.(png|npz|json)-\d+")
 
 
 class Output(NamedTuple):
-    """A folder, and what it lacks."""
+    """A folder for pictures, and those that it lacks."""
 
     path: Path
+    names: Sequence[str]
+    """The file of each picture."""
     missing: NDArray[np.int64]
-    """Which of the pictures, by their place in the order in which they were named, are to be made."""
+    """Places among the names: the pictures that are to be made."""
 
 
 def settings_of(config: Tree, found: Mapping[str, object]) -> Tree:
@@ -107,7 +109,7 @@ def open_output(
     if len(missing) < len(pictures):
         there = len(pictures) - len(missing)
         accelerator.print(f"{there} of {len(pictures)} pictures are there already; making the rest")
-    return Output(out, np.array(missing, dtype=np.int64))
+    return Output(out, list(pictures), np.array(missing, dtype=np.int64))
 
 
 def close_output(out: Output, names: Iterable[str]) -> None:
