@@ -76,7 +76,7 @@ def main() -> None:
     kept = framed(pictures, keep, margins, sampler.factor)
     digest = hashlib.sha256(pictures.tobytes() + kept.tobytes()).hexdigest()[:32]
     found = {"labels": originals.labels.tolist(), "sources": originals.names, "pictures": digest}
-    settings = settings_of(config.tree(), {**sampler.settings(), **found})
+    settings = settings_of(config, {**sampler.settings(), **found})
     wanted = dict.fromkeys(picture_names(settings), shape_of(kept[0]))
     out = open_output(accelerator, config.out, sampler.prior.path.parent / "completed", settings, wanted)
     named, where = one_line(str(sampler.prior.path)), one_line(str(out.path))

@@ -9,7 +9,7 @@ upwards, the picture is mirrored, grown to the right or downwards, and mirrored 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
+from sampling.option_facts import AlwaysShown
 from sampling.picture_files import DECODE_CHUNK, in_chunks, picture_paths, readable, unreadable
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import CommandConfig, Config
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Texts
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.decode import decode
@@ -54,7 +56,7 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
     images: str | None = None
     """A picture, or a folder of pictures; null: the validation pictures of the prior's own data set."""
-    n: PositiveInt = 8
+    n: Annotated[PositiveInt, AlwaysShown()] = 8
     """Pictures to complete: the first ones."""
     keep: Literal["top", "bottom", "left", "right"] | None = None
     """Which half to keep; the default where nothing else is said is the top one."""
@@ -65,16 +67,16 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     invert: bool = False
     """Make anew just what would have been kept, and keep the rest."""
     grow: GrowConfig = GrowConfig()
-    variants: PositiveInt = 4
+    variants: Annotated[PositiveInt, AlwaysShown()] = 4
     """Completions of each picture."""
     paste: bool = True
     """Put the kept pixels back as they were; --no-paste shows them as the tokenizer has them, without a seam."""
     class_: Texts | None = Field(None, alias="class")
     """Name or number of the class of all pictures, or several that they have in turn; null: each one's own where the
     data set says it, else none."""
-    seed: int = 0
+    seed: Annotated[int, AlwaysShown()] = 0
     """Variant v of picture i follows from (seed, i, v)."""
-    out: str | None = None
+    out: Annotated[str | None, Mark.FREE] = None
     """Folder for the pictures; default: a new numbered folder under completed/ in the prior's. Where the same settings
     were interrupted in it, or in the newest numbered one, only what is missing is made."""
 

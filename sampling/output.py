@@ -21,7 +21,8 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from sampling.picture_files import Shape, is_whole
-from stage1_tokenizer.config.base import Tree, differences
+from stage1_tokenizer.config.base import Config, Tree, differences
+from stage1_tokenizer.config.marks import Mark, without_marked
 from stage1_tokenizer.engine.checkpoint import sync_folder, write_file
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
 from stage1_tokenizer.engine.launch import on_main
@@ -32,8 +33,6 @@ MOST_PICTURES = 10_000_000
 """The most that one command makes; a damaged settings.json may name any number."""
 AT_ONCE = 256
 """Pictures that are looked at together."""
-FREE_KEYS = ("config", "out", "batch_size")
-"""Options that change no picture, and are not among the settings."""
 NOT_COMPARED = ("prior", "tokenizer", "finished")
 """Settings that two goes at the same pictures may have different: where the weights lie (`weights` says which they
 are), and whether all is done."""
@@ -51,9 +50,10 @@ class Output(NamedTuple):
     """Places among the names: the pictures that are to be made."""
 
 
-def settings_of(config: Tree, found: Mapping[str, object]) -> Tree:
-    """What pictures follow from, as JSON has it: a command's configuration, and what was found out by loading."""
-    given = {key: value for key, value in config.items() if key not in FREE_KEYS}
+def settings_of(config: Config, found: Mapping[str, object]) -> Tree:
+    """The settings that pictures follow from, as JSON has them: a command's configuration without the options that
+    change no picture, and what was found out by loading."""
+    given = without_marked(type(config), config.tree(), Mark.FREE)
     tree: Tree = json.loads(json.dumps({**given, **found, "finished": False}))
     return tree
 

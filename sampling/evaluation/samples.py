@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from sampling.evaluation.npz import open_samples
 from sampling.evaluation.sources import FolderSource, NpzSource, Source, some
-from sampling.output import Output, is_finished, open_output, picture_names, settings_of
+from sampling.output import NOT_COMPARED, Output, is_finished, open_output, picture_names, settings_of
 from sampling.picture_files import picture_paths
 from sampling.sampling_loop import SAMPLES, PriorSource, assemble, make_missing
 from stage1_tokenizer.data.bad_files import one_line
@@ -45,8 +45,8 @@ class Samples(NamedTuple):
 def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: int) -> Samples:
     """n pictures of a prior, in RUN/evaluation/samples-DIGEST: the same as `generate.py` would make, an interrupted
     making goes on, and pictures that are there are used again."""
-    settings = settings_of({**source.sampler.config.tree(), "n": n, "seed": source.seed}, source.settings())
-    told = {key: value for key, value in settings.items() if key not in ("prior", "finished")}
+    settings = settings_of(source.sampler.config, {"n": n, "seed": source.seed, **source.settings()})
+    told = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
     folder = source.loaded.path.parent / "evaluation" / f"samples-{digest}"
     wanted = dict.fromkeys(picture_names(settings), source.picture_shape)
