@@ -33,7 +33,7 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
 from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import token_loss
-from stage2_prior.pixelcnn.decoding import one_thread
+from stage2_prior.pixelcnn.generation import one_thread
 from stage2_prior.pixelcnn.model import PixelCnnConfig
 from stage2_prior.planning.costs import count, count_decoding, step_inputs
 from stage2_prior.planning.operations import Kind, Operation
@@ -153,7 +153,7 @@ def flat(rate: float, bandwidth: float, call: float, bf16: float, overlaps: bool
 
 def measure_device(prior: PriorConfig, device: torch.device) -> Device:
     """This machine's rates, for priors of this kind; takes two or three seconds."""
-    # A PixelCNN's small products run on one thread (pixelcnn_decoding.py).
+    # A PixelCNN's small products run on one thread (pixelcnn/generation.py).
     with one_thread(isinstance(prior, PixelCnnConfig)):
         small = _product(*PRODUCTS[0], device)
     rates: dict[Kind, Curve] = {
@@ -275,6 +275,6 @@ def _calls(config: PriorConfig, device: torch.device) -> tuple[float, float]:
     decoding = count_decoding(tiny, shape, 0, 1)
     calls = sum(each.calls for each in decoding.operations) * shape.length / decoding.positions
     in_training = seconds(train, least=0.4)
-    decoder = prior.eval().decoder()
-    in_decoding = seconds(lambda: generate(prior, labels, noise, decoder=decoder), least=0.4)
+    prepared = prior.eval().prepare()
+    in_decoding = seconds(lambda: generate(prior, labels, noise, prepared=prepared), least=0.4)
     return in_training / training, in_decoding / calls
