@@ -28,7 +28,6 @@ from stage1_tokenizer.data.order import parts_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.float64 import device_of_float64
 from stage1_tokenizer.engine.seeds import uniforms
-from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage1_tokenizer.networks.tiles import decode_codes, tiles_for
 from stage1_tokenizer.tokenizer import check_image_size
 from stage2_prior.base import Grid
@@ -153,10 +152,10 @@ class Sampler:
     def check_size(self, grid: Grid) -> None:
         """Raises ConfigError where pictures of this grid cannot be made, or cannot be compared as candidates."""
         shape, tokenizer = self.prior.model.shape, self.prior.tokenizer.tokenizer.config
-        if grid != (shape.h, shape.w) and isinstance(tokenizer.network, MlpNetworkConfig):
+        if grid != (shape.h, shape.w) and (network := tokenizer.network.name_of_one_size):
             raise ConfigError(
                 f"pictures of {grid[0] * self.factor}x{grid[1] * self.factor}: this tokenizer's network is a "
-                f"multilayer perceptron, which decodes {tokenizer.image_size[0]}x{tokenizer.image_size[1]} alone"
+                f"{network}, which decodes {tokenizer.image_size[0]}x{tokenizer.image_size[1]} alone"
             )
         if self.config.candidates > 1 and (grid[0] > shape.h or grid[1] > shape.w):
             raise ConfigError(

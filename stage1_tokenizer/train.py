@@ -42,7 +42,7 @@ from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
 from stage1_tokenizer.metrics import CodeUse, pixel_variance
-from stage1_tokenizer.networks import NetworkConfig, check_network
+from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.objective import (
     AdversarialConfig,
@@ -91,7 +91,7 @@ def main() -> None:
     accelerator = start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check_batch_size(config.batch_size, config.accumulation, processes)
-    check_network(config.network, config.data.image_size)
+    config.network.check(config.data.image_size)
     config.adversarial.check(config.data.image_size)
     opened = open_data(config.data)
     run = Run(config.folder, config, config.tree(), accelerator, TOKENIZER_FILE, opened)

@@ -15,6 +15,7 @@ likelihood and sampling share one factorisation, for both kinds and for any K.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Self
 
 import torch
 from einops import rearrange
@@ -41,6 +42,29 @@ class BasePriorConfig(Config):
     """Share of the training images whose class is withheld, so that guidance can compare; 0: no guidance."""
     depth_layers: Count = 2
     """Count of the transformer over the K codes of a position, where the tokenizer has several (rvq and its kin)."""
+
+    # Facts that planning (plan.py) asks of a kind. The defaults hold for a kind that prepares nothing.
+    copies_weights: ClassVar[bool] = False
+    """True if generation holds the weights a second time, prepared."""
+    replays: ClassVar[bool] = False
+    """True if a GPU replays the step for one position as a CUDA graph."""
+    generates_on_one_thread: ClassVar[bool] = False
+    """True if generating few images computes its small products on one thread of the CPU."""
+    generates_by_row: ClassVar[bool] = True
+    """True if positions of one row differ in their work; False: each position has the same."""
+
+    @property
+    def computes_layers_twice(self) -> bool:
+        """True if training computes each layer again in the backward pass."""
+        return False
+
+    def cached_numbers(self, grid: Grid) -> int:
+        """Return the count of the numbers that generating one image keeps; by default an embedding of each position."""
+        return grid[0] * grid[1] * self.width
+
+    def smallest(self) -> Self:
+        """Return the same kind in so small a size that its time is that of the calls into torch."""
+        return self.model_copy(update={"width": 16})
 
 
 class Prior(nn.Module, ABC):

@@ -112,18 +112,17 @@ def image_seconds(counted: DecodingCounts, shape: TokenShape, batch: int, device
 
 def report(config: PlanConfig, shape: TokenShape, counted: Counts, in_bf16: Counts) -> None:
     per_token = counted.forward_flops / shape.length
-    checkpointed = isinstance(config.prior, GptConfig) and config.prior.checkpoint
     micro = config.batch_size // config.accumulation
     on_disk = disk(config, shape, counted.parameters)
     cache = count_decoding(config.prior, shape, config.classes, 1).cache_bytes
     tokens = f"{size(on_disk.tokens)} for the tokens, " if on_disk.tokens else ""
-    copies = 2 if isinstance(config.prior, GptConfig) else 1
+    copies = 2 if config.prior.copies_weights else 1
     lines = {
         "codes": f"{shape.h}x{shape.w} positions, {shape.K} of {shape.V} each: {shape.length} tokens per image",
         "parameters": f"{counted.parameters:,}",
         "forward": f"{flops(counted.forward_flops)} per image, {flops(per_token)} per token",
         "training step": f"{flops(counted.training_flops * config.accumulation)} for {config.batch_size} images"
-        + (", each layer twice (checkpoint)" if checkpointed else ""),
+        + (", each layer twice (checkpoint)" if config.prior.computes_layers_twice else ""),
         "training memory": f"{size(counted.training_bytes)}, {size(in_bf16.training_bytes)} with bf16: "
         f"{size(counted.state_bytes)} for weights, AdamW and the weights' mean, the rest for gradients and "
         f"activations of {micro} images, of which {size(counted.activation_bytes)}, "

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stage1_tokenizer.config.run_config import DATA_PATHS
+from stage1_tokenizer.config.marks import Mark, without_marked
 from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import Places, parts_of, share
@@ -33,8 +33,6 @@ from stage2_prior.prior import check_classes
 Provenance = dict[str, Any]
 AT_ONCE = 128
 """Images that are decoded and encoded together."""
-CHANGES_NO_TOKEN = ("cache", "workers", "download", "bad_share")
-"""Keys of the data beside the paths, whose content the identity says, that no token depends on."""
 
 
 class TokenSet(NamedTuple):
@@ -147,7 +145,6 @@ def of_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
 
 
 def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, views: int, seed: int) -> Provenance:
-    tree = data.tree()
     return {
         "kind": "tokens",
         "tokenizer": tokenizer.fingerprint,
@@ -155,7 +152,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
         "split": split,
         "views": views,
         "seed": seed if views > 1 else None,
-        "data": {key: value for key, value in tree.items() if key not in (*DATA_PATHS, *CHANGES_NO_TOKEN)},
+        "data": without_marked(type(data), data.tree(), Mark.FREE, Mark.PATH),
     }
 
 

@@ -9,6 +9,7 @@ same command again continues a stopped run.
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.config.base import Tree, parse_command_line
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.config.value_forms import Limit
 from stage1_tokenizer.data import DataConfig, data_config, open_data
@@ -69,7 +71,7 @@ class TrainPriorConfig(RunConfig):
     """Steps between validations on the whole validation split; also at the end."""
     save_every: PositiveInt = 375
     """Steps between saved states; also at the end, and when the run is asked to stop."""
-    patience: Limit = None
+    patience: Annotated[Limit, Mark.FREE] = None
     """End the training after so many validations in a row without a better one; 0 or null: never."""
     samples: NonNegativeInt = 20
     """Images to sample at each validation; 0: none."""

@@ -22,14 +22,11 @@ from sampling.evaluation.reference import (
 from sampling.evaluation.results import described_machine, now, versions
 from sampling.evaluation.samples import given
 from sampling.evaluation.sources import Source, SplitSource, features_of
-from stage1_tokenizer.config.run_config import DATA_PATHS
+from stage1_tokenizer.config.marks import Mark, without_marked
 from stage1_tokenizer.data import DataConfig, OpenData, open_data
 from stage1_tokenizer.data.pictures import Pictures, Split
 from stage1_tokenizer.engine.given_weights import sha256_of
 from stage1_tokenizer.perceptual import PerceptualConfig
-
-CHANGE_NOTHING = ("cache", "workers", "download", "bad_share", "flip", "random_crop", "links", *DATA_PATHS)
-"""Keys of the data that change no picture in its plain view."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class DataSet:
 
     def described(self, split: Split) -> dict[str, Any]:
         """What decides its pictures, which are looked at in their plain view."""
-        tree = {key: value for key, value in self.config.tree().items() if key not in CHANGE_NOTHING}
+        tree = without_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
         identity = self._opened.images(split).identity
         shown = "all images of the folder" if self.whole is not None else split
         return tree | {"split": shown} | ({"identity": identity} if identity else {})

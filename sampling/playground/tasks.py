@@ -24,7 +24,6 @@ from sampling.to_complete import read_pictures
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.pictures import Picture
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
-from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage2_prior.prior import LoadedPrior
 from stage2_prior.products import Precision
 
@@ -84,8 +83,8 @@ class Playground:
     @property
     def can_be_larger(self) -> bool:
         """Whether pictures larger than trained can be made, and the limit admits them."""
-        is_mlp = isinstance(self.prior.tokenizer.tokenizer.config.network, MlpNetworkConfig)
-        return not is_mlp and self.limits.side >= min(self.size) + self.factor
+        network = self.prior.tokenizer.tokenizer.config.network
+        return not network.name_of_one_size and self.limits.side >= min(self.size) + self.factor
 
     def offered(self) -> list[Chosen]:
         """The first validation pictures of the prior's own data.

@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from stage1_tokenizer.config.command_line import words_of
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.messages import explain, explain_flags
 from stage1_tokenizer.config.trees import LARGEST_YAML, dump_yaml, parse_json, parse_yaml
 from stage1_tokenizer.engine.checkpoint import write_file
@@ -101,7 +102,7 @@ class Config(BaseModel):
 class CommandConfig(Config):
     """Base of the configs that a command line is parsed into."""
 
-    config: str | None = None
+    config: Annotated[str | None, Mark.FREE] = None
     """YAML file that overrides the defaults; the command line overrides both."""
 
     @classmethod

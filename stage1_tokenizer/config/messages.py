@@ -56,19 +56,19 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
     """The config classes that a field's annotation admits."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) in (Union, UnionType, Annotated):
         for argument in get_args(annotation):
-            yield from _models(argument)
+            yield from models_of(argument)
 
 
 def _keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """All dotted keys below a config class, over all kinds of its unions."""
     for name, field in cls.model_fields.items():
-        models = list(_models(field.annotation))
+        models = list(models_of(field.annotation))
         if not models:
             yield prefix + (field.alias or name)
         for model in models:
@@ -87,7 +87,7 @@ def _explain_one(cls: type[BaseModel], known: set[str], details: dict[str, Any])
         fields |= {name: field for model in models for name, field in model.model_fields.items()}
         if part in fields:
             parts.append(str(part))
-            models = list(_models(fields[part].annotation)) or models
+            models = list(models_of(fields[part].annotation)) or models
         elif narrowed := [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]:
             kinds, models, kind = models, narrowed, str(part)
         else:

@@ -1,36 +1,17 @@
-"""The keys that every training has, and which of them may change while it is stopped (same_run.py compares them)."""
+"""The keys that every training has; those marked FREE may change while it is stopped (same_run.py compares them)."""
+
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, Tree
-
-FREE_KEYS = (
-    "config",
-    "out",
-    "log_every",
-    "validate_every",
-    "save_every",
-    "keep",
-    "patience",
-    "skips",
-    "resume",
-    "allow_changed",
-    "cache",
-    "workers",
-    "bad_share",
-    "report",
-)
-"""Keys that say where, how often or how stubbornly, not what: a resumed run may change them."""
-
-
-DATA_PATHS = ("root", "classes", "labels", "files", "validation_files", "validation_root")
-"""Keys of the data that are paths. What lies there is compared by its identity, so it may lie elsewhere on a resume."""
+from stage1_tokenizer.config.marks import Mark
 
 
 class RunConfig(CommandConfig):
     """What a training run is given beside what it trains."""
 
-    out: str | None = None
+    out: Annotated[str | None, Mark.FREE] = None
     """The run's folder; default: under runs/, by the name of the config file or of what is trained."""
     seed: int = 0
     """Everything random in the run follows from it."""
@@ -40,21 +21,21 @@ class RunConfig(CommandConfig):
     """Images per optimizer step, over all processes and micro-batches."""
     accumulation: PositiveInt = 1
     """Micro-batches per optimizer step; gradients and codebooks learn from the whole batch."""
-    log_every: PositiveInt = 20
+    log_every: Annotated[PositiveInt, Mark.FREE] = 20
     """Steps between log entries."""
-    validate_every: PositiveInt
+    validate_every: Annotated[PositiveInt, Mark.FREE]
     """Steps between validations on the whole validation split; also at the end."""
-    save_every: PositiveInt
+    save_every: Annotated[PositiveInt, Mark.FREE]
     """Steps between saved states; also at the end, and when the run is asked to stop."""
-    keep: int = Field(2, ge=2)
+    keep: Annotated[int, Mark.FREE] = Field(2, ge=2)
     """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
-    skips: NonNegativeInt = 3
+    skips: Annotated[NonNegativeInt, Mark.FREE] = 3
     """Steps in a row that are left out because something in them is not finite; after one more the run ends."""
-    resume: str = "auto"
+    resume: Annotated[str, Mark.FREE] = "auto"
     """State to continue from, e.g. step-00000650; later ones are dropped then. `auto`: the newest that is whole."""
-    report: bool = True
+    report: Annotated[bool, Mark.FREE] = True
     """At the end, write the page about the run, report.html in its folder."""
-    allow_changed: bool = False
+    allow_changed: Annotated[bool, Mark.FREE] = False
     """Continue a run although the configuration has changed; what differs is listed otherwise."""
 
     def resolved(self, saved: Tree) -> Tree:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.data.bad_files import PictureError
 from stage1_tokenizer.data.colour import LARGEST, Background, Decoding
 from stage1_tokenizer.data.decode import decode
@@ -34,29 +35,29 @@ class FolderConfig(SizedConfig):
     """Any tree of images. Sub-folders are the classes, or the splits with the classes in them; docs/data.md."""
 
     kind: Literal["folder"] = "folder"
-    root: str
+    root: Annotated[str, Mark.PATH]
     """The folder."""
     layout: Layout = "auto"
     """What sub-folders are. `classes`: the first level are the classes. `flat`: nothing, there are no classes.
     `splits`: train and val (or valid, validation, test), with the classes in them. `auto` finds out and says it."""
-    classes: str | None = None
+    classes: Annotated[str | None, Mark.PATH] = None
     """A file with the names of the classes, one a line, in the order of their labels. Images of others are left out."""
-    labels: str | None = None
+    labels: Annotated[str | None, Mark.PATH] = None
     """A table of the class of each image, CSV or JSON lines; images without a row are left out."""
     label_column: str | None = None
     """The column of the classes in the table, where its name does not say it."""
-    files: str | None = None
+    files: Annotated[str | None, Mark.PATH] = None
     """A list of the images to use, one path a line; others are left out."""
-    validation_files: str | None = None
+    validation_files: Annotated[str | None, Mark.PATH] = None
     """A list of the images to validate on, one path a line; all others are trained on."""
-    validation_root: str | None = None
+    validation_root: Annotated[str | None, Mark.PATH] = None
     """Another folder, all of which is validated on; all of `root` is trained on then."""
     channels: Annotated[Literal[1, 3], BeforeValidator(lambda given: {"1": 1, "3": 3}.get(str(given), given))] = 3
     """1 converts to grey."""
     validation_share: float = Field(0.1, ge=0.0, le=1.0)
     """Share of the images in the validation split, where no folder or list says which. A hash of an image's path
     decides, so adding images moves none. 0 or 1: train on all images, and validate on all."""
-    bad_share: float = Field(0.01, ge=0.0, le=1.0)
+    bad_share: Annotated[float, Mark.FREE] = Field(0.01, ge=0.0, le=1.0)
     """Share of the files that may be unreadable: damaged, too large, links to nowhere. Each is listed, and the next
     picture stands in for it. Above this share the run stops, for then the data set is not what it seems."""
     truncated: Literal["skip", "fill"] = "skip"
@@ -68,7 +69,7 @@ class FolderConfig(SizedConfig):
     """What transparent pixels lie over: `white`, `black`, `checker` (grey squares), or R,G,B of 0..255."""
     bits: int = Field(16, ge=9, le=16)
     """Bits that grey pixels of 16 bits use; 12 for many cameras and microscopes, whose images are nearly black else."""
-    links: Links = "inside"
+    links: Annotated[Links, Mark.VIEW] = "inside"
     """Where a file that is a symbolic link may lead. With `inside`, one that leads out of the folder counts as
     unreadable: a folder from elsewhere could otherwise show a run, and what it publishes, any file of this machine. So
     does a link to a folder that is not in this one; with `anywhere` it is followed, each folder once."""

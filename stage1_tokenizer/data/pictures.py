@@ -10,7 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Side, Size
 from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
 from stage1_tokenizer.data.resident import Resident, roomy
@@ -64,19 +65,19 @@ class SizedConfig(Config):
 
     image_size: Size = (32, 32)
     """Height and width in pixels: `64`, or `64,96`. Both must be divisible by the tokenizer's factor."""
-    flip: bool = False
+    flip: Annotated[bool, Mark.VIEW] = False
     """Mirror a training picture left to right with probability 1/2."""
-    cache: Literal["auto", "memory", "none"] = "auto"
+    cache: Annotated[Literal["auto", "memory", "none"], Mark.FREE] = "auto"
     """Keep the decoded uint8 pictures in memory. `auto` does so where those of both splits, in all processes of this
     machine, take less than a quarter of the memory of the machine or its container. Where they also have one size and
     take less than an eighth of the GPU's, training keeps them there and makes its batches there."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[NonNegativeInt, Mark.FREE] = 0
     """Processes that prepare batches beside the training; of use where the pictures are not cached. Pictures that are
     kept on a GPU need none."""
 
     resize_to: Side | None = None
     """Scale a picture's short side to this many pixels before cropping. By default it just covers the image size."""
-    random_crop: bool = False
+    random_crop: Annotated[bool, Mark.VIEW] = False
     """Crop a training picture at a random place instead of the centre."""
 
     @property

@@ -3,12 +3,13 @@
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from torchvision.datasets.utils import download_url
 
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 
@@ -47,9 +48,9 @@ TorchvisionSet = type[CIFAR10] | type[MNIST] | type[FashionMNIST]
 class DownloadedConfig(SizedConfig):
     """What the data sets that torchvision knows have in common."""
 
-    root: str = "data"
+    root: Annotated[str, Mark.PATH] = "data"
     """Folder that holds the data set, or that it is downloaded to."""
-    download: bool = False
+    download: Annotated[bool, Mark.FREE] = False
     """Download the data set if the folder does not hold it."""
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from stage1_tokenizer.config.base import Tree, differences, read_saved_yaml
-from stage1_tokenizer.config.run_config import DATA_PATHS, FREE_KEYS, RunConfig
+from stage1_tokenizer.config.marks import Mark, without_marked
+from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.engine.console import say
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -25,8 +26,9 @@ def changes(folder: Path, config: RunConfig, tree: Tree, data: DataRecord | None
     if data and not before:
         say(f"note: {folder} does not say what data it was trained on so far; whether these are the same is not known")
     saved = config.resolved(with_defaults(type(config), read_saved_yaml(file)))
-    identified = before is not None
-    changed = differences(compared(saved, identified), compared(tree, identified))
+    marks = [Mark.FREE, Mark.PATH] if before is not None else [Mark.FREE]
+    old, new = (without_marked(type(config), each, *marks) for each in (saved, tree))
+    changed = differences(old, new)
     if before and data:
         changed += before.differences(data)
     if changed and not config.allow_changed:
@@ -42,19 +44,6 @@ def listed(changed: list[str]) -> str:
     """The lines of `changes` as a part of a message."""
     lines = "".join(f"  {line}\n" for line in changed)
     return f"these keys differ (saved -> given):\n{lines}"
-
-
-def compared(tree: Tree, identified: bool = False) -> Tree:
-    """What must be equal in two configurations of one run.
-
-    identified: the data's identity is known, so that their paths need not be compared.
-    """
-    left_out = FREE_KEYS + DATA_PATHS * identified
-    return {
-        key: compared(value, identified and key == "data") if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if key not in left_out
-    }
 
 
 def with_defaults(cls: type[RunConfig], saved: Tree) -> Tree:

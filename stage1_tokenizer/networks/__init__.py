@@ -5,6 +5,7 @@ from typing import Annotated, assert_never
 from pydantic import Field
 from torch import nn
 
+from stage1_tokenizer.networks.base import Decoder
 from stage1_tokenizer.networks.mlp import MlpDecoder, MlpEncoder, MlpNetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetDecoder, SonnetEncoder, SonnetNetworkConfig
 from stage1_tokenizer.networks.vqgan import VqganDecoder, VqganEncoder, VqganNetworkConfig
@@ -12,16 +13,8 @@ from stage1_tokenizer.networks.vqgan import VqganDecoder, VqganEncoder, VqganNet
 NetworkConfig = Annotated[SonnetNetworkConfig | VqganNetworkConfig | MlpNetworkConfig, Field(discriminator="kind")]
 
 
-def check_network(config: NetworkConfig, image_size: tuple[int, int]) -> None:
-    """Raises ConfigError where a network of this kind cannot learn from images of this size."""
-    if isinstance(config, VqganNetworkConfig):
-        config.check_norms(image_size)
-
-
-def build_network(
-    config: NetworkConfig, image_channels: int, image_size: tuple[int, int]
-) -> tuple[nn.Module, SonnetDecoder | VqganDecoder | MlpDecoder]:
-    """(encoder, decoder). Every config knows its `factor` and `latent_channels`, every decoder its `last_weight`."""
+def build_network(config: NetworkConfig, image_channels: int, image_size: tuple[int, int]) -> tuple[nn.Module, Decoder]:
+    """Build the encoder, (B, C, H, W) -> z (B, D, h, w), and the decoder, z_q -> (B, C, H, W)."""
     match config:
         case SonnetNetworkConfig():
             return SonnetEncoder(image_channels, config), SonnetDecoder(image_channels, config)

@@ -5,15 +5,17 @@ from typing import Literal
 
 from einops.layers.torch import Rearrange
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from stage1_tokenizer.config.base import Channels, Config
+from stage1_tokenizer.config.base import Channels
 from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 
-class MlpNetworkConfig(Config):
+class MlpNetworkConfig(BaseNetworkConfig):
     """A multilayer perceptron, for small images: its weights fit one image size, and grow with the number of pixels."""
 
+    name_of_one_size = "multilayer perceptron"
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Channels, ...] = Field((300, 300), max_length=64)
     """Widths of the encoder's hidden layers; the decoder has them in reverse."""
@@ -45,9 +47,7 @@ class MlpEncoder(nn.Sequential):
         )
 
 
-class MlpDecoder(nn.Sequential):
-    """(B, D, h, w) -> (B, C, h * factor, w * factor), meant to lie in [-1, 1] but not clamped to it."""
-
+class MlpDecoder(Decoder):
     def __init__(self, image_channels: int, image_size: tuple[int, int], config: MlpNetworkConfig) -> None:
         (H, W), C, D = image_size, image_channels, config.latent_channels
         h, w = H // config.factor, W // config.factor
@@ -56,8 +56,3 @@ class MlpDecoder(nn.Sequential):
             *_layers([D * h * w, *reversed(config.hidden), C * H * W]),
             Rearrange("B (C H W) -> B C H W", C=C, H=H, W=W),
         )
-
-    @property
-    def last_weight(self) -> Tensor:
-        """The last layer's weight, at which the adaptive weight compares gradients."""
-        return self[-2].weight  # type: ignore[return-value]

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Blocks, Channels, Config
+from stage1_tokenizer.config.base import Blocks, Channels
 from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 
-class SonnetNetworkConfig(Config):
+class SonnetNetworkConfig(BaseNetworkConfig):
     """The VQ-VAE paper's network: fast, without normalisation or attention."""
 
     kind: Literal["sonnet"] = "sonnet"
@@ -43,8 +44,7 @@ class SonnetNetworkConfig(Config):
 
     @property
     def reach(self) -> int:
-        """How many latents away a code sees pixels, or a pixel sees codes, at most: one for each 3x3 kernel at the
-        latent resolution, and the strided kernels together less than two."""
+        """One for each 3x3 kernel at the latent resolution, and the strided kernels together less than two."""
         return self.blocks + 3
 
 
@@ -84,9 +84,7 @@ class SonnetEncoder(nn.Sequential):
         super().__init__(*layers)
 
 
-class SonnetDecoder(nn.Sequential):
-    """(B, D, h, w) -> (B, C, h * factor, w * factor), meant to lie in [-1, 1] but not clamped to it."""
-
+class SonnetDecoder(Decoder):
     def __init__(self, image_channels: int, config: SonnetNetworkConfig) -> None:
         halvings = config.factor.bit_length() - 1
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, config.channels, 3, padding=1)]
@@ -97,8 +95,3 @@ class SonnetDecoder(nn.Sequential):
             width = config.channels // 2
         layers.append(nn.ConvTranspose2d(width, image_channels, 4, stride=2, padding=1))
         super().__init__(*layers)
-
-    @property
-    def last_weight(self) -> Tensor:
-        """The last layer's weight, at which the adaptive weight compares gradients."""
-        return self[-1].weight  # type: ignore[return-value]

@@ -17,15 +17,11 @@ activations, at full resolution, a few at a time): 200 MB for 256x256 pixels and
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.networks.mlp import MlpNetworkConfig
-from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
-from stage1_tokenizer.networks.vqgan import VqganNetworkConfig
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 SMALLEST = 256
@@ -143,15 +139,9 @@ def tiles_for(config: TokenizerConfig, tile: int | None = None, overlap: int | N
     """
     network, factor = config.network, config.network.factor
     height, width = config.image_size
-    match network:
-        case SonnetNetworkConfig():
-            # From 4 x reach on, at most half a tile is overlap.
-            least, reach = max(SMALLEST, 4 * network.reach * factor), network.reach
-            height, width = max(height, least), max(width, least)
-        case VqganNetworkConfig() | MlpNetworkConfig():
-            reach = 0
-        case _:
-            assert_never(network)
+    if reach := network.reach:
+        least = max(SMALLEST, 4 * reach * factor)  # from 4 x reach on, at most half a tile is overlap
+        height, width = max(height, least), max(width, least)
     for name, pixels in (("tile", tile), ("overlap", overlap)):
         if pixels is not None and pixels % factor:
             below = max(factor, pixels // factor * factor)
@@ -174,8 +164,8 @@ def encode_codes(tokenizer: Tokenizer, x: Tensor, tiles: Tiles) -> Tensor:
     """x (B, C, H, W) in [-1, 1], of any size that the factor divides -> codes (B, h, w, K) int64.
 
     Raises:
-        ConfigError: the network is a multilayer perceptron and the size is not that of its training, or the tokenizer
-            has no codes.
+        ConfigError: the network's weights fit the training size alone and this is another, or the tokenizer has no
+            codes.
     """
     factor = tokenizer.config.network.factor
     _check_network(tokenizer.config, (x.shape[2], x.shape[3]))
@@ -186,7 +176,7 @@ def decode_codes(tokenizer: Tokenizer, codes: Tensor, tiles: Tiles) -> Tensor:
     """codes (B, h, w, K) int64 of any grid -> image (B, C, h * factor, w * factor).
 
     Raises:
-        ConfigError: the network is a multilayer perceptron and the grid is not that of its training.
+        ConfigError: the network's weights fit the training size alone and this is another.
         ValueError: a code outside 0..V-1.
     """
     factor = tokenizer.config.network.factor
@@ -195,10 +185,10 @@ def decode_codes(tokenizer: Tokenizer, codes: Tensor, tiles: Tiles) -> Tensor:
 
 
 def _check_network(config: TokenizerConfig, size: tuple[int, int]) -> None:
-    """A fully connected network has weights for every pixel of one size, and none for any other."""
-    if isinstance(config.network, MlpNetworkConfig) and size != config.image_size:
+    """Raise ConfigError where the network's weights fit the training size alone, and this is another."""
+    if config.network.name_of_one_size and size != config.image_size:
         raise ConfigError(
-            f"an image of {size[0]}x{size[1]}: this tokenizer's network is a multilayer perceptron, which takes "
-            f"{config.image_size[0]}x{config.image_size[1]} alone; tiles cannot change that, since it never learned "
-            "what lies beside them"
+            f"an image of {size[0]}x{size[1]}: this tokenizer's network is a {config.network.name_of_one_size}, which "
+            f"takes {config.image_size[0]}x{config.image_size[1]} alone; tiles cannot change that, since it never "
+            "learned what lies beside them"
         )

@@ -11,11 +11,12 @@ from einops import rearrange
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Blocks, Channels, Config
+from stage1_tokenizer.config.base import Blocks, Channels
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 
-class VqganNetworkConfig(Config):
+class VqganNetworkConfig(BaseNetworkConfig):
     """ResNet encoder and decoder with GroupNorm, SiLU and attention at chosen levels."""
 
     kind: Literal["vqgan"] = "vqgan"
@@ -53,8 +54,8 @@ class VqganNetworkConfig(Config):
         """Channels of each level, from the full resolution down."""
         return [self.channels * multiplier for multiplier in self.multipliers]
 
-    def check_norms(self, image_size: tuple[int, int]) -> None:
-        """Raises ConfigError where a group of a norm has a single value, of which nothing is left without its mean."""
+    def check(self, image_size: tuple[int, int]) -> None:
+        """Raise ConfigError where a group of a norm has a single value, of which nothing is left without its mean."""
         width, factor = self.widths[-1], self.factor
         if image_size == (factor, factor) and groups_of(width) == width:
             raise ConfigError(
@@ -185,9 +186,7 @@ class VqganEncoder(nn.Sequential):
         super().__init__(*layers)
 
 
-class VqganDecoder(nn.Sequential):
-    """(B, D, h, w) -> (B, C, h * factor, w * factor), meant to lie in [-1, 1] but not clamped to it."""
-
+class VqganDecoder(Decoder):
     def __init__(self, image_channels: int, config: VqganNetworkConfig) -> None:
         widths = config.widths
         width = widths[-1]
@@ -202,8 +201,3 @@ class VqganDecoder(nn.Sequential):
                 layers.append(Upsample(width))
         layers += [normalisation(width), Silu(), nn.Conv2d(width, image_channels, 3, padding=1)]
         super().__init__(*layers)
-
-    @property
-    def last_weight(self) -> Tensor:
-        """The last layer's weight, at which the adaptive weight compares gradients."""
-        return self[-1].weight  # type: ignore[return-value]

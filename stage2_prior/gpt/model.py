@@ -11,7 +11,7 @@ which place an output is *for*; a rotation of queries and keys says where the in
 distances in rows and columns. The start stands left of the first position.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from einops import rearrange
@@ -55,6 +55,21 @@ class GptConfig(BasePriorConfig):
                 "channels along two axes"
             )
         return self
+
+    copies_weights = True
+    replays = True
+    generates_by_row = False
+
+    @property
+    def computes_layers_twice(self) -> bool:
+        return self.checkpoint
+
+    def cached_numbers(self, grid: Grid) -> int:
+        """Return the count of keys and values."""
+        return 2 * self.layers * grid[0] * grid[1] * self.width
+
+    def smallest(self) -> Self:
+        return self.model_copy(update={"layers": 2, "width": 16, "heads": 2, "feed_forward": None})
 
 
 class Gpt(Prior):

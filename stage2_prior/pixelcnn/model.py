@@ -5,7 +5,7 @@ PixelCNN Decoders", 2016), here over embedded codes.
 """
 
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,15 @@ class PixelCnnConfig(BasePriorConfig):
         if side < 3:
             raise ValueError("must be at least 3: a kernel of 1 without its middle is nothing")
         return side
+
+    generates_on_one_thread = True
+
+    def cached_numbers(self, grid: Grid) -> int:
+        """Return the count of the vertical stack's inputs, and of two rows of the horizontal one and its own."""
+        return self.layers * (grid[0] + 3) * grid[1] * self.width
+
+    def smallest(self) -> Self:
+        return self.model_copy(update={"layers": 2, "width": 16})
 
 
 class PixelCnn(Prior):

@@ -13,9 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import Prior
 from stage2_prior.generation import sample_softmax
-from stage2_prior.gpt.model import Gpt
 from stage2_prior.likelihood import token_loss
-from stage2_prior.pixelcnn.model import PixelCnn
 from stage2_prior.planning.operations import Operation, Trace
 from stage2_prior.prior import PriorConfig, build_prior, parameters_of
 
@@ -126,25 +124,14 @@ def count_decoding(config: PriorConfig, shape: TokenShape, classes: int, batch: 
         if before > 1:
             decoding.prefill(codes.flatten(1, 2)[:, : before - 1])
             position()
-        # A PixelCNN does a part of its work once a row; other kinds do the same at each position.
-        positions = shape.w if isinstance(prior, PixelCnn) else 1
+        positions = shape.w if config.generates_by_row else 1
         with Trace() as trace:
             for _ in range(positions):
                 position()
         looked_up = sum(each.weight.numel() for each in prior.modules() if isinstance(each, nn.Embedding))
-    cache = cache_bytes(prior)
+    cache = BYTES * config.cached_numbers((shape.h, shape.w))
     weights = BYTES * (parameters_of(prior) - looked_up)
     return DecodingCounts(trace.operations, positions, cache, weights + batch * cache // 2)
-
-
-def cache_bytes(prior: Prior) -> int:
-    """What decoding one image keeps, in float32: keys and values, or the stacks' features."""
-    shape, width = prior.shape, prior.config.width
-    layers = len(prior.layers)  # type: ignore[arg-type]  # every kind has layers
-    positions = shape.h * shape.w
-    if isinstance(prior, Gpt):
-        return 2 * layers * positions * width * BYTES
-    return layers * (positions + 3 * shape.w) * width * BYTES  # the vertical stack's inputs; two rows of the other
 
 
 def step_inputs(shape: TokenShape, batch: int) -> tuple[Tensor, Tensor]:

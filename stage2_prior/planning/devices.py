@@ -31,10 +31,8 @@ from torch import Tensor
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
-from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import token_loss
 from stage2_prior.pixelcnn.generation import one_thread
-from stage2_prior.pixelcnn.model import PixelCnnConfig
 from stage2_prior.planning.costs import count, count_decoding, step_inputs
 from stage2_prior.planning.operations import Kind, Operation
 from stage2_prior.prior import PriorConfig, build_prior
@@ -131,7 +129,7 @@ def device_of(name: str, prior: PriorConfig) -> Device:
         float32, bf16, bandwidth = PUBLISHED[name]
         reached = SHARE_OF_ARITHMETIC * float32
         published = flat(reached, SHARE_OF_BANDWIDTH * bandwidth, LAUNCH, bf16 / float32, overlaps=True)
-        return replace(published, decoding_call=REPLAY) if isinstance(prior, GptConfig) else published
+        return replace(published, decoding_call=REPLAY) if prior.replays else published
     try:
         rate, bandwidth, call = (float(part) for part in name.split(","))
         if min(rate, bandwidth) <= 0.0 or call < 0.0:
@@ -153,8 +151,7 @@ def flat(rate: float, bandwidth: float, call: float, bf16: float, overlaps: bool
 
 def measure_device(prior: PriorConfig, device: torch.device) -> Device:
     """This machine's rates, for priors of this kind; takes two or three seconds."""
-    # A PixelCNN's small products run on one thread (pixelcnn/generation.py).
-    with one_thread(isinstance(prior, PixelCnnConfig)):
+    with one_thread(prior.generates_on_one_thread):
         small = _product(*PRODUCTS[0], device)
     rates: dict[Kind, Curve] = {
         "product": (small, *(_product(rows, inner, columns, device) for rows, inner, columns in PRODUCTS[1:])),
@@ -257,13 +254,7 @@ def _convolutions(device: torch.device) -> dict[Kind, Curve]:
 
 def _calls(config: PriorConfig, device: torch.device) -> tuple[float, float]:
     """Seconds an operation, training and decoding: of a prior so small that nothing else counts."""
-    tiny: PriorConfig
-    match config:
-        case GptConfig():
-            tiny = config.model_copy(update={"layers": 2, "width": 16, "heads": 2, "feed_forward": None})
-        case PixelCnnConfig():
-            tiny = config.model_copy(update={"layers": 2, "width": 16})
-    shape = TokenShape(8, 8, 1, 16)
+    tiny, shape = config.smallest(), TokenShape(8, 8, 1, 16)
     prior = build_prior(tiny, shape, 0).to(device)
     codes, labels = (part.to(device) for part in step_inputs(shape, 1))
     noise = torch.zeros(1, shape.length, device=device)

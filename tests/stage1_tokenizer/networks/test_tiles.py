@@ -41,7 +41,7 @@ def test_a_network_of_known_reach_gives_what_it_gives_for_the_whole_image(
 ) -> None:
     """With twice the reach as overlap, latents and pixels are those of the whole image: everywhere, seams too."""
     model = tokenizer(SONNET.model_copy(update={"local": local, "factor": factor, "blocks": blocks})).double()
-    reach = model.config.network.reach  # type: ignore[union-attr]
+    reach = model.config.network.reach
     tiles = Tiles((4 * reach, 4 * reach + 1), 2 * reach, reach)
     x = drawn((9 * reach + 1) * factor, (6 * reach) * factor).double()
     z = tiles.encode(lambda tile: rearrange(model.encoder(tile), "B D h w -> B h w D"), x, factor)
