@@ -116,7 +116,7 @@ class Sampler:
             raise ConfigError(f"guidance_schedule {self.guidance.schedule}: the guidance is 1, so nothing would change")
         if self.config.best_by == "class" and not prior.classes:
             raise ConfigError("best_by class: this prior has no classes; use best_by score")
-        self.decoder = prior.model.decoder(self.config.precision)
+        self.prepared = prior.model.prepare(self.config.precision)
 
     @classmethod
     def load(
@@ -265,7 +265,7 @@ class Sampler:
                 self.config.stride,
                 known,
                 progress,
-                self.decoder,
+                self.prepared,
             )
         except NotFiniteError as error:
             raise BadFileError(f"{self.prior.path}: {error}") from None

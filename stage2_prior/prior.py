@@ -1,11 +1,19 @@
-"""Which priors there are, and how one is loaded from disk.
+"""The kinds of prior, and loading one from disk.
 
     from stage2_prior.prior import load_prior
 
     prior = load_prior("runs/stage2/shapes_vq_gpt")     # a run's folder; prior.tokenizer is its tokenizer
     logits = prior.model(codes, labels)                 # codes (B, h, w, K), labels (B,) -> (B, L, V)
 
-`base.py` says what a prior is; `generation.py` samples from one; `likelihood.py` scores with one.
+`base.py` defines what a prior is; `generation.py` samples from one; `likelihood.py` scores with one. The words:
+
+    forward     logits of codes that are all given, in one pass: Prior.forward, Prior.contexts, head.forward
+    prepare     arrange weights for generation in one precision: Prior.prepare -> PreparedPrior, head.prepare,
+                products.prepare
+    begin       PreparedPrior.begin -> Generation: one batch of sequences, whose codes come in one after the other
+    generate    the loop over all positions: generation.generate, with choose, guidance, windows and known codes
+    KV cache    keys and values of a GPT's former positions: gpt/kv_cache.py
+    decoder     only the tokenizer's network from latents to images; nothing in stage two has this name
 """
 
 import json

@@ -1,9 +1,54 @@
-"""What every bottleneck returns, and what it must be able to do."""
+"""What a kind of bottleneck states about itself, what it returns, and what it must be able to do."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
+
+from stage1_tokenizer.config.base import Channels, Config
+
+Trouble = Literal["unused codes", "commitment", "posterior"]
+"""Troubles of a bottleneck that alarms see: codes without use, a commitment term that grows, a KL of about 0."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A way out of a trouble by a key, stated at its field: `cosine: Annotated[bool, Advice(...)] = False`."""
+
+    trouble: Trouble
+    text: str
+    """What to do; `{}` stands for the present value."""
+    helps: Callable[[Any], bool] = lambda value: True
+    """False for a value with which it is done already."""
+
+
+Beta = Annotated[NonNegativeFloat, Advice("commitment", "raise --bottleneck.beta")]
+"""Weight of a commitment term."""
+CodeDim = Annotated[
+    Channels | None, Advice("unused codes", "--bottleneck.code_dim 8", lambda dim: dim is None or dim > 8)
+]
+"""Dimension of code vectors; None: that of the latent."""
+
+
+class BaseBottleneckConfig(Config):
+    """Base of the config classes."""
+
+    def advice(self, trouble: Trouble) -> list[str]:
+        """Return what this kind can do against a trouble and does not do yet, in the order of its keys."""
+        return [
+            each.text.format(getattr(self, name))
+            for name, key in type(self).model_fields.items()
+            for each in key.metadata
+            if isinstance(each, Advice) and each.trouble == trouble and each.helps(getattr(self, name))
+        ]
+
+    @property
+    def starts_from_batch(self) -> bool:
+        """True if the codes start from the latents of the first batch, which should not be fewer then."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -47,6 +92,10 @@ class Bottleneck(nn.Module, ABC):
 
     def codebooks(self) -> list[Tensor]:
         """The code vectors of each of the K codes, (V, d) float32, detached; empty where there are none."""
+        return []
+
+    def learned_buffers(self) -> list[Tensor]:
+        """Return the buffers that count as learned beside the parameters: codebooks that are running means."""
         return []
 
     def sample(self, noise: Tensor) -> Tensor:

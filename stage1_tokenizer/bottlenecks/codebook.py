@@ -14,16 +14,18 @@ all-reduced, and what is drawn is drawn from the whole batch by numbers that fol
 have the codebook of one process of 2B, and two micro-batches that of one batch.
 """
 
-from typing import Literal
+from operator import not_
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
+from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Beta
 from stage1_tokenizer.bottlenecks.group import Group, draw
 from stage1_tokenizer.bottlenecks.nearest import nearest
-from stage1_tokenizer.config.base import Codes, Config, Count
+from stage1_tokenizer.config.base import Codes, Count
 from stage1_tokenizer.engine.seeds import derive_seed
 
 EPSILON = 1e-5
@@ -33,23 +35,29 @@ KMEANS_VECTORS = 64
 KMEANS_ROUNDS = 16
 
 
-class CodebookConfig(Config):
+class CodebookConfig(BaseBottleneckConfig):
     """How a codebook starts, learns, and keeps its codes in use."""
 
     codebook_size: Codes = 256
     """V, the number of codes."""
     update: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: running means of the vectors assigned to each code, or the codebook loss."""
-    beta: NonNegativeFloat = 0.25
+    beta: Beta = 0.25
     """Weight of the commitment term, which pulls the encoder to the codes; it does not touch the codebook term."""
     decay: float = Field(0.99, gt=0.0, lt=1.0)
     """Decay of the running means and of the count of a code's uses."""
-    kmeans_init: bool = True
+    kmeans_init: Annotated[bool, Advice("unused codes", "start from the data (--bottleneck.kmeans_init)", not_)] = True
     """Start the codebook from k-means over the first training batch."""
     kmeans_iterations: Count = 10
-    revive_below: NonNegativeFloat = 0.05
+    revive_below: Annotated[
+        NonNegativeFloat, Advice("unused codes", "move unused codes earlier (--bottleneck.revive_below above {})")
+    ] = 0.05
     """A code whose running count of uses per step falls below this is moved to a badly served vector of the batch, one
     drawn in proportion to its squared distance from its code (as in k-means++); 0: never."""
+
+    @property
+    def starts_from_batch(self) -> bool:
+        return self.kmeans_init
 
 
 class Codebook(nn.Module):

@@ -20,13 +20,13 @@ from einops import rearrange
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
+from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig, Beta, Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.config.base import Codes, Config
+from stage1_tokenizer.config.base import Codes
 from stage1_tokenizer.engine.float64 import float64
 
 
-class DictionaryConfig(Config):
+class DictionaryConfig(BaseBottleneckConfig):
     """Sparse combinations of learned atoms; the latent is continuous, so there are no codes and no prior over them."""
 
     kind: Literal["dictionary"] = "dictionary"
@@ -40,7 +40,7 @@ class DictionaryConfig(Config):
     """Iterations from zero (code: ista)."""
     l1: NonNegativeFloat = 0.1
     """Weight of a position's sum of |a| against half its squared error; both ISTA's threshold and the loss have it."""
-    beta: NonNegativeFloat = 0.25
+    beta: Beta = 0.25
     """Weight of the commitment term, which pulls the encoder to z_dl; it does not touch atoms and coefficients."""
 
     @model_validator(mode="after")

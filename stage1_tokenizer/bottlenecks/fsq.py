@@ -17,16 +17,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from vector_quantize_pytorch import FSQ
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
-from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
-from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig
+from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
 
 # Beyond these the library, which numbers codes in float32 and bounds 0.1 % wider than the levels, gives wrong codes.
 MOST_LEVELS = 999
 MOST_CODES = 2**20
 
 
-class FsqConfig(Config):
+class FsqConfig(BaseBottleneckConfig):
     """Finite scalar quantizer: a grid of levels instead of a codebook, and no auxiliary loss."""
 
     kind: Literal["fsq"] = "fsq"
@@ -47,16 +46,12 @@ class FsqConfig(Config):
         return self
 
 
-class FiniteScalarQuantizer(Bottleneck):
-    """z (B, D, h, w) -> Bottlenecked with codes (B, h, w, 1)."""
-
-    depth = 1
+class FiniteScalarQuantizer(Quantizer):
+    """One code per position, whose vectors are a fixed grid."""
 
     def __init__(self, config: FsqConfig, latent_channels: int) -> None:
-        super().__init__()
         code_dim = len(config.levels)
-        self.codebook_size = math.prod(config.levels)
-        self.space = CodeSpace(latent_channels, code_dim)
+        super().__init__(latent_channels, code_dim, math.prod(config.levels))
         with torch.device("cpu"):  # the library reads its buffers, which it could not on the meta device
             self.library = FSQ(
                 levels=config.levels,
@@ -69,24 +64,17 @@ class FiniteScalarQuantizer(Bottleneck):
                 force_quantization_f32=False,  # done below, on every device
             )
 
-    def forward(self, z: Tensor) -> Bottlenecked:
-        vectors = self.space.into(z)  # (N, d), N = B * h * w
-        # float32 with autocast off on every device: bf16 cannot tell which side of a level's border a latent is on, nor
-        # can it number the codes. (The library switches autocast off for CUDA alone.)
-        with torch.autocast(z.device.type, enabled=False):
-            # The gradient is the tanh's; rounding passes it straight through. (The library's x + (round(x) - x) is
-            # exactly round(x), since the difference of two numbers within a factor of two of each other is exact.)
-            quantized, codes = self.library(vectors[None])  # (1, N, d), (1, N) int32
-            # Where |z| > 2 the tanh passes less than 7 % of the gradient: such coordinates hardly move any more.
-            stats = {"saturation": (vectors.detach().abs() > 2).float().mean()}
-        grid = grid_of(z)
-        return Bottlenecked(
-            self.space.back(quantized[0], grid), codes.long().view(*grid, 1), vectors.new_zeros(()), stats
-        )
+    def quantize(self, vectors: Tensor) -> Quantized:
+        # The gradient is the tanh's; rounding passes it straight through. (The library's x + (round(x) - x) is
+        # exactly round(x), since the difference of two numbers within a factor of two of each other is exact.)
+        quantized, codes = self.library(vectors[None])  # (1, N, d), (1, N) int32
+        # Where |z| > 2 the tanh passes less than 7 % of the gradient: such coordinates hardly move any more.
+        stats = {"saturation": (vectors.detach().abs() > 2).float().mean()}
+        return Quantized(quantized[0], codes.long(), vectors.new_zeros(()), stats)
 
-    def vectors(self, codes: Tensor) -> Tensor:
-        """codes (B, h, w, 1) -> z_q (B, D, h, w)."""
-        return self.space.back(self.library.implicit_codebook[codes.flatten()], codes.shape[:3])
+    def values(self, codes: Tensor) -> Tensor:
+        values: Tensor = self.library.implicit_codebook[codes[:, 0]]
+        return values
 
     def codebooks(self) -> list[Tensor]:
         return [self.library.implicit_codebook]

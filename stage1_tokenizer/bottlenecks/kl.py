@@ -6,14 +6,15 @@ et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), s
     z = mean + std * eps,  eps ~ N(0, I)        KL = 1/2 * sum(mean^2 + var - 1 - log var)
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
-from stage1_tokenizer.config.base import Channels, Config
+from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Bottleneck, Bottlenecked
+from stage1_tokenizer.config.base import Channels
+from stage1_tokenizer.config.marks import Mark
 
 LOG_VARIANCE = (-30.0, 20.0)
 """Range to which log variances are clamped, that of the latent diffusion code: exp stays finite in float32."""
@@ -21,17 +22,19 @@ ACTIVE = 0.01
 """Nats per position above which a channel counts as active (Burda et al. 2016 draw the line at this value too)."""
 
 
-class KlConfig(Config):
+class KlConfig(BaseBottleneckConfig):
     """The variational autoencoder's normal latent; pictures are sampled from N(0, I), without a prior of stage two."""
 
     kind: Literal["kl"] = "kl"
     channels: Channels | None = None
     """Channels of the latent that is drawn; null: those of the network's latent."""
-    weight: NonNegativeFloat = 1e-3
+    weight: Annotated[NonNegativeFloat, Advice("posterior", "lower --bottleneck.weight")] = 1e-3
     """Multiplies the KL in nats per position: summed over channels, its mean over positions and images. Beside a mean
     squared error over pixels, 2 * s^2 / (C * factor^2) gives the ELBO for pixels of variance s^2. A larger one makes
     images smoother and samples from N(0, I) better."""
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: Annotated[
+        NonNegativeInt, Mark.SCHEDULE, Advice("posterior", "let it rise slowly (--bottleneck.warmup_steps)")
+    ] = 0
     """The weight rises linearly from 0 over this many optimizer steps, lest channels collapse before they are used."""
 
 

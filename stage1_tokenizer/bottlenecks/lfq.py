@@ -22,7 +22,8 @@ drops their sum, and divides by their number all the same (or does neither, if i
 """
 
 import math
-from typing import Literal
+from operator import not_
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,27 +31,32 @@ from einops import einsum, rearrange
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
-from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
+from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Beta
+from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.config.base import Codes, Config
+from stage1_tokenizer.config.base import Codes
 
 
-class LfqConfig(Config):
+class LfqConfig(BaseBottleneckConfig):
     """Lookup-free quantizer: one bit per coordinate, and entropy terms that spread the codes."""
 
     kind: Literal["lfq"] = "lfq"
     codebook_size: Codes = 1024
     """V, a power of two; the code vectors have log2 V coordinates. The entropy terms take memory for 2 N sqrt(V) + V
     numbers, with N the vectors of a batch in one process: some 20 MiB at V = 2^18 and N = 4096."""
-    spherical: bool = False
+    spherical: Annotated[
+        bool,
+        Advice("commitment", "keep latents and codes at length one with --bottleneck.spherical", not_),
+    ] = False
     """Scale latents and codes to length one (binary spherical quantization)."""
-    entropy_weight: NonNegativeFloat = 0.1
+    entropy_weight: Annotated[
+        NonNegativeFloat, Advice("unused codes", "a larger --bottleneck.entropy_weight than {}")
+    ] = 0.1
     """Weight of both entropy terms."""
     diversity_gamma: NonNegativeFloat = 1.0
     """Weight, within the entropy terms, of that which spreads the codes over the codebook. It is of one batch over all
     processes; with gradient accumulation, of one micro-batch."""
-    beta: NonNegativeFloat = 0.25
+    beta: Beta = 0.25
     """Weight of the commitment term, which pulls the encoder to the codes."""
     inverse_temperature: PositiveFloat = 100.0
     """How hard the codes are that the entropies see. The higher, the nearer to zero are the coordinates which they can
@@ -69,53 +75,41 @@ class LfqConfig(Config):
         return self
 
 
-class LookupFreeQuantizer(Bottleneck):
-    """z (B, D, h, w) -> Bottlenecked with codes (B, h, w, 1)."""
+class LookupFreeQuantizer(Quantizer):
+    """One code per position, whose bits are the signs of its vector."""
 
-    depth = 1
     powers: Tensor
 
     def __init__(self, config: LfqConfig, latent_channels: int, processes: int = 1) -> None:
-        super().__init__()
         bits = config.codebook_size.bit_length() - 1
+        super().__init__(latent_channels, bits, config.codebook_size)
         self.config = config
-        self.codebook_size = config.codebook_size
         self.scale = bits**-0.5 if config.spherical else 1.0
-        self.space = CodeSpace(latent_channels, bits)
         self.register_buffer("powers", 2 ** torch.arange(bits - 1, -1, -1), persistent=False)  # (d,), highest first
         self._several_processes = processes > 1
 
-    def forward(self, z: Tensor) -> Bottlenecked:
-        vectors = self.space.into(z)  # (N, d), N = B * h * w
-        # float32 with autocast off on every device: the entropies are sums of many small numbers.
-        with torch.autocast(z.device.type, enabled=False):
-            if self.config.spherical:
-                vectors = F.normalize(vectors, dim=-1)
-            codes = ((vectors > 0) * self.powers).sum(-1, keepdim=True)  # (N, 1)
-            nearest = self._code_vectors(codes)  # (N, d)
-            commitment = F.mse_loss(vectors, nearest)
-            # |z - c|^2 is -2 z c and a constant, and z c at the bit's two values +-s z: a difference of 4 s z.
-            logits = 4 * self.scale * self.config.inverse_temperature * vectors
-            sample_entropy, codebook_entropy = _bit_entropies(logits).sum(-1).mean(), self._codebook_entropy(logits)
-            entropy_loss = sample_entropy - self.config.diversity_gamma * codebook_entropy
-            loss = self.config.entropy_weight * entropy_loss + self.config.beta * commitment
-            through = straight_through(vectors, nearest)
-            stats = {
-                "commitment": commitment.detach(),
-                "sample_entropy_bits": sample_entropy.detach() / math.log(2),
-                "codebook_entropy_bits": codebook_entropy.detach() / math.log(2),
-            }
-        grid = grid_of(z)
-        return Bottlenecked(self.space.back(through, grid), codes.view(*grid, 1), loss, stats)
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        """codes (B, h, w, 1) -> z_q (B, D, h, w)."""
-        return self.space.back(self._code_vectors(codes.flatten(0, 2)), codes.shape[:3])
+    def quantize(self, vectors: Tensor) -> Quantized:
+        if self.config.spherical:
+            vectors = F.normalize(vectors, dim=-1)
+        codes = ((vectors > 0) * self.powers).sum(-1, keepdim=True)  # (N, 1)
+        nearest = self.values(codes)  # (N, d)
+        commitment = F.mse_loss(vectors, nearest)
+        # |z - c|^2 is -2 z c and a constant, and z c at the bit's two values +-s z: a difference of 4 s z.
+        logits = 4 * self.scale * self.config.inverse_temperature * vectors
+        sample_entropy, codebook_entropy = _bit_entropies(logits).sum(-1).mean(), self._codebook_entropy(logits)
+        entropy_loss = sample_entropy - self.config.diversity_gamma * codebook_entropy
+        loss = self.config.entropy_weight * entropy_loss + self.config.beta * commitment
+        stats = {
+            "commitment": commitment.detach(),
+            "sample_entropy_bits": sample_entropy.detach() / math.log(2),
+            "codebook_entropy_bits": codebook_entropy.detach() / math.log(2),
+        }
+        return Quantized(straight_through(vectors, nearest), codes, loss, stats)
 
     def codebooks(self) -> list[Tensor]:
-        return [self._code_vectors(torch.arange(self.codebook_size, device=self.powers.device)[:, None])]
+        return [self.values(torch.arange(self.codebook_size, device=self.powers.device)[:, None])]
 
-    def _code_vectors(self, codes: Tensor) -> Tensor:
+    def values(self, codes: Tensor) -> Tensor:
         """codes (..., 1) -> (..., d), coordinates +-scale."""
         return torch.where((codes & self.powers) != 0, self.scale, -self.scale)
 

@@ -4,11 +4,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
-from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig, Bottleneck, Bottlenecked
 
 
-class NoBottleneckConfig(Config):
+class NoBottleneckConfig(BaseBottleneckConfig):
     """A plain autoencoder; its latent is continuous, so there are no codes and no prior over them."""
 
     kind: Literal["none"] = "none"

@@ -8,6 +8,7 @@ Lee et al., "Autoregressive Image Generation using Residual Quantization" (RQ-VA
 With K codes of V a position has V^K values, at the price of one codebook of V (or K of them) instead of V^K vectors.
 """
 
+from abc import abstractmethod
 from typing import Literal, cast
 
 import torch
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
+from stage1_tokenizer.bottlenecks.base import CodeDim
 from stage1_tokenizer.bottlenecks.codebook import Codebook, CodebookConfig
-from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
+from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
-from stage1_tokenizer.config.base import Channels
+from stage1_tokenizer.bottlenecks.vq import stats_of
 
 MOST_CODES = 64
 """Per position and group, and as many groups."""
@@ -35,7 +36,7 @@ class ResidualConfig(CodebookConfig):
     temperature: NonNegativeFloat = 0.0
     """In training a code is drawn with probability proportional to exp(-distance^2 / temperature) (RQ-VAE's stochastic
     sampling); 0: always the nearest."""
-    code_dim: Channels | None = None
+    code_dim: CodeDim = None
     """Dimension of the code vectors of all groups together; null: that of the latent."""
     rotation: bool = False
     """The rotation trick (see vq) instead of straight-through."""
@@ -105,14 +106,6 @@ class ResidualCodebooks(nn.Module):
             residuals.append(residuals[-1] - codebook.look_up(residuals[-1])[0].detach())
         codebook.start(_interleaved(residuals))
 
-    def finish_step(self) -> None:
-        for codebook in self.codebooks:
-            cast("Codebook", codebook).finish_step()
-
-    def drop_step(self) -> None:
-        for codebook in self.codebooks:
-            cast("Codebook", codebook).drop_step()
-
     def _note(self, residuals: list[Tensor], ids_of: list[Tensor]) -> None:
         if self._config.shared:
             self.levels()[0].note(_interleaved(residuals), _interleaved(ids_of))
@@ -127,34 +120,45 @@ def _interleaved(levels: list[Tensor]) -> Tensor:
     return torch.stack(levels, dim=1).flatten(0, 1)
 
 
-class ResidualQuantizer(Bottleneck):
-    """z (B, D, h, w) -> Bottlenecked with codes (B, h, w, depth)."""
+class AnyResidualQuantizer(Quantizer):
+    """`depth` codes per position for each group of channels, the coarse codes of all groups first."""
 
-    def __init__(self, config: RvqConfig, latent_channels: int, processes: int = 1) -> None:
-        super().__init__()
-        self.depth, self.codebook_size = config.depth, config.codebook_size
-        self.space = CodeSpace(latent_channels, config.code_dim)
-        self.residual = ResidualCodebooks(config, self.space.dim, processes)
+    @abstractmethod
+    def groups_of_codebooks(self) -> list[ResidualCodebooks]:
+        """The codebooks of each group."""
 
-    def forward(self, z: Tensor) -> Bottlenecked:
-        vectors = self.space.into(z)  # (N, d), N = B * h * w
-        with torch.autocast(z.device.type, enabled=False):  # distances in float32
-            through, ids, loss, commitment = self.residual(vectors)
-            stats = {"commitment": commitment, "latent_norm": vectors.detach().norm(dim=-1).mean()}
-        grid = grid_of(z)
-        return Bottlenecked(self.space.back(through, grid), ids.view(*grid, self.depth), loss, stats)
+    def quantize(self, vectors: Tensor) -> Quantized:
+        quantized = [group(part) for group, part in self._with(vectors)]
+        through, ids, losses, commitments = (list(part) for part in zip(*quantized, strict=True))
+        # The mean over groups is the mean over all channels.
+        loss, commitment = torch.stack(losses).mean(), torch.stack(commitments).mean()
+        codes = torch.stack(ids, dim=2).flatten(1)  # (N, depth, G) -> (N, depth * G)
+        return Quantized(torch.cat(through, dim=1), codes, loss, stats_of(vectors, commitment))
 
-    def vectors(self, codes: Tensor) -> Tensor:
-        return self.space.back(self.residual.vectors(codes.flatten(0, 2)), codes.shape[:3])
+    def values(self, codes: Tensor) -> Tensor:
+        groups = self.groups_of_codebooks()
+        return torch.cat([group.vectors(codes[:, g :: len(groups)]) for g, group in enumerate(groups)], dim=1)
 
     def codebooks(self) -> list[Tensor]:
-        return [codebook.vectors.detach() for codebook in self.residual.levels()]
+        by_group = [[codebook.vectors.detach() for codebook in group.levels()] for group in self.groups_of_codebooks()]
+        return [codebook for level in zip(*by_group, strict=True) for codebook in level]
 
     def start(self, z: Tensor) -> None:
-        self.residual.start(self.space.into(z))
+        for group, part in self._with(self.space.into(z)):
+            group.start(part)
 
-    def finish_step(self) -> None:
-        self.residual.finish_step()
+    def _with(self, vectors: Tensor) -> list[tuple[ResidualCodebooks, Tensor]]:
+        """Each group and its share (N, d / G) of vectors (N, d)."""
+        groups = self.groups_of_codebooks()
+        return list(zip(groups, vectors.chunk(len(groups), dim=1), strict=True))
 
-    def drop_step(self) -> None:
-        self.residual.drop_step()
+
+class ResidualQuantizer(AnyResidualQuantizer):
+    """All channels in one group."""
+
+    def __init__(self, config: RvqConfig, latent_channels: int, processes: int = 1) -> None:
+        super().__init__(latent_channels, config.code_dim, config.codebook_size, config.depth)
+        self.residual = ResidualCodebooks(config, self.space.dim, processes)
+
+    def groups_of_codebooks(self) -> list[ResidualCodebooks]:
+        return [self.residual]

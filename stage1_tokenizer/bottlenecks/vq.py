@@ -8,26 +8,32 @@ With an EMA codebook (its appendix A.1) the first term is replaced by running me
 codebook.py has those. `code_dim` and `cosine` are ViT-VQGAN's: codes of few dimensions on the sphere (Yu et al. 2021).
 """
 
-from typing import Literal
+from operator import not_
+from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
+from stage1_tokenizer.bottlenecks.base import Advice, CodeDim
 from stage1_tokenizer.bottlenecks.codebook import Codebook, CodebookConfig
-from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
+from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
-from stage1_tokenizer.config.base import Channels
+
+Cosine = Annotated[
+    bool,
+    Advice("unused codes", "--bottleneck.cosine", not_),
+    Advice("commitment", "keep latents and codes at length one with --bottleneck.cosine", not_),
+]
+"""Nearest by cosine: vectors and codes are scaled to length one."""
 
 
 class VqConfig(CodebookConfig):
     """Vector quantizer with one codebook."""
 
     kind: Literal["vq"] = "vq"
-    code_dim: Channels | None = None
+    code_dim: CodeDim = None
     """Dimension of the code vectors; null: that of the latent. A small one (8) keeps large codebooks in use."""
-    cosine: bool = False
+    cosine: Cosine = False
     """Nearest by cosine: vectors and codes are scaled to length one."""
     rotation: bool = False
     """Turn and scale the decoder's gradient as the code is turned and scaled against the vector (the rotation trick of
@@ -44,45 +50,36 @@ def vq_loss(vectors: Tensor, nearest: Tensor, beta: float, by_gradient: bool) ->
     return loss, commitment.detach()
 
 
-class VectorQuantizer(Bottleneck):
-    """z (B, D, h, w) -> Bottlenecked with codes (B, h, w, 1)."""
+def stats_of(vectors: Tensor, commitment: Tensor) -> dict[str, Tensor]:
+    """Return what is logged of vectors (N, d) and their commitment ()."""
+    return {"commitment": commitment, "latent_norm": vectors.detach().norm(dim=-1).mean()}
 
-    depth = 1
+
+class VectorQuantizer(Quantizer):
+    """One codebook, one code per position."""
 
     def __init__(self, config: VqConfig, latent_channels: int, processes: int = 1) -> None:
-        super().__init__()
+        super().__init__(latent_channels, config.code_dim, config.codebook_size)
         self.config = config
-        self.codebook_size = config.codebook_size
-        self.space = CodeSpace(latent_channels, config.code_dim)
         self.codebook = Codebook(config, self.space.dim, config.cosine, processes)
 
-    def forward(self, z: Tensor) -> Bottlenecked:
-        vectors = self._vectors(z)  # (N, d), N = B * h * w
-        with torch.autocast(z.device.type, enabled=False):
-            nearest, ids = self.codebook.look_up(vectors)  # (N, d), (N,)
-            self.codebook.note(vectors, ids)
-            loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
-            through = rotate(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
-            stats = {"commitment": commitment, "latent_norm": vectors.detach().norm(dim=-1).mean()}
-        grid = grid_of(z)
-        return Bottlenecked(self.space.back(through, grid), ids.view(*grid, 1), loss, stats)
+    def quantize(self, vectors: Tensor) -> Quantized:
+        vectors = self._scaled(vectors)
+        nearest, ids = self.codebook.look_up(vectors)  # (N, d), (N,)
+        self.codebook.note(vectors, ids)
+        loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
+        through = rotate(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
+        return Quantized(through, ids, loss, stats_of(vectors, commitment))
 
-    def vectors(self, codes: Tensor) -> Tensor:
-        return self.space.back(F.embedding(codes.flatten(), self.codebook.vectors), codes.shape[:3])
+    def values(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes[:, 0], self.codebook.vectors)
 
     def codebooks(self) -> list[Tensor]:
         return [self.codebook.vectors.detach()]
 
     def start(self, z: Tensor) -> None:
-        self.codebook.start(self._vectors(z))
+        self.codebook.start(self._scaled(self.space.into(z)))
 
-    def finish_step(self) -> None:
-        self.codebook.finish_step()
-
-    def drop_step(self) -> None:
-        self.codebook.drop_step()
-
-    def _vectors(self, z: Tensor) -> Tensor:
-        """z (B, D, h, w) -> (N, d) float32, of length one where cosine."""
-        vectors = self.space.into(z)
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        """(N, d) -> the same, of length one where cosine."""
         return F.normalize(vectors, dim=-1) if self.config.cosine else vectors

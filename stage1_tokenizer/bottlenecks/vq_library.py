@@ -14,13 +14,12 @@ from pydantic import model_validator
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
-from stage1_tokenizer.bottlenecks.base import Bottleneck, Bottlenecked
+from stage1_tokenizer.bottlenecks.base import CodeDim
 from stage1_tokenizer.bottlenecks.codebook import CodebookConfig
 from stage1_tokenizer.bottlenecks.group import Group
-from stage1_tokenizer.bottlenecks.space import CodeSpace, grid_of
+from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.bottlenecks.vq import vq_loss
-from stage1_tokenizer.config.base import Channels
+from stage1_tokenizer.bottlenecks.vq import Cosine, stats_of, vq_loss
 from stage1_tokenizer.engine.seeds import derive_seed
 
 
@@ -28,9 +27,9 @@ class VqLibraryConfig(CodebookConfig):
     """Vector quantizer with one codebook, by vector_quantize_pytorch."""
 
     kind: Literal["vq_library"] = "vq_library"
-    code_dim: Channels | None = None
+    code_dim: CodeDim = None
     """Dimension of the code vectors; null: that of the latent."""
-    cosine: bool = False
+    cosine: Cosine = False
     """Nearest by cosine: vectors and codes are scaled to length one (update: ema only)."""
 
     @model_validator(mode="after")
@@ -40,17 +39,14 @@ class VqLibraryConfig(CodebookConfig):
         return self
 
 
-class LibraryVectorQuantizer(Bottleneck):
-    """z (B, D, h, w) -> Bottlenecked with codes (B, h, w, 1)."""
+class LibraryVectorQuantizer(Quantizer):
+    """One codebook, one code per position."""
 
-    depth = 1
     steps: Tensor
 
     def __init__(self, config: VqLibraryConfig, latent_channels: int, processes: int = 1) -> None:
-        super().__init__()
+        super().__init__(latent_channels, config.code_dim, config.codebook_size)
         self.config = config
-        self.codebook_size = config.codebook_size
-        self.space = CodeSpace(latent_channels, config.code_dim)
         # The library's defaults are not the paper's, so every option that matters is stated.
         self.library = VectorQuantize(
             dim=self.space.dim,
@@ -75,24 +71,22 @@ class LibraryVectorQuantizer(Bottleneck):
         self._seen: list[tuple[Tensor, Tensor]] = []  # vectors and ids of the step so far
         self._ids: Tensor | None = None  # those of the last step; none before the first
 
-    def forward(self, z: Tensor) -> Bottlenecked:
-        vectors = self._vectors(z)  # (N, d), N = B * h * w
-        # The library switches autocast off for CUDA alone.
-        with torch.autocast(z.device.type, enabled=False):
-            if not self.library._codebook.initted:
-                raise ValueError("the codebook starts from k-means over the first batch; call start with it")
-            ids = self.library(vectors[None], freeze_codebook=True)[1][0]  # (N,)
-            nearest = F.embedding(ids, self.library.codebook)  # (N, d)
-            if self.training:
-                self._seen.append((vectors.detach(), ids))
-            loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
-            stats = {"commitment": commitment, "latent_norm": vectors.detach().norm(dim=-1).mean()}
-        grid = grid_of(z)
-        z_q = self.space.back(straight_through(vectors, nearest), grid)
-        return Bottlenecked(z_q, ids.view(*grid, 1), loss, stats)
+    def quantize(self, vectors: Tensor) -> Quantized:
+        if not self.library._codebook.initted:
+            raise ValueError("the codebook starts from k-means over the first batch; call start with it")
+        vectors = self._scaled(vectors)
+        ids = self.library(vectors[None], freeze_codebook=True)[1][0]  # (N,)
+        nearest = F.embedding(ids, self.library.codebook)  # (N, d)
+        if self.training:
+            self._seen.append((vectors.detach(), ids))
+        loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
+        return Quantized(straight_through(vectors, nearest), ids, loss, stats_of(vectors, commitment))
 
-    def vectors(self, codes: Tensor) -> Tensor:
-        return self.space.back(F.embedding(codes.flatten(), self.library.codebook), codes.shape[:3])
+    def values(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes[:, 0], self.library.codebook)
+
+    def learned_buffers(self) -> list[Tensor]:
+        return self.codebooks() if self.config.update == "ema" else []
 
     def codebooks(self) -> list[Tensor]:
         return [self.library.codebook.detach()]
@@ -100,7 +94,7 @@ class LibraryVectorQuantizer(Bottleneck):
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
         codebook = self.library._codebook
-        codebook.init_embed_(self._vectors(z)[None])
+        codebook.init_embed_(self._scaled(self.space.into(z))[None])
         if self.config.kmeans_init:  # what codebook.py does at its start, and why, is said there
             codebook.cluster_size.mul_(1.0 - self.config.decay)
             codebook.embed_avg.mul_(1.0 - self.config.decay)
@@ -116,9 +110,8 @@ class LibraryVectorQuantizer(Bottleneck):
     def drop_step(self) -> None:
         self._seen = []
 
-    def _vectors(self, z: Tensor) -> Tensor:
-        """z (B, D, h, w) -> (N, d) float32, of length one where cosine."""
-        vectors = self.space.into(z)
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        """(N, d) -> the same, of length one where cosine."""
         return F.normalize(vectors, dim=-1) if self.config.cosine else vectors
 
     def _draw(self, vectors: Tensor, n: int) -> Tensor:

@@ -4,8 +4,10 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from stage1_tokenizer.bottlenecks.kl import KlConfig
+from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.config.base import Tree
+from stage1_tokenizer.config.marks import Mark, marked
+from stage1_tokenizer.config.messages import models_of
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.optim import OptimConfig
 from stage1_tokenizer.objective import AdversarialConfig
@@ -36,8 +38,8 @@ def find_presets(names: Iterable[str], folder: Path = FOLDER) -> dict[str, Path]
 def short_schedule(preset: Tree, steps: int) -> dict[str, int]:
     """Those keys of a preset's schedule that are too long for a run of `steps` steps, with values that fit.
 
-    A warm-up takes no more than a tenth of the steps, the discriminator starts after half of them, and the KL has its
-    full weight after half of them: what comes later in the preset would not come at all.
+    A warm-up takes no more than a tenth of the steps, the discriminator starts after half of them, and a bottleneck's
+    schedule is over after half of them: what comes later in the preset would not come at all.
     """
     optim = OptimConfig.from_tree(preset.get("optim", {}), "preset")
     adversarial = AdversarialConfig.from_tree(preset.get("adversarial", {}), "preset")
@@ -45,6 +47,8 @@ def short_schedule(preset: Tree, steps: int) -> dict[str, int]:
     if adversarial.weight:
         longest["adversarial.start"] = (adversarial.start, steps // 2)
     bottleneck = preset.get("bottleneck", {})
-    if bottleneck.get("kind") == "kl":
-        longest["bottleneck.warmup_steps"] = (KlConfig.from_tree(bottleneck, "preset").warmup_steps, steps // 2)
+    for kind in models_of(BottleneckConfig):
+        if kind.model_fields["kind"].default == bottleneck.get("kind"):
+            own = kind.model_validate(bottleneck)
+            longest |= {f"bottleneck.{key}": (getattr(own, key), steps // 2) for key in marked(kind, Mark.SCHEDULE)}
     return {key: most for key, (own, most) in longest.items() if own > most}

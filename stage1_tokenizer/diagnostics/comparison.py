@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stage1_tokenizer.bottlenecks.codebook import CodebookConfig
 from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.engine.errors import BadFileError
@@ -111,12 +110,7 @@ def measure(
 
 def learned_numbers(tokenizer: Tokenizer) -> int:
     """Parameters, and the codebooks that are running means: those are buffers, but learned all the same."""
-    count = sum(parameter.numel() for parameter in tokenizer.parameters())
-    config = tokenizer.config.bottleneck
-    if isinstance(config, CodebookConfig) and config.update == "ema":
-        # By address, for the codes of a position may share a codebook.
-        count += sum({book.data_ptr(): book.numel() for book in tokenizer.bottleneck.codebooks()}.values())
-    return count
+    return sum(tensor.numel() for tensor in [*tokenizer.parameters(), *tokenizer.bottleneck.learned_buffers()])
 
 
 def latent_numbers(tokenizer: Tokenizer) -> int:

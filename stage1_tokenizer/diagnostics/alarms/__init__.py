@@ -31,7 +31,7 @@ def build_alarms(
 ) -> Alarms:
     """Those that have a meaning in this run."""
     beginning = BEGINNING + 2 * optim.warmup_steps
-    alarms: list[Alarm] = [CommitmentExploding(beginning), PosteriorCollapse(beginning)]
+    alarms: list[Alarm] = [CommitmentExploding(bottleneck, beginning), PosteriorCollapse(bottleneck, beginning)]
     if codes.size:
         alarms.append(Collapse(bottleneck, codes, beginning))
         alarms.append(DeadCodesInValidation("validation", bottleneck, codes))

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.data.pictures import Split
@@ -32,7 +32,7 @@ class Codes(NamedTuple):
 
     def too_few(self, bottleneck: BottleneckConfig) -> str | None:
         """What to say before the first step where k-means has fewer vectors than it is to make codes of."""
-        if not getattr(bottleneck, "kmeans_init", False) or self.per_step >= self.size:
+        if not bottleneck.starts_from_batch or self.per_step >= self.size:
             return None
         return (
             f"the codebook starts from {self.per_step:,} latents, but has {self.size:,} codes: the others start at "
@@ -101,8 +101,8 @@ class CommitmentExploding(Alarm):
     MANY_TIMES = 10.0  # the median. A healthy quickstart rises so high for two entries in a row, then falls again
     REMEMBERED = 100  # entries
 
-    def __init__(self, beginning: int) -> None:
-        self._beginning = beginning
+    def __init__(self, bottleneck: BottleneckConfig, beginning: int) -> None:
+        self._advice, self._beginning = sentence(["lower --optim.lr", *bottleneck.advice("commitment")]), beginning
         self._earlier: deque[float] = deque(maxlen=self.REMEMBERED)
 
     def look(self, entry: Entry) -> str | None:
@@ -116,8 +116,7 @@ class CommitmentExploding(Alarm):
             return None
         return (
             f"the commitment term is {value:.4g}, {value / usual:.3g} times its usual {usual:.4g}, and rising: latents "
-            "grow faster than the codes can follow, and the decoder sees ever coarser ones. Lower --optim.lr, raise "
-            "--bottleneck.beta, or keep latents and codes at length one with --bottleneck.cosine"
+            f"grow faster than the codes can follow, and the decoder sees ever coarser ones. {self._advice}"
         )
 
 
@@ -128,8 +127,8 @@ class PosteriorCollapse(Alarm):
     reads = ("train/active_channels", "train/kl")
     ACTIVE = 0.01  # share of channels: of the usual 4 to 64, none
 
-    def __init__(self, beginning: int) -> None:
-        self._beginning = beginning
+    def __init__(self, bottleneck: BottleneckConfig, beginning: int) -> None:
+        self._advice, self._beginning = sentence(bottleneck.advice("posterior")), beginning
 
     def look(self, entry: Entry) -> str | None:
         active, kl = (entry.scalars[name] for name in self.reads)
@@ -137,22 +136,16 @@ class PosteriorCollapse(Alarm):
             return None
         return (
             f"no channel of the latent is active, the KL is {kl:.3g} nats per image: whatever the image, the decoder "
-            "gets noise, and draws the mean of all. Lower --bottleneck.weight, or let it rise slowly "
-            "(--bottleneck.warmup_steps)"
+            f"gets noise, and draws the mean of all. {self._advice}"
         )
 
 
 def codebook_advice(bottleneck: BottleneckConfig) -> str:
-    """What keeps codes in use, of that which this kind of bottleneck has and does not do yet."""
-    has: dict[str, Any] = bottleneck.model_dump()
-    known = {
-        "kmeans_init": (not has.get("kmeans_init"), "start from the data (--bottleneck.kmeans_init)"),
-        "revive_below": (
-            True,
-            f"move unused codes earlier (--bottleneck.revive_below above {has.get('revive_below')})",
-        ),
-        "code_dim": ((has.get("code_dim") or 99) > 8 or not has.get("cosine"), "--bottleneck.code_dim 8"),
-        "cosine": (not has.get("cosine"), "--bottleneck.cosine"),
-        "entropy_weight": (True, f"a larger --bottleneck.entropy_weight than {has.get('entropy_weight')}"),
-    }
-    return ", ".join([text for key, (helps, text) in known.items() if key in has and helps] + ["a lower --optim.lr"])
+    """Return what keeps codes in use."""
+    return ", ".join([*bottleneck.advice("unused codes"), "a lower --optim.lr"])
+
+
+def sentence(advice: list[str]) -> str:
+    """Return advice as a sentence: `Do this, do that, or that`."""
+    text = ", ".join([*advice[:-2], ", or ".join(advice[-2:])])
+    return text[:1].upper() + text[1:]

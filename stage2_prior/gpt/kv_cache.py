@@ -1,6 +1,4 @@
-"""What a GPT's decoding keeps of each layer's former positions, and the attention of new ones over it."""
-
-from typing import Protocol
+"""Keys and values of a GPT's former positions, and the attention of new ones over them."""
 
 import torch
 import torch.nn.functional as F
@@ -8,29 +6,19 @@ from einops import rearrange
 from torch import Tensor
 
 
-class Cache(Protocol):
-    """Keys and values of all layers."""
-
-    places: slice
-    """Of the new positions; all before them are filled."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Keep key and value of n new positions, and let their queries see all up to themselves: three times
-        (B, n, H, d) -> (B, n, H, d). The queries are scaled already."""
-        ...
-
-
-class GrowingCache:
-    """The program knows how much is filled, and attends to that alone."""
+class KvCache:
+    """Keys and values of all layers, in memory that is allocated once; the program knows how much of it is filled."""
 
     def __init__(self, layers: int, batch: int, heads: int, positions: int, like: Tensor) -> None:
         """Room for keys and values of `layers` layers, of d, dtype and device as the tensor `like` (d,) has."""
         shape = (layers, 2, batch * heads, positions, len(like))
         self._kept = [(keys, values) for keys, values in like.new_zeros(shape)]  # each (B*H, T, d)
         self.places = slice(0, 0)
+        """Indices of the new positions; all before them are filled."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See Cache."""
+        """Keep keys and values of n new positions, and let their queries, scaled already, see all up to themselves:
+        three times (B, n, H, d) -> (B, n, H, d)."""
         B, n, H, d = query.shape
         keys, values = self._kept[layer]
         filled = self.places.stop
@@ -47,9 +35,9 @@ class GrowingCache:
         return rearrange(seen, "(B H) n d -> B n H d", B=B)
 
 
-class FixedCache(GrowingCache):
-    """For one new position, the device knows how much is filled, so the same kernels serve for every position: what is
-    not filled yet is attended to, with weight 0."""
+class FixedKvCache(KvCache):
+    """The same, but for one new position the device knows how much is filled. So the same kernels serve for every
+    position: what is not filled yet is attended to, with weight 0."""
 
     def __init__(self, layers: int, batch: int, heads: int, positions: int, like: Tensor) -> None:
         super().__init__(layers, batch, heads, positions, like)
@@ -60,7 +48,7 @@ class FixedCache(GrowingCache):
         self._bias = self._biases[:1]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See Cache."""
+        """See KvCache."""
         B, n, _, _ = query.shape
         if n > 1:
             return super().attend(layer, query, key, value)

@@ -1,4 +1,4 @@
-"""A PixelCNN's contexts one position at a time, computing only what a new position needs.
+"""Generation with a PixelCNN: its contexts one position at a time, computing only what a new position needs.
 
 The vertical stack of a row depends on the rows above alone, so it is computed once per row, for all columns at once.
 The horizontal stack of a position depends on that and on what lies left of it, so it is computed once per position. No
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from stage2_prior.base import Generation, Grid, PreparedPrior, Prior
 from stage2_prior.pixelcnn.layer import GatedLayer, gate
 
 SMALL_BATCH = 32
@@ -26,22 +27,33 @@ SMALL_BATCH = 32
 took 2.8 s per picture for the horizontal stack, and one took 1.1 s."""
 
 
-class PixelCnnContexts:
-    """The stacks' features so far."""
+class PreparedPixelCnn(PreparedPrior):
+    """A PixelCNN that begins generations."""
 
-    def __init__(self, layers: Iterable[GatedLayer], output: nn.Conv2d, labels: Tensor, grid: tuple[int, int]) -> None:
-        """labels (B,); `output` is the map after the last layer."""
+    def __init__(self, prior: Prior, layers: Iterable[GatedLayer], output: nn.Conv2d) -> None:
+        """Take the modules of a PixelCnn; `output` is the map after the last layer."""
+        super().__init__(prior, "float32")
+        self.layers, self.output = layers, output
+
+    def _begin(self, labels: Tensor, grid: Grid) -> "PixelCnnGeneration":
+        return PixelCnnGeneration(self, labels, grid)
+
+
+class PixelCnnGeneration(Generation):
+    """A generation with both stacks' features so far."""
+
+    def __init__(self, prepared: PreparedPixelCnn, labels: Tensor, grid: Grid) -> None:
+        super().__init__(prepared)
         self._w = grid[1]
-        self._layers = [LayerState(layer, labels, grid) for layer in layers]
-        self._output = linear_weight(output.weight), output.bias
+        self._layers = [LayerState(layer, labels, grid) for layer in prepared.layers]
+        self._output = linear_weight(prepared.output.weight), prepared.output.bias
         self._few = labels.device.type == "cpu" and len(labels) <= SMALL_BATCH
         self._position = 0  # codes of the positions before it are known
         self._rows_done = 0  # rows of which the vertical stack was computed
         self._columns_done = 0  # columns of the present row of which the horizontal stack was computed
         self._features = torch.empty(0)  # (B, width) of the last layer, at the column computed last
 
-    def next(self) -> Tensor:
-        """(B, width) of the next position."""
+    def _next_context(self) -> Tensor:
         row, column = divmod(self._position, self._w)
         if self._rows_done <= row:
             self._vertical(self._rows_done, row + 1)
@@ -52,8 +64,7 @@ class PixelCnnContexts:
             self._columns_done = column + 1
             return F.relu(F.linear(F.relu(self._features), *self._output))
 
-    def take(self, embedded: Tensor) -> None:
-        """The embedded codes (B, n, width) of the next n positions."""
+    def _take(self, embedded: Tensor) -> None:
         first = self._layers[0]
         while embedded.shape[1]:
             row, column = divmod(self._position, self._w)
@@ -90,7 +101,7 @@ class LayerState:
     front by those behind it, one call computes both halves.
     """
 
-    def __init__(self, layer: GatedLayer, labels: Tensor, grid: tuple[int, int]) -> None:
+    def __init__(self, layer: GatedLayer, labels: Tensor, grid: Grid) -> None:
         self._layer, self._reach = layer, layer.reach
         height, self._w = grid
         width, reach, batch = layer.residual.in_channels, layer.reach, len(labels)

@@ -1,4 +1,4 @@
-"""Decoding one code after the other, and generation: both must say just what a whole forward pass says."""
+"""One code after the other, and generation of all: both must say just what a whole forward pass says."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.base import Grid, Prior
+from stage2_prior.base import Grid, PreparedPrior, Prior
 from stage2_prior.generation import Known, generate, sample_softmax
 from stage2_prior.guidance import Guidance, mix
 from tests.helpers.artefacts import MAKERS, noise_of
@@ -89,7 +89,7 @@ def start_of(place: int, size: int, window: int, stride: int) -> int:
     return min(start, size - window)
 
 
-SCHEDULES = {  # whole positions that come in at once, positions that are decoded, and so on; every second time a look
+SCHEDULES = {  # whole positions that come in at once, positions that are asked for, and so on; every second time a look
     "from the start": [(0, 12)],
     "after one": [(1, 11)],
     "after a row": [(4, 8)],
@@ -102,22 +102,22 @@ SCHEDULES = {  # whole positions that come in at once, positions that are decode
 }
 
 
-def check_decoding(prior: Prior, codes: Tensor, labels: Tensor, schedule: list[tuple[int, int]]) -> None:
-    """Decoding of these codes has the logits of `forward` wherever it is asked."""
+def check_logits(prior: Prior, codes: Tensor, labels: Tensor, schedule: list[tuple[int, int]]) -> None:
+    """Fed with these codes, a generation has the logits of `forward` wherever it is asked."""
     batch, height, width, K = codes.shape
     wanted, sequence = prior(codes, labels).view(batch, height * width, K, V), codes.flatten(1, 2)
-    decoding, t = prior.begin(labels, (height, width)), 0
+    generation, t = prior.begin(labels, (height, width)), 0
     found, there = [], []
     for number, (ahead, steps) in enumerate(schedule):
         if ahead:
             if number % 2:  # a look at the logits must not change what follows
-                assert torch.equal(decoding.logits(), decoding.logits())
-            decoding.prefill(sequence[:, t : t + ahead])
+                assert torch.equal(generation.logits(), generation.logits())
+            generation.prefill(sequence[:, t : t + ahead])
             t += ahead
         for position, depth in product(range(t, t + steps), range(K)):
             there.append(wanted[:, position, depth])
-            found.append(decoding.logits())
-            decoding.append(sequence[:, position, depth])
+            found.append(generation.logits())
+            generation.append(sequence[:, position, depth])
         t += steps
     assert_close(torch.stack(found, dim=1), torch.stack(there, dim=1))
 
@@ -125,28 +125,28 @@ def check_decoding(prior: Prior, codes: Tensor, labels: Tensor, schedule: list[t
 @KINDS
 @DEPTHS
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_decoding_has_the_logits_of_forward(kind: str, K: int, schedule: list[tuple[int, int]]) -> None:
+def test_a_generation_has_the_logits_of_forward(kind: str, K: int, schedule: list[tuple[int, int]]) -> None:
     """Trap 30: from the start and after known codes, however many of them come in at once."""
-    check_decoding(prior_of(kind, K), codes_of(TRAINED, K), LABELS, schedule)
+    check_logits(prior_of(kind, K), codes_of(TRAINED, K), LABELS, schedule)
 
 
 @KINDS
 @DEPTHS
 @pytest.mark.parametrize("grid", [(2, 3), (3, 2), (1, 4), (3, 1), (1, 1)], ids=str)
-def test_decoding_on_a_smaller_grid(kind: str, K: int, grid: Grid) -> None:
+def test_generation_on_a_smaller_grid(kind: str, K: int, grid: Grid) -> None:
     """Trap 30: rows are shorter there, so a position's neighbour above is another one in the sequence."""
     prior, codes, last = prior_of(kind, K), codes_of(grid, K, 8), grid[0] * grid[1] - 1
     for schedule in ([(0, last + 1)], [(last, 1)], [(last // 2, last + 1 - last // 2)]):
-        check_decoding(prior, codes, torch.arange(8) % 3, schedule)
+        check_logits(prior, codes, torch.arange(8) % 3, schedule)
 
 
 @KINDS
 @DEPTHS
-def test_decoding_of_a_guidance_pair(kind: str, K: int) -> None:
+def test_generation_of_a_guidance_pair(kind: str, K: int) -> None:
     """Trap 30: with and without class in one batch, each has the logits that it has alone."""
     prior, codes = prior_of(kind, K), codes_of(TRAINED, K)
     pair = torch.cat([LABELS, torch.full_like(LABELS, prior.null_label)])
-    check_decoding(prior, torch.cat([codes, codes]), pair, [(0, 3), (2, 7)])
+    check_logits(prior, torch.cat([codes, codes]), pair, [(0, 3), (2, 7)])
 
 
 @KINDS
@@ -161,10 +161,10 @@ def test_a_grid_larger_than_the_trained_one_is_our_bug(kind: str) -> None:
 @KINDS
 def test_whole_positions_do_not_come_in_amid_one(kind: str) -> None:
     """The codes would land at the wrong depth."""
-    decoding = prior_of(kind, 3).begin(LABELS)
-    decoding.append(LABELS)
+    generation = prior_of(kind, 3).begin(LABELS)
+    generation.append(LABELS)
     with pytest.raises(AssertionError, match="codes already"):
-        decoding.prefill(codes_of((1, 1), 3)[:, 0])
+        generation.prefill(codes_of((1, 1), 3)[:, 0])
 
 
 def check_generation(
@@ -255,8 +255,8 @@ def test_unknown_codes_follow_from_those_before_them(kind: str) -> None:
 def test_progress_counts_every_code(K: int, grid: Grid, window: Grid | None, stride: int, guidance: Guidance) -> None:
     """A bar that ends at another number than it announced makes the user doubt the rest."""
     prior, whole = prior_of("gpt", K), torch.ones(grid, dtype=torch.bool)
-    decoding = mock.Mock(**{"logits.return_value": torch.zeros(2 * B if guidance.is_needed else B, V)})
-    with mock.patch.object(prior, "begin", return_value=decoding):
+    generation = mock.Mock(**{"logits.return_value": torch.zeros(2 * B if guidance.is_needed else B, V)})
+    with mock.patch.object(PreparedPrior, "begin", return_value=generation):
         for mask in (None, *masks_of(grid).values(), whole, ~whole):
             counted: list[int] = []
             known = None if mask is None else Known(codes_of(grid, K), mask)
@@ -270,7 +270,7 @@ def test_a_whole_picture_that_is_known_costs_nothing(kind: str) -> None:
     """Nothing is left to choose, so no network runs."""
     prior, codes, choose = prior_of(kind, 3), codes_of((5, 7), 3), mock.Mock(side_effect=AssertionError)
     known = Known(codes, torch.ones(5, 7, dtype=torch.bool))
-    with mock.patch.object(prior, "begin", choose):
+    with mock.patch.object(PreparedPrior, "begin", choose):
         assert torch.equal(generate(prior, LABELS, noise_of(B, 105), choose, GUIDANCE, (5, 7), known=known), codes)
 
 

@@ -1,7 +1,6 @@
-"""Decoding with prepared weights (`stage2_prior/gpt/decoding.py`) against x-transformers' own layers."""
+"""Generation with prepared weights (`stage2_prior/gpt/generation.py`) against x-transformers' own layers."""
 
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor
 from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.base import Decoder
+from stage2_prior.base import PreparedPrior
 from stage2_prior.generation import generate
-from stage2_prior.gpt.decoding import GptDecoder
 from stage2_prior.gpt.model import Gpt
 from stage2_prior.products import Precision
 from tests.helpers.artefacts import gpt, noise_of, pixelcnn, write_prior
@@ -33,24 +31,24 @@ def wild(seed: int = 0, **options: object) -> Gpt:
     return model
 
 
-def decoder_of(model: Gpt, replays: bool, precision: Precision = "float32") -> Decoder:
-    decoder = model.decoder(precision)
-    cast(GptDecoder, decoder.contexts).replays = replays
-    return decoder
+def prepared_of(model: Gpt, replays: bool) -> PreparedPrior:
+    prepared = model.prepare()
+    prepared.replays = replays
+    return prepared
 
 
 def codes_of(seed: int) -> Tensor:
     return torch.randint(V, (len(LABELS), SHAPE.length), generator=torch.Generator().manual_seed(seed))
 
 
-def logits_of(decoder: Decoder, codes: Tensor, known: int = 0) -> Tensor:
+def logits_of(prepared: PreparedPrior, codes: Tensor, known: int = 0) -> Tensor:
     """(B, L - known, V) at the positions after the known ones."""
-    decoding, found = decoder.begin(LABELS), []
+    generation, found = prepared.begin(LABELS), []
     if known:
-        decoding.prefill(codes[:, :known, None])
+        generation.prefill(codes[:, :known, None])
     for code in codes.t()[known:]:
-        found.append(decoding.logits())
-        decoding.append(code)
+        found.append(generation.logits())
+        generation.append(code)
     return torch.stack(found, dim=1)
 
 
@@ -66,18 +64,18 @@ def test_logits_are_those_of_the_layers(replays: bool, positions: str, known: in
     model, codes = wild(positions=positions), codes_of(1)
     wanted = forward(model, codes)[:, known:]
     assert wanted.std() > 0.5
-    assert (logits_of(decoder_of(model, replays), codes, known) - wanted).abs().max() < 1e-5 * wanted.std()
+    assert (logits_of(prepared_of(model, replays), codes, known) - wanted).abs().max() < 1e-5 * wanted.std()
 
 
 @STEPS
 def test_a_cache_that_serves_again_holds_nothing_of_before(replays: bool) -> None:
-    """Trap 30: several generations with one decoder, one after the other and two at the same time."""
+    """Trap 30: several generations from one prepared prior, one after the other and two at the same time."""
     model = wild()
-    decoder = decoder_of(model, replays)
+    prepared = prepared_of(model, replays)
     for seed in (1, 2):
         codes = codes_of(seed)
-        assert torch.allclose(logits_of(decoder, codes), forward(model, codes), atol=1e-4)
-    one, other = decoder.begin(LABELS), decoder.begin(LABELS)
+        assert torch.allclose(logits_of(prepared, codes), forward(model, codes), atol=1e-4)
+    one, other = prepared.begin(LABELS), prepared.begin(LABELS)
     codes, others = codes_of(3), codes_of(4)
     for place in range(SHAPE.length):
         assert torch.allclose(one.logits(), forward(model, codes)[:, place], atol=1e-4)
@@ -87,7 +85,7 @@ def test_a_cache_that_serves_again_holds_nothing_of_before(replays: bool) -> Non
 
 
 def test_weights_are_those_of_when_it_was_prepared() -> None:
-    """A step of training changes what the next decoder says, by whatever means the optimizer writes."""
+    """A step of training changes what is prepared next, by whatever means the optimizer writes."""
     model, codes = wild(), codes_of(1)
     before = forward(model, codes)
     optimizer = torch.optim.AdamW(model.requires_grad_().parameters(), lr=0.1, fused=True)
@@ -96,9 +94,9 @@ def test_weights_are_those_of_when_it_was_prepared() -> None:
     model.requires_grad_(False)
     after = forward(model, codes)
     assert (before - after).abs().max() > 0.1
-    assert torch.allclose(logits_of(model.decoder(), codes), after, atol=1e-4)
+    assert torch.allclose(logits_of(model.prepare(), codes), after, atol=1e-4)
     generated = generate(model, LABELS, noise_of(3, SHAPE.length))
-    assert torch.equal(generate(model, LABELS, noise_of(3, SHAPE.length), decoder=model.decoder()), generated)
+    assert torch.equal(generate(model, LABELS, noise_of(3, SHAPE.length), prepared=model.prepare()), generated)
 
 
 @pytest.mark.parametrize(("precision", "least", "most"), [("bfloat16", 1e-4, 3e-2), ("int8", 1e-4, 8e-2)])
@@ -106,7 +104,7 @@ def test_other_precisions_are_near(precision: Precision, least: float, most: flo
     """And are what was asked for: not float32 under another name."""
     model, codes = wild(width=64), codes_of(1)
     wanted = forward(model, codes)
-    apart = (logits_of(model.decoder(precision), codes) - wanted).std() / wanted.std()
+    apart = (logits_of(model.prepare(precision), codes) - wanted).std() / wanted.std()
     assert least < apart < most
 
 
@@ -115,11 +113,11 @@ def test_what_is_generated_does_not_depend_on_the_batch(precision: Precision) ->
     """Trap 36, in int8 too: its inputs are scaled row by row."""
     model, noise = wild(), noise_of(12, SHAPE.length)
     labels = torch.arange(12) % 3
-    decoder = model.decoder(precision)
-    together = generate(model, labels, noise, decoder=decoder)
+    prepared = model.prepare(precision)
+    together = generate(model, labels, noise, prepared=prepared)
     for size in (1, 5):
         parts = zip(torch.split(labels, size), torch.split(noise, size), strict=True)
-        alone = [generate(model, some, part, decoder=decoder) for some, part in parts]
+        alone = [generate(model, some, part, prepared=prepared) for some, part in parts]
         assert torch.equal(torch.cat(alone), together)
 
 
@@ -128,14 +126,14 @@ def test_the_sampler_takes_the_precision_that_it_is_given(tmp_path: Path) -> Non
     prior = write_prior(tmp_path)
     for precision in ("float32", "bfloat16", "int8"):
         sampler = Sampler(prior, SamplingConfig(precision=precision))
-        assert sampler.decoder.precision == precision
+        assert sampler.prepared.precision == precision
         assert sampler.sample(2).shape[0] == 2
 
 
 def test_a_pixelcnn_knows_float32_alone(tmp_path: Path) -> None:
     """Refused when the sampler is made, not after an hour of sampling."""
     with pytest.raises(ConfigError, match="precision int8: a PixelCNN decodes in float32 alone"):
-        pixelcnn(SHAPE).decoder("int8")
+        pixelcnn(SHAPE).prepare("int8")
     prior = write_prior(tmp_path, kind="pixelcnn")
     with pytest.raises(ConfigError, match="precision bfloat16"):
         Sampler(prior, SamplingConfig(precision="bfloat16"))

@@ -1,0 +1,39 @@
+"""Bottleneck `coins`: each of two coordinates becomes heads or tails, so there are four codes."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig
+from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
+from stage1_tokenizer.bottlenecks.straight import straight_through
+
+
+class CoinsConfig(BaseBottleneckConfig):
+    """Two coins per position."""
+
+    kind: Literal["coins"] = "coins"
+    pull: Annotated[PositiveFloat, Advice("unused codes", "a fairer --bottleneck.pull than {}")] = 0.5
+    """Weight of the commitment term."""
+
+
+class Coins(Quantizer):
+    """One code of four per position."""
+
+    def __init__(self, config: CoinsConfig, latent_channels: int) -> None:
+        super().__init__(latent_channels, 2, codebook_size=4)
+        self.config = config
+
+    def quantize(self, vectors: Tensor) -> Quantized:
+        codes = (vectors > 0).long() @ torch.tensor([2, 1], device=vectors.device)
+        nearest = self.values(codes[:, None])
+        loss = self.config.pull * (vectors - nearest).square().mean()
+        return Quantized(straight_through(vectors, nearest), codes, loss, {})
+
+    def values(self, codes: Tensor) -> Tensor:
+        return torch.cat([codes // 2, codes % 2], dim=1).float() * 2 - 1
+
+    def codebooks(self) -> list[Tensor]:
+        return [self.values(torch.arange(4)[:, None])]

@@ -1,0 +1,36 @@
+"""Data set `stripes`: grey stripes, across or along."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+
+from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
+
+
+class StripesConfig(SizedConfig):
+    """Stripes of one width."""
+
+    kind: Literal["stripes"] = "stripes"
+    width: int = 4
+    """Pixels."""
+    haste: Annotated[int, Mark.FREE] = 0
+    """A key that changes no image."""
+
+
+class Stripes:
+    """One split: 24 or 8 images."""
+
+    classes: tuple[str, ...] = ("across", "along")
+    identity = ""
+
+    def __init__(self, config: StripesConfig, split: Split) -> None:
+        self._config, self._n = config, 24 if split == "train" else 8
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        rows, columns = np.indices(self._config.image_size) + index // 2
+        bright = ((columns if index % 2 else rows) // self._config.width % 2)[..., None]
+        return np.repeat(255 * bright, 3, axis=2).astype(np.uint8), index % 2
