@@ -33,6 +33,7 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.products import Precision
+from stage2_prior.windows import Canvas
 
 SMALL = Size(layers=2, width=64, heads=4, side=4, vocabulary=32, top_k=5)
 BATCHES = {"cpu": {1: 100.0, 16: 260.0, 64: 480.0}, "cuda": {1: 0.0, 16: 0.0, 64: 0.0, 256: 0.0}}
@@ -92,7 +93,7 @@ def build(way: Way, size: Size, device: torch.device) -> Run:
     def run(labels: Tensor, tokens: int) -> Tensor:
         rows, columns = (tokens // size.side, size.side) if tokens >= size.side else (1, tokens)
         noise = torch.rand(len(labels), tokens, dtype=torch.float64).to(device)
-        return generate(prior, labels, noise, pick, grid=(rows, columns), prepared=prepared())
+        return generate(prior, labels, noise, pick, canvas=Canvas((rows, columns)), prepared=prepared())
 
     return run
 

@@ -39,7 +39,7 @@ from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
 from stage2_prior.prior import LoadedPrior, load_prior, newest_run
 from stage2_prior.products import Precision
-from stage2_prior.windows import check_window
+from stage2_prior.windows import Canvas
 
 DEFAULT_TOP_P = 0.9
 OF_CLASSES = Idle(beside="tokenizer", reason="guidance is between a prior with and without a class")
@@ -105,9 +105,8 @@ class Sampler:
         self.size = self.config.size or tokenizer.image_size
         check_image_size(self.size, self.factor, "size")
         self.grid: Grid = (self.size[0] // self.factor, self.size[1] // self.factor)
-        trained = (shape.h, shape.w)
         self.check_size(self.grid)
-        self.window = check_window(self.config.window or trained, trained, self.grid, self.config.stride)
+        _, self.window = Canvas(self.grid, self.config.window, self.config.stride).fitted((shape.h, shape.w))
         self.guidance = Guidance(
             self._scale(), self.config.guidance_schedule, self.config.guidance_interval or (0.0, 1.0)
         )
@@ -260,12 +259,10 @@ class Sampler:
                 torch.from_numpy(noise).to(device_of_float64(self.device)),
                 partial(choose, config=self.config),
                 self.guidance,
-                grid,
-                self.window,
-                self.config.stride,
-                known,
-                progress,
-                self.prepared,
+                Canvas(grid, self.window, self.config.stride),
+                known=known,
+                progress=progress,
+                prepared=self.prepared,
             )
         except NotFiniteError as error:
             raise BadFileError(f"{self.prior.path}: {error}") from None

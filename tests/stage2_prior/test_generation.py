@@ -13,6 +13,7 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import Grid, PreparedPrior, Prior
 from stage2_prior.generation import Known, generate, sample_softmax
 from stage2_prior.guidance import Guidance, mix
+from stage2_prior.windows import Canvas
 from tests.helpers.artefacts import MAKERS, noise_of
 
 V, B = 11, 2
@@ -177,7 +178,7 @@ def check_generation(
     grid, window, stride, guidance = case
     prior, noise, seen = prior_of(kind, K), noise_of(B, grid[0] * grid[1] * K), Recorder()
     known = None if mask is None else Known(codes_of(grid, K), mask)
-    codes = generate(prior, LABELS, noise, seen, guidance, grid, window, stride, known)
+    codes = generate(prior, LABELS, noise, seen, guidance, Canvas(grid, window, stride), known=known)
     if known is not None:
         assert torch.equal(codes[:, known.mask], known.codes[:, known.mask])
     height, width = (min(pair) for pair in zip(window or TRAINED, grid, strict=True))
@@ -229,7 +230,7 @@ def test_what_stands_at_unknown_places_is_not_read(kind: str, case: str) -> None
     garbage[:, mask] = codes[:, mask]
     assert not torch.equal(codes, garbage)
     one, other = (
-        generate(prior_of(kind, 1), LABELS, noise, guidance=guidance, grid=grid, window=window, stride=stride, known=k)
+        generate(prior_of(kind, 1), LABELS, noise, guidance=guidance, canvas=Canvas(grid, window, stride), known=k)
         for k in (Known(codes, mask), Known(garbage, mask))
     )
     assert torch.equal(one, other)
@@ -261,7 +262,8 @@ def test_progress_counts_every_code(K: int, grid: Grid, window: Grid | None, str
             counted: list[int] = []
             known = None if mask is None else Known(codes_of(grid, K), mask)
             noise = noise_of(B, grid[0] * grid[1] * K)
-            generate(prior, LABELS, noise, sample_softmax, guidance, grid, window, stride, known, counted.append)
+            canvas, progress = Canvas(grid, window, stride), counted.append
+            generate(prior, LABELS, noise, sample_softmax, guidance, canvas, known=known, progress=progress)
             assert sum(counted) == B * grid[0] * grid[1] * K
 
 
@@ -271,7 +273,9 @@ def test_a_whole_picture_that_is_known_costs_nothing(kind: str) -> None:
     prior, codes, choose = prior_of(kind, 3), codes_of((5, 7), 3), mock.Mock(side_effect=AssertionError)
     known = Known(codes, torch.ones(5, 7, dtype=torch.bool))
     with mock.patch.object(PreparedPrior, "begin", choose):
-        assert torch.equal(generate(prior, LABELS, noise_of(B, 105), choose, GUIDANCE, (5, 7), known=known), codes)
+        assert torch.equal(
+            generate(prior, LABELS, noise_of(B, 105), choose, GUIDANCE, Canvas((5, 7)), known=known), codes
+        )
 
 
 @KINDS
@@ -287,5 +291,5 @@ def test_generated_codes_are_in_row_major_order(kind: str) -> None:
 def test_one_position_is_a_picture_too(kind: str) -> None:
     """Shares of the picture are counted from the first position to the last, which here are the same one."""
     seen = Recorder()
-    assert generate(prior_of(kind, 1), LABELS, noise_of(B, 1), seen, GUIDANCE, (1, 1)).shape == (B, 1, 1, 1)
+    assert generate(prior_of(kind, 1), LABELS, noise_of(B, 1), seen, GUIDANCE, Canvas((1, 1))).shape == (B, 1, 1, 1)
     assert seen.shares == [0.0]
