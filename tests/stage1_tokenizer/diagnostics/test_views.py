@@ -1,4 +1,4 @@
-"""The figures behind the analysis' pictures, each against a slow reference."""
+"""The numbers behind the views, each against a slow reference; and what a new view needs."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.analysis.atlas import atlas_of, mean_patches, nearest_codes
-from stage1_tokenizer.diagnostics.analysis.atlas_picture import percent
-from stage1_tokenizer.diagnostics.analysis.curves import smooth
-from stage1_tokenizer.diagnostics.analysis.latent_maps import latent_colours
-from stage1_tokenizer.diagnostics.analysis.masked_latents import change_by_distance, masked, masks_of
-from stage1_tokenizer.diagnostics.analysis.projection import pca
-from stage1_tokenizer.diagnostics.analysis.random_codes import shuffled, uniform_codes, unigram_codes
-from stage1_tokenizer.diagnostics.analysis.reconstruction import depth_kept, find_holes, groups_by_psnr, hole_masks
+from stage1_tokenizer.diagnostics.views.atlas import atlas_of, mean_patches, nearest_codes, short_percent
+from stage1_tokenizer.diagnostics.views.curves import smooth
+from stage1_tokenizer.diagnostics.views.holes import depth_kept, find_holes, hole_masks
+from stage1_tokenizer.diagnostics.views.latent_maps import latent_colours
+from stage1_tokenizer.diagnostics.views.masked_latents import change_by_distance, masked, masks_of
+from stage1_tokenizer.diagnostics.views.projection import pca
+from stage1_tokenizer.diagnostics.views.random_codes import shuffled, uniform_codes, unigram_codes
+from stage1_tokenizer.diagnostics.views.reconstructions import groups_by_psnr
 from stage1_tokenizer.engine.log_file import read_curves
 
 
@@ -214,4 +214,4 @@ def test_holes_are_black_pixels_in_one_colour_and_their_depth_is_measured() -> N
 
 def test_shares_fit_under_a_patch() -> None:
     shares = {1.0: "100%", 0.62: "62%", 0.0996: "10%", 0.034: "3.4%", 0.00996: "1.0%", 0.0056: ".56%", 1e-6: "<.01%"}
-    assert {share: percent(share) for share in shares} == shares
+    assert {share: short_percent(share) for share in shares} == shares
