@@ -92,12 +92,11 @@ def draw_masked_latents(subject: Subject) -> Sheet:
             x0, y0 = float(columns.min()) / w * width, float(rows.min()) / h * height
             size = (float(columns.max() + 1) / w * width - x0, float(rows.max() + 1) / h * height - y0)
             decoded = decode(tokenizer, masked(measured.z_q[chosen], mask, by))
-            for row, (image, change) in enumerate(
-                zip(decoded, error_map(measured.x_hat[chosen], decoded), strict=True)
-            ):
+            change = error_map(measured.x_hat[chosen], decoded)
+            for row in range(len(chosen)):
                 top = TOP + 0.35 + row * (height + 0.06)
-                sheet.image(image, left, top, width)
-                sheet.error(change, left + width + 0.04, top, width)
+                sheet.image(decoded[row], left, top, width)
+                sheet.error(change[row], left + width + 0.04, top, width)
                 if name != "half at random":
                     for start in (left, left + width + 0.04):
                         sheet.box(start + x0, top + y0, *size, edgecolor="#9fe870", lw=1.0)

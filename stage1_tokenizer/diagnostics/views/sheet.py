@@ -11,7 +11,7 @@ from torch import Tensor
 from stage1_tokenizer.diagnostics.report.charts import Chart, frame_of, tick_label
 from stage1_tokenizer.diagnostics.report.pictures import BRIGHTEST, pixels
 
-# matplotlib is imported when a sheet is drawn: it looks for fonts first, and a training, which imports this, draws none.
+# matplotlib is imported when a sheet is drawn: it looks for fonts, and a training, which imports this, draws none.
 # ruff: noqa: PLC0415
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +136,9 @@ class Sheet:
             steps, values = series.curve
             colour = COLOURS[(series.colour or 0) % len(COLOURS)]
             if series.dots:
-                axes.plot(steps, values, "o-", color=colour, lw=1.2, ms=4, mfc="white", label=series.name)
+                axes.plot(
+                    steps, values, "o-", color=colour, lw=1.2, ms=4, mfc="white", clip_on=False, label=series.name
+                )
             elif smooth:
                 axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
                 axes.plot(steps, smooth(values), color=colour, lw=1.6, label=series.name)
