@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, plural, scrolling, tag
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, plural, table, tag
 from stage1_tokenizer.diagnostics.report.page import TROUBLE, Head, attempt, note, or_note, render
 from stage1_tokenizer.diagnostics.report.pictures import enlargement, fitted, grid, img, pixels, read
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
@@ -122,19 +122,11 @@ def _side_by_side(
     """A table with a column for each run; on a narrow screen each cell stands on a line of its own, after the run's
     name. `rows`: a label, and for each run what it has and whether that is the best."""
     body = [
-        tag("tr", tag("th", label, scope="row"),
-            [tag("td", text, class_="best" if best else None, data_run=name)
-             for name, (text, best) in zip(names, cells, strict=True)])
+        [label, *(tag("td", text, class_="best" if best else None, data_run=name)
+                  for name, (text, best) in zip(names, cells, strict=True))]
         for label, cells in rows
     ]  # fmt: skip
-    inner = tag(
-        "table",
-        tag("caption", caption, class_="unseen" if hide else None),
-        tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in head])),
-        tag("tbody", body),
-        class_=f"{class_} stacked",
-    )
-    return scrolling(caption, inner)
+    return table(caption, head, body, f"{class_} stacked", hide)
 
 
 def _curves(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:

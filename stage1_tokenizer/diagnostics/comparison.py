@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from stage1_tokenizer.bottlenecks.codebook import CodebookConfig
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.data.pictures import Pictures, to_uint8
@@ -24,8 +25,17 @@ from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 from stage1_tokenizer.validation import pairs, validate
 
-COLUMNS = tuple(
-    ["preset", "parameters", "NMSE", "PSNR, dB", "LPIPS", "usage", "perplexity", "per image", "images/s", "training, s"]
+COLUMNS = (
+    "preset",
+    "parameters",
+    "NMSE",
+    "PSNR, dB",
+    "LPIPS",
+    "usage",
+    "perplexity",
+    "per image",
+    "images/s",
+    "training, s",
 )
 INCHES = 0.9
 """Side of an image in the picture; the labels stand in as much as three of them."""
@@ -120,11 +130,13 @@ def measure(
 
 
 def learned_numbers(tokenizer: Tokenizer) -> int:
-    """Parameters, and the codebooks that are running means: these are buffers in the weights, but learned all the same."""
-    saved = {tensor.data_ptr() for tensor in tokenizer.state_dict().values()}
-    # By address, for the codes of a position may share a codebook, and one learned by gradient is a parameter already.
-    learned = {book.data_ptr(): book.numel() for book in tokenizer.bottleneck.codebooks() if book.data_ptr() in saved}
-    return sum((learned | {each.data_ptr(): each.numel() for each in tokenizer.parameters()}).values())
+    """Parameters, and the codebooks that are running means: those are buffers, but learned all the same."""
+    count = sum(parameter.numel() for parameter in tokenizer.parameters())
+    config = tokenizer.config.bottleneck
+    if isinstance(config, CodebookConfig) and config.update == "ema":
+        # By address, for the codes of a position may share a codebook.
+        count += sum({book.data_ptr(): book.numel() for book in tokenizer.bottleneck.codebooks()}.values())
+    return count
 
 
 def latent_numbers(tokenizer: Tokenizer) -> int:

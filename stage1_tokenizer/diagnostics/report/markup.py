@@ -66,7 +66,7 @@ def data_block(name: str, value: object) -> Markup:
 def table(
     caption: str, head: Iterable[Child], rows: Iterable[Iterable[Child]], class_: str | None = None, hide: bool = False
 ) -> Markup:
-    """A table in a box of its own to scroll in. The first cell of a row is its header.
+    """A table in a box of its own to scroll in. The first cell of a row is its header; others may be <td> already.
 
     hide: the caption is for screen readers alone, where a heading says the same.
     """
@@ -74,7 +74,8 @@ def table(
     body = []
     for row in rows:
         first, *others = row
-        body.append(tag("tr", tag("th", first, scope="row"), [tag("td", cell) for cell in others]))
+        cells = [cell if isinstance(cell, Markup) and cell.startswith("<td") else tag("td", cell) for cell in others]
+        body.append(tag("tr", tag("th", first, scope="row"), cells))
     inner = tag(
         "table",
         tag("caption", caption, class_="unseen" if hide else None),
@@ -82,12 +83,8 @@ def table(
         tag("tbody", body),
         class_=class_,
     )
-    return scrolling(caption, inner)
-
-
-def scrolling(label: str, content: Markup) -> Markup:
-    """A box to scroll in. Where its content is too wide page.js makes it a region of this name, and a tab stop."""
-    return tag("div", content, class_="scroll", data_label=label)
+    # Where it is too wide page.js makes the box a region of this name, and a tab stop.
+    return tag("div", inner, class_="scroll", data_label=caption)
 
 
 def listed(pairs: Iterable[tuple[Child, Child]], class_: str = "facts") -> Markup:

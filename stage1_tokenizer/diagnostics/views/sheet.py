@@ -136,14 +136,13 @@ class Sheet:
             steps, values = series.curve
             colour = COLOURS[(series.colour or 0) % len(COLOURS)]
             if series.dots:
-                axes.plot(
-                    steps, values, "o-", color=colour, lw=1.2, ms=4, mfc="white", clip_on=False, label=series.name
-                )
-            elif smooth:
-                axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
-                axes.plot(steps, smooth(values), color=colour, lw=1.6, label=series.name)
+                style: dict[str, Any] = {"marker": "o", "lw": 1.2, "ms": 4, "mfc": "white", "clip_on": False}
             else:
-                axes.plot(steps, values, ".-" if len(steps) == 1 else "-", color=colour, lw=1.4, label=series.name)
+                style = {"marker": "o" if len(steps) == 1 else "", "lw": 1.6}
+            if smooth and not series.dots:
+                axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
+                values = list(smooth(values))
+            axes.plot(steps, values, color=colour, label=series.name, **style)
             if chart.fill:
                 axes.fill_between(steps, values, frame.y[0], color=colour, alpha=0.25, lw=0)
         if chart.level:
