@@ -21,8 +21,7 @@ from sampling.picture_files import rows_of
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.trees import LARGEST_JSON, parse_json
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, listed, table, tag
-from stage1_tokenizer.diagnostics.report.numbers import plain, plural
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, listed, plain, plural, table, tag
 from stage1_tokenizer.diagnostics.report.page import Section, attempt, note, or_note, section
 from stage1_tokenizer.diagnostics.report.pictures import LARGEST_SIDE, grid, read
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder

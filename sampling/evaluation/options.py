@@ -18,7 +18,7 @@ from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.partial_options import with_own_data
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.data.shapes import ShapesConfig
-from stage1_tokenizer.diagnostics.report.measured import moved
+from stage1_tokenizer.diagnostics.views.base import moved
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer

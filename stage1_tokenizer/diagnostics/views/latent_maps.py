@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.analysis.encoded import Encoded
-from stage1_tokenizer.diagnostics.analysis.projection import pca
-from stage1_tokenizer.diagnostics.analysis.sheet import GREY, MARGIN, TOP, WIDTH, Sheet, pixels, width_of
+from stage1_tokenizer.diagnostics.views.base import Subject, View, measured_of
+from stage1_tokenizer.diagnostics.views.projection import pca
+from stage1_tokenizer.diagnostics.views.sheet import GREY, MARGIN, TOP, WIDTH, Sheet, fitting
 
 COLUMNS, ROWS = 8, 2
 
@@ -24,22 +24,22 @@ def latent_colours(z_q: Tensor) -> tuple[Tensor, Tensor]:
     return scaled.reshape(N, h, w, 3), components.explained
 
 
-def draw_latent_maps(encoded: Encoded, footer: str) -> Sheet:
-    maps, explained = latent_colours(encoded.z_q)
-    chosen = encoded.spread(COLUMNS * ROWS)
+def draw_latent_maps(subject: Subject) -> Sheet:
+    measured = measured_of(subject)
+    maps, explained = latent_colours(measured.z_q)
+    chosen = measured.spread(COLUMNS * ROWS)
     cell = (WIDTH - 2 * MARGIN - 0.75) / COLUMNS
-    width = width_of(encoded.image_size, cell - 0.06)
-    height = width * encoded.image_size[0] / encoded.image_size[1]
+    width, height = fitting(measured.image_size, cell - 0.06)
     rows = -(-len(chosen) // COLUMNS)
     step = 3 * (height + 0.05) + 0.2
-    h, w = encoded.z_q.shape[2:]
+    h, w = measured.z_q.shape[2:]
     sheet = Sheet(
         TOP + 0.1 + rows * step,
         "What the latent keeps: its principal components as colours",
-        f"The {encoded.z_q.shape[1]} channels of z_q, a grid of {h}x{w}, on three principal components shown as red, "
+        f"The {measured.z_q.shape[1]} channels of z_q, a grid of {h}x{w}, on three principal components shown as red, "
         f"green and blue:\n{', '.join(f'{share:.1%}' for share in explained.tolist())} of the variance. Equal colours "
         "are nearly equal latents, in all images alike.",
-        footer,
+        measured.footer,
     )
     with sheet:
         for row in range(rows):
@@ -49,7 +49,10 @@ def draw_latent_maps(encoded: Encoded, footer: str) -> Sheet:
         for place, image in enumerate(chosen):
             row, column = divmod(place, COLUMNS)
             left, top = MARGIN + 0.75 + column * cell, TOP + 0.1 + row * step
-            sheet.image(pixels(encoded.x[image]), left, top, width)
+            sheet.image(measured.x[image], left, top, width)
             sheet.image(maps[image].numpy(), left, top + height + 0.05, width, interpolation="nearest")
-            sheet.image(pixels(encoded.x_hat[image]), left, top + 2 * (height + 0.05), width)
+            sheet.image(measured.x_hat[image], left, top + 2 * (height + 0.05), width)
     return sheet
+
+
+VIEW = View("latent_maps", "Latents as colours", draw_latent_maps)

@@ -1,18 +1,20 @@
 """A sheet of paper: every picture is laid out on one, in inches from its top left corner, with title and caption."""
 
 import io
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stage1_tokenizer.data.pictures import to_uint8
+from stage1_tokenizer.diagnostics.report.charts import Chart, frame_of, tick_label
+from stage1_tokenizer.diagnostics.report.pictures import BRIGHTEST, pixels
+
+# matplotlib is imported when a sheet is drawn: it looks for fonts, and a training, which imports this, draws none.
+# ruff: noqa: PLC0415
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DPI = 120
 WIDTH = 10.0
@@ -51,10 +53,14 @@ class Sheet:
     def __init__(self, height: float, title: str, caption: str, footer: str) -> None:
         """`caption`: one or two lines under the title; `footer`: one line, the same on all pictures of a run."""
         self.height = round((height + 0.35) * DPI) / DPI  # whole dots, so that pictures lie on whole dots
+        from matplotlib import rc_context
+
         self._style = rc_context(STYLE)
         self._size = (title, caption, footer)
 
     def __enter__(self) -> Self:
+        from matplotlib.figure import Figure
+
         self._style.__enter__()
         self.figure = Figure(figsize=(WIDTH, self.height), dpi=DPI, facecolor="white")
         # One frame over the whole sheet in inches, y downwards, carries pictures and words.
@@ -76,8 +82,11 @@ class Sheet:
         """Words whose baseline starts at (x, y). A `$` is a dollar sign."""
         self._page.text(x, y, words.replace("$", r"\$"), **options)
 
-    def image(self, picture: NDArray[Any], x: float, y: float, width: float, **options: Any) -> float:
-        """A picture (H, W[, 3]) at (x, y), on whole dots; returns its height. Enlarged pixels keep their edges."""
+    def image(self, image: Tensor | NDArray[Any], x: float, y: float, width: float, **options: Any) -> float:
+        """An image, (C, H, W) in [-1, 1] or an array (H, W[, 3]), at (x, y), on whole dots; returns its height.
+        Enlarged pixels keep their edges."""
+        picture = pixels(image) if isinstance(image, Tensor) else image
+        picture = picture[..., 0] if picture.shape[2:] == (1,) else picture
         H, W = picture.shape[:2]
         height = width * H / W
         x, y = round(x * DPI) / DPI, round(y * DPI) / DPI
@@ -87,14 +96,60 @@ class Sheet:
         self._page.set(xlim=(0.0, WIDTH), ylim=(self.height, 0.0))  # imshow moves the limits
         return height
 
+    def error(self, error: Tensor, x: float, y: float, width: float) -> None:
+        """A map of errors (H, W), as shares of the range of values: black for none."""
+        self.image(error.numpy(), x, y, width, cmap="inferno", vmin=0.0, vmax=BRIGHTEST)
+
     def box(self, x: float, y: float, width: float, height: float, **options: Any) -> None:
         """The outline of a rectangle."""
+        from matplotlib.patches import Rectangle
+
         style: dict[str, Any] = {"fill": False, "edgecolor": GREY, "lw": 0.7, **options}
         self._page.add_patch(Rectangle((x, y), width, height, **style))
 
-    def plot(self, x: float, y: float, width: float, height: float) -> Axes:
+    def plot(self, x: float, y: float, width: float, height: float) -> "Axes":
         """Axes whose frame is this rectangle."""
         return self.figure.add_axes((x / WIDTH, 1.0 - (y + height) / self.height, width / WIDTH, height / self.height))
+
+    def chart(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        chart: Chart,
+        smooth: Callable[[Sequence[float]], Sequence[float]] | None = None,
+    ) -> None:
+        """A `drawable` chart in this rectangle. `smooth`: draw curves without dots faint, and smoothed over it."""
+        from matplotlib.ticker import NullLocator
+
+        axes, frame = self.plot(x, y, width, height), frame_of(chart)
+        axes.set_title(chart.title)
+        axes.set_title(chart.unit, loc="right", fontsize=8, fontweight="normal", color=GREY)
+        axes.set_xlabel(chart.x_name, loc="right", color=GREY)
+        axes.set_yscale("log" if chart.log else "linear")
+        for ticks, axis in zip(frame.ticks(), (axes.xaxis, axes.yaxis), strict=True):
+            axis.set_ticks(ticks, [tick_label(tick) for tick in ticks])
+            axis.set_minor_locator(NullLocator())
+        axes.set(xlim=frame.x, ylim=frame.y)
+        for series in chart.series:
+            steps, values = series.curve
+            colour = COLOURS[(series.colour or 0) % len(COLOURS)]
+            if series.dots:
+                style: dict[str, Any] = {"marker": "o", "lw": 1.2, "ms": 4, "mfc": "white", "clip_on": False}
+            else:
+                style = {"marker": "o" if len(steps) == 1 else "", "lw": 1.6}
+            if smooth and not series.dots:
+                axes.plot(steps, values, color=colour, lw=0.8, alpha=0.35)
+                values = list(smooth(values))
+            axes.plot(steps, values, color=colour, label=series.name, **style)
+            if chart.fill:
+                axes.fill_between(steps, values, frame.y[0], color=colour, alpha=0.25, lw=0)
+        if chart.level:
+            axes.axhline(chart.level[1], color=INK, lw=1, ls="--", label=chart.level[0])
+        if chart.shade:
+            axes.axvspan(chart.shade[1], frame.x[1], color="#f3f4f6", lw=0, label=chart.shade[0])
+        axes.legend(loc="best")
 
     def png(self) -> bytes:
         """The picture file; the same sheet gives the same bytes."""
@@ -103,14 +158,10 @@ class Sheet:
         return file.getvalue()
 
 
-def width_of(image_size: tuple[int, int], largest: float) -> float:
-    """The width in inches, up to `largest` in either direction, at which a pixel covers a whole number of dots."""
-    H, W = image_size
+def fitting(size: tuple[int, int], largest: float) -> tuple[float, float]:
+    """Width and height in inches of an image of H, W pixels, up to `largest` in either direction, at which a pixel
+    covers a whole number of dots."""
+    H, W = size
     dots = largest * DPI / max(H, W)
-    return W * (int(dots) if dots >= 1 else dots) / DPI
-
-
-def pixels(image: Tensor) -> NDArray[np.uint8]:
-    """(C, H, W) in [-1, 1] -> (H, W, 3) or, of one channel, (H, W) uint8."""
-    picture: NDArray[np.uint8] = to_uint8(image).permute(1, 2, 0).cpu().numpy()
-    return picture[..., 0] if picture.shape[-1] == 1 else picture
+    dots = int(dots) if dots >= 1 else dots
+    return W * dots / DPI, H * dots / DPI

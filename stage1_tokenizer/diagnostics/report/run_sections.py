@@ -1,23 +1,119 @@
-"""What was run: with which settings, on which data, by which versions, on what machine."""
+"""The sections that the page of any run has, of either stage: its figures, what was run, and what happened."""
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.record import DataRecord
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, escaped, fold, join, listed, table, tag
-from stage1_tokenizer.diagnostics.report.numbers import plain, plural
-from stage1_tokenizer.diagnostics.report.page import note
+from stage1_tokenizer.diagnostics.report.markup import (
+    Child,
+    Markup,
+    escaped,
+    fold,
+    join,
+    listed,
+    percent,
+    plain,
+    plural,
+    table,
+    tag,
+)  # fmt: skip
+from stage1_tokenizer.diagnostics.report.page import Head, note
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
+from stage1_tokenizer.engine.log_file import Curve
 
 LONGEST = 300
 """Characters of a value that are shown."""
 LONGEST_COMMAND = 2000
 MOST_KEYS = 400
 MOST_LINES = 60
+Better = Literal["higher", "lower"] | None
+
+
+class Meaning(NamedTuple):
+    """The meaning of one scalar of the log, and which way is better."""
+
+    label: str
+    sentence: str
+    better: Better
+    unit: str = ""
+    digits: int = 4
+    share: bool = False
+    """Shown in per cent."""
+
+    def shown(self, value: float) -> str:
+        return percent(value) if self.share else f"{plain(value, self.digits)} {self.unit}".rstrip()
+
+
+class Reading(NamedTuple):
+    """A figure of a run: the newest value, the best one, and where that was."""
+
+    name: str
+    meaning: Meaning
+    value: float
+    step: int
+    best: float
+    best_step: int
+
+
+def readings(curves: Mapping[str, Curve], meanings: Mapping[str, Meaning]) -> list[Reading]:
+    """Those of the figures that a run has."""
+    found = []
+    for name, meaning in meanings.items():
+        curve = curves.get(name)
+        if curve is None:
+            continue
+        choose = min if meaning.better == "lower" else max
+        best = choose(curve.values) if meaning.better else curve.values[-1]
+        place = len(curve.values) - 1 - curve.values[::-1].index(best)
+        found.append(Reading(name, meaning, curve.values[-1], curve.steps[-1], best, curve.steps[place]))
+    return found
+
+
+def show_figures(run: RunFolder, meanings: Mapping[str, Meaning]) -> Markup:
+    """The last validation in large numbers, with a sentence each."""
+    found = readings(run.curves, meanings)
+    if not found:
+        return note("There was no validation yet, so there are no figures.")
+    items = []
+    for each in found:
+        better_before = each.meaning.better is not None and each.best != each.value
+        when = f"best {each.meaning.shown(each.best)} at step {each.best_step:,}" if better_before else None
+        items.append(
+            tag(
+                "div",
+                tag("dt", each.meaning.label),
+                tag("dd", each.meaning.shown(each.value), class_="value"),
+                tag("dd", when, class_="when") if when else None,
+                tag("dd", each.meaning.sentence, class_="means"),
+            )
+        )
+    step = max(each.step for each in found)
+    words = tag("p", f"On the whole validation split, after step {step:,}.", class_="small")
+    return join(words, tag("dl", items, class_="cards"))
+
+
+def head_of(run: RunFolder, kind: str, part: str) -> Head:
+    """The title, and a sentence on how far the run is."""
+    how = run.text(part, "kind")
+    done = f"{run.done:,} of {run.steps:,} steps" if run.steps else f"{run.done:,} steps"
+    alarms = plural(len(run.alarms), "alarm") if run.alarms else "no alarms"
+    what = f"{how} bottleneck on {run.text('data', 'kind')}" if part == "bottleneck" else how
+    return Head(kind, run.name, [f"{what}, {done}, ", tag("a", alarms, href="#alarms"), "."])
+
+
+def footer_of(run: RunFolder) -> str:
+    return f"Written by Tessera from {run.name}/. Everything is in this file; it asks the network for nothing."
+
+
+def command_of(run: RunFolder, script: str, needed: str = "") -> str:
+    """The command that starts a run like this one, by its configuration. `needed`: options that no file has."""
+    config = run.config.get("config")
+    given = f" --config {shlex.quote(config)}" if isinstance(config, str) else ""
+    return f"accelerate launch {script}{given}{needed}    # and the settings below that differ"
 
 
 def what_was_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: str) -> Markup:

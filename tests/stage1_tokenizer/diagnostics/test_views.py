@@ -1,4 +1,4 @@
-"""The figures behind the analysis' pictures, each against a slow reference."""
+"""The numbers behind the views, each against a slow reference; and what a new view needs."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.analysis.atlas import atlas_of, mean_patches, nearest_codes
-from stage1_tokenizer.diagnostics.analysis.atlas_picture import percent
-from stage1_tokenizer.diagnostics.analysis.curves import smooth
-from stage1_tokenizer.diagnostics.analysis.latent_maps import latent_colours
-from stage1_tokenizer.diagnostics.analysis.masked_latents import change_by_distance, masked, masks_of
-from stage1_tokenizer.diagnostics.analysis.projection import pca
-from stage1_tokenizer.diagnostics.analysis.random_codes import shuffled, uniform_codes, unigram_codes
-from stage1_tokenizer.diagnostics.analysis.reconstruction import depth_kept, find_holes, groups_by_psnr, hole_masks
+from stage1_tokenizer.diagnostics.report import tokenizer as report_tokenizer
+from stage1_tokenizer.diagnostics.report.run_folder import open_run
+from stage1_tokenizer.diagnostics.views import VIEWS
+from stage1_tokenizer.diagnostics.views.atlas import atlas_of, mean_patches, nearest_codes, short_percent
+from stage1_tokenizer.diagnostics.views.base import Subject, View, measure, measured_of, once
+from stage1_tokenizer.diagnostics.views.curves import smooth
+from stage1_tokenizer.diagnostics.views.holes import depth_kept, find_holes, hole_masks
+from stage1_tokenizer.diagnostics.views.latent_maps import latent_colours
+from stage1_tokenizer.diagnostics.views.masked_latents import change_by_distance, masked, masks_of
+from stage1_tokenizer.diagnostics.views.projection import pca
+from stage1_tokenizer.diagnostics.views.random_codes import shuffled, uniform_codes, unigram_codes
+from stage1_tokenizer.diagnostics.views.reconstructions import groups_by_psnr
+from stage1_tokenizer.diagnostics.views.sheet import TOP, Sheet
 from stage1_tokenizer.engine.log_file import read_curves
+from tests.helpers.artefacts import shapes, write_tokenizer
+from tests.helpers.commands import names_of, run
+from tests.helpers.report_runs import Page
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,6 +37,41 @@ def images_and_codes() -> tuple[Tensor, Tensor]:
     codes = torch.randint(0, 9, (5, 2, 3), generator=generator(1))
     codes[codes == 4] = 7
     return x, codes
+
+
+def test_a_new_view_is_in_both_outputs_and_its_numbers_are_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's worth of code and an entry in VIEWS: analyze.py draws its PNG, and the page has its section."""
+    asked: list[Subject] = []
+
+    @once
+    def brightness(subject: Subject) -> float:
+        asked.append(subject)
+        return float(measured_of(subject).x.mean())
+
+    def draw(subject: Subject) -> Sheet:
+        with Sheet(TOP, "Brightness", f"{brightness(subject) + brightness(subject):.3f}", "") as sheet:
+            return sheet
+
+    def show(subject: Subject) -> str:
+        return f"The mean value is {brightness(subject):.4f}."
+
+    added = (*VIEWS, View("brightness", "How bright", draw, show, json=lambda subject: str(brightness(subject))))
+    monkeypatch.setattr(report_tokenizer, "VIEWS", added)
+    loaded = write_tokenizer(tmp_path)
+    names = names_of("stage1_tokenizer/analyze.py")
+    names["VIEWS"] = added
+    ended = run(names["main"], "--tokenizer", tmp_path)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "analysis/brightness.png").is_file()
+    assert len(asked) == 1
+    wanted = float(measure(loaded, shapes()).x.mean())
+    assert float((tmp_path / "analysis/brightness.json").read_text()) == pytest.approx(wanted)
+    page = Page(report_tokenizer.tokenizer_page(open_run(tmp_path), torch.device("cpu")))
+    assert len(asked) == 2
+    assert f"The mean value is {wanted:.4f}." in page.text
+    assert "#brightness" in [each["href"] for each in page.all("a")]
 
 
 def test_mean_patches_are_those_of_a_loop() -> None:
@@ -214,4 +257,4 @@ def test_holes_are_black_pixels_in_one_colour_and_their_depth_is_measured() -> N
 
 def test_shares_fit_under_a_patch() -> None:
     shares = {1.0: "100%", 0.62: "62%", 0.0996: "10%", 0.034: "3.4%", 0.00996: "1.0%", 0.0056: ".56%", 1e-6: "<.01%"}
-    assert {share: percent(share) for share in shares} == shares
+    assert {share: short_percent(share) for share in shares} == shares

@@ -8,73 +8,48 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.analysis.atlas import Atlas
-from stage1_tokenizer.diagnostics.analysis.encoded import decode, vectors
-from stage1_tokenizer.diagnostics.report.codebook import no_codes
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, data_block, join, tag
-from stage1_tokenizer.diagnostics.report.measured import Measured, pixels_for
-from stage1_tokenizer.diagnostics.report.numbers import plural
-from stage1_tokenizer.diagnostics.report.pictures import data_uri, enlargement, fitted, img, pixels, sheet
-from stage1_tokenizer.diagnostics.report.sprites import Sprites, sprites_of
+from stage1_tokenizer.diagnostics.report.pictures import (
+    Sprites,
+    data_uri,
+    enlargement,
+    fitted,
+    img,
+    pixels,
+    sheet,
+    sprites_of,
+)  # fmt: skip
+from stage1_tokenizer.diagnostics.views.atlas import SHEET_SIDE, Choice, atlas_of_run, choice_of, means_of
+from stage1_tokenizer.diagnostics.views.base import (
+    Measured,
+    Subject,
+    View,
+    codes_of,
+    decode,
+    device_of,
+    measured_of,
+    once,
+    pixels_for,
+    vectors,
+)  # fmt: skip
 
-PICTURES = 8
-"""To choose from, at most."""
-CELLS = 6000
-"""Positions of all of them: each is an element of the page."""
-LARGEST_GRID = 64
-"""Rows and columns of a grid that is shown; of a larger one the top left part."""
-ELSEWHERE = 64
-"""Pictures in which the codes are looked up."""
-SHEET_AREA = 1_000_000
-SHEET_SIDE = 256
-"""Pixels: of all of those, and of a side of one."""
 ROOM = 32
 """Digits in a row that can be read over a picture on a phone; where there are more, they stand below it."""
 LARGE = 512
 """Pixels on the screen of the picture with the tokens."""
 ALONE = 512
 """Codes that are decoded alone, at most."""
+SHEET_COLUMNS = 8
 
 
-def chosen(measured: Measured) -> list[int]:
-    """The pictures of the sheet; those to choose from come first."""
-    rows, columns = grid_of(measured)
-    height, width = fitted(measured.encoded.x[:1], SHEET_SIDE).shape[2:]
-    many = max(1, min(ELSEWHERE, SHEET_AREA // (height * width)))
-    few = measured.encoded.spread(max(1, min(PICTURES, CELLS // (rows * columns), many)))
-    others = [place for place in measured.encoded.spread(many) if place not in few]
-    return [*few, *others[: many - len(few)]]
-
-
-def grid_of(measured: Measured) -> tuple[int, int]:
-    """Rows and columns that are shown."""
-    assert measured.codes is not None
-    h, w = measured.codes.shape[1:]
-    return min(h, LARGEST_GRID), min(w, LARGEST_GRID)
-
-
-def shown_first(measured: Measured) -> int:
-    """How many pictures there are to choose from."""
-    rows, columns = grid_of(measured)
-    return min(max(1, min(PICTURES, CELLS // (rows * columns))), len(chosen(measured)))
-
-
-def codes_in(measured: Measured) -> list[int]:
-    """The codes of the pictures to choose from, which have to have a patch."""
-    assert measured.codes is not None
-    rows, columns = grid_of(measured)
-    few = measured.codes[chosen(measured)[: shown_first(measured)], :rows, :columns]
-    return sorted(set(few.flatten().tolist()))
-
-
-def alone(measured: Measured, codes: list[int]) -> Sprites | None:
-    """What the decoder draws in the middle of a picture of one code alone; None where this would take long, or where
-    a position has several codes."""
-    tokenizer = measured.loaded.tokenizer
-    _, _, H, W = measured.encoded.x.shape
-    device = next(tokenizer.parameters()).device
-    codes = codes[:ALONE]
-    if tokenizer.bottleneck.depth != 1 or len(codes) * H * W > pixels_for(device):
+@once
+def alone_of(subject: Subject) -> Sprites | None:
+    """The middle of the image that the decoder draws from one code alone, for each code that is shown; None where this
+    would take long, or where a position has several codes."""
+    measured, codes = measured_of(subject), choice_of(subject).codes[:ALONE]
+    tokenizer = measured.tokenizer
+    H, W = measured.image_size
+    if tokenizer.bottleneck.depth != 1 or len(codes) * H * W > pixels_for(device_of(tokenizer)):
         return None
     h, w, _, _ = tokenizer.shape
     grids = torch.tensor(codes)[:, None, None, None].expand(-1, h, w, 1)
@@ -84,15 +59,12 @@ def alone(measured: Measured, codes: list[int]) -> Sprites | None:
     return sprites_of("alone", codes, drawn)
 
 
-def show_tokens(measured: Measured, atlas: Atlas | None, means: Sprites | None, own: Sprites | None) -> Markup:
+def show_tokens(subject: Subject) -> Child:
     """The pictures with their codes over them, and what is known of each code."""
-    if measured.codes is None or atlas is None or means is None:
-        return no_codes(measured)
-    rows, columns = grid_of(measured)
-    places, number = chosen(measured), shown_first(measured)
-    pictures = fitted(measured.encoded.x[places], SHEET_SIDE)
-    depth = measured.loaded.tokenizer.bottleneck.depth
-    whole = measured.codes.shape[1:]
+    measured, atlas, own = measured_of(subject), atlas_of_run(subject), alone_of(subject)
+    places, number, rows, columns, _ = choice = choice_of(subject)
+    pictures = fitted(measured.x[places], SHEET_SIDE)
+    depth, whole = measured.tokenizer.bottleneck.depth, codes_of(measured).shape[1:3]
     names = [_name(measured, place, index) for index, place in enumerate(places[:number])]
     options = [
         tag("button", img(pixels(image), name, enlargement(max(image.shape[1:]), 56)), type="button",
@@ -100,10 +72,11 @@ def show_tokens(measured: Measured, atlas: Atlas | None, means: Sprites | None, 
         for index, (image, name) in enumerate(zip(pictures[:number], names, strict=True))
     ]  # fmt: skip
     overlays = [
-        _overlay(measured, place, index, name, rows, columns)
+        _overlay(measured, place, index, name, choice)
         for index, (place, name) in enumerate(zip(places[:number], names, strict=True))
     ]
     return join(
+        own.style if own else None,
         tag(
             "p",
             f"Each picture is {whole[0]} by {whole[1]} codes out of {atlas.codebook_size:,}. ",
@@ -121,19 +94,17 @@ def show_tokens(measured: Measured, atlas: Atlas | None, means: Sprites | None, 
             data_columns=columns,
         ),
         _sheet_style(pictures),
-        data_block("tokens-data", _data(measured, atlas, means, own, places, rows, columns)),
+        data_block("tokens-data", _data(subject)),
     )
 
 
-def _overlay(measured: Measured, place: int, index: int, name: str, rows: int, columns: int) -> Markup:
+def _overlay(measured: Measured, place: int, index: int, name: str, choice: Choice) -> Markup:
     """A picture, its reconstruction, and over them the table of its codes."""
-    assert measured.codes is not None
-    x, x_hat = measured.encoded.x[place], measured.encoded.x_hat[place]
-    factor = measured.loaded.tokenizer.config.network.factor
-    both = [image[:, : rows * factor, : columns * factor] for image in (x, x_hat)]
+    rows, columns, factor = choice.rows, choice.columns, measured.tokenizer.config.network.factor
+    both = [image[:, : rows * factor, : columns * factor] for image in (measured.x[place], measured.x_hat[place])]
     small = fitted(torch.stack(both), LARGE)
     scale = enlargement(max(small.shape[2:]), LARGE)
-    codes: list[list[int]] = measured.codes[place, :rows, :columns].tolist()
+    codes: list[list[int]] = codes_of(measured)[place, :rows, :columns, 0].tolist()
     cells = [
         tag("tr", [tag("td", tag("span", str(code))) for code in line]) for line in codes
     ]  # page.js adds the roles of a grid
@@ -173,22 +144,15 @@ def _inspector(has_own: bool) -> Markup:
 
 def _sheet_style(pictures: Tensor) -> Markup:
     """The sheet of pictures as a background, of which an element shows a part."""
-    return Markup(f"<style>.elsewhere span{{background-image:url({data_uri(sheet(pictures, 8))})}}</style>")
+    return Markup(f"<style>.elsewhere span{{background-image:url({data_uri(sheet(pictures, SHEET_COLUMNS))})}}</style>")
 
 
-def _data(
-    measured: Measured,
-    atlas: Atlas,
-    means: Sprites,
-    own: Sprites | None,
-    places: list[int],
-    rows: int,
-    columns: int,
-) -> dict[str, object]:
-    """For page.js: the codes of the sheet's pictures, and for each of them how often it is used and where its patch
-    is."""
-    assert measured.codes is not None
-    codes = measured.codes[places]
+def _data(subject: Subject) -> dict[str, object]:
+    """Data for page.js: the codes of the sheet's pictures, and for each of them how often it is used and where its
+    patch is."""
+    measured, atlas, own, means = measured_of(subject), atlas_of_run(subject), alone_of(subject), means_of(subject)
+    places, number, rows, columns, _ = choice_of(subject)
+    codes = codes_of(measured)[places, ..., 0]  # (n, h, w)
     seen = set(codes.flatten().tolist())
     used = {
         code: [count, rank]
@@ -197,10 +161,10 @@ def _data(
     }
     return {
         "codes": codes.flatten(1).tolist(),
-        "start": [_start(measured, place, rows, columns) for place in places[: shown_first(measured)]],
+        "start": [_start(measured, place, rows, columns) for place in places[:number]],
         "grid": list(codes.shape[1:]),
         "shown": [rows, columns],
-        "columns": 8,
+        "columns": SHEET_COLUMNS,
         "labels": [measured.label(place) for place in places],
         "used": used,
         "distinct": len(atlas.ids),
@@ -213,8 +177,8 @@ def _data(
 
 def _start(measured: Measured, place: int, rows: int, columns: int) -> int:
     """The position, of those that are shown, whose patch has the most in it: there it is worth to begin."""
-    factor = measured.loaded.tokenizer.config.network.factor
-    patches = rearrange(measured.encoded.x[place], "C (h f) (w g) -> h w (C f g)", f=factor, g=factor)
+    factor = measured.tokenizer.config.network.factor
+    patches = rearrange(measured.x[place], "C (h f) (w g) -> h w (C f g)", f=factor, g=factor)
     return int(patches[:rows, :columns].std(dim=-1).argmax()) if patches.shape[-1] > 1 else 0
 
 
@@ -223,10 +187,4 @@ def _name(measured: Measured, place: int, index: int) -> str:
     return f"Picture {index + 1}{f' ({label})' if label else ''}"
 
 
-def describe(measured: Measured) -> str:
-    """How a picture is coded, in words."""
-    if measured.codes is None:
-        return "continuous"
-    h, w, K, V = measured.loaded.tokenizer.shape
-    each = f", {plural(K, 'code')} each," if K > 1 else ""
-    return f"{h} x {w} positions{each} of a codebook of {V:,}"
+VIEW = View("tokens", "Tokens over a picture", show=show_tokens)

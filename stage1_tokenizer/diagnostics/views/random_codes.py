@@ -3,9 +3,17 @@
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.analysis.encoded import Encoded, code_use, decode, vectors
-from stage1_tokenizer.diagnostics.analysis.sheet import GREY, MARGIN, TOP, WIDTH, Sheet, pixels, width_of
-from stage1_tokenizer.tokenizer import Tokenizer
+from stage1_tokenizer.diagnostics.views.base import (
+    Subject,
+    View,
+    code_use,
+    decode,
+    device_of,
+    measured_of,
+    once,
+    vectors,
+)  # fmt: skip
+from stage1_tokenizer.diagnostics.views.sheet import GREY, MARGIN, TOP, WIDTH, Sheet, fitting
 
 SIDE = 5
 """A block has SIDE x SIDE pictures."""
@@ -39,50 +47,45 @@ def shuffled(z_q: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, T
     return anywhere, in_place
 
 
-def blocks_of(tokenizer: Tokenizer, encoded: Encoded, n: int, seed: int) -> dict[tuple[str, str], Tensor]:
-    """Blocks of up to n pictures (n, C, H, W) each, under their heading and its explanation."""
-    generator = torch.Generator().manual_seed(seed)
-    real = encoded.x_hat[encoded.spread(n)]
-    bottleneck = tokenizer.bottleneck
-    if encoded.codes is not None:
-        size, shape = bottleneck.codebook_size, torch.Size((n, *encoded.codes.shape[1:]))
-        drawn = {
-            ("uniform codes", f"each of the {size} equally likely"): uniform_codes(shape, size, generator),
-            ("codes by their frequency", "as often as in images, but independent"): unigram_codes(
-                code_use(encoded.codes, size).counts, shape, generator
-            ),
-        }
-        blocks = {names: decode(tokenizer, vectors(tokenizer, codes)) for names, codes in drawn.items()}
+@once
+def blocks_of(subject: Subject) -> dict[tuple[str, str], Tensor]:
+    """Blocks of up to SIDE x SIDE images (n, C, H, W) each, under their heading and its explanation."""
+    measured, n = measured_of(subject), SIDE * SIDE
+    generator = torch.Generator().manual_seed(subject.seed)
+    tokenizer, bottleneck = measured.tokenizer, measured.tokenizer.bottleneck
+    latents: dict[tuple[str, str], Tensor] = {}
+    if measured.codes is not None:
+        size, shape = bottleneck.codebook_size, torch.Size((n, *measured.codes.shape[1:]))
+        uniform = uniform_codes(shape, size, generator)
+        unigram = unigram_codes(code_use(measured.codes, size).counts, shape, generator)
+        latents["uniform codes", f"each of the {size} equally likely"] = vectors(tokenizer, uniform)
+        latents["codes by their frequency", "as often as in images, but independent"] = vectors(tokenizer, unigram)
     else:
-        anywhere, in_place = shuffled(encoded.z_q, n, generator)
-        latents = {("latents of any image and position", "each place another one"): anywhere}
+        anywhere, in_place = shuffled(measured.z_q, n, generator)
+        latents["latents of any image and position", "each place another one"] = anywhere
         if bottleneck.noise_channels:
-            grid = encoded.z_q.shape[2:]
-            noise = torch.randn(n, bottleneck.noise_channels, *grid, generator=generator)
-            device = next(tokenizer.parameters()).device
+            noise = torch.randn(n, bottleneck.noise_channels, *measured.z_q.shape[2:], generator=generator)
             with torch.inference_mode():
-                latents[("noise from N(0, I)", "the bottleneck's own prior")] = bottleneck.sample(
-                    noise.to(device)
-                ).cpu()
+                drawn = bottleneck.sample(noise.to(device_of(tokenizer))).cpu()
+            latents["noise from N(0, I)", "the bottleneck's own prior"] = drawn
         else:
-            latents[("latents of any image", "each place another image's, in place")] = in_place
-        blocks = {names: decode(tokenizer, z_q) for names, z_q in latents.items()}
-    return blocks | {("real", "reconstructions of validation images"): real}
+            latents["latents of any image", "each place another image's, in place"] = in_place
+    blocks = {names: decode(tokenizer, z_q) for names, z_q in latents.items()}
+    return blocks | {("real", "reconstructions of validation images"): measured.x_hat[measured.spread(n)]}
 
 
-def draw_random_codes(tokenizer: Tokenizer, encoded: Encoded, seed: int, footer: str) -> Sheet:
-    blocks = blocks_of(tokenizer, encoded, SIDE * SIDE, seed)
+def draw_random_codes(subject: Subject) -> Sheet:
+    measured, blocks = measured_of(subject), blocks_of(subject)
     block_width = (WIDTH - 2 * MARGIN - 2 * 0.3) / 3
-    width = width_of(encoded.image_size, block_width / SIDE - 0.02)
-    height = width * encoded.image_size[0] / encoded.image_size[1]
+    width, height = fitting(measured.image_size, block_width / SIDE - 0.02)
     gap = block_width / SIDE - width
-    kind = "codes" if encoded.codes is not None else "latents"
+    kind = "codes" if measured.codes is not None else "latents"
     sheet = Sheet(
         TOP + 0.55 + SIDE * (height + gap) + 0.1,
         f"Decoded at random: {kind} alone do not make a picture",
         f"The decoder turns any {kind} into some image. Which of them belong side by side, a prior has to learn:\n"
         "all that the left blocks lack of the right one.",
-        footer,
+        measured.footer,
     )
     with sheet:
         for column, ((name, explanation), images) in enumerate(blocks.items()):
@@ -91,5 +94,8 @@ def draw_random_codes(tokenizer: Tokenizer, encoded: Encoded, seed: int, footer:
             sheet.text(left, TOP + 0.43, explanation, size=8, color=GREY)
             for place, image in enumerate(images):
                 row, col = divmod(place, SIDE)
-                sheet.image(pixels(image), left + col * block_width / SIDE, TOP + 0.55 + row * (height + gap), width)
+                sheet.image(image, left + col * block_width / SIDE, TOP + 0.55 + row * (height + gap), width)
     return sheet
+
+
+VIEW = View("random_codes", "Decoded at random", draw_random_codes)

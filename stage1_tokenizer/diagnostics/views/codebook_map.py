@@ -1,18 +1,28 @@
 """The codebook on a plane: where its vectors lie, which are used, and where the encoder puts its latents."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.space import CodeSpace
-from stage1_tokenizer.diagnostics.analysis.atlas import mean_patches
-from stage1_tokenizer.diagnostics.analysis.encoded import BATCH, Encoded
-from stage1_tokenizer.diagnostics.analysis.projection import ProjectionKind, pca, umap
-from stage1_tokenizer.diagnostics.analysis.sheet import GREY, INK, MARGIN, TOP, WIDTH, Sheet
-from stage1_tokenizer.tokenizer import Tokenizer
+from stage1_tokenizer.diagnostics.views.atlas import mean_patches
+from stage1_tokenizer.diagnostics.views.base import (
+    BATCH,
+    Measured,
+    Subject,
+    View,
+    codes_of,
+    device_of,
+    measured_of,
+    once,
+)  # fmt: skip
+from stage1_tokenizer.diagnostics.views.projection import ProjectionKind, pca, umap
+from stage1_tokenizer.diagnostics.views.sheet import GREY, INK, MARGIN, TOP, WIDTH, Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CLOUD = 3000
 """Latents drawn behind the codes."""
@@ -36,23 +46,23 @@ class Placed(NamedTuple):
     """What the axes are."""
 
 
-def searched_vectors(tokenizer: Tokenizer, encoded: Encoded) -> list[Tensor]:
+def searched_vectors(measured: Measured) -> list[Tensor]:
     """For each codebook the vectors (N h w, d) for which the nearest code was sought, or (0, d) where these are not
     known.
 
     Bottlenecks search in spaces of their own: after a projection, on the sphere, among residuals. So each of these is
     tried, and is taken for right where the nearest code is the one that was chosen.
     """
-    assert encoded.codes is not None
+    codes, tokenizer = codes_of(measured), measured.tokenizer
     codebooks = [codebook.float().cpu() for codebook in tokenizer.bottleneck.codebooks()]
     spaces = [part for part in tokenizer.bottleneck.children() if isinstance(part, CodeSpace)]
-    into = spaces[0].into if spaces else CodeSpace(encoded.z.shape[1], None).into
-    device = next(tokenizer.parameters()).device
+    into = spaces[0].into if spaces else CodeSpace(measured.z.shape[1], None).into
+    device = device_of(tokenizer)
     # (N h w, d)
-    residual = torch.cat([into(part.to(device)).cpu() for part in encoded.z.chunk(-(-len(encoded.z) // BATCH))])
+    residual = torch.cat([into(part.to(device)).cpu() for part in measured.z.chunk(-(-len(measured.z) // BATCH))])
     found = []
     for k, codebook in enumerate(codebooks):
-        ids = encoded.codes[..., k].flatten()  # (N h w,)
+        ids = codes[..., k].flatten()  # (N h w,)
         empty = codebook[:0]
         if residual.shape[1] != codebook.shape[1]:
             found.append(empty)
@@ -92,7 +102,7 @@ def place_codebook(
     return Placed(placed[: len(ids)], all_counts[ids], colours[ids], placed[len(ids) :], note)
 
 
-def _draw(axes: Axes, placed: Placed) -> None:
+def _draw(axes: "Axes", placed: Placed) -> None:
     used = placed.counts > 0
     share = placed.counts[used].double() / placed.counts.sum()
     sizes = 14 + 600 * share / max(1e-12, float(share.max())) * min(1.0, 40 / max(1, int(used.sum())))
@@ -110,13 +120,21 @@ def _draw(axes: Axes, placed: Placed) -> None:
     axes.margins(0.06)
 
 
-def draw_codebook_map(tokenizer: Tokenizer, encoded: Encoded, kind: ProjectionKind, seed: int, footer: str) -> Sheet:
-    assert encoded.codes is not None
-    codebooks = [codebook.float().cpu() for codebook in tokenizer.bottleneck.codebooks()]
-    placed = [
-        place_codebook(encoded.x, encoded.codes[..., k], codebook, searched, kind, seed)
-        for k, (codebook, searched) in enumerate(zip(codebooks, searched_vectors(tokenizer, encoded), strict=True))
+@once
+def placed_of(subject: Subject) -> list[Placed]:
+    """Each codebook on a plane."""
+    measured = measured_of(subject)
+    codes = codes_of(measured)
+    codebooks = [codebook.float().cpu() for codebook in measured.tokenizer.bottleneck.codebooks()]
+    return [
+        place_codebook(measured.x, codes[..., k], codebook, searched, subject.projection, subject.seed)
+        for k, (codebook, searched) in enumerate(zip(codebooks, searched_vectors(measured), strict=True))
     ]
+
+
+def draw_codebook_map(subject: Subject) -> Sheet:
+    measured, placed = measured_of(subject), placed_of(subject)
+    size = measured.tokenizer.bottleneck.codebook_size
     K = len(placed)
     columns = min(K, COLUMNS)
     width = (WIDTH - 2 * MARGIN - 0.3 * (columns - 1)) / columns
@@ -132,7 +150,7 @@ def draw_codebook_map(tokenizer: Tokenizer, encoded: Encoded, kind: ProjectionKi
         "The codebook on a plane",
         f"Filled: used codes, the larger the more often, in the mean colour of the patches on which they fall; hollow: "
         f"dead codes;\n{cloud}.",
-        footer,
+        measured.footer,
     )
     with sheet:
         for k, one in enumerate(placed):
@@ -140,6 +158,9 @@ def draw_codebook_map(tokenizer: Tokenizer, encoded: Encoded, kind: ProjectionKi
             axes = sheet.plot(MARGIN + column * (width + 0.3), TOP + 0.2 + row * (height + 0.65), width, height)
             used = int((one.counts > 0).sum())
             name = f"code {k + 1} of {K}: " if K > 1 else ""
-            axes.set_title(f"{name}{used} of {len(codebooks[k])} codes in use, {len(codebooks[k]) - used} dead")
+            axes.set_title(f"{name}{used} of {size} codes in use, {size - used} dead")
             _draw(axes, one)
     return sheet
+
+
+VIEW = View("codebook_2d", "The codebook on a plane", draw_codebook_map)
