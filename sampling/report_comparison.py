@@ -14,7 +14,8 @@ from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.report.run_sections import Meaning, pairs, readings, setting
 from stage1_tokenizer.diagnostics.report.tokenizer import TOKENIZER_FIGURES
 from stage1_tokenizer.diagnostics.views.base import Measured, Subject, measured_of
-from stage2_prior.report import FIGURES, described_prior
+from stage2_prior.prior import PRIOR_FILE
+from stage2_prior.report import FIGURES, described_prior, kind_of
 
 MEANINGS: dict[str, Meaning] = TOKENIZER_FIGURES | FIGURES
 CURVES = {
@@ -63,11 +64,11 @@ def names_of(runs: Sequence[RunFolder]) -> list[str]:
 
 def ground_of(run: RunFolder) -> tuple[str, ...] | None:
     """What a run's figures were measured on: only where it is the same can one be better. None: it is not known."""
-    if run.kind == "tokenizer":
+    if kind_of(run) == "tokenizer":
         data = run.config.get("data")
         return ("tokenizer", json.dumps(data, sort_keys=True)) if isinstance(data, dict) else None
     try:
-        described = described_prior(run.weights)
+        described = described_prior(run.path / PRIOR_FILE)
     except TROUBLE:
         return None
     return ("prior", described.header.tokenizer, json.dumps(described.data, sort_keys=True))
@@ -82,7 +83,7 @@ def _figures(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     """A row for each figure that a run has."""
     of_runs = [{each.name: each for each in readings(run.curves, MEANINGS)} for run in runs]
     grounds = [ground_of(run) for run in runs]
-    head = ["figure", *(f"{name} ({run.kind})" for name, run in zip(names, runs, strict=True))]
+    head = ["figure", *(f"{name} ({kind_of(run)})" for name, run in zip(names, runs, strict=True))]
     rows: list[tuple[str, list[tuple[str, bool]]]] = []
     for name, meaning in MEANINGS.items():
         values = [found[name].value if name in found else None for found in of_runs]
@@ -151,7 +152,7 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     """The keys of their configurations that are not the same in all; those of one stage with one another."""
     parts: list[Child] = []
     for kind in ("tokenizer", "prior"):
-        alike = [(name, dict(pairs(run.config))) for name, run in zip(names, runs, strict=True) if run.kind == kind]
+        alike = [(name, dict(pairs(run.config))) for name, run in zip(names, runs, strict=True) if kind_of(run) == kind]
         if len(alike) < 2:
             continue
         keys = [key for key in dict.fromkeys(key for _, tree in alike for key in tree) if key not in NOT_COMPARED]
@@ -170,8 +171,8 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
 
 def _pictures(runs: Sequence[RunFolder], names: Sequence[str], device: torch.device, root: str | None) -> Child:
     parts: list[Child] = []
-    tokenizers = [(name, run) for name, run in zip(names, runs, strict=True) if run.kind == "tokenizer"]
-    priors = [(name, run) for name, run in zip(names, runs, strict=True) if run.kind == "prior"]
+    tokenizers = [(name, run) for name, run in zip(names, runs, strict=True) if kind_of(run) == "tokenizer"]
+    priors = [(name, run) for name, run in zip(names, runs, strict=True) if kind_of(run) == "prior"]
     if tokenizers:
         parts += [tag("h3", "Reconstructions"), _reconstructions(tokenizers, device, root)]
     if priors:

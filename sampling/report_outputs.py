@@ -26,6 +26,7 @@ from stage1_tokenizer.diagnostics.report.page import Section, attempt, note, or_
 from stage1_tokenizer.diagnostics.report.pictures import LARGEST_SIDE, grid, read
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.engine.checkpoint import brief
+from stage2_prior.report import kind_of
 
 NEWEST = 3
 """Folders of a kind that are shown."""
@@ -46,7 +47,7 @@ def output_sections(run: RunFolder) -> list[Section]:
         title, folders = f"{done} pictures", numbered(run.path / name)
         if folders:
             sections.append(attempt(name, title, partial(_folders, folders, done)))
-        elif name == "generated" and run.kind == "prior":
+        elif name == "generated" and kind_of(run) == "prior":
             command = tag("code", f"python sampling/generate.py --prior {run.path}")
             sections.append(section(name, title, note("None yet; this makes some: ", command)))
     if (run.path / "evaluation").is_dir():

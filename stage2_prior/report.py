@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,7 +33,7 @@ from stage1_tokenizer.engine.checkpoint import brief
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.tokenizer import config_tree, saved_step
 from stage2_prior.best import BEST_BY
-from stage2_prior.prior import PriorHeader
+from stage2_prior.prior import PRIOR_FILE, PriorHeader
 
 FIGURES = {
     "validation/bits_per_token": Meaning(
@@ -58,6 +58,7 @@ LIMITS = 4
 
 def prior_page(run: RunFolder, device: torch.device, root: str | None = None, more: Sequence[Section] = ()) -> str:
     """The page; `more`: sections on what was made with the prior since."""
+    run = RunFolder(run.path, PRIOR_FILE)
     subject = Subject(run, device, root)
     command = command_of(run, "stage2_prior/train.py", " --tokenizer TOKENIZER")
     sections = [
@@ -72,6 +73,12 @@ def prior_page(run: RunFolder, device: torch.device, root: str | None = None, mo
         attempt("alarms", "Alarms", lambda: happened(run)),
     ]
     return render(head_of(run, "Prior", "prior"), sections, footer_of(run))
+
+
+def kind_of(run: RunFolder) -> Literal["tokenizer", "prior"]:
+    """The stage of a run, by the weights in its folder or by its configuration."""
+    is_prior = (run.path / PRIOR_FILE).exists() or isinstance(run.config.get("prior"), dict)
+    return "prior" if is_prior else "tokenizer"
 
 
 def in_words(run: RunFolder) -> Markup | None:
@@ -119,11 +126,11 @@ def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
     config = run.config
     facts: list[tuple[Child, Child]] = [("Prior", run.text("prior", "kind"))]
     try:
-        described = described_prior(run.weights)
+        described = described_prior(run.path / PRIOR_FILE)
     except TROUBLE as error:
         if isinstance(data := config.get("data"), dict):
             facts.append(("Data", data_facts(data)))
-        facts.append(("Weights", f"cannot be read: {error}" if run.weights.exists() else "not written yet"))
+        facts.append(("Weights", f"cannot be read: {error}" if (run.path / PRIOR_FILE).exists() else "not written yet"))
     else:
         header = described.header
         h, w, K, V = header.shape
@@ -181,7 +188,7 @@ def _samples(run: RunFolder) -> Child:
         "changes is what the prior has learned."
     ]
     try:
-        classes = len(described_prior(run.weights).header.classes)
+        classes = len(described_prior(run.path / PRIOR_FILE).header.classes)
     except TROUBLE:  # the section on what was run says so
         classes = 0
     if classes > 1:
