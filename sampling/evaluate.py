@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sampling.evaluation.extractors import build_extractor
-from sampling.evaluation.extractors.none import NoExtractorConfig
+from sampling.evaluation.extractors import NoExtractorConfig, build_extractor
+from sampling.evaluation.features import Measuring
 from sampling.evaluation.memorisation import NEIGHBOURS_SHOWN, Copies, is_grey, look_for_copies
 from sampling.evaluation.options import EvaluateConfig, data_set, trained_on
-from sampling.evaluation.protocol import DataSet, Measuring, described_lpips, reference_named
-from sampling.evaluation.reconstructions import lpips_per_picture, measure_reconstructions
-from sampling.evaluation.reference import Reference
+from sampling.evaluation.reconstructions import described_lpips, lpips_per_picture, measure_reconstructions
+from sampling.evaluation.reference import DataSet, Reference, reference_named
 from sampling.evaluation.results import (
     Evaluation,
     Figure,
@@ -31,10 +30,23 @@ from sampling.evaluation.results import (
     digest_of,
     write_results,
 )
-from sampling.evaluation.samples import NEAREST, folder_of_results, given, sampled
-from sampling.evaluation.sources import Source, SplitSource, check_set, some
-from sampling.evaluation.tables import likelihood_figures, reconstruction_figures, sample_figures
-from sampling.evaluation.warnings_of import comparison_warnings, warnings_of
+from sampling.evaluation.sources import (
+    NEAREST,
+    Source,
+    SplitSource,
+    check_set,
+    folder_of_results,
+    given,
+    sampled,
+    some,
+)
+from sampling.evaluation.tables import (
+    comparison_warnings,
+    likelihood_figures,
+    reconstruction_figures,
+    sample_figures,
+    warnings_of,
+)
 from sampling.picture_files import save_png
 from sampling.sampler import Sampler
 from sampling.sampling_loop import PriorSource

@@ -5,11 +5,9 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from sampling.evaluation.extractors import ExtractorOrNoneConfig
+from sampling.evaluation.extractors import ExtractorOrNoneConfig, NoExtractorConfig
 from sampling.evaluation.extractors.inception import InceptionConfig
-from sampling.evaluation.extractors.none import NoExtractorConfig
-from sampling.evaluation.protocol import DataSet
-from sampling.evaluation.reference import SPLITS, check_reference
+from sampling.evaluation.reference import SPLITS, DataSet, check_reference
 from sampling.option_facts import Idle, check_idle
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sampling.choose import Filter
 from sampling.option_facts import facts_of
 from sampling.picture_files import save_png
-from sampling.playground.bodies import is_inside
 from sampling.playground.controls import (
     NAMES,
     Settings,
@@ -29,7 +28,7 @@ from sampling.playground.controls import (
     slider,
     upload_button,
 )
-from sampling.playground.guard import LARGEST_UPLOAD
+from sampling.playground.guard import LARGEST_UPLOAD, is_inside
 from sampling.playground.painter import READ, SCRIPT, TEMPLATE, data_url, painted
 from sampling.playground.tasks import Chosen, Playground, said
 from sampling.sampler import SamplingConfig

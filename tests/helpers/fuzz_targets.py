@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torchvision.models import alexnet
 
-from sampling.evaluation.extractors.weights import fit
+from sampling.evaluation.extractors.base import fit
 from sampling.evaluation.npz import open_samples, read_moments
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig

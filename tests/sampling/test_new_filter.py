@@ -33,7 +33,7 @@ import numpy as np
 
 from sampling import agreement, app, check, complete, evaluate, generate, report_outputs, summary
 from sampling.evaluation.options import EvaluateConfig
-from sampling.evaluation.samples import sampled
+from sampling.evaluation.sources import sampled
 from sampling.picture_files import read_png
 from sampling.playground.tasks import Limits, Playground
 from sampling.sampler import Sampler

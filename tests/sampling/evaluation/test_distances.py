@@ -16,9 +16,10 @@ from sampling.evaluation.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    manifold,
     precision_recall,
+    subset,
 )
-from sampling.evaluation.manifold import manifold, subset
 from sampling.evaluation.moments import Moments, moments_of
 
 
@@ -159,7 +160,7 @@ def test_single_pictures_have_the_librarys_mean(monkeypatch: pytest.MonkeyPatch)
     samples, reference = drawn(130, 4) * 0.8, drawn(150, 4, seed=1)
     theirs = prc_features_to_metric(samples.double(), reference.double(), prc_neighborhood=3, verbose=False)
     for chunk in (1000, 37):
-        monkeypatch.setattr("sampling.evaluation.manifold.CHUNK", chunk)
+        monkeypatch.setattr("sampling.evaluation.distances.CHUNK", chunk)
         single = manifold(samples, reference)
         assert single.precision.float().mean().item() == theirs["precision"]
         assert single.recall.float().mean().item() == theirs["recall"]
