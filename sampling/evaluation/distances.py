@@ -1,4 +1,5 @@
-"""Distances between two sets of pictures, in features: torch-fidelity's, with the sizes and seeds spelled out.
+"""Distances between two sets of pictures, in features: torch-fidelity's, with the sizes and seeds spelled out; and which
+pictures lie within the other set, one by one, since an interval by resampling needs them.
 
 They are the FID, KID and inception score of the papers where the features are Inception's
 (`Extractor.is_inception`); of other features they have other values and must be called otherwise.
@@ -13,7 +14,6 @@ from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from sampling.evaluation.moments import Moments
 from stage1_tokenizer.engine.seeds import derive_seed
@@ -36,13 +36,6 @@ class Score(NamedTuple):
 
     mean: float
     std: float
-
-
-class PrecisionRecall(NamedTuple):
-    """Share of the samples that lie within the reference, and of the reference that lies within the samples."""
-
-    precision: float
-    recall: float
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -85,24 +78,6 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = 0) -> Score:
     return Score(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 
-def precision_recall(
-    samples: Tensor, reference: Tensor, k: int = 3, at_most: int = 10_000, seed: int = 0
-) -> PrecisionRecall:
-    """Improved precision and recall (Kynkaanniemi et al. 2019): features (N, D), (M, D), of each `at_most`.
-
-    In float64, since torch.cdist takes |x|^2 + |y|^2 - 2 x.y: in float32 the distance of near duplicates is noise. And
-    by parts: three whole matrices of 10,000 x 10,000 would take 2.4 GB.
-
-    Raises:
-        ValueError: a set has no more than k pictures.
-    """
-    chosen = [subset(features, at_most, seed).double() for features in (samples, reference)]
-    for features in chosen:
-        check_neighbours(features, k)
-    found = prc_features_to_metric(*chosen, prc_neighborhood=k, prc_batch_size=CHUNK, save_cpu_ram=True, verbose=False)
-    return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL])
-
-
 def _numpy_seed(seed: int) -> int:
     """numpy's old generator, which torch-fidelity uses, takes 32 bits."""
     return seed % 2**32
@@ -141,11 +116,12 @@ def manifold(
     seed: int = 0,
     groups: int = 1,
 ) -> Manifold:
-    """All four, from features (N, D) and (M, D), of each `at_most`, in float64; the samples in so many random groups.
+    """All four, from features (N, D) and (M, D), of each `at_most`; the samples in so many random groups.
 
-    The means of `precision` and `recall` (balls of k) are what `precision_recall` says, those of `density` and
-    `coverage` (balls of k_density) those of Naeem et al.: expected for two sets of one distribution are density 1 and
-    coverage 1 - 2^-k where n = m is large (their section 3.3).
+    The means of `precision` and `recall` (balls of k) are those of Kynkaanniemi et al. 2019, as torch-fidelity computes
+    them, those of `density` and `coverage` (balls of k_density) those of Naeem et al. 2020: expected for two sets of
+    one distribution are density 1 and coverage 1 - 2^-k where n = m is large (their section 3.3). In float64, since
+    torch.cdist takes |x|^2 + |y|^2 - 2 x.y: in float32 the distance of near duplicates is noise.
 
     Raises:
         ValueError: a set has no more than k pictures.

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from sampling.evaluation.distances import frechet_distance, inception_score, kernel_distance, manifold, precision_recall
+from sampling.evaluation.distances import frechet_distance, inception_score, kernel_distance, manifold
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.features import Features
 from sampling.evaluation.intervals import (
@@ -134,12 +134,12 @@ def _manifold(samples: Features, reference: Reference, extractor: Extractor, see
     of_reference = [
         any_interval(part) if groups > 1 else None for part in (each.recall_by_group, each.coverage_by_group)
     ]
-    shares = precision_recall(samples.features, reference.features, NEIGHBOURS, COMPARED, seed)
+    precision, recall = (float(part.float().mean()) for part in (each.precision, each.recall))
     used = f"{min(COMPARED, samples.count):,} samples, {min(COMPARED, len(reference.features)):,} reference pictures"
     near, balls = (f"{used}; neighbour {k}" for k in sizes[:2])
     return [
-        Figure("precision", "precision", shares.precision, of_samples[0], "", "higher", near),
-        Figure("recall", "recall", shares.recall, of_reference[0], "", "higher", near),
+        Figure("precision", "precision", precision, of_samples[0], "", "higher", near),
+        Figure("recall", "recall", recall, of_reference[0], "", "higher", near),
         Figure("density", "density", float(each.density.mean()), of_samples[1], "", "higher", balls),
         Figure(
             "coverage",

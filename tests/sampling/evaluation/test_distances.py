@@ -17,7 +17,6 @@ from sampling.evaluation.distances import (
     inception_score,
     kernel_distance,
     manifold,
-    precision_recall,
     subset,
 )
 from sampling.evaluation.moments import Moments, moments_of
@@ -32,6 +31,17 @@ def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> DensityC
     """The means of both."""
     each = manifold(samples, reference, 1, k)
     return DensityCoverage(float(each.density.mean()), float(each.coverage.double().mean()))
+
+
+class PrecisionRecall(NamedTuple):
+    precision: float
+    recall: float
+
+
+def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, at_most: int = 10_000) -> PrecisionRecall:
+    """The means of both."""
+    each = manifold(samples, reference, k, 1, at_most)
+    return PrecisionRecall(float(each.precision.float().mean()), float(each.recall.float().mean()))
 
 
 def drawn(n: int, d: int = 6, seed: int = 0) -> Tensor:
