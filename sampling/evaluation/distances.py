@@ -1,5 +1,5 @@
-"""Distances between two sets of pictures, in features: torch-fidelity's, with the sizes and seeds spelled out; and which
-pictures lie within the other set, one by one, since an interval by resampling needs them.
+"""Distances between two sets of pictures, in features: torch-fidelity's, with the sizes and seeds spelled out, and
+the pictures that lie within the other set, one by one, for intervals by resampling need them.
 
 They are the FID, KID and inception score of the papers where the features are Inception's
 (`Extractor.is_inception`); of other features they have other values and must be called otherwise.
