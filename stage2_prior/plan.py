@@ -164,21 +164,18 @@ def show(lines: dict[str, str]) -> None:
 
 
 def size(number: float) -> str:
-    """Bytes as text."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            return f"{number:.1f} {unit}"
-        number /= 1024
-    raise AssertionError
+    """Return bytes as text."""
+    return _scaled(number, 1024, ("B", "KiB", "MiB", "GiB"))
 
 
 def flops(number: float) -> str:
-    """Floating-point operations as text."""
-    for unit in ("", "K", "M", "G", "T"):
-        if number < 1000:
-            return f"{number:.1f} {unit}FLOP"
-        number /= 1000
-    return f"{number:.1f} PFLOP"
+    """Return floating-point operations as text."""
+    return _scaled(number, 1000, ("FLOP", "KFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
+
+
+def _scaled(number: float, step: int, units: tuple[str, ...]) -> str:
+    power = next((power for power in range(len(units)) if number < step ** (power + 1)), len(units) - 1)
+    return f"{number / step**power:.1f} {units[power]}"
 
 
 def duration(seconds: float) -> str:

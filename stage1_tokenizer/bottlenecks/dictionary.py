@@ -12,7 +12,7 @@ each over D. Two ways to the coefficients:
     ista      the minimum of 1/2 |z - a A|^2 + l1 |a|_1 by iterative shrinkage (Daubechies, Defrise and De Mol 2004)
 """
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,13 @@ class Dictionary(Bottleneck):
             vectors = rearrange(z.float(), "B d h w -> (B h w) d")
             atoms = self.atoms  # (atoms, D)
             target = vectors.detach()
-            coefficients = self._softmax(target, atoms) if self.config.code == "softmax" else self._ista(target, atoms)
+            match self.config.code:
+                case "softmax":
+                    coefficients = self._softmax(target, atoms)
+                case "ista":
+                    coefficients = self._ista(target, atoms)
+                case code:
+                    assert_never(code)
             z_dl = coefficients @ atoms  # (B*h*w, D)
             commitment = F.mse_loss(vectors, z_dl.detach())
             size = coefficients.abs()  # (B*h*w, atoms)

@@ -12,6 +12,8 @@ class BaseNetworkConfig(Config):
 
     name_of_one_size: ClassVar[str | None] = None
     """Name of a kind whose weights fit images of the training size alone, for messages; None: they fit any size."""
+    mixes_positions: ClassVar[bool] = False
+    """True if a code may describe any part of the image, and not mainly the patch under it."""
 
     @property
     def reach(self) -> int:
@@ -29,5 +31,5 @@ class Decoder(nn.Sequential):
     @property
     def last_weight(self) -> Tensor:
         """The last layer's weight, at which the adaptive weight compares gradients."""
-        weights: list[Tensor] = [layer.weight for layer in self if hasattr(layer, "weight")]
+        weights = [layer.weight for layer in self if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
         return weights[-1]

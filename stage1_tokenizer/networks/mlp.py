@@ -16,6 +16,7 @@ class MlpNetworkConfig(BaseNetworkConfig):
     """A multilayer perceptron, for small images: its weights fit one image size, and grow with the number of pixels."""
 
     name_of_one_size = "multilayer perceptron"
+    mixes_positions = True
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Channels, ...] = Field((300, 300), max_length=64)
     """Widths of the encoder's hidden layers; the decoder has them in reverse."""

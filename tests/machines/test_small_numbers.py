@@ -95,10 +95,10 @@ def test_a_norm_needs_more_than_one_value(tmp_path: Path, channels: int, size: i
     z = VqganEncoder(3, config)(torch.randn(2, 3, size, size))
     assert torch.allclose(z[0], z[1], rtol=0.0, atol=1e-6) != fits
     if fits:
-        config.check_norms((size, size))
+        config.check((size, size))
         return
     with pytest.raises(ConfigError, match=r"network.channels 32: .*1x1"):
-        config.check_norms((size, size))
+        config.check((size, size))
     kept = {key: value for key, value in training.TINY.items() if not key.startswith("network.") and value is not True}
     kept |= {"network.kind": "vqgan", "network.channels": 32, "network.multipliers": "1,1,1"}
     kept |= {"data.image_size": 4, "adversarial.weight": 0}
