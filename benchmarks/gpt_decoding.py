@@ -33,6 +33,7 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.products import Precision
+from stage2_prior.windows import Canvas
 
 SMALL = Size(layers=2, width=64, heads=4, side=4, vocabulary=32, top_k=5)
 BATCHES = {"cpu": {1: 100.0, 16: 260.0, 64: 480.0}, "cuda": {1: 0.0, 16: 0.0, 64: 0.0, 256: 0.0}}
@@ -86,13 +87,13 @@ def build(way: Way, size: Size, device: torch.device) -> Run:
             model.bfloat16()
         return partial(model.generate)
     prior = our_prior(size, device)
-    decoder = cache(lambda: prior.decoder(way.precision))  # in the first call, which shows what that takes
+    prepared = cache(lambda: prior.prepare(way.precision))  # in the first call, which shows what that takes
     pick = partial(choose, config=ChooseConfig(top_k=size.top_k))
 
     def run(labels: Tensor, tokens: int) -> Tensor:
         rows, columns = (tokens // size.side, size.side) if tokens >= size.side else (1, tokens)
         noise = torch.rand(len(labels), tokens, dtype=torch.float64).to(device)
-        return generate(prior, labels, noise, pick, grid=(rows, columns), decoder=decoder())
+        return generate(prior, labels, noise, pick, canvas=Canvas((rows, columns)), prepared=prepared())
 
     return run
 
@@ -124,7 +125,7 @@ def logits_apart(precision: Precision, size: Size, device: torch.device) -> dict
         return choose(logits, noise, progress, ChooseConfig(top_k=size.top_k))
 
     noise = torch.rand(2, size.tokens, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
-    codes = generate(prior, labels, noise, pick, decoder=prior.decoder(precision))
+    codes = generate(prior, labels, noise, pick, prepared=prior.prepare(precision))
     found, wanted = torch.stack(steps, dim=1), prior(codes, labels)  # (2, tokens, V)
     return {
         "largest_difference": float((found - wanted).abs().max()),

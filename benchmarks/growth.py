@@ -148,10 +148,10 @@ def training(
 
 def drawing(curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device) -> Row:
     prior = build_prior(CONFIG, shape, 0).to(device).eval()
-    decoder = prior.decoder()
+    prepared = prior.prepare()
     noise, labels = torch.rand(batch, shape.length, device=device), step_inputs(shape, batch)[1].to(device)
     repeats = 1 if shape.length > 1024 else REPEATS
-    taken = compare({"draw": lambda: generate(prior, labels, noise, decoder=decoder)}, repeats, warmups=repeats > 1)
+    taken = compare({"draw": lambda: generate(prior, labels, noise, prepared=prepared)}, repeats, warmups=repeats > 1)
     seconds, spread = taken["draw"].median / batch, taken["draw"].spread
     predicted = image_seconds(count_decoding(CONFIG, shape, 0, batch), shape, batch, rates)
     if curve == "batch":

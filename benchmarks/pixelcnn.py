@@ -50,10 +50,10 @@ def by_forward_passes(model: PixelCnn, labels: Tensor, noise: Tensor, cropped: b
 @torch.inference_mode()
 def logits_apart(model: PixelCnn, codes: Tensor, labels: Tensor) -> tuple[float, float]:
     """Largest difference between incremental logits and those of one forward pass, and the latter's deviation."""
-    decoding, steps = model.begin(labels), []
+    generation, steps = model.begin(labels), []
     for position in range(model.shape.length):
-        steps.append(decoding.logits())
-        decoding.append(codes[:, position // model.shape.w, position % model.shape.w, 0])
+        steps.append(generation.logits())
+        generation.append(codes[:, position // model.shape.w, position % model.shape.w, 0])
     wanted = model(codes, labels)
     return float((torch.stack(steps, dim=1) - wanted).abs().max()), float(wanted.std())
 

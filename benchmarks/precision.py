@@ -17,7 +17,7 @@ from torch import Tensor
 from sampling.choose import ChooseConfig, choose
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.pictures import normalise
-from stage2_prior.base import Decoder
+from stage2_prior.base import PreparedPrior
 from stage2_prior.generation import generate
 from stage2_prior.likelihood import bits, nats_of
 from stage2_prior.prior import LoadedPrior, labels_for, load_prior
@@ -27,12 +27,12 @@ COMPARED: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
 
 @torch.inference_mode()
-def logits_of(decoder: Decoder, codes: Tensor, labels: Tensor) -> Tensor:
-    """Decode given codes (B, h, w, K) -> logits (B, L, V)."""
-    decoding, found = decoder.begin(labels), []
+def logits_of(prepared: PreparedPrior, codes: Tensor, labels: Tensor) -> Tensor:
+    """Feed given codes (B, h, w, K) -> logits (B, L, V)."""
+    generation, found = prepared.begin(labels), []
     for code in rearrange(codes, "B h w K -> (h w K) B"):
-        found.append(decoding.logits())
-        decoding.append(code)
+        found.append(generation.logits())
+        generation.append(code)
     return torch.stack(found, dim=1)
 
 
@@ -60,9 +60,9 @@ def main() -> None:
     logits, samples = {}, {}
     print("precision  bits per token  likeliest the same  logits apart  other codes  other pictures")
     for precision in COMPARED:
-        decoder = prior.model.decoder(precision)
-        logits[precision] = logits_of(decoder, codes, labels)
-        samples[precision] = generate(prior.model, labels, noise, pick, decoder=decoder)
+        prepared = prior.model.prepare(precision)
+        logits[precision] = logits_of(prepared, codes, labels)
+        samples[precision] = generate(prior.model, labels, noise, pick, prepared=prepared)
         found, wanted = logits[precision], logits["float32"]
         differs = samples[precision] != samples["float32"]
         print(

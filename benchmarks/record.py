@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stage1_tokenizer.diagnostics.comparison_table import processor
+from stage1_tokenizer.diagnostics.comparison import processor
 from stage1_tokenizer.engine.system import cores
 
 RESULTS = Path(__file__).parent / "results"

@@ -22,7 +22,8 @@ from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
 from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import ConfigError
-from stage2_prior.report import prior_page
+from stage2_prior.prior import PRIOR_FILE
+from stage2_prior.report import kind_of, prior_page
 
 COMPARISON = "comparison.html"
 MOST = 8
@@ -44,7 +45,7 @@ def main() -> None:
     config = parse_command_line(ReportConfig)
     paths = config.runs
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    runs = [open_run(path) for path in paths] or [open_run(newest_of_both(Path("runs")))]
+    runs = [open_run(path, PRIOR_FILE) for path in paths or [newest_of_both(Path("runs"))]]
     names = [run.path.resolve() for run in runs]
     if len(set(names)) < len(names):
         raise ConfigError("RUN: the same run is named twice; a comparison needs different ones")
@@ -62,7 +63,7 @@ def main() -> None:
 
 def page_of(run: RunFolder, device: torch.device, root: str | None) -> str:
     """The page of one run, with what was sampled from it since."""
-    make = prior_page if run.kind == "prior" else tokenizer_page
+    make = prior_page if kind_of(run) == "prior" else tokenizer_page
     return make(run, device, root, output_sections(run))
 
 

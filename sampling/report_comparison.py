@@ -7,15 +7,15 @@ from functools import partial
 import torch
 
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, scrolling, tag
-from stage1_tokenizer.diagnostics.report.meanings import TOKENIZER_FIGURES, Meaning, readings
-from stage1_tokenizer.diagnostics.report.measured import Measured, measure
-from stage1_tokenizer.diagnostics.report.numbers import plural
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, plural, table, tag
 from stage1_tokenizer.diagnostics.report.page import TROUBLE, Head, attempt, note, or_note, render
 from stage1_tokenizer.diagnostics.report.pictures import enlargement, fitted, grid, img, pixels, read
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
-from stage1_tokenizer.diagnostics.report.what_was_run import pairs, setting
-from stage2_prior.report import FIGURES, described_prior
+from stage1_tokenizer.diagnostics.report.run_sections import Meaning, pairs, readings, setting
+from stage1_tokenizer.diagnostics.report.tokenizer import TOKENIZER_FIGURES
+from stage1_tokenizer.diagnostics.views.base import Measured, Subject, measured_of
+from stage2_prior.prior import PRIOR_FILE
+from stage2_prior.report import FIGURES, described_prior, kind_of
 
 MEANINGS: dict[str, Meaning] = TOKENIZER_FIGURES | FIGURES
 CURVES = {
@@ -64,11 +64,11 @@ def names_of(runs: Sequence[RunFolder]) -> list[str]:
 
 def ground_of(run: RunFolder) -> tuple[str, ...] | None:
     """What a run's figures were measured on: only where it is the same can one be better. None: it is not known."""
-    if run.kind == "tokenizer":
+    if kind_of(run) == "tokenizer":
         data = run.config.get("data")
         return ("tokenizer", json.dumps(data, sort_keys=True)) if isinstance(data, dict) else None
     try:
-        described = described_prior(run.weights)
+        described = described_prior(run.path / PRIOR_FILE)
     except TROUBLE:
         return None
     return ("prior", described.header.tokenizer, json.dumps(described.data, sort_keys=True))
@@ -83,7 +83,7 @@ def _figures(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     """A row for each figure that a run has."""
     of_runs = [{each.name: each for each in readings(run.curves, MEANINGS)} for run in runs]
     grounds = [ground_of(run) for run in runs]
-    head = ["figure", *(f"{name} ({run.kind})" for name, run in zip(names, runs, strict=True))]
+    head = ["figure", *(f"{name} ({kind_of(run)})" for name, run in zip(names, runs, strict=True))]
     rows: list[tuple[str, list[tuple[str, bool]]]] = []
     for name, meaning in MEANINGS.items():
         values = [found[name].value if name in found else None for found in of_runs]
@@ -123,19 +123,11 @@ def _side_by_side(
     """A table with a column for each run; on a narrow screen each cell stands on a line of its own, after the run's
     name. `rows`: a label, and for each run what it has and whether that is the best."""
     body = [
-        tag("tr", tag("th", label, scope="row"),
-            [tag("td", text, class_="best" if best else None, data_run=name)
-             for name, (text, best) in zip(names, cells, strict=True)])
+        [label, *(tag("td", text, class_="best" if best else None, data_run=name)
+                  for name, (text, best) in zip(names, cells, strict=True))]
         for label, cells in rows
     ]  # fmt: skip
-    inner = tag(
-        "table",
-        tag("caption", caption, class_="unseen" if hide else None),
-        tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in head])),
-        tag("tbody", body),
-        class_=f"{class_} stacked",
-    )
-    return scrolling(caption, inner)
+    return table(caption, head, body, f"{class_} stacked", hide)
 
 
 def _curves(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
@@ -160,7 +152,7 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
     """The keys of their configurations that are not the same in all; those of one stage with one another."""
     parts: list[Child] = []
     for kind in ("tokenizer", "prior"):
-        alike = [(name, dict(pairs(run.config))) for name, run in zip(names, runs, strict=True) if run.kind == kind]
+        alike = [(name, dict(pairs(run.config))) for name, run in zip(names, runs, strict=True) if kind_of(run) == kind]
         if len(alike) < 2:
             continue
         keys = [key for key in dict.fromkeys(key for _, tree in alike for key in tree) if key not in NOT_COMPARED]
@@ -179,8 +171,8 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
 
 def _pictures(runs: Sequence[RunFolder], names: Sequence[str], device: torch.device, root: str | None) -> Child:
     parts: list[Child] = []
-    tokenizers = [(name, run) for name, run in zip(names, runs, strict=True) if run.kind == "tokenizer"]
-    priors = [(name, run) for name, run in zip(names, runs, strict=True) if run.kind == "prior"]
+    tokenizers = [(name, run) for name, run in zip(names, runs, strict=True) if kind_of(run) == "tokenizer"]
+    priors = [(name, run) for name, run in zip(names, runs, strict=True) if kind_of(run) == "prior"]
     if tokenizers:
         parts += [tag("h3", "Reconstructions"), _reconstructions(tokenizers, device, root)]
     if priors:
@@ -194,23 +186,23 @@ def _reconstructions(runs: Sequence[tuple[str, RunFolder]], device: torch.device
     troubles: list[Child] = []
     for name, run in runs:
         try:
-            measured.append((name, measure(run.path, root, device)))
+            measured.append((name, measured_of(Subject(run, device, root))))
         except TROUBLE as error:
             troubles.append(note(f"{name}: {error}"))
     if not measured:
         return troubles
     first = measured[0][1]
     same = all(one.data.tree() == first.data.tree() and one.number == first.number for _, one in measured)
-    columns = [_column("original", first, first.encoded.x, None)] if same else []
+    columns = [_column("original", first, first.x, None)] if same else []
     for name, one in measured:
-        columns += [] if same else [_column(f"{name}, original", one, one.encoded.x, None)]
-        columns.append(_column(name, one, one.encoded.x_hat, float(one.psnr.mean())))
+        columns += [] if same else [_column(f"{name}, original", one, one.x, None)]
+        columns.append(_column(name, one, one.x_hat, float(one.psnr.mean())))
     words = "The same pictures through each of them." if same else "Their data differ, so each has its own pictures."
     return join(tag("p", words), tag("div", columns, class_="side"), troubles)
 
 
 def _column(title: str, measured: Measured, images: torch.Tensor, psnr: float | None) -> Markup:
-    places = measured.encoded.spread(ROWS)
+    places = measured.spread(ROWS)
     small = fitted(images[places], 128)
     scale = enlargement(max(small.shape[2:]), 80)
     shown = [img(pixels(image), f"{title}, picture {number}", scale) for number, image in enumerate(small, start=1)]

@@ -19,9 +19,17 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line, read_yaml
 from stage1_tokenizer.config.presets import find_presets, short_schedule
-from stage1_tokenizer.diagnostics.comparison import Failure, Reconstructions, Row, measure
-from stage1_tokenizer.diagnostics.comparison_picture import draw
-from stage1_tokenizer.diagnostics.comparison_table import aligned, as_json, machine, markdown
+from stage1_tokenizer.diagnostics.comparison import (
+    Failure,
+    Reconstructions,
+    Row,
+    aligned,
+    as_json,
+    draw,
+    machine,
+    markdown,
+    measure,
+)
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import counted, say
 from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError

@@ -47,11 +47,13 @@ from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.objective import AdversarialConfig, Objective, PixelConfig
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, TokenizerConfig
-from stage1_tokenizer.validation import pairs, validate
+from stage1_tokenizer.validation import FIGURES, pairs, validate
 
 
 class TrainTokenizerConfig(RunConfig):
     """Train a tokenizer. The defaults are the quickstart: a VQ-VAE on drawn shapes, minutes on two CPU cores."""
+
+    figures = FIGURES
 
     steps: PositiveInt = 1300
     """Optimizer steps."""

@@ -9,11 +9,18 @@ from torch import Tensor
 
 from stage1_tokenizer.data.order import validation_batches
 from stage1_tokenizer.data.pictures import Pictures, normalise
-from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.console import Figure, counted
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage1_tokenizer.objective import generator_loss
 from stage1_tokenizer.tokenizer import Tokenizer
 
+FIGURES = (
+    Figure("psnr", "PSNR", "{:.2f} dB", 1),
+    Figure("code_usage", "codes in use", "{:.0%}", 1),
+    Figure("perceptual", "LPIPS", "{:.4f}", -1),
+    Figure("total", "loss", "{:.4g}", -1),
+)
+"""The figures of a tokenizer's training that the console shows, where the bottleneck and the losses give them."""
 Distance = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """Images and reconstructions (B, C, H, W) -> the loss () between them, and its terms: `Objective.distance`."""
 

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from stage1_tokenizer.engine.errors import DivergedError
 from stage1_tokenizer.engine.precision import float64
-from stage2_prior.base import Decoder, Grid, Prior
+from stage2_prior.base import PreparedPrior, Prior
 from stage2_prior.guidance import Guidance, check_guidance, mix
-from stage2_prior.windows import check_window, placements
+from stage2_prior.windows import Canvas, placements
 
 Choose = Callable[[Tensor, Tensor, float], Tensor]
 """(logits (B, V) float32, noise (B,) uniform in [0, 1), progress in [0, 1]) -> codes (B,) int64. Progress is the share
 of the picture's positions that lie before this one: 0 at the first, 1 at the last."""
-NO_GUIDANCE = Guidance()
+NO_GUIDANCE, TRAINED = Guidance(), Canvas()
 
 
 class NotFiniteError(DivergedError, ValueError):
@@ -83,18 +83,16 @@ def generate(
     noise: Tensor,
     choose: Choose = sample_softmax,
     guidance: Guidance = NO_GUIDANCE,
-    grid: Grid | None = None,
-    window: Grid | None = None,
-    stride: int = 1,
+    canvas: Canvas = TRAINED,
+    *,
     known: Known | None = None,
     progress: Callable[[int], object] | None = None,
-    decoder: Decoder | None = None,
+    prepared: PreparedPrior | None = None,
 ) -> Tensor:
-    """Codes (B, h, w, K) for labels (B,), from uniform noise (B, h*w*K).
+    """Codes (B, h, w, K) for labels (B,), from uniform noise (B, h*w*K), where h and w are those of the canvas.
 
-    grid: rows and columns, of any size; None: those of training. window, stride: see `windows.py`; None: the trained
-    grid. `progress` is called with a number of codes, which add up to B*h*w*K. decoder: of this prior, prepared before
-    and used again; None: one in float32 is prepared here.
+    known: codes that are given. `progress` is called with a number of codes, which add up to B*h*w*K. prepared: this
+    prior, prepared before and used again; None: it is prepared here, in float32.
 
     Raises:
         ConfigError: guidance, but the prior has no classes or was trained without label dropout; a window that is
@@ -102,12 +100,11 @@ def generate(
         NotFiniteError: the prior's logits are not finite.
     """
     check_guidance(prior.config, prior.classes, guidance)
-    decoder = decoder or prior.decoder()
-    assert decoder.prior is prior
+    prepared = prepared or prior.prepare()
+    assert prepared.prior is prior
     shape, batch = prior.shape, len(labels)
-    trained = (shape.h, shape.w)
-    height, width = grid = grid or trained
-    window = check_window(window or trained, trained, grid, stride)
+    grid, window = canvas.fitted((shape.h, shape.w))
+    height, width = grid
     both = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guidance.is_needed else labels
     codes = torch.zeros((batch, height, width, shape.K), dtype=torch.int64, device=labels.device)
     given = torch.zeros(grid, dtype=torch.bool) if known is None else known.mask.cpu()
@@ -117,9 +114,9 @@ def generate(
     noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
 
     finite = _FiniteLogits(labels.device)
-    place = None  # of the window of the decoding under way
-    decoded = 0  # positions of that window that it has been fed
-    for top, left, row, columns in placements(grid, window, stride):
+    place = None  # of the window of the generation under way
+    done = 0  # positions of that window that it has been fed
+    for top, left, row, columns in placements(grid, window, canvas.stride):
         unknown = [column for column in columns if not given[row, column]]
         if progress is not None:
             progress(batch * shape.K * (len(columns) - len(unknown)))
@@ -127,22 +124,22 @@ def generate(
             continue
         view = rearrange(codes[:, top : top + window[0], left : left + window[1]], "B h w K -> B (h w) K")
         if place != (top, left):
-            decoding, place, decoded = decoder.begin(both, window), (top, left), 0
+            generation, place, done = prepared.begin(both, window), (top, left), 0
         for column in unknown:
             here = (row - top) * window[1] + column - left
-            if decoded < here:
-                before = view[:, decoded:here]  # (B, n, K)
-                decoding.prefill(before.repeat(2, 1, 1) if guidance.is_needed else before)
+            if done < here:
+                before = view[:, done:here]  # (B, n, K)
+                generation.prefill(before.repeat(2, 1, 1) if guidance.is_needed else before)
             for depth in range(shape.K):
-                logits = decoding.logits()
+                logits = generation.logits()
                 share = (row * width + column) / last
                 if guidance.is_needed:
                     logits = mix(logits[:batch], logits[batch:], guidance.at(share))
                 finite.note(logits)
                 chosen = choose(logits, noise[:, row, column, depth], share).to(codes.device)  # (B,)
                 codes[:, row, column, depth] = chosen
-                decoding.append(chosen.repeat(2) if guidance.is_needed else chosen)
-            decoded = here + 1
+                generation.append(chosen.repeat(2) if guidance.is_needed else chosen)
+            done = here + 1
             if progress is not None:
                 progress(batch * shape.K)
         finite.check()

@@ -39,7 +39,7 @@ class CodeHead(nn.Module):
         del embedded  # the only code of a position depends on the context alone
         return self.output(contexts)[:, :, None]
 
-    def decoder(self, precision: Precision) -> NextLogits:
+    def prepare(self, precision: Precision) -> NextLogits:
         """The same for one position: its context (B, width) and no code of it yet (B, 0, width) -> logits (B, V)."""
         product = prepare(self.output.weight, None, precision)
         return lambda context, chosen: product(context)
@@ -65,7 +65,7 @@ class DepthHead(nn.Module):
         logits = torch.stack([output(hidden[:, k]) for k, output in enumerate(self.outputs)], dim=1)
         return rearrange(logits, "(B n) K V -> B n K V", B=len(contexts))
 
-    def decoder(self, precision: Precision) -> NextLogits:
+    def prepare(self, precision: Precision) -> NextLogits:
         """The same for code k of one position. In float32 whatever the precision: K is small."""
         del precision
         return self._next

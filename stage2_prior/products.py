@@ -1,4 +1,4 @@
-"""Products with fixed matrices, prepared once so that the many small ones of decoding are fast.
+"""Products with fixed matrices, prepared once so that the many small ones of generation are fast.
 
     product = prepare(weight, bias, "int8")        weight (o, i), bias (o) or None
     y = product(x)                                 x (n, i) -> y (n, o), in the dtype of x

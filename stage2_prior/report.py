@@ -1,32 +1,39 @@
-"""The page about a prior's run: its sections, on the machinery of stage1_tokenizer/report."""
+"""The page about a prior's run: its sections, on the machinery of stage1_tokenizer/diagnostics."""
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from stage1_tokenizer.config.base import Tree, config_from_json
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series
-from stage1_tokenizer.diagnostics.report.curves import VALIDATION, draw_curves, pair
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, listed, tag
-from stage1_tokenizer.diagnostics.report.meanings import Meaning, readings
-from stage1_tokenizer.diagnostics.report.measured import Measured, measure
-from stage1_tokenizer.diagnostics.report.numbers import percent, plain
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, listed, percent, plain, tag
 from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note, render
-from stage1_tokenizer.diagnostics.report.reconstructions import over_training, triple
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
-from stage1_tokenizer.diagnostics.report.tokenizer import footer_of, head_of, once, show_figures, token_sections
-from stage1_tokenizer.diagnostics.report.tokens import describe
-from stage1_tokenizer.diagnostics.report.what_was_run import data_facts, happened, what_was_run
+from stage1_tokenizer.diagnostics.report.run_sections import (
+    Meaning,
+    command_of,
+    data_facts,
+    footer_of,
+    happened,
+    head_of,
+    readings,
+    show_figures,
+    what_was_run,
+)  # fmt: skip
+from stage1_tokenizer.diagnostics.report.tokenizer import describe
+from stage1_tokenizer.diagnostics.views import atlas, tokens
+from stage1_tokenizer.diagnostics.views.base import Subject, measured_of
+from stage1_tokenizer.diagnostics.views.curves import VALIDATION, pair, show_charts
+from stage1_tokenizer.diagnostics.views.reconstructions import over_training, triple
 from stage1_tokenizer.engine.checkpoint import brief
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.tokenizer import config_tree, saved_step
 from stage2_prior.best import BEST_BY
-from stage2_prior.prior import PriorHeader
+from stage2_prior.prior import PRIOR_FILE, PriorHeader
 
 FIGURES = {
     "validation/bits_per_token": Meaning(
@@ -51,18 +58,27 @@ LIMITS = 4
 
 def prior_page(run: RunFolder, device: torch.device, root: str | None = None, more: Sequence[Section] = ()) -> str:
     """The page; `more`: sections on what was made with the prior since."""
-    look = once(lambda: measure(run.path, root, device))
+    run = RunFolder(run.path, PRIOR_FILE)
+    subject = Subject(run, device, root)
+    command = command_of(run, "stage2_prior/train.py", " --tokenizer TOKENIZER")
     sections = [
         attempt("figures", "Figures", lambda: join(in_words(run), show_figures(run, FIGURES))),
         *more,
         attempt("samples", "Samples over the training", lambda: _samples(run)),
-        attempt("curves", "Curves", lambda: draw_curves(run.curves, charts(run))),
-        attempt("tokenizer", "Its tokenizer", lambda: _tokenizer(look())),
-        *token_sections(look)[1:],
-        attempt("run", "What was run", lambda: what_was_run(run, facts_of(run), command_of(run))),
+        attempt("curves", "Curves", lambda: show_charts(run.curves, charts(run))),
+        attempt("tokenizer", "Its tokenizer", lambda: _tokenizer(subject)),
+        atlas.VIEW.section(subject),
+        tokens.VIEW.section(subject),
+        attempt("run", "What was run", lambda: what_was_run(run, facts_of(run), command)),
         attempt("alarms", "Alarms", lambda: happened(run)),
     ]
     return render(head_of(run, "Prior", "prior"), sections, footer_of(run))
+
+
+def kind_of(run: RunFolder) -> Literal["tokenizer", "prior"]:
+    """The stage of a run, by the weights in its folder or by its configuration."""
+    is_prior = (run.path / PRIOR_FILE).exists() or isinstance(run.config.get("prior"), dict)
+    return "prior" if is_prior else "tokenizer"
 
 
 def in_words(run: RunFolder) -> Markup | None:
@@ -110,11 +126,11 @@ def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
     config = run.config
     facts: list[tuple[Child, Child]] = [("Prior", run.text("prior", "kind"))]
     try:
-        described = described_prior(run.weights)
+        described = described_prior(run.path / PRIOR_FILE)
     except TROUBLE as error:
         if isinstance(data := config.get("data"), dict):
             facts.append(("Data", data_facts(data)))
-        facts.append(("Weights", f"cannot be read: {error}" if run.weights.exists() else "not written yet"))
+        facts.append(("Weights", f"cannot be read: {error}" if (run.path / PRIOR_FILE).exists() else "not written yet"))
     else:
         header = described.header
         h, w, K, V = header.shape
@@ -163,15 +179,6 @@ def described_prior(file: Path) -> Described:
     return Described(header, data, sum(sizes), step, BEST_BY in metadata)
 
 
-def command_of(run: RunFolder) -> str:
-    """How a run like this one is started, by its configuration."""
-    config = run.config.get("config")
-    given = f" --config {shlex.quote(config)}" if isinstance(config, str) else ""
-    return (
-        f"accelerate launch stage2_prior/train.py{given} --tokenizer TOKENIZER    # and the settings below that differ"
-    )
-
-
 def _samples(run: RunFolder) -> Child:
     strips = over_training(run, "samples", "Samples")
     if strips is None:
@@ -181,7 +188,7 @@ def _samples(run: RunFolder) -> Child:
         "changes is what the prior has learned."
     ]
     try:
-        classes = len(described_prior(run.weights).header.classes)
+        classes = len(described_prior(run.path / PRIOR_FILE).header.classes)
     except TROUBLE:  # the section on what was run says so
         classes = 0
     if classes > 1:
@@ -190,8 +197,9 @@ def _samples(run: RunFolder) -> Child:
     return join(tag("p", words), strips)
 
 
-def _tokenizer(measured: Measured) -> Markup:
+def _tokenizer(subject: Subject) -> Markup:
     """The limit of what the prior can draw."""
+    measured = measured_of(subject)
     loaded, psnr = measured.loaded, measured.psnr
     facts: list[tuple[Child, Child]] = [
         ("Kind", f"{loaded.tokenizer.config.bottleneck.kind}, trained for {loaded.step:,} steps"),
@@ -199,7 +207,7 @@ def _tokenizer(measured: Measured) -> Markup:
         ("PSNR", f"{float(psnr.mean()):.2f} dB on {measured.pictures}"),
         ("Fingerprint", loaded.fingerprint),
     ]
-    shown = [triple(measured, place, f"{psnr[place]:.2f} dB") for place in measured.encoded.spread(LIMITS)]
+    shown = [triple(measured, place, f"{psnr[place]:.2f} dB") for place in measured.spread(LIMITS)]
     return join(
         tag("p", "Samples are drawn by this tokenizer's decoder, and can be no better than its reconstructions: "
             "original, reconstruction, error."),

@@ -48,11 +48,13 @@ from stage2_prior.overfitting import Overfitting
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
 from stage2_prior.report import prior_page
 from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classes, relabel, seen_classes
-from stage2_prior.validation import sample, validate
+from stage2_prior.validation import FIGURES, sample, validate
 
 
 class TrainPriorConfig(RunConfig):
     """Train a prior over the codes of a tokenizer. The defaults are the quickstart's."""
+
+    figures = FIGURES
 
     tokenizer: str
     """A stage-one run's folder, or its tokenizer.safetensors."""

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stage1_tokenizer.data.order import parts_of, share
-from stage1_tokenizer.engine.console import bar, counted
+from stage1_tokenizer.engine.console import Figure, bar, counted
 from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.metrics import CodeUse
@@ -15,6 +15,12 @@ from stage2_prior.base import Prior
 from stage2_prior.generation import generate
 from stage2_prior.likelihood import bits, image_nats
 from stage2_prior.tokens import TokenSet
+
+FIGURES = (
+    Figure("bits_per_token", "bits per token", "{:.3f}", -1),
+    Figure("bigram_bits_per_token", "of a bigram", "{:.3f}", 0),
+)
+"""The figures of a prior's training that the console shows."""
 
 
 @torch.inference_mode()

@@ -20,6 +20,26 @@ from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.base import Grid
 
 
+class Canvas(NamedTuple):
+    """The grid of codes to generate, and the window that slides over it."""
+
+    grid: Grid | None = None
+    """Rows and columns, of any size; None: those of training."""
+    window: Grid | None = None
+    """None: the trained grid, as far as the canvas has room for it."""
+    stride: int = 1
+    """Columns by which the window moves at once."""
+
+    def fitted(self, trained: Grid) -> tuple[Grid, Grid]:
+        """The grid and the window to use, which is no larger, for a prior that was trained on such a grid.
+
+        Raises:
+            ConfigError: the window is larger than the trained grid, or the stride carries positions out of it.
+        """
+        grid = self.grid or trained
+        return grid, check_window(self.window or trained, trained, grid, self.stride)
+
+
 class Placement(NamedTuple):
     """A place of the window, and the positions that are generated while it stands there."""
 

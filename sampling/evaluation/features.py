@@ -1,12 +1,21 @@
 """Features of any number of pictures, collected batch by batch: moments of all of them, and some kept as they are."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sampling.evaluation.extractors.base import Extracted
+from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.moments import Array, Moments, RunningMoments, combined
+from sampling.evaluation.results import described_machine, now, versions
+from sampling.evaluation.sources import Indices, Source, check_set
+from stage1_tokenizer.data.order import share
+from stage1_tokenizer.engine.console import bar
 from stage1_tokenizer.engine.seeds import uniforms
 
 
@@ -108,6 +117,74 @@ class Features:
             indices, features, logits = indices[chosen], features[chosen], logits[chosen]
         self._kept = [[indices], [features], [logits]]
         self._waiting = len(indices)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """One way to measure pictures: the extractor, the processes and the seed."""
+
+    accelerator: Accelerator
+    network: Extractor | None
+    """The extractor, as far as there is one."""
+    kind: str
+    """The extractor's, for names of files."""
+    batch_size: int
+    references: Path
+    """Folder in which a reference's features are kept."""
+    seed: int
+
+    @property
+    def extractor(self) -> Extractor:
+        """The extractor, which all but a tokenizer's evaluation need."""
+        assert self.network is not None, "the configuration allows extractor.kind none for a tokenizer alone"
+        return self.network
+
+    def features(self, source: Source, what: str, keep: int | None = None, logits: bool = False) -> Features:
+        """The features of all pictures of a source, each computed once over all processes and known to all afterwards.
+
+        keep: of how many pictures the features themselves are kept beside their moments; None: of all.
+        logits: keep these too.
+
+        Raises:
+            ConfigError: there are fewer than two pictures, and one has no spread.
+        """
+        check_set(source, what)
+        features = Features(self.extractor.dimension, keep)
+        batches = my_batches(self.accelerator, len(source), self.batch_size)
+        with bar(sum(map(len, batches)), "picture", what) as shown:
+            for indices in batches:
+                extracted = self.extractor(source.read(indices))
+                features.add(extracted if logits else without_logits(extracted), torch.from_numpy(indices))
+                shown.update(len(indices))
+        features.merge_over(self.accelerator)
+        return features
+
+    def stated(self) -> Mapping[str, Any]:
+        """The part of a protocol that is the same for all evaluations."""
+        used: Mapping[str, Any] = {"extractor": "none"}
+        if self.network is not None:
+            weights = f"sha256 {self.network.sha256}"
+            used = {"extractor": self.network.name, "extractor weights": weights, "resize": self.network.resize}
+        return {
+            **used,
+            "seed": self.seed,
+            "intervals": "95 %, over the pictures measured: means by bootstrap, others by a jackknife of 20 groups",
+            "processes": self.accelerator.num_processes,
+            "machine": described_machine(self.accelerator.device),
+            "versions": versions(),
+            "date": now(),
+        }
+
+
+def my_batches(accelerator: Accelerator, number: int, batch_size: int) -> list[Indices]:
+    """This process's share of 0..number-1, in batches; the shares are in the order of the processes."""
+    mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+
+def without_logits(extracted: Extracted) -> Extracted:
+    """A thousand numbers a picture that only a class score is made from."""
+    return extracted._replace(logits=None)
 
 
 def _gathered(accelerator: Accelerator, mine: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ x uint8 -> normalise -> tokenizer -> x_hat -> uint8         all figures are of t
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,14 +13,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sampling.evaluation.extractors.base import Extractor
-from sampling.evaluation.features import Features
-from sampling.evaluation.sources import Source, my_batches, without_logits
+from sampling.evaluation.features import Features, my_batches, without_logits
+from sampling.evaluation.sources import Source
 from sampling.picture_files import DECODE_CHUNK, in_chunks
 from stage1_tokenizer.data.pictures import normalise, to_uint8
+from stage1_tokenizer.engine.checkpoint import sha256_of
 from stage1_tokenizer.engine.console import bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.metrics import CodeUse, psnr, ssim
-from stage1_tokenizer.perceptual import Perceptual
+from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
 PerPicture = Callable[[Tensor, Tensor], Tensor]
@@ -43,6 +45,12 @@ class Reconstructions(NamedTuple):
     originals: Features | None
     made: Features | None
     """Features of both sides; None without an extractor."""
+
+
+def described_lpips(config: PerceptualConfig) -> str:
+    """The kind of LPIPS, for the protocol."""
+    given = f"backbone of sha256 {sha256_of(Path(config.weights))}" if config.weights else "torchvision's backbone"
+    return f"version 0.1, {config.net}, {given}"
 
 
 def lpips_per_picture(perceptual: Perceptual) -> PerPicture:

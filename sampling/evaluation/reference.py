@@ -8,19 +8,24 @@ the hash of its weights, resize), its name is made from that, and it is used aga
 
 import hashlib
 import json
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from sampling.evaluation.extractors.base import Extractor
+from sampling.evaluation.features import Measuring
 from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
-from sampling.evaluation.sources import NpzSource, Source, features_of, size_of
+from sampling.evaluation.sources import NpzSource, Source, SplitSource, given, size_of
+from stage1_tokenizer.config.marks import Mark, without_marked
+from stage1_tokenizer.data import DataConfig, OpenData, open_data
+from stage1_tokenizer.data.pictures import Pictures, Split
 from stage1_tokenizer.engine.checkpoint import brief, read_tensors, sha256_of, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.launch import on_main
@@ -56,26 +61,19 @@ def provenance_of(data: Provenance, number: int, extractor: Extractor) -> Proven
     return tree
 
 
-def load_or_measure(
-    accelerator: Accelerator,
-    source: Source,
-    extractor: Extractor,
-    provenance: Provenance,
-    folder: Path,
-    name: str,
-    batch_size: int,
-) -> Reference:
-    """The features of a source: from a file in `folder`, if one was made from just this, else computed into it."""
+def load_or_measure(measuring: Measuring, source: Source, provenance: Provenance, name: str) -> Reference:
+    """The features of a source: from a kept file, if one was made from just this, else computed into it."""
+    accelerator, dimension = measuring.accelerator, measuring.extractor.dimension
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / f"{name}-{digest}.safetensors"
+    path = measuring.references / f"{name}-{digest}.safetensors"
     # One process looks, so that all do the same.
-    if on_main(accelerator, lambda: _read(path, provenance, extractor.dimension, size_of(source)) is not None):
-        found = _read(path, provenance, extractor.dimension, size_of(source))
+    if on_main(accelerator, lambda: _read(path, provenance, dimension, size_of(source)) is not None):
+        found = _read(path, provenance, dimension, size_of(source))
         if found is None:
             raise BadFileError(f"{path}: was there, and cannot be read by every process; is the disk sound?")
         accelerator.print(f"reference: {path}")
         return found
-    features = features_of(accelerator, source, extractor, batch_size, KEPT, "reference")
+    features = measuring.features(source, "reference", KEPT)
     moments = features.moments
     tensors = {
         "mean": torch.from_numpy(moments.mean),
@@ -90,7 +88,7 @@ def load_or_measure(
     return Reference(moments, features.features, features.indices, provenance, size_of(source))
 
 
-def reference_of_file(accelerator: Accelerator, path: Path, extractor: Extractor, batch_size: int) -> Reference:
+def reference_of_file(measuring: Measuring, path: Path) -> Reference:
     """What an .npz file of the ADM suite holds: pictures (`arr_0`), or the moments `mu` and `sigma` of features that
     must have been this extractor's, for the file does not say whose they are.
 
@@ -102,6 +100,7 @@ def reference_of_file(accelerator: Accelerator, path: Path, extractor: Extractor
     says = {"file": path.name, "sha256": sha256_of(path)}
     if holds_moments(path):  # and no pictures, which say more
         moments = read_moments(path)
+        extractor = measuring.extractor
         if len(moments.mean) != extractor.dimension:
             raise BadFileError(
                 f"{path}: has moments of {len(moments.mean)} features, but {extractor.name} has {extractor.dimension}"
@@ -110,15 +109,13 @@ def reference_of_file(accelerator: Accelerator, path: Path, extractor: Extractor
             moments, None, None, {"data": {**says, "holds": "mu and sigma"}, "pictures": moments.count}, None
         )
     source = NpzSource(open_samples(path))
-    return reference_of_source(accelerator, source, {**says, "holds": "pictures"}, extractor, batch_size)
+    return reference_of_source(measuring, source, {**says, "holds": "pictures"})
 
 
-def reference_of_source(
-    accelerator: Accelerator, source: Source, says: Provenance, extractor: Extractor, batch_size: int
-) -> Reference:
+def reference_of_source(measuring: Measuring, source: Source, says: Provenance) -> Reference:
     """Measure a reference that is not kept. says: what the pictures are."""
-    features = features_of(accelerator, source, extractor, batch_size, KEPT, "reference")
-    provenance = provenance_of(says, len(source), extractor)
+    features = measuring.features(source, "reference", KEPT)
+    provenance = provenance_of(says, len(source), measuring.extractor)
     return Reference(features.moments, features.features, features.indices, provenance, size_of(source))
 
 
@@ -153,3 +150,59 @@ def _read(path: Path, provenance: Provenance, dimension: int, size: tuple[int, i
         return None
     moments = Moments(int(provenance["pictures"]), tensors["mean"].numpy(), tensors["covariance"].numpy())
     return Reference(moments, tensors["features"], tensors["indices"], provenance, size)
+
+
+@dataclass
+class DataSet:
+    """Both splits of the data, each read when it is first asked for. What was found is said once."""
+
+    config: DataConfig
+    whole: str | None = None
+    """The folder of which all images are the validation split; None: the splits are those of the training."""
+    _splits: dict[Split, Pictures] = field(default_factory=dict)
+
+    def pictures(self, split: Split) -> Pictures:
+        """One split."""
+        if split not in self._splits:
+            self._splits[split] = self._opened.pictures(split, seed=0)
+        return self._splits[split]
+
+    @cached_property
+    def _opened(self) -> OpenData:
+        return open_data(self.config)
+
+    def source(self, split: Split) -> SplitSource:
+        """All of one split."""
+        pictures = self.pictures(split)
+        return SplitSource(pictures, np.arange(len(pictures), dtype=np.int64))
+
+    def described(self, split: Split) -> dict[str, Any]:
+        """What decides its pictures, which are looked at in their plain view."""
+        tree = without_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
+        identity = self._opened.images(split).identity
+        shown = "all images of the folder" if self.whole is not None else split
+        return tree | {"split": shown} | ({"identity": identity} if identity else {})
+
+    def reference(self, measuring: Measuring, name: str) -> Reference:
+        """Features of the split `train` or `validation`, those kept from before where they are there."""
+        split: Split = "train" if name == "train" else "validation"
+        source = self.source(split)
+        provenance = provenance_of(self.described(split), len(source), measuring.extractor)
+        return load_or_measure(measuring, source, provenance, f"{self.config.kind}-{split}-{measuring.kind}")
+
+
+def reference_named(measuring: Measuring, name: str, data: DataSet | None) -> Reference:
+    """Return the reference that is called `name`: a split of the data set, a folder of pictures, or an .npz file.
+
+    Raises:
+        ConfigError: there is no such split, folder or file, or no picture in it.
+        BadFileError: the file or a picture is damaged, or the folder's pictures have several sizes.
+    """
+    if name in SPLITS:
+        assert data is not None, "the configuration asks for one where a split is the reference"
+        return data.reference(measuring, name)
+    if not Path(name).is_dir():
+        return reference_of_file(measuring, Path(name))
+    found = given(Path(name), None, measuring.seed, "--reference")
+    says = {"folder": found.where.name, "identity": found.identity, "holds": "pictures"}
+    return reference_of_source(measuring, found.source, says)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, from what was measured: each with its name, its interval and what to know of it.
+"""The figures of an evaluation, from what was measured, and the warnings that a reader needs before believing them.
 
 Only of Inception's features is anything called FID, KID or inception score: of another network these are other numbers.
 """
@@ -6,9 +6,10 @@ Only of Inception's features is anything called FID, KID or inception score: of 
 import math
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
-from sampling.evaluation.distances import frechet_distance, inception_score, kernel_distance, precision_recall
+from sampling.evaluation.distances import frechet_distance, inception_score, kernel_distance, manifold
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.features import Features
 from sampling.evaluation.intervals import (
@@ -19,10 +20,10 @@ from sampling.evaluation.intervals import (
     paired_frechet_interval,
     score_interval,
 )
-from sampling.evaluation.manifold import manifold
 from sampling.evaluation.reconstructions import Reconstructions, bits_per_image
 from sampling.evaluation.reference import Reference
 from sampling.evaluation.results import Figure
+from sampling.evaluation.sources import Source
 from stage1_tokenizer.tokenizer import Tokenizer
 
 GROUPS = 20
@@ -31,6 +32,8 @@ SPLITS = 10
 """Of the inception score, as published."""
 NEIGHBOURS, NEIGHBOURS_OF_DENSITY = 3, 5
 """Which neighbour a ball reaches to, as published."""
+PUBLISHED = 50_000
+"""Pictures behind a published FID."""
 COMPARED = 10_000
 """Pictures of each side at most that every one is compared with every other one of."""
 
@@ -131,12 +134,12 @@ def _manifold(samples: Features, reference: Reference, extractor: Extractor, see
     of_reference = [
         any_interval(part) if groups > 1 else None for part in (each.recall_by_group, each.coverage_by_group)
     ]
-    shares = precision_recall(samples.features, reference.features, NEIGHBOURS, COMPARED, seed)
+    precision, recall = (float(part.float().mean()) for part in (each.precision, each.recall))
     used = f"{min(COMPARED, samples.count):,} samples, {min(COMPARED, len(reference.features)):,} reference pictures"
     near, balls = (f"{used}; neighbour {k}" for k in sizes[:2])
     return [
-        Figure("precision", "precision", shares.precision, of_samples[0], "", "higher", near),
-        Figure("recall", "recall", shares.recall, of_reference[0], "", "higher", near),
+        Figure("precision", "precision", precision, of_samples[0], "", "higher", near),
+        Figure("recall", "recall", recall, of_reference[0], "", "higher", near),
         Figure("density", "density", float(each.density.mean()), of_samples[1], "", "higher", balls),
         Figure(
             "coverage",
@@ -165,3 +168,57 @@ def _code_figures(found: Reconstructions, tokenizer: Tokenizer) -> list[Figure]:
 
 def _called(what: str, extractor: Extractor) -> str:
     return f"{what}, {extractor.name}"
+
+
+def warnings_of(count: int, reference_count: int | None, extractor: Extractor | None) -> list[str]:
+    """Return what must be known before distances are believed; nothing without an extractor, for there are none then.
+
+    reference_count: None where it is not known, or the same.
+    """
+    found: list[str] = []
+    if extractor is None:
+        return found
+    if not extractor.is_inception:
+        found.append(
+            f"features are those of {extractor.name}: no distance here is an FID or KID, and none can be compared with "
+            "one; compare only figures of the same extractor, reference and counts"
+        )
+    else:
+        found.append(
+            "pictures are resized antialiased, as the protocol says; tools that resize as TensorFlow did (the ADM "
+            "suite, torch-fidelity) give other figures of the same pictures"
+        )
+    fewest = min(count, reference_count or count)
+    if fewest <= extractor.dimension:
+        found.append(
+            f"{fewest:,} pictures span fewer than the features' {extractor.dimension:,} dimensions, and that dominates "
+            "the Fréchet distance; take more pictures"
+        )
+    elif count < PUBLISHED:
+        found.append(
+            f"a Fréchet distance falls with the number of pictures: of {count:,} it is larger than of the "
+            f"{PUBLISHED:,} that are usual"
+        )
+    if count < 2 * GROUPS:
+        found.append(f"of {count} pictures there are no intervals but those of means; these need {2 * GROUPS}")
+    return found
+
+
+def comparison_warnings(samples: Source, reference: Reference) -> list[str]:
+    """Of samples beside this reference."""
+    found = []
+    if reference.features is None:
+        found.append(
+            "the reference is moments alone: how its pictures were resized is not known, and KID, precision, recall, "
+            "density and coverage cannot be had"
+        )
+    elif reference.moments.count is not None and len(reference.features) < reference.moments.count:
+        found.append(
+            f"all but the Fréchet distance compare with {len(reference.features):,} of the reference's "
+            f"{reference.moments.count:,} pictures, drawn at random"
+        )
+    height, width = samples.read(np.arange(1)).shape[2:]
+    if reference.size is not None and reference.size != (height, width):
+        theirs = f"{reference.size[0]}x{reference.size[1]}"
+        found.append(f"samples are {height}x{width} and the reference's pictures {theirs}, which distances feel too")
+    return found

@@ -1,16 +1,20 @@
 """The keys that every training has; those marked FREE may change while it is stopped (same_run.py compares them)."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, Tree
 from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.engine.console import Figure
 
 
 class RunConfig(CommandConfig):
     """What a training run is given beside what it trains."""
+
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    """The figures that the console shows, where the run logs them; the log has all."""
 
     out: Annotated[str | None, Mark.FREE] = None
     """The run's folder; default: under runs/, by the name of the config file or of what is trained."""

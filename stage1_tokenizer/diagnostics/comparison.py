@@ -1,15 +1,22 @@
-"""What is compared: figures of a trained tokenizer on the validation images of the data that it was trained on."""
+"""A comparison of trained tokenizers: their figures on validation images, as a table, and their reconstructions."""
 
+import dataclasses
+import json
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.utils import make_grid
 
+from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data import data_config, open_data
-from stage1_tokenizer.data.pictures import Pictures
+from stage1_tokenizer.data.pictures import Pictures, to_uint8
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.log_file import log_entries
 from stage1_tokenizer.metrics import pixel_variance
@@ -17,6 +24,21 @@ from stage1_tokenizer.objective import PixelConfig, reconstruction_loss
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 from stage1_tokenizer.validation import pairs, validate
+
+COLUMNS = (
+    "preset",
+    "parameters",
+    "NMSE",
+    "PSNR, dB",
+    "LPIPS",
+    "usage",
+    "perplexity",
+    "per image",
+    "images/s",
+    "training, s",
+)
+INCHES = 0.9
+"""Side of an image in the picture; the labels stand in as much as three of them."""
 
 
 @dataclass(frozen=True)
@@ -137,3 +159,104 @@ def training_place(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line for line in text.splitlines() if line.startswith("processes=")]
     return lines[-1] if lines else "unknown: its train.log does not say"
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, "-" for what it does not have."""
+    return [
+        row.preset,
+        f"{row.parameters:,}",
+        f"{row.nmse:.4f}",
+        f"{row.psnr:.2f}",
+        "-" if row.lpips is None else f"{row.lpips:.4f}",
+        "-" if row.usage is None else f"{row.usage:.1%}",
+        "-" if row.perplexity is None else f"{row.perplexity:,.1f}",
+        f"{row.floats:,} f32" if row.bits is None else f"{row.bits:,.0f} bits",
+        f"{row.images_per_second:,.3g}" if row.images_per_second < 100 else f"{row.images_per_second:,.0f}",
+        f"{row.seconds:,.1f}" if row.seconds < 100 else f"{row.seconds:,.0f}",
+    ]
+
+
+def aligned(rows: Sequence[Row | Failure]) -> str:
+    """For the console: names on the left, numbers under each other; what failed says so in place of its numbers."""
+    lines = [list(COLUMNS), *(cells(row) for row in rows if isinstance(row, Row))]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    widths[0] = max(widths[0], *(len(row.preset) for row in rows))
+
+    def line(words: Sequence[str]) -> str:
+        padded = [word.rjust(width) for word, width in zip(words, widths, strict=True)]
+        return "  ".join([words[0].ljust(widths[0]), *padded[1:]])
+
+    return "\n".join(
+        [
+            line(COLUMNS),
+            *(
+                line(cells(row)) if isinstance(row, Row) else f"{row.preset.ljust(widths[0])}  {row.message}"
+                for row in rows
+            ),
+        ]
+    )
+
+
+def markdown(rows: Sequence[Row | Failure], caption: str) -> str:
+    """The table, and the caption under it."""
+    head = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:]))]
+    body = [
+        cells(row)
+        if isinstance(row, Row)
+        else [row.preset, row.message.replace("|", "\\|"), *("" for _ in COLUMNS[2:])]
+        for row in rows
+    ]
+    return "\n".join("| " + " | ".join(words) + " |" for words in [*head, *body]) + f"\n\n{caption}\n"
+
+
+def as_json(rows: Sequence[Row | Failure], settings: Tree) -> str:
+    """All figures in full, the settings and the machine."""
+    tree = {"settings": settings, "machine": machine(), "rows": [dataclasses.asdict(row) for row in rows]}
+    return json.dumps(tree, indent=2) + "\n"
+
+
+def machine() -> dict[str, str]:
+    """Where and with what the figures were made."""
+    facts = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
+    return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as far as the system tells it."""
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def draw(measured: Sequence[Reconstructions], path: Path) -> None:
+    """Write the picture. Presets of the same data set stand under one row of its images."""
+    rows = labelled_rows(measured)
+    columns = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(INCHES * (columns + 3), INCHES * len(rows)), dpi=120, layout="constrained")
+    for axes, (label, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        strip = make_grid(to_uint8(images), nrow=columns, padding=1, pad_value=255)  # (3, height, width)
+        axes.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def labelled_rows(measured: Sequence[Reconstructions]) -> list[tuple[str, Tensor]]:
+    """(label, images (n, C, H, W)) from top to bottom: each data set's images, then the presets trained on it."""
+    groups: list[list[Reconstructions]] = []
+    for one in measured:
+        same = [group for group in groups if torch.equal(group[0].originals, one.originals)]
+        if same:
+            same[0].append(one)
+        else:
+            groups.append([one])
+    rows = []
+    for group in groups:
+        rows.append((f"{group[0].row.data}, validation", group[0].originals))
+        rows += [(f"{one.row.preset}\n{one.row.psnr:.2f} dB", one.images) for one in group]
+    return rows

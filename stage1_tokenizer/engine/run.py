@@ -268,7 +268,8 @@ class Run:
         self._append("metrics.jsonl", {"step": step, **scalars})
         if self._bar is not None and show:
             self._bar.set_postfix_str(
-                ", ".join(f"{console.label(name)} {scalars[name]:.4g}" for name in show), refresh=False
+                ", ".join(f"{console.label(name, self._config.figures)} {scalars[name]:.4g}" for name in show),
+                refresh=False,
             )
         for name, message in self._watch.look(step, scalars):
             self.alarm(step, name, message)
@@ -287,13 +288,18 @@ class Run:
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
         """Say what a validation after so many steps has found."""
-        self.say(console.validation_line(step, self._config.steps, figures, time.monotonic() - self._advanced))
+        seconds = time.monotonic() - self._advanced
+        self.say(console.validation_line(step, self._config.steps, figures, self._config.figures, seconds))
 
     def summarise(self, *after: tuple[str, str]) -> None:
         """Say what the finished run came to, and the commands to go on with, each with what it does."""
         seconds = time.monotonic() - self._began
         if self._main:
-            print(console.summary(self.folder, self.first, self.done, seconds, self._opened.weights, after))
+            print(
+                console.summary(
+                    self.folder, self._config.figures, self.first, self.done, seconds, self._opened.weights, after
+                )
+            )
 
     def pictures(self, step: int, name: str, images: Tensor, columns: int) -> None:
         """Images (N, C, H, W) in [-1, 1] as one grid, to samples/NAME-STEP.png and to TensorBoard."""

@@ -1,1 +1,1 @@
-"""A GPT over the positions of a latent grid: the model, its layer, and its decoding with a cache."""
+"""A GPT over the positions of a latent grid: the model, its layer, and its generation with a cache."""

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from stage1_tokenizer.config.base import Channels, Count
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Grid, Prior
-from stage2_prior.gpt.decoding import GptDecoder
+from stage2_prior.gpt.generation import PreparedGpt
 from stage2_prior.gpt.layer import layer
 from stage2_prior.products import Precision
 
@@ -58,7 +58,7 @@ class GptConfig(BasePriorConfig):
 
     copies_weights = True
     replays = True
-    decodes_by_row = False
+    generates_by_row = False
 
     @property
     def computes_layers_twice(self) -> bool:
@@ -108,12 +108,12 @@ class Gpt(Prior):
                 x = each(x, turns)
         return self.norm(x)
 
-    def contexts_decoder(self, precision: Precision) -> GptDecoder:
-        """With a key-value cache."""
-        return GptDecoder(self, precision)
+    def prepare(self, precision: Precision = "float32") -> PreparedGpt:
+        """Arrange the weights for generation with a cache of keys and values."""
+        return PreparedGpt(self, precision, self.layers, self.start, self.norm, self.places)
 
     def places(self, grid: Grid, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """What says where things are: learned vectors (h*w, width) of the places that outputs are for, and cosine and
+        """Compute what tells places: learned vectors (h*w, width) of the places that outputs are for, and cosine and
         sine (h*w, head width / 2, 2) of the angles by which the inputs are turned. None for what is not used."""
         learned = None
         if self.rows is not None and self.columns is not None:

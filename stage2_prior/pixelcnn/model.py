@@ -1,7 +1,7 @@
 """A gated PixelCNN over the positions of a latent grid (van den Oord et al., "Conditional Image Generation with
 PixelCNN Decoders", 2016), here over embedded codes.
 
-`gated_layer.py` is one layer of its two stacks; `pixelcnn_decoding.py` computes the same one position at a time.
+`layer.py` is one layer of its two stacks; `generation.py` computes the same one position at a time.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ from stage1_tokenizer.config.base import Channels, Count
 from stage1_tokenizer.config.value_forms import Side
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.base import BasePriorConfig, ContextsDecoder, Grid, Prior
-from stage2_prior.pixelcnn.decoding import PixelCnnContexts
+from stage2_prior.base import BasePriorConfig, Grid, Prior
+from stage2_prior.pixelcnn.generation import PreparedPixelCnn
 from stage2_prior.pixelcnn.layer import GatedLayer
 from stage2_prior.products import Precision
 
@@ -50,7 +50,7 @@ class PixelCnnConfig(BasePriorConfig):
             raise ValueError("must be at least 3: a kernel of 1 without its middle is nothing")
         return side
 
-    decodes_on_one_thread = True
+    generates_on_one_thread = True
 
     def cached_numbers(self, grid: Grid) -> int:
         """Return the count of the vertical stack's inputs, and of two rows of the horizontal one and its own."""
@@ -89,9 +89,8 @@ class PixelCnn(Prior):
         context = F.relu(self.output(F.relu(left)))
         return rearrange(context, "B D h w -> B (h w) D")
 
-    def contexts_decoder(self, precision: Precision) -> ContextsDecoder:
-        """Computes only what a new position needs."""
+    def prepare(self, precision: Precision = "float32") -> PreparedPixelCnn:
+        """Arrange the weights for generation that computes only what a new position needs."""
         if precision != "float32":
             raise ConfigError(f"precision {precision}: a PixelCNN decodes in float32 alone; leave it out")
-        layers = cast("Iterable[GatedLayer]", self.layers)
-        return lambda labels, grid: PixelCnnContexts(layers, self.output, labels, grid)
+        return PreparedPixelCnn(self, cast("Iterable[GatedLayer]", self.layers), self.output)

@@ -124,7 +124,7 @@ def count_decoding(config: PriorConfig, shape: TokenShape, classes: int, batch: 
         if before > 1:
             decoding.prefill(codes.flatten(1, 2)[:, : before - 1])
             position()
-        positions = shape.w if config.decodes_by_row else 1
+        positions = shape.w if config.generates_by_row else 1
         with Trace() as trace:
             for _ in range(positions):
                 position()

@@ -32,7 +32,7 @@ from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
 from stage2_prior.likelihood import token_loss
-from stage2_prior.pixelcnn.decoding import one_thread
+from stage2_prior.pixelcnn.generation import one_thread
 from stage2_prior.planning.costs import count, count_decoding, step_inputs
 from stage2_prior.planning.operations import Kind, Operation
 from stage2_prior.prior import PriorConfig, build_prior
@@ -151,7 +151,7 @@ def flat(rate: float, bandwidth: float, call: float, bf16: float, overlaps: bool
 
 def measure_device(prior: PriorConfig, device: torch.device) -> Device:
     """This machine's rates, for priors of this kind; takes two or three seconds."""
-    with one_thread(prior.decodes_on_one_thread):
+    with one_thread(prior.generates_on_one_thread):
         small = _product(*PRODUCTS[0], device)
     rates: dict[Kind, Curve] = {
         "product": (small, *(_product(rows, inner, columns, device) for rows, inner, columns in PRODUCTS[1:])),
@@ -266,6 +266,6 @@ def _calls(config: PriorConfig, device: torch.device) -> tuple[float, float]:
     decoding = count_decoding(tiny, shape, 0, 1)
     calls = sum(each.calls for each in decoding.operations) * shape.length / decoding.positions
     in_training = seconds(train, least=0.4)
-    decoder = prior.eval().decoder()
-    in_decoding = seconds(lambda: generate(prior, labels, noise, decoder=decoder), least=0.4)
+    prepared = prior.eval().prepare()
+    in_decoding = seconds(lambda: generate(prior, labels, noise, prepared=prepared), least=0.4)
     return in_training / training, in_decoding / calls

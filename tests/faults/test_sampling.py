@@ -30,7 +30,7 @@ from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.engine.errors import BadFileError, DivergedError
 from stage1_tokenizer.engine.lock import lock_folder, unlock_folders
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.base import Decoding
+from stage2_prior.base import Generation
 from stage2_prior.generation import generate, sample_softmax
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
 from tests.helpers.artefacts import (
@@ -486,7 +486,7 @@ def test_fault_45_one_logit_that_is_not_finite_is_enough(
     choices += [partial(choose, config=config) for config in configs]
     for each in choices:
         answers = iter([torch.zeros(3, 16)] * 4 + [logits] + [torch.zeros(3, 16)])
-        monkeypatch.setattr(Decoding, "logits", lambda _, answers=answers: next(answers))
+        monkeypatch.setattr(Generation, "logits", lambda _, answers=answers: next(answers))
         with pytest.raises(DivergedError, match="not finite"):
             generate(prior, torch.arange(3), noise_of(3, 6), each)
 

@@ -165,9 +165,9 @@ def test_decoding_is_equal(precision: Precision, gpt: Gpt, monkeypatch: pytest.M
     codes, labels = batch()
 
     def found() -> Tensor:
-        decoding = gpt.decoder(precision).begin(labels, SHAPE[:2])
-        decoding.prefill(codes.flatten(1, 2)[:, :3])
-        return decoding.logits()
+        generation = gpt.prepare(precision).begin(labels, SHAPE[:2])
+        generation.prefill(codes.flatten(1, 2)[:, :3])
+        return generation.logits()
 
     forced = found()
     monkeypatch.setenv(VARIABLE, STATES[-1])
@@ -190,20 +190,20 @@ def test_a_plan_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_all_on")
 def test_flops_are_counted_whole(gpt: Gpt, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's counter sees every product of a training step and of decoding, also by a decoder from before."""
+    """torch's counter sees every product of a training step and of generation, also with weights prepared before."""
     codes, labels = batch()
-    decoder = gpt.decoder()
+    prepared = gpt.prepare()
 
     def operations() -> tuple[int, int]:
         with FlopCounterMode(display=False) as training:
             token_loss(gpt(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
         with FlopCounterMode(display=False) as decoding:
-            generate(gpt, labels, torch.zeros(3, SHAPE.length), decoder=decoder)
+            generate(gpt, labels, torch.zeros(3, SHAPE.length), prepared=prepared)
         return training.get_total_flops(), decoding.get_total_flops()
 
     forced = operations()
     monkeypatch.setenv(VARIABLE, STATES[-1])
-    decoder = gpt.decoder()
+    prepared = gpt.prepare()
     assert forced == operations()
 
 

@@ -71,11 +71,11 @@ def test_a_replayed_graph_says_what_a_forward_pass_says() -> None:
     shape = TokenShape(3, 4, 1, 11)
     prior, labels = gpt(shape, 2, heads=2).cuda(), torch.tensor([0, 1], device="cuda")
     for precision, most in (("float32", 1e-4), ("bfloat16", 0.1)):
-        decoder = prior.decoder(precision)  # type: ignore[arg-type]
+        prepared = prior.prepare(precision)  # type: ignore[arg-type]
         for seed, known in ((0, 0), (1, 5), (2, 0)):
             codes = torch.randint(11, (2, 12, 1), generator=torch.Generator().manual_seed(seed)).cuda()
             wanted = prior(codes.view(2, 3, 4, 1), labels)
-            one, other, found = decoder.begin(labels), decoder.begin(labels), []
+            one, other, found = prepared.begin(labels), prepared.begin(labels), []
             if known:
                 one.prefill(codes[:, :known])
             for place in range(known, 12):
@@ -89,7 +89,7 @@ def test_a_replayed_graph_says_what_a_forward_pass_says() -> None:
 def test_int8_is_for_cpus() -> None:
     """Refused with what to take instead."""
     with pytest.raises(ConfigError, match="int8 is for sampling on a CPU"):
-        gpt(TokenShape(3, 4, 1, 11)).cuda().decoder("int8")
+        gpt(TokenShape(3, 4, 1, 11)).cuda().prepare("int8")
 
 
 @pytest.mark.parametrize("tree", EVERY_KIND, ids=name_of)

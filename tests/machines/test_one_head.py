@@ -35,12 +35,12 @@ def test_decoding_is_the_forward_pass(
         parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     codes = torch.randint(SHAPE.V, (len(LABELS), SHAPE.length), generator=generator)
     wanted = model(codes.view(-1, SHAPE.h, SHAPE.w, 1), LABELS)[:, known:]
-    decoding, found = model.decoder(precision).begin(LABELS), []
+    generation, found = model.prepare(precision).begin(LABELS), []
     if known:
-        decoding.prefill(codes[:, :known, None])
+        generation.prefill(codes[:, :known, None])
     for code in codes.t()[known:]:
-        found.append(decoding.logits())
-        decoding.append(code)
+        found.append(generation.logits())
+        generation.append(code)
     apart = (torch.stack(found, dim=1) - wanted).std() / wanted.std()
     assert least <= apart < most
 

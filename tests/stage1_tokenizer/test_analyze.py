@@ -15,11 +15,10 @@ from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.data import build_pictures
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.diagnostics.analysis.codebook_map import searched_vectors
-from stage1_tokenizer.diagnostics.analysis.encoded import encode
-from stage1_tokenizer.diagnostics.analysis.masked_latents import replacement
+from stage1_tokenizer.diagnostics.views.base import measure
+from stage1_tokenizer.diagnostics.views.codebook_map import searched_vectors
+from stage1_tokenizer.diagnostics.views.masked_latents import replacement
 from tests.helpers.artefacts import CODES, files_of, shapes, write_image_folder, write_tokenizer
 from tests.helpers.commands import Ended, names_of, run
 
@@ -147,9 +146,9 @@ def test_the_vectors_drawn_behind_a_codebook_are_those_looked_up_in_it(
 ) -> None:
     """Of the latent itself, of residuals, and of those of a projection."""
     loaded = write_tokenizer(tmp_path, bottleneck=bottleneck)
-    encoded = encode(loaded.tokenizer, build_pictures(shapes(), "validation", 0), 7, torch.device("cpu"))
+    encoded = measure(loaded, shapes(), 7)
     assert encoded.codes is not None
-    searched = searched_vectors(loaded.tokenizer, encoded)
+    searched = searched_vectors(encoded)
     for k, (vectors, codebook) in enumerate(zip(searched, loaded.tokenizer.bottleneck.codebooks(), strict=True)):
         assert vectors.shape == (encoded.codes[..., k].numel(), codebook.shape[1])
         assert torch.cdist(vectors, codebook).argmin(dim=1).tolist() == encoded.codes[..., k].flatten().tolist()
@@ -157,8 +156,8 @@ def test_the_vectors_drawn_behind_a_codebook_are_those_looked_up_in_it(
 
 def test_masked_positions_get_the_most_frequent_code(tmp_path: Path) -> None:
     loaded = write_tokenizer(tmp_path)
-    encoded = encode(loaded.tokenizer, build_pictures(shapes(), "validation", 0), 7, torch.device("cpu"))
+    encoded = measure(loaded, shapes(), 7)
     assert encoded.codes is not None
     common = int(torch.bincount(encoded.codes.flatten()).argmax())
     wanted = loaded.tokenizer.bottleneck.codebooks()[0][common]
-    torch.testing.assert_close(replacement(loaded.tokenizer, encoded), wanted)
+    torch.testing.assert_close(replacement(encoded), wanted)

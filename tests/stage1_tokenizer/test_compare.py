@@ -20,9 +20,18 @@ from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.pictures import normalise
-from stage1_tokenizer.diagnostics.comparison import Failure, Reconstructions, Row, latent_numbers, learned_numbers
-from stage1_tokenizer.diagnostics.comparison_picture import labelled_rows
-from stage1_tokenizer.diagnostics.comparison_table import aligned, cells, markdown, processor
+from stage1_tokenizer.diagnostics.comparison import (
+    Failure,
+    Reconstructions,
+    Row,
+    aligned,
+    cells,
+    labelled_rows,
+    latent_numbers,
+    learned_numbers,
+    markdown,
+    processor,
+)
 from stage1_tokenizer.engine.errors import UserError
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig

@@ -89,15 +89,15 @@ def test_rising_schedules_rise_and_are_symmetric(schedule: GuidanceSchedule, sca
 def test_scale_1_samples_the_class(kind: str, schedule: GuidanceSchedule) -> None:
     """Trap 32: guidance 1 is no guidance, under any schedule, and computes no logits of no class."""
     model, noise, batches = MAKERS[kind](SHAPE), noise_of(N, SHAPE.length), set()
-    decoder = model.decoder()
-    begin = decoder.begin
+    prepared = model.prepare()
+    begin = prepared.begin
 
     def spy(labels: Tensor, grid: tuple[int, int] | None = None) -> object:
         batches.add(len(labels))
         return begin(labels, grid)
 
-    decoder.begin = spy  # type: ignore[assignment, method-assign]
-    guided = generate(model, LABELS, noise, guidance=Guidance(1.0, schedule), decoder=decoder)
+    prepared.begin = spy  # type: ignore[assignment, method-assign]
+    guided = generate(model, LABELS, noise, guidance=Guidance(1.0, schedule), prepared=prepared)
     assert batches == {N}
     assert torch.equal(guided, generate(model, LABELS, noise))
 

@@ -28,7 +28,7 @@ def inputs(K: int, batch: int = 3) -> tuple[Tensor, Tensor]:
 def test_logits_are_those_of_one_code_after_the_other(K: int) -> None:
     """Trap 30: sampling asks for a code at a time, training for all of them, of the same distribution."""
     head, (contexts, embedded) = head_of(K), inputs(K)
-    logits, following = head(contexts, embedded), head.decoder("float32")
+    logits, following = head(contexts, embedded), head.prepare("float32")
     assert logits.shape == (3, N, K, V)
     for place in range(N):
         for depth in range(K):
@@ -135,5 +135,5 @@ def test_a_prior_of_any_width_has_a_head_over_the_depth(width: int) -> None:
     logits = head(contexts, embedded)
     assert logits.shape == (2, 2, 3, 5)
     for depth in range(3):
-        found = head.decoder("float32")(contexts[:, 1], embedded[:, 1, :depth])
+        found = head.prepare("float32")(contexts[:, 1], embedded[:, 1, :depth])
         assert torch.allclose(found, logits[:, 1, depth], atol=1e-5)

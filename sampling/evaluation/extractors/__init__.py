@@ -1,6 +1,6 @@
 """The feature extractors: one config class per kind, one union, one build. To add a kind: a file, a member, a case."""
 
-from typing import Annotated, assert_never
+from typing import Annotated, Literal, assert_never
 
 import torch
 from pydantic import Field
@@ -8,8 +8,15 @@ from pydantic import Field
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.extractors.efficientnet_lite0 import EfficientNetLite0Config, EfficientNetLite0Extractor
 from sampling.evaluation.extractors.inception import InceptionConfig, InceptionExtractor
-from sampling.evaluation.extractors.none import NoExtractorConfig
 from sampling.evaluation.extractors.torchvision_models import TorchvisionConfig, TorchvisionExtractor
+from stage1_tokenizer.config.base import Config
+
+
+class NoExtractorConfig(Config):
+    """No features: PSNR, SSIM and NMSE of reconstructions, and how the codes are used, without any weights."""
+
+    kind: Literal["none"] = "none"
+
 
 ExtractorConfig = Annotated[InceptionConfig | EfficientNetLite0Config | TorchvisionConfig, Field(discriminator="kind")]
 ExtractorOrNoneConfig = Annotated[

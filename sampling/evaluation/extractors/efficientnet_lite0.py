@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sampling.evaluation.extractors.base import Extracted, Extractor
-from sampling.evaluation.extractors.weights import fit
+from sampling.evaluation.extractors.base import Extracted, Extractor, fit
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
 

@@ -22,8 +22,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     InceptionE_2,
 )
 
-from sampling.evaluation.extractors.base import Extracted, Extractor
-from sampling.evaluation.extractors.weights import fit
+from sampling.evaluation.extractors.base import Extracted, Extractor, fit
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError

@@ -10,8 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from sampling.evaluation.extractors.base import Extracted, Extractor
-from sampling.evaluation.extractors.weights import fit
+from sampling.evaluation.extractors.base import Extracted, Extractor, fit
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.messages import shown
 from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of

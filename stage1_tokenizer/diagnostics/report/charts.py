@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from stage1_tokenizer.diagnostics.report.markup import Markup, fold, join, table, tag
-from stage1_tokenizer.diagnostics.report.numbers import plain
+from stage1_tokenizer.diagnostics.report.markup import Markup, fold, join, plain, table, tag
 from stage1_tokenizer.engine.log_file import Curve
 
 POINTS = 300
@@ -79,6 +78,10 @@ class Frame:
     def place(self, x: float, y: float) -> str:
         return f"{SIDE * self.across(x):.1f} {SIDE * (1 - self.up(y)):.1f}"
 
+    def ticks(self) -> tuple[list[float], list[float]]:
+        """Round numbers on the horizontal axis and on the vertical one."""
+        return linear_ticks(*self.x, most=5), log_ticks(*self.y) if self.log else linear_ticks(*self.y)
+
 
 def thinned(curve: Curve, most: int = POINTS) -> Curve:
     """At most `most` points, of each stretch the first, lowest, highest and last one: no peak is lost."""
@@ -138,21 +141,25 @@ def frame_of(chart: Chart) -> Frame:
     return Frame((left, right if right > left else left + 1.0), (low, high), chart.log)
 
 
-def draw(chart: Chart) -> Markup | None:
-    """The chart as a figure; None where there is nothing to draw."""
+def drawable(chart: Chart) -> Chart | None:
+    """The chart with the points that its axes can hold, in order, and a colour for each curve; None: there are none."""
     kept = []
     for number, series in enumerate(chart.series):
         points = sorted((s, v) for s, v in zip(*series.curve, strict=True) if _fits(v, chart.log))
         if points:
             curve = Curve(*map(list, zip(*points, strict=True)))
             kept.append(replace(series, curve=curve, colour=number if series.colour is None else series.colour))
-    if not kept:
+    return replace(chart, series=kept) if kept else None
+
+
+def draw(asked: Chart) -> Markup | None:
+    """The chart as a figure; None where there is nothing to draw."""
+    chart = drawable(asked)
+    if chart is None:
         return None
-    chart = replace(chart, series=kept)
     frame = frame_of(chart)
-    shown = [replace(each, curve=thinned(each.curve)) for each in kept]
-    y_ticks = log_ticks(*frame.y) if frame.log else linear_ticks(*frame.y)
-    x_ticks = linear_ticks(*frame.x, most=5)
+    shown = [replace(each, curve=thinned(each.curve)) for each in chart.series]
+    x_ticks, y_ticks = frame.ticks()
     legend = [
         tag("li", tag("span", class_=f"swatch c{each.colour}{' dotted' if each.dots else ''}"), each.name)
         for each in shown
@@ -180,7 +187,7 @@ def draw(chart: Chart) -> Markup | None:
             class_="plot",
         ),
         tag("p", chart.x_name, class_="x-name", aria_hidden="true"),
-        fold("The numbers", _numbers(chart, kept)),
+        fold("The numbers", _numbers(chart)),
         class_="chart",
     )
 
@@ -235,9 +242,10 @@ def _data(shown: Sequence[Series], frame: Frame) -> str:
     return json.dumps({"x": frame.x, "y": frame.y, "log": frame.log, "series": curves}, separators=(",", ":"))
 
 
-def _numbers(chart: Chart, kept: Sequence[Series]) -> Markup:
+def _numbers(chart: Chart) -> Markup:
     """A table of some of the steps, of validations where there are some, evenly spaced, the last one among them; and of
     the extremes in words. Where steps had to be left out, a curve without a value at a row's has its nearest one."""
+    kept = chart.series
     marked = [series for series in kept if series.dots] or kept
     steps = sorted({step for series in marked for step in series.curve.steps})
     few = len(steps) <= ROWS

@@ -1,10 +1,12 @@
-"""HTML from small calls: whatever is not markup already is escaped, since names, messages and configs may say anything.
+"""HTML from small calls: whatever is not markup already is escaped, since names, messages and configs may say anything;
+and numbers as people read them.
 
 tag("p", "a < b", class_="note")      -> <p class="note">a &lt; b</p>
 """
 
 import html
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -64,7 +66,7 @@ def data_block(name: str, value: object) -> Markup:
 def table(
     caption: str, head: Iterable[Child], rows: Iterable[Iterable[Child]], class_: str | None = None, hide: bool = False
 ) -> Markup:
-    """A table in a box of its own to scroll in. The first cell of a row is its header.
+    """A table in a box of its own to scroll in. The first cell of a row is its header; others may be <td> already.
 
     hide: the caption is for screen readers alone, where a heading says the same.
     """
@@ -72,7 +74,8 @@ def table(
     body = []
     for row in rows:
         first, *others = row
-        body.append(tag("tr", tag("th", first, scope="row"), [tag("td", cell) for cell in others]))
+        cells = [cell if isinstance(cell, Markup) and cell.startswith("<td") else tag("td", cell) for cell in others]
+        body.append(tag("tr", tag("th", first, scope="row"), cells))
     inner = tag(
         "table",
         tag("caption", caption, class_="unseen" if hide else None),
@@ -80,12 +83,8 @@ def table(
         tag("tbody", body),
         class_=class_,
     )
-    return scrolling(caption, inner)
-
-
-def scrolling(label: str, content: Markup) -> Markup:
-    """A box to scroll in. Where its content is too wide page.js makes it a region of this name, and a tab stop."""
-    return tag("div", content, class_="scroll", data_label=label)
+    # Where it is too wide page.js makes the box a region of this name, and a tab stop.
+    return tag("div", inner, class_="scroll", data_label=caption)
 
 
 def listed(pairs: Iterable[tuple[Child, Child]], class_: str = "facts") -> Markup:
@@ -96,3 +95,29 @@ def listed(pairs: Iterable[tuple[Child, Child]], class_: str = "facts") -> Marku
 def fold(summary: Child, *children: Child) -> Markup:
     """What is there for whoever asks."""
     return tag("details", tag("summary", summary), *children)
+
+
+def plain(value: float, digits: int = 4) -> str:
+    """As many significant digits as asked for, without an exponent where the number is of a human size."""
+    if not math.isfinite(value):
+        return "not a number"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    size = math.floor(math.log10(abs(value)))
+    if -4 <= size < 9:
+        return f"{value:,.{max(0, digits - 1 - size)}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def percent(share: float) -> str:
+    """A share of 0..1; only none is 0 %, and only all is 100 %."""
+    if 0 < share < 0.0001:
+        return "< 0.01 %"
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    text = f"{100 * share:.{1 if share >= 0.01 else 2}f}".rstrip("0").rstrip(".")
+    return f"{text} %"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -1,9 +1,11 @@
-"""Pictures within the page: as data URIs, no larger than a page needs, and with words for those who do not see them."""
+"""Images within the page: as data URIs, no larger than a page needs, and with words for those who do not see them; and
+many small patches in one image, of which each element shows its own."""
 
 import base64
 import io
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,13 @@ QUALITIES = (88, 75, 55, 35)
 LARGEST_SIDE = 1600
 LARGEST_AREA = 600_000
 """Pixels of a picture on the page."""
+BRIGHTEST = 0.5
+"""The absolute error, as a share of the whole range of values, that is drawn brightest."""
+PATCH_SIDE = 16
+"""Pixels of a patch, at most."""
+PATCHES_ACROSS = 32
+PATCHES_AREA = LARGEST_AREA // 2
+"""Pixels of all patches of a kind, which are lossless."""
 
 
 def pixels(image: Tensor) -> Picture:
@@ -124,8 +133,45 @@ STOPS = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252,
 """The colour map `inferno` (van der Walt and Smith), at six places."""
 
 
-def heat(values: Tensor) -> Picture:
-    """(H, W) in 0..1 -> (H, W, 3): black for 0, bright for 1, ever lighter between."""
+def heat(error: Tensor) -> Picture:
+    """(H, W) in 0..1 -> (H, W, 3): black for 0, bright for BRIGHTEST, ever lighter between."""
     places = np.linspace(0.0, 1.0, len(STOPS))
-    level: NDArray[np.float64] = values.clamp(0, 1).double().cpu().numpy()
+    level: NDArray[np.float64] = (error / BRIGHTEST).clamp(0, 1).double().cpu().numpy()
     return np.stack([np.interp(level, places, STOPS[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
+
+
+class Sprites(NamedTuple):
+    """Patches of some codes."""
+
+    name: str
+    """The class of the elements."""
+    places: dict[int, int]
+    """Of each code that is there."""
+    rows: int
+    style: Markup
+
+    def position(self, code: int) -> str:
+        """As CSS has it, in per cent of what the picture is larger than the element."""
+        row, column = divmod(self.places[code], PATCHES_ACROSS)
+        down = 100 * row / (self.rows - 1) if self.rows > 1 else 0
+        return f"{100 * column / (PATCHES_ACROSS - 1):.4g}% {down:.5g}%"
+
+    def patch(self, code: int, alt: str) -> Markup:
+        """An element that shows a code's patch."""
+        place = f"background-position:{self.position(code)}"
+        return tag("span", role="img", aria_label=alt, class_=f"patch {self.name}", style=place)
+
+
+def sprites_of(name: str, codes: list[int], patches: Tensor) -> Sprites:
+    """codes and their patches (n, C, f, g) in [-1, 1], as many as there is room for."""
+    small = fitted(patches, PATCH_SIDE)
+    room = PATCHES_AREA // (small.shape[2] * small.shape[3])
+    codes, small = codes[:room], small[:room]
+    rows = -(-len(codes) // PATCHES_ACROSS)
+    picture = sheet(small, PATCHES_ACROSS)
+    ratio = f"{small.shape[3]} / {small.shape[2]}"
+    style = Markup(
+        f"<style>.{name}{{background-image:url({data_uri(picture, lossless=sys.maxsize)});"
+        f"background-size:{100 * PATCHES_ACROSS}% {100 * rows}%;aspect-ratio:{ratio}}}</style>"
+    )
+    return Sprites(name, {code: place for place, code in enumerate(codes)}, rows, style)

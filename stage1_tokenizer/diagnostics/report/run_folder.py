@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
 from stage1_tokenizer.config.messages import shortened
@@ -17,7 +17,6 @@ from stage1_tokenizer.engine.state import states, step_of
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
 CONFIG = "config.yaml"
-PRIOR_FILE = "prior.safetensors"  # that of stage two, which this stage does not import
 MOST_SAMPLES = 2000
 """Files of samples/ that are looked at."""
 
@@ -27,6 +26,8 @@ class RunFolder:
     """A run, of either stage."""
 
     path: Path
+    weights_name: str = TOKENIZER_FILE
+    """The file that the run produces."""
 
     @cached_property
     def name(self) -> str:
@@ -52,15 +53,9 @@ class RunFolder:
         """Why there is no configuration; empty where there is one."""
         return self._config[1]
 
-    @cached_property
-    def kind(self) -> Literal["tokenizer", "prior"]:
-        of_a_prior = (self.path / PRIOR_FILE).exists() or isinstance(self.config.get("prior"), dict)
-        return "prior" if of_a_prior else "tokenizer"
-
     @property
     def weights(self) -> Path:
-        """The file that the run produces."""
-        return self.path / (PRIOR_FILE if self.kind == "prior" else TOKENIZER_FILE)
+        return self.path / self.weights_name
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -115,8 +110,10 @@ class RunFolder:
         return default if tree is None else brief(tree)
 
 
-def open_run(path: str | Path) -> RunFolder:
+def open_run(path: str | Path, *weights: str) -> RunFolder:
     """A run, by its folder or by its weights.
+
+    weights: names of the files that runs of later stages produce.
 
     Raises:
         ConfigError: there is nothing there, or nothing of a run.
@@ -127,11 +124,12 @@ def open_run(path: str | Path) -> RunFolder:
             folder = folder.parent
         if not folder.is_dir():
             raise ConfigError(f"RUN {located(shortened(str(path)))}: there is no such folder")
-        there = [name for name in (CONFIG, TOKENIZER_FILE, PRIOR_FILE) if (folder / name).exists()]
+        there = [name for name in (CONFIG, TOKENIZER_FILE, *weights) if (folder / name).exists()]
         if not there and not states(folder / "state"):
+            names = ", ".join([CONFIG, TOKENIZER_FILE, *weights])
             raise ConfigError(
-                f"RUN {folder}: is no run's folder: it holds none of {CONFIG}, {TOKENIZER_FILE}, {PRIOR_FILE} and "
-                "state/. Runs are in runs/stage1 and runs/stage2"
+                f"RUN {folder}: is no run's folder: it holds none of {names} and state/. "
+                "Runs are in runs/stage1 and runs/stage2"
             )
     except OSError as error:
         raise ConfigError(f"RUN {shortened(str(path))}: {error.strerror}") from None

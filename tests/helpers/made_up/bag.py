@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.base import BasePriorConfig, ContextsDecoder, Grid, Prior
+from stage2_prior.base import BasePriorConfig, Generation, Grid, PreparedPrior, Prior
 from stage2_prior.products import Precision
 
 
@@ -28,19 +28,29 @@ class Bag(Prior):
         contexts: Tensor = self.layer(before + self.label(labels)[:, None])
         return contexts
 
-    def contexts_decoder(self, precision: Precision) -> ContextsDecoder:
-        return lambda labels, grid: BagContexts(self, labels)
+    def prepare(self, precision: Precision = "float32") -> PreparedPrior:
+        return PreparedBag(self, precision)
 
 
-class BagContexts:
+class PreparedBag(PreparedPrior):
+    """Nothing is arranged."""
+
+    prior: Bag
+
+    def _begin(self, labels: Tensor, grid: Grid) -> Generation:
+        return BagGeneration(self, labels)
+
+
+class BagGeneration(Generation):
     """The sum so far."""
 
-    def __init__(self, bag: Bag, labels: Tensor) -> None:
-        self._bag, self._sum = bag, bag.label(labels)
+    def __init__(self, prepared: PreparedBag, labels: Tensor) -> None:
+        super().__init__(prepared)
+        self._bag, self._sum = prepared.prior, prepared.prior.label(labels)
 
-    def next(self) -> Tensor:
+    def _next_context(self) -> Tensor:
         context: Tensor = self._bag.layer(self._sum)
         return context
 
-    def take(self, embedded: Tensor) -> None:
+    def _take(self, embedded: Tensor) -> None:
         self._sum = self._sum + embedded.sum(dim=1)

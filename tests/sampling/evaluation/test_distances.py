@@ -16,9 +16,9 @@ from sampling.evaluation.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
-    precision_recall,
+    manifold,
+    subset,
 )
-from sampling.evaluation.manifold import manifold, subset
 from sampling.evaluation.moments import Moments, moments_of
 
 
@@ -31,6 +31,17 @@ def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> DensityC
     """The means of both."""
     each = manifold(samples, reference, 1, k)
     return DensityCoverage(float(each.density.mean()), float(each.coverage.double().mean()))
+
+
+class PrecisionRecall(NamedTuple):
+    precision: float
+    recall: float
+
+
+def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, at_most: int = 10_000) -> PrecisionRecall:
+    """The means of both."""
+    each = manifold(samples, reference, k, 1, at_most)
+    return PrecisionRecall(float(each.precision.float().mean()), float(each.recall.float().mean()))
 
 
 def drawn(n: int, d: int = 6, seed: int = 0) -> Tensor:
@@ -159,7 +170,7 @@ def test_single_pictures_have_the_librarys_mean(monkeypatch: pytest.MonkeyPatch)
     samples, reference = drawn(130, 4) * 0.8, drawn(150, 4, seed=1)
     theirs = prc_features_to_metric(samples.double(), reference.double(), prc_neighborhood=3, verbose=False)
     for chunk in (1000, 37):
-        monkeypatch.setattr("sampling.evaluation.manifold.CHUNK", chunk)
+        monkeypatch.setattr("sampling.evaluation.distances.CHUNK", chunk)
         single = manifold(samples, reference)
         assert single.precision.float().mean().item() == theirs["precision"]
         assert single.recall.float().mean().item() == theirs["recall"]

@@ -26,8 +26,7 @@ from sampling.evaluation.npz import write_moments, write_samples
 from sampling.evaluation.reference import Reference
 from sampling.evaluation.results import Evaluation, Figure, as_json, as_markdown, console_lines
 from sampling.evaluation.sources import some
-from sampling.evaluation.tables import sample_figures
-from sampling.evaluation.warnings_of import warnings_of
+from sampling.evaluation.tables import sample_figures, warnings_of
 from sampling.picture_files import read_png
 from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.bottlenecks.kl import KlConfig

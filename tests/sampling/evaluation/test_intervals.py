@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sampling.evaluation.distances import frechet_distance, inception_score, kernel_distance
+from sampling.evaluation.distances import frechet_distance, inception_score, kernel_distance, manifold
 from sampling.evaluation.intervals import (
     Interval,
     any_interval,
@@ -17,7 +17,6 @@ from sampling.evaluation.intervals import (
     score_interval,
     share_interval,
 )
-from sampling.evaluation.manifold import manifold
 from sampling.evaluation.moments import moments_of
 
 

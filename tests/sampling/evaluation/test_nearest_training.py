@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sampling.evaluation.extractors.base import Extracted, Extractor
-from sampling.evaluation.nearest import Memorised, memorised, nearest
+from sampling.evaluation.memorisation import Memorised, memorised, nearest
 
 N = 400
 

@@ -24,11 +24,10 @@ from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.pictures import normalise
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw, linear_ticks, log_ticks, thinned
-from stage1_tokenizer.diagnostics.report.markup import data_block, tag
-from stage1_tokenizer.diagnostics.report.numbers import percent, plain
-from stage1_tokenizer.diagnostics.report.reconstructions import rank_correlation
+from stage1_tokenizer.diagnostics.report.markup import data_block, percent, plain, tag
 from stage1_tokenizer.diagnostics.report.run_folder import open_run
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
+from stage1_tokenizer.diagnostics.views.failures import rank_correlation
 from stage1_tokenizer.engine.errors import InterruptionError
 from stage1_tokenizer.engine.log_file import Curve, log_entries
 from stage1_tokenizer.tokenizer import LoadedTokenizer

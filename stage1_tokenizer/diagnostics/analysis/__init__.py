@@ -1,1 +1,0 @@
-"""Pictures that explain a trained tokenizer, one file each; `stage1_tokenizer/analyze.py` draws them all."""

@@ -1,0 +1,95 @@
+"""The lecture's one-pixel holes in a rotated object, enlarged."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, measured_of
+from stage1_tokenizer.diagnostics.views.sheet import DPI, MARGIN, TOP, WIDTH, Sheet, fitting
+
+WINDOW = 24
+"""Pixels of the enlarged window around holes."""
+
+
+class Holes(NamedTuple):
+    """The image with the most one-pixel holes in an object, and where they are."""
+
+    place: int
+    mask: Tensor
+    """(H, W) bool."""
+
+
+def hole_masks(x: Tensor) -> Tensor:
+    """(N, H, W) bool: black pixels all four of whose neighbours are of one colour that is not black.
+
+    A hole of the lecture's forward mapping is of one pixel; black between two objects has neighbours of two colours.
+    """
+    padded = F.pad(x, (1, 1, 1, 1), value=-1.0)  # (N, C, H + 2, W + 2)
+    up, down, left, right = padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
+    same = ((up == down) & (up == left) & (up == right)).all(dim=1)
+    return same & (x <= -1).all(dim=1) & (up > -1).any(dim=1)
+
+
+def find_holes(x: Tensor, labels: Tensor) -> Holes | None:
+    """The image (of x (N, C, H, W)) whose last object is a rectangle (label 0) and which has the most holes; where no
+    rectangle has any, any image; None where there are none at all."""
+    masks = hole_masks(x)
+    counts = masks.sum(dim=(1, 2))
+    rectangles = torch.where(labels == 0, counts, 0)
+    place = int((rectangles if rectangles.any() else counts).argmax())
+    return Holes(place, masks[place]) if counts[place] else None
+
+
+def depth_kept(x: Tensor, x_hat: Tensor, mask: Tensor) -> float:
+    """How deep holes (H, W) are in x_hat (C, H, W), as a share of their depth in x: 1 reproduced, 0 filled in. Depth is
+    the mean over channels and holes of the neighbours' mean less the pixel."""
+
+    def depth(image: Tensor) -> float:
+        cross = image.new_tensor([[0.0, 0.25, 0.0], [0.25, -1.0, 0.25], [0.0, 0.25, 0.0]])
+        around = F.conv2d(image[:, None], cross[None, None], padding=1)[:, 0]  # (C, H, W)
+        return float(around[:, mask].mean())
+
+    return depth(x_hat) / depth(x)
+
+
+def draw_holes(subject: Subject) -> Sheet:
+    measured = measured_of(subject)
+    data = measured.loaded.data
+    drawn = data.get("kind") == "shapes" and bool(data.get("holes"))
+    holes = find_holes(measured.x, measured.labels) if drawn else None
+    if holes is None:
+        raise NothingToShowError("the images are not drawn shapes with holes (data.holes)")
+    x, x_hat = measured.x[holes.place], measured.x_hat[holes.place]
+    H, W = measured.image_size
+    side_y, side_x = min(WINDOW, H), min(WINDOW, W)
+    centre = torch.nonzero(holes.mask).double().median(dim=0).values
+    top = min(max(0, int(centre[0]) - side_y // 2), H - side_y)
+    left = min(max(0, int(centre[1]) - side_x // 2), W - side_x)
+    window = (slice(None), slice(top, top + side_y), slice(left, left + side_x))
+    width, height = fitting((side_y, side_x), (WIDTH - 2 * MARGIN - 0.4) / 3)
+    kept = depth_kept(x, x_hat, holes.mask)
+    sheet = Sheet(
+        TOP + 0.4 + height + 0.15,
+        "One-pixel holes in a rotated object: the lecture's test",
+        f"{side_y}x{side_x} pixels of image {holes.place + 1}, enlarged {round(width * DPI / side_x)} times; "
+        f"boxes mark its {int(holes.mask.sum())} holes.\nThe reconstruction keeps {kept:.0%} of their depth "
+        "(100%: as dark as in the original, 0%: filled in).",
+        measured.footer,
+    )
+    with sheet:
+        for column, name in enumerate(("original", "reconstruction", "absolute error")):
+            x0, y0 = MARGIN + column * (width + 0.2), TOP + 0.35
+            sheet.text(x0, TOP + 0.25, name, size=11, weight="bold")
+            if name == "absolute error":
+                sheet.error(measured.errors[holes.place][window[1:]], x0, y0, width)
+            else:
+                sheet.image((x if name == "original" else x_hat)[window], x0, y0, width)
+            dot = width / side_x
+            for row, col in torch.nonzero(holes.mask[window[1:]]).tolist():
+                sheet.box(x0 + col * dot, y0 + row * dot, dot, dot, edgecolor="white", lw=0.8)
+    return sheet
+
+
+VIEW = View("holes", "Holes", draw_holes)

@@ -1,0 +1,115 @@
+"""How far a latent's influence reaches: some positions are replaced, and the change of the decoded image is shown."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stage1_tokenizer.diagnostics.report.pictures import BRIGHTEST
+from stage1_tokenizer.diagnostics.views.base import (
+    Measured,
+    Subject,
+    View,
+    code_use,
+    decode,
+    error_map,
+    measured_of,
+    vectors,
+)  # fmt: skip
+from stage1_tokenizer.diagnostics.views.sheet import COLOURS, GREY, MARGIN, TOP, WIDTH, Sheet, fitting
+
+ROWS = 4
+MEASURED = 64
+"""Images over which the reach is measured."""
+
+
+def masks_of(h: int, w: int, seed: int) -> dict[str, Tensor]:
+    """Masks (h, w) bool of the positions to replace: a block in the middle, the right half, half of them at random."""
+    block, half, scattered = (torch.zeros(h, w, dtype=torch.bool) for _ in range(3))
+    side_y, side_x = -(-h // 4), -(-w // 4)
+    top, left = (h - side_y) // 2, (w - side_x) // 2
+    block[top : top + side_y, left : left + side_x] = True
+    half[:, w // 2 :] = True
+    order = torch.randperm(h * w, generator=torch.Generator().manual_seed(seed))
+    scattered.view(-1)[order[: -(-h * w // 2)]] = True
+    return {"a block": block, "the right half": half, "half at random": scattered}
+
+
+def replacement(measured: Measured) -> Tensor:
+    """The latent (D,) that says nothing: that of the most frequent codes, or zeros where there are none."""
+    if measured.codes is None:
+        return measured.z_q.new_zeros(measured.z_q.shape[1])
+    common = code_use(measured.codes, measured.tokenizer.bottleneck.codebook_size).counts.argmax(dim=1)  # (K,)
+    # A whole grid of them: a bottleneck's `vectors` may expect the grid's size.
+    return vectors(measured.tokenizer, common.expand(1, *measured.codes.shape[1:]))[0, :, 0, 0]
+
+
+def masked(z_q: Tensor, mask: Tensor, by: Tensor) -> Tensor:
+    """z_q (N, D, h, w) with the vector `by` (D,) wherever mask (h, w) is true."""
+    return torch.where(mask, by[:, None, None], z_q)
+
+
+def change_by_distance(change: Tensor, mask: Tensor, factor: int) -> list[float]:
+    """Mean of change (N, H, W) over the pixels of replaced positions (mask (h, w) bool), then over the pixels 1, 2, ...
+    away from them (in the largest of the two directions), as far as there are any."""
+    inside = mask.repeat_interleave(factor, 0).repeat_interleave(factor, 1)  # (H, W)
+    means = [float(change[:, inside].mean())]
+    reached = inside
+    while not reached.all():
+        grown = F.max_pool2d(reached[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0
+        means.append(float(change[:, grown & ~reached].mean()))
+        reached = grown
+    return means
+
+
+def draw_masked_latents(subject: Subject) -> Sheet:
+    measured = measured_of(subject)
+    tokenizer, by = measured.tokenizer, replacement(measured)
+    chosen, many = measured.spread(ROWS), measured.spread(MEASURED)
+    h, w = measured.z_q.shape[2:]
+    factor = measured.image_size[0] // h
+    width, height = fitting(measured.image_size, (WIDTH - 2 * MARGIN - 0.45) / 7 - 0.02)
+    gap = (WIDTH - 2 * MARGIN - 7 * width - 3 * 0.04) / 3
+    bottom = TOP + 0.4 + len(chosen) * (height + 0.06)
+    what = "zeros" if measured.codes is None else "the most frequent code"
+    sheet = Sheet(
+        bottom + 2.35,
+        "Masked latents: how far the influence of a position reaches",
+        f"Positions of the {h}x{w} latent, outlined, are replaced by {what}, and all is decoded.\nBeside "
+        f"it, how much each pixel changed (mean over channels; black: not at all, brightest: {BRIGHTEST:.0%} of the "
+        "range and above).",
+        measured.footer,
+    )
+    with sheet:
+        sheet.text(MARGIN, TOP + 0.25, "nothing", size=10, weight="bold")
+        axes = sheet.plot(MARGIN + 0.5, bottom + 0.4, WIDTH - 2 * MARGIN - 0.7, 1.4)
+        axes.set_title(f"Mean change by distance from the replaced positions ({len(many)} images)")
+        for row, image in enumerate(chosen):
+            sheet.image(measured.x_hat[image], MARGIN, TOP + 0.35 + row * (height + 0.06), width)
+        for number, (name, mask) in enumerate(masks_of(h, w, subject.seed).items()):
+            left = MARGIN + width + gap + number * (2 * width + 0.04 + gap)
+            sheet.text(left, TOP + 0.25, name, size=10, weight="bold", color=COLOURS[number])
+            rows, columns = torch.nonzero(mask).T
+            x0, y0 = float(columns.min()) / w * width, float(rows.min()) / h * height
+            size = (float(columns.max() + 1) / w * width - x0, float(rows.max() + 1) / h * height - y0)
+            decoded = decode(tokenizer, masked(measured.z_q[chosen], mask, by))
+            change = error_map(measured.x_hat[chosen], decoded)
+            for row in range(len(chosen)):
+                top = TOP + 0.35 + row * (height + 0.06)
+                sheet.image(decoded[row], left, top, width)
+                sheet.error(change[row], left + width + 0.04, top, width)
+                if name != "half at random":
+                    for start in (left, left + width + 0.04):
+                        sheet.box(start + x0, top + y0, *size, edgecolor="#9fe870", lw=1.0)
+            change = error_map(measured.x_hat[many], decode(tokenizer, masked(measured.z_q[many], mask, by)))
+            means = change_by_distance(change, mask, factor)
+            axes.plot(range(len(means)), means, "o-", ms=3.5, lw=1.4, color=COLOURS[number], label=name)
+        axes.axvline(factor, color=GREY, lw=1, ls="--")
+        axes.text(factor, 0.97, f" one position: {factor} pixels", color=GREY, size=8, va="top",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+        axes.set(xlabel="pixels away from the nearest replaced position (0: inside)", ylim=(0, None))
+        axes.set_ylabel("share of the range")
+        axes.legend(loc="upper right")
+    return sheet
+
+
+VIEW = View("masked_latents", "Masked latents", draw_masked_latents)

@@ -1,0 +1,88 @@
+"""How evenly the codebook is used: a histogram of the codes, sorted by use, and what follows from it."""
+
+import math
+from typing import NamedTuple
+
+from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw
+from stage1_tokenizer.diagnostics.report.markup import Child, join, listed, percent, plain, plural, tag
+from stage1_tokenizer.diagnostics.views.base import Subject, View, code_use, codes_of, measured_of, once
+from stage1_tokenizer.diagnostics.views.sheet import MARGIN, TOP, WIDTH, Sheet
+from stage1_tokenizer.engine.log_file import Curve
+from stage1_tokenizer.metrics import CodeUse
+
+
+class Usage(NamedTuple):
+    """The use of a codebook, or of the K codebooks of a position."""
+
+    use: CodeUse
+    dead: list[int]
+    """(K,), codes that occur nowhere."""
+    positions: int
+    chart: Chart
+    """The uses of each code, the most used first."""
+
+
+@once
+def usage_of(subject: Subject) -> Usage:
+    measured = measured_of(subject)
+    codes, size = codes_of(measured), measured.tokenizer.bottleneck.codebook_size
+    K, positions = codes.shape[-1], codes[..., 0].numel()
+    use = code_use(codes, size)
+    dead = (use.counts == 0).sum(dim=1).tolist()
+    series = []
+    for k, counts in enumerate(use.counts[:8]):
+        ordered = counts.sort(descending=True).values
+        ordered = ordered[ordered > 0].tolist()
+        name = f"code {k + 1} of {K}" if K > 1 else "uses of a code"
+        series.append(Series(name, Curve(list(range(1, len(ordered) + 1)), [float(count) for count in ordered])))
+    chart = Chart(
+        "Uses of each code, the most used first",
+        "uses, on a logarithmic axis",
+        series,
+        log=True,
+        x_name="rank of the code",
+        level=("all used alike", positions / size),
+        fill=K == 1,
+        shade=(f"{plural(dead[0], 'dead code')}", size - dead[0]) if K == 1 and dead[0] else None,
+        extent=(1, max(2, size)),
+    )
+    return Usage(use, dead, positions, chart)
+
+
+def draw_usage(subject: Subject) -> Sheet:
+    measured, (use, dead, positions, chart) = measured_of(subject), usage_of(subject)
+    size = use.counts.shape[1]
+    one = f"{dead[0]} dead codes" if len(dead) == 1 else f"{sum(dead)} of {len(dead)}x{size} codes dead"
+    sheet = Sheet(
+        TOP + 3.9,
+        f"Use of the codebook: perplexity {use.perplexity:.1f} of {size}, {one}",
+        f"{use.usage:.1%} of the codes occur in {measured.number} validation images ({positions:,} positions); "
+        f"entropy {use.entropy_bits:.2f} of {math.log2(size):.2f} bits.\nFrom the most used code to the least, "
+        f"then the dead ones. Dashed: all used alike, {positions / size:,.1f} times each.",
+        measured.footer,
+    )
+    with sheet:
+        sheet.chart(MARGIN + 0.5, TOP + 0.3, WIDTH - 2 * MARGIN - 0.6, 3.05, chart)
+    return sheet
+
+
+def show_usage(subject: Subject) -> Child:
+    measured, (use, dead, positions, chart) = measured_of(subject), usage_of(subject)
+    K, size = use.counts.shape
+    each = f" ({', '.join(map(str, dead))})" if K > 1 else ""
+    facts: list[tuple[Child, Child]] = [
+        ("Codes in use", f"{percent(use.usage)} of {size:,}{f', in {K} codebooks' if K > 1 else ''}"),
+        ("Dead codes", f"{sum(dead):,}{each}"),
+        ("Perplexity", f"{plain(use.perplexity)}, as unpredictable as so many codes used alike"),
+        ("Entropy", f"{plain(use.entropy_bits, 3)} of {plain(math.log2(size), 3)} bits a code"),
+    ]
+    few = (
+        f" {positions:,} positions are too few to judge {size:,} codes by: those that are rare look dead."
+        if positions < 10 * size
+        else ""
+    )
+    words = tag("p", f"Counted over {measured.pictures}, {positions:,} positions.{few}")
+    return join(words, listed(facts), draw(chart))
+
+
+VIEW = View("usage", "Codes in use", draw_usage, show_usage, address="codes")
