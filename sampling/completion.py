@@ -25,6 +25,7 @@ from stage1_tokenizer.config.base import CommandConfig, Config
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Texts
 from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.pictures import normalise, resize
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.names import located
@@ -322,4 +323,4 @@ def _grow(sampler: Sampler, task: Task, down: int, right: int, paste: bool, prog
 
 
 def _with_new_codes(sampler: Sampler, task: Task, known: Known, progress: Progress | None) -> Pictures:
-    return sampler.read_image(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))
+    return sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))

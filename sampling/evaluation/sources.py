@@ -20,6 +20,7 @@ from sampling.output import NOT_COMPARED, Output, is_finished, open_output, pict
 from sampling.picture_files import picture_paths
 from sampling.sampling_loop import SAMPLES, PriorSource, assemble, make_missing
 from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.engine.checkpoint import brief, sha256_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
