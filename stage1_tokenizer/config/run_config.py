@@ -1,5 +1,7 @@
 """The keys that every training has, and which of them may change while it is stopped (same_run.py compares them)."""
 
+from pathlib import Path
+
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, Tree
@@ -56,6 +58,11 @@ class RunConfig(CommandConfig):
     """At the end, write the page about the run, report.html in its folder."""
     allow_changed: bool = False
     """Continue a run although the configuration has changed; what differs is listed otherwise."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        raise NotImplementedError
 
     def resolved(self, saved: Tree) -> Tree:
         """The saved config of a run of this kind, with the values that a null in it stood for."""
