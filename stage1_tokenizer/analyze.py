@@ -75,10 +75,9 @@ def main() -> None:
 
 def write_view(view: View, subject: Subject, out: Path, events: Events) -> str:
     """Write a view's PNG and what stands beside it, and return where, or why there is none."""
-    assert view.draw
     path = out / f"{view.name}.png"
     try:
-        png = view.draw(subject).png()
+        png = view.png(subject)
     except NothingToShowError as reason:
         path.unlink(missing_ok=True)  # that of an earlier analysis would not be of this one
         return f"{view.name}: left out, {reason}"

@@ -19,17 +19,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line, read_yaml
 from stage1_tokenizer.config.presets import find_presets, short_schedule
-from stage1_tokenizer.diagnostics.comparison import (
-    Failure,
-    Reconstructions,
-    Row,
-    aligned,
-    as_json,
-    draw,
-    machine,
-    markdown,
-    measure,
-)
+from stage1_tokenizer.diagnostics import comparison
+from stage1_tokenizer.diagnostics.comparison import Failure, Row
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import counted, say
 from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
@@ -74,7 +65,7 @@ def main() -> None:
         raise StorageError(f"cannot write to {out}: {error.strerror}") from None
 
     rows: list[Row | Failure] = []
-    reconstructions: list[Reconstructions] = []
+    reconstructions: list[comparison.Reconstructions] = []
     for number, (name, preset) in counted(enumerate(presets.items(), start=1), len(presets), "preset", "comparing"):
         begin = f"[{number}/{len(presets)}] {name}"
         try:
@@ -85,7 +76,7 @@ def main() -> None:
                 say(f"{begin}: training")
                 train(out / name, command, preset)
             smallest = SMALLEST[config.lpips_net]
-            row, images = measure(name, out / name, config.batch_size, lpips, smallest, config.pictures)
+            row, images = comparison.measure(name, out / name, config.batch_size, lpips, smallest, config.pictures)
         except UserError as error:
             rows.append(Failure(name, " ".join(f"failed: {error}".split())))  # on one line, as rows are
             say(f"{begin}: failed: {error}")
@@ -95,11 +86,11 @@ def main() -> None:
         say(f"{begin}: PSNR {row.psnr:.2f} dB after {row.seconds:.0f} s")
 
     settings = {**config.tree(), "passed_on": passed_on}
-    (out / "table.md").write_text(markdown(rows, caption(config, rows)), encoding="utf-8")
-    (out / "table.json").write_text(as_json(rows, settings), encoding="utf-8")
+    (out / "table.md").write_text(comparison.markdown(rows, caption(config, rows)), encoding="utf-8")
+    (out / "table.json").write_text(comparison.as_json(rows, settings), encoding="utf-8")
     if reconstructions:
-        draw(reconstructions, out / "reconstructions.png")
-    print(f"\n{aligned(rows)}\n\n{caption(config, rows)}\n\ntable: {out / 'table.md'}")
+        comparison.draw(reconstructions, out / "reconstructions.png")
+    print(f"\n{comparison.aligned(rows)}\n\n{caption(config, rows)}\n\ntable: {out / 'table.md'}")
     failed = [row.preset for row in rows if isinstance(row, Failure)]
     if failed:
         raise UserError(f"{len(failed)} of {len(rows)} presets failed: {', '.join(failed)}; the table says why")
@@ -196,7 +187,7 @@ def caption(config: CompareConfig, rows: list[Row | Failure]) -> str:
         "preset's. Measured in float32 on the whole validation split. NMSE: mean squared error over the data's "
         f"variance. LPIPS: {config.lpips_net}. Per image: bits of its codes at a fixed length, or the numbers of a "
         "continuous latent. Images/s and seconds are of training alone. "
-        f"{', '.join(f'{name} {value}' for name, value in machine().items())}; "
+        f"{', '.join(f'{name} {value}' for name, value in comparison.machine().items())}; "
         f"{'; '.join(places) or 'nothing was trained'}."
     )
 

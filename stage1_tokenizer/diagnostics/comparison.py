@@ -187,15 +187,10 @@ def aligned(rows: Sequence[Row | Failure]) -> str:
         padded = [word.rjust(width) for word, width in zip(words, widths, strict=True)]
         return "  ".join([words[0].ljust(widths[0]), *padded[1:]])
 
-    return "\n".join(
-        [
-            line(COLUMNS),
-            *(
-                line(cells(row)) if isinstance(row, Row) else f"{row.preset.ljust(widths[0])}  {row.message}"
-                for row in rows
-            ),
-        ]
-    )
+    texts = [
+        line(cells(row)) if isinstance(row, Row) else f"{row.preset.ljust(widths[0])}  {row.message}" for row in rows
+    ]
+    return "\n".join([line(COLUMNS), *texts])
 
 
 def markdown(rows: Sequence[Row | Failure], caption: str) -> str:

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from stage1_tokenizer.config.base import Tree
@@ -11,7 +12,6 @@ from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.diagnostics.report.markup import (
     Child,
     Markup,
-    escaped,
     fold,
     join,
     listed,
@@ -27,7 +27,7 @@ from stage1_tokenizer.engine.log_file import Curve
 
 LONGEST = 300
 """Characters of a value that are shown."""
-LONGEST_COMMAND = 2000
+LONGEST_MESSAGE, LONGEST_COMMAND = 1500, 2000
 MOST_KEYS = 400
 MOST_LINES = 60
 Better = Literal["higher", "lower"] | None
@@ -128,7 +128,8 @@ def what_was_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: 
         parts += [tag("h3", "The same again"), _code(command)]
         parts.append(tag("p", "Its own command line was not noted by the version that trained it.", class_="small"))
     if run.config:
-        rows = [[key, setting(value)] for key, value in _flat(run.config)]
+        rows = [[key, setting(value)] for key, value in islice(pairs(run.config), MOST_KEYS + 1)]
+        rows[MOST_KEYS:] = [["...", "and more"]] if len(rows) > MOST_KEYS else []
         count = plural(len(rows), "setting")
         parts.append(fold(f"All {count}, the defaults among them", table("Settings", ["key", "value"], rows, "config")))
     parts.append(_machine(run))
@@ -154,10 +155,10 @@ def happened(run: RunFolder) -> Markup:
     """Alarms, steps left out, files that could not be read, and stops; what was done about each."""
     parts: list[Child] = []
     if run.alarms:
-        rows = [
-            [f"{entry['step']:,}", tag("strong", str(entry.get("alarm", "?"))[:LONGEST]), _message(entry)]
-            for entry in run.alarms[:MOST_LINES]
-        ]
+        rows = []
+        for entry in run.alarms[:MOST_LINES]:
+            name, message = str(entry.get("alarm", "?"))[:LONGEST], str(entry.get("message", ""))[:LONGEST_MESSAGE]
+            rows.append([f"{entry['step']:,}", tag("strong", name), message])
         parts.append(table("Alarms", ["step", "alarm", "what was seen, and what to do"], rows, "alarms", hide=True))
         if len(run.alarms) > MOST_LINES:
             parts.append(note(f"And {plural(len(run.alarms) - MOST_LINES, 'more', 'more')} in alarms.jsonl."))
@@ -179,10 +180,6 @@ def happened(run: RunFolder) -> Markup:
         facts.append(("Pictures left out", f"{lines:,} could not be read; {BAD_FILES} lists them"))
     parts.append(listed(facts) if facts else None)
     return join(parts)
-
-
-def _message(entry: Tree) -> Markup:
-    return escaped(str(entry.get("message", ""))[:1500])
 
 
 def _time(run: RunFolder) -> Iterator[tuple[Child, Child]]:
@@ -237,15 +234,6 @@ def _code(text: str) -> Markup:
     cut = note(f"It is cut off here, after {LONGEST_COMMAND:,} characters.") if len(text) > LONGEST_COMMAND else None
     box = tag("pre", tag("code", text[:LONGEST_COMMAND]), class_="scroll", data_label="The same again")
     return join(box, cut)
-
-
-def _flat(tree: Tree) -> Iterator[tuple[str, Any]]:
-    """The pairs, MOST_KEYS at most."""
-    for number, (key, value) in enumerate(pairs(tree)):
-        if number == MOST_KEYS:
-            yield "...", "and more"
-            return
-        yield key, value
 
 
 def pairs(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:

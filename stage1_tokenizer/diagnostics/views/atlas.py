@@ -134,23 +134,22 @@ def draw_atlas(subject: Subject) -> Sheet:
         "dead.",
         measured.footer,
     )
-    with sheet:
-        total = int(atlas.counts.sum())
-        for place in range(shown):
-            row, column = divmod(place, columns)
-            left, top = MARGIN + column * (cell + GAP), TOP + 0.05 + row * step
-            height = sheet.image(atlas.patches[place], left, top, cell, interpolation="nearest")
-            sheet.box(left, top, cell, height, edgecolor=FAINT)
-            sheet.text(left, top + height + 0.13, str(int(atlas.ids[place])), size=letters, weight="bold")
-            share = short_percent(int(atlas.counts[place]) / total)
-            sheet.text(left + cell, top + height + 0.13, share, size=letters - 0.5, color=GREY, ha="right")
-            for number, other in enumerate(atlas.nearest[place].tolist()):
-                x, y = left + number * (small + 0.04), top + height + 0.19
-                if other in places:
-                    tall = sheet.image(atlas.patches[places[other]], x, y, small, interpolation="nearest")
-                    sheet.box(x, y, small, tall, edgecolor=FAINT, lw=0.5)
-                else:
-                    sheet.box(x, y, small, small * ratio, edgecolor=FAINT, lw=0.6, hatch="xxxx")
+    total = int(atlas.counts.sum())
+    for place in range(shown):
+        row, column = divmod(place, columns)
+        left, top = MARGIN + column * (cell + GAP), TOP + 0.05 + row * step
+        height = sheet.image(atlas.patches[place], left, top, cell, interpolation="nearest")
+        sheet.box(left, top, cell, height, edgecolor=FAINT)
+        sheet.text(left, top + height + 0.13, str(int(atlas.ids[place])), size=letters, weight="bold")
+        share = short_percent(int(atlas.counts[place]) / total)
+        sheet.text(left + cell, top + height + 0.13, share, size=letters - 0.5, color=GREY, ha="right")
+        for number, other in enumerate(atlas.nearest[place].tolist()):
+            x, y = left + number * (small + 0.04), top + height + 0.19
+            if other in places:
+                tall = sheet.image(atlas.patches[places[other]], x, y, small, interpolation="nearest")
+                sheet.box(x, y, small, tall, edgecolor=FAINT, lw=0.5)
+            else:
+                sheet.box(x, y, small, small * ratio, edgecolor=FAINT, lw=0.6, hatch="xxxx")
     return sheet
 
 

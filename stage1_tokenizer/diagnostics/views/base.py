@@ -21,7 +21,7 @@ from stage1_tokenizer.diagnostics.report.markup import Child
 from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind
-from stage1_tokenizer.diagnostics.views.sheet import Sheet
+from stage1_tokenizer.diagnostics.views.sheet import STYLE, Sheet
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.names import located
 from stage1_tokenizer.metrics import CodeUse, psnr
@@ -98,6 +98,14 @@ class View:
     """Address of the section on the page; empty: the name."""
     json: Callable[[Subject], str] | None = None
     """Numbers that analyze.py writes beside the PNG."""
+
+    def png(self, subject: Subject) -> bytes:
+        """The PNG file. Raises NothingToShowError."""
+        from matplotlib import rc_context  # noqa: PLC0415 (why: sheet.py)
+
+        assert self.draw
+        with rc_context(STYLE):
+            return self.draw(subject).png()
 
     def section(self, subject: Subject) -> Section:
         """The section, or a sentence that says why there is nothing to see in it."""
@@ -248,18 +256,21 @@ def codes_of(measured: Measured) -> Tensor:
     return measured.codes
 
 
+def in_batches(network: Callable[[Tensor], Tensor], tensor: Tensor, device: torch.device) -> Tensor:
+    """Apply the network to a tensor (N, ...) part by part on the device; the result is on the CPU."""
+    return torch.cat([network(part.to(device)).cpu() for part in tensor.chunk(-(-len(tensor) // BATCH))])
+
+
 @torch.inference_mode()
 def decode(tokenizer: Tokenizer, z_q: Tensor) -> Tensor:
     """(N, D, h, w) -> images (N, C, H, W), clamped to [-1, 1], on the CPU."""
-    parts = z_q.chunk(-(-len(z_q) // BATCH))
-    return torch.cat([tokenizer.decode(part.to(device_of(tokenizer))).float().clamp(-1, 1).cpu() for part in parts])
+    return in_batches(lambda part: tokenizer.decode(part).float().clamp(-1, 1), z_q, device_of(tokenizer))
 
 
 @torch.inference_mode()
 def vectors(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
     """codes (N, h, w, K) -> z_q (N, D, h, w) on the CPU."""
-    parts = codes.chunk(-(-len(codes) // BATCH))
-    return torch.cat([tokenizer.bottleneck.vectors(part.to(device_of(tokenizer))).float().cpu() for part in parts])
+    return in_batches(lambda part: tokenizer.bottleneck.vectors(part).float(), codes, device_of(tokenizer))
 
 
 def code_use(codes: Tensor, codebook_size: int) -> CodeUse:

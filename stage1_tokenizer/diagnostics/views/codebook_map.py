@@ -9,12 +9,12 @@ from torch import Tensor
 from stage1_tokenizer.bottlenecks.space import CodeSpace
 from stage1_tokenizer.diagnostics.views.atlas import mean_patches
 from stage1_tokenizer.diagnostics.views.base import (
-    BATCH,
     Measured,
     Subject,
     View,
     codes_of,
     device_of,
+    in_batches,
     measured_of,
     once,
 )  # fmt: skip
@@ -57,9 +57,7 @@ def searched_vectors(measured: Measured) -> list[Tensor]:
     codebooks = [codebook.float().cpu() for codebook in tokenizer.bottleneck.codebooks()]
     spaces = [part for part in tokenizer.bottleneck.children() if isinstance(part, CodeSpace)]
     into = spaces[0].into if spaces else CodeSpace(measured.z.shape[1], None).into
-    device = device_of(tokenizer)
-    # (N h w, d)
-    residual = torch.cat([into(part.to(device)).cpu() for part in measured.z.chunk(-(-len(measured.z) // BATCH))])
+    residual = in_batches(into, measured.z, device_of(tokenizer))  # (N h w, d)
     found = []
     for k, codebook in enumerate(codebooks):
         ids = codes[..., k].flatten()  # (N h w,)
@@ -152,14 +150,13 @@ def draw_codebook_map(subject: Subject) -> Sheet:
         f"dead codes;\n{cloud}.",
         measured.footer,
     )
-    with sheet:
-        for k, one in enumerate(placed):
-            row, column = divmod(k, columns)
-            axes = sheet.plot(MARGIN + column * (width + 0.3), TOP + 0.2 + row * (height + 0.65), width, height)
-            used = int((one.counts > 0).sum())
-            name = f"code {k + 1} of {K}: " if K > 1 else ""
-            axes.set_title(f"{name}{used} of {size} codes in use, {size - used} dead")
-            _draw(axes, one)
+    for k, one in enumerate(placed):
+        row, column = divmod(k, columns)
+        axes = sheet.plot(MARGIN + column * (width + 0.3), TOP + 0.2 + row * (height + 0.65), width, height)
+        used = int((one.counts > 0).sum())
+        name = f"code {k + 1} of {K}: " if K > 1 else ""
+        axes.set_title(f"{name}{used} of {size} codes in use, {size - used} dead")
+        _draw(axes, one)
     return sheet
 
 

@@ -79,11 +79,10 @@ def draw_curves(subject: Subject) -> Sheet:
         f"start.\nDots: figures of the whole validation split, not smoothed.{size}",
         measured.footer,
     )
-    with sheet:
-        for place, chart in enumerate(charts):
-            row, column = divmod(place, 2)
-            top = TOP + 0.25 + row * (height + gap)
-            sheet.chart(MARGIN + 0.4 + column * (width + 0.6), top, width, height, chart, smooth)
+    for place, chart in enumerate(charts):
+        row, column = divmod(place, 2)
+        top = TOP + 0.25 + row * (height + gap)
+        sheet.chart(MARGIN + 0.4 + column * (width + 0.6), top, width, height, chart, smooth)
     return sheet
 
 

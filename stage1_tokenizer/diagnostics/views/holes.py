@@ -78,17 +78,16 @@ def draw_holes(subject: Subject) -> Sheet:
         "(100%: as dark as in the original, 0%: filled in).",
         measured.footer,
     )
-    with sheet:
-        for column, name in enumerate(("original", "reconstruction", "absolute error")):
-            x0, y0 = MARGIN + column * (width + 0.2), TOP + 0.35
-            sheet.text(x0, TOP + 0.25, name, size=11, weight="bold")
-            if name == "absolute error":
-                sheet.error(measured.errors[holes.place][window[1:]], x0, y0, width)
-            else:
-                sheet.image((x if name == "original" else x_hat)[window], x0, y0, width)
-            dot = width / side_x
-            for row, col in torch.nonzero(holes.mask[window[1:]]).tolist():
-                sheet.box(x0 + col * dot, y0 + row * dot, dot, dot, edgecolor="white", lw=0.8)
+    for column, name in enumerate(("original", "reconstruction", "absolute error")):
+        x0, y0 = MARGIN + column * (width + 0.2), TOP + 0.35
+        sheet.text(x0, TOP + 0.25, name, size=11, weight="bold")
+        if name == "absolute error":
+            sheet.error(measured.errors[holes.place][window[1:]], x0, y0, width)
+        else:
+            sheet.image((x if name == "original" else x_hat)[window], x0, y0, width)
+        dot = width / side_x
+        for row, col in torch.nonzero(holes.mask[window[1:]]).tolist():
+            sheet.box(x0 + col * dot, y0 + row * dot, dot, dot, edgecolor="white", lw=0.8)
     return sheet
 
 

@@ -41,17 +41,16 @@ def draw_latent_maps(subject: Subject) -> Sheet:
         "are nearly equal latents, in all images alike.",
         measured.footer,
     )
-    with sheet:
-        for row in range(rows):
-            top = TOP + 0.1 + row * step
-            for line, name in enumerate(("image", "latent", "decoded")):
-                sheet.text(MARGIN, top + line * (height + 0.05) + height / 2, name, color=GREY, va="center")
-        for place, image in enumerate(chosen):
-            row, column = divmod(place, COLUMNS)
-            left, top = MARGIN + 0.75 + column * cell, TOP + 0.1 + row * step
-            sheet.image(measured.x[image], left, top, width)
-            sheet.image(maps[image].numpy(), left, top + height + 0.05, width, interpolation="nearest")
-            sheet.image(measured.x_hat[image], left, top + 2 * (height + 0.05), width)
+    for row in range(rows):
+        top = TOP + 0.1 + row * step
+        for line, name in enumerate(("image", "latent", "decoded")):
+            sheet.text(MARGIN, top + line * (height + 0.05) + height / 2, name, color=GREY, va="center")
+    for place, image in enumerate(chosen):
+        row, column = divmod(place, COLUMNS)
+        left, top = MARGIN + 0.75 + column * cell, TOP + 0.1 + row * step
+        sheet.image(measured.x[image], left, top, width)
+        sheet.image(maps[image].numpy(), left, top + height + 0.05, width, interpolation="nearest")
+        sheet.image(measured.x_hat[image], left, top + 2 * (height + 0.05), width)
     return sheet
 
 

@@ -79,36 +79,35 @@ def draw_masked_latents(subject: Subject) -> Sheet:
         "range and above).",
         measured.footer,
     )
-    with sheet:
-        sheet.text(MARGIN, TOP + 0.25, "nothing", size=10, weight="bold")
-        axes = sheet.plot(MARGIN + 0.5, bottom + 0.4, WIDTH - 2 * MARGIN - 0.7, 1.4)
-        axes.set_title(f"Mean change by distance from the replaced positions ({len(many)} images)")
-        for row, image in enumerate(chosen):
-            sheet.image(measured.x_hat[image], MARGIN, TOP + 0.35 + row * (height + 0.06), width)
-        for number, (name, mask) in enumerate(masks_of(h, w, subject.seed).items()):
-            left = MARGIN + width + gap + number * (2 * width + 0.04 + gap)
-            sheet.text(left, TOP + 0.25, name, size=10, weight="bold", color=COLOURS[number])
-            rows, columns = torch.nonzero(mask).T
-            x0, y0 = float(columns.min()) / w * width, float(rows.min()) / h * height
-            size = (float(columns.max() + 1) / w * width - x0, float(rows.max() + 1) / h * height - y0)
-            decoded = decode(tokenizer, masked(measured.z_q[chosen], mask, by))
-            change = error_map(measured.x_hat[chosen], decoded)
-            for row in range(len(chosen)):
-                top = TOP + 0.35 + row * (height + 0.06)
-                sheet.image(decoded[row], left, top, width)
-                sheet.error(change[row], left + width + 0.04, top, width)
-                if name != "half at random":
-                    for start in (left, left + width + 0.04):
-                        sheet.box(start + x0, top + y0, *size, edgecolor="#9fe870", lw=1.0)
-            change = error_map(measured.x_hat[many], decode(tokenizer, masked(measured.z_q[many], mask, by)))
-            means = change_by_distance(change, mask, factor)
-            axes.plot(range(len(means)), means, "o-", ms=3.5, lw=1.4, color=COLOURS[number], label=name)
-        axes.axvline(factor, color=GREY, lw=1, ls="--")
-        axes.text(factor, 0.97, f" one position: {factor} pixels", color=GREY, size=8, va="top",
-                  transform=axes.get_xaxis_transform())  # fmt: skip
-        axes.set(xlabel="pixels away from the nearest replaced position (0: inside)", ylim=(0, None))
-        axes.set_ylabel("share of the range")
-        axes.legend(loc="upper right")
+    sheet.text(MARGIN, TOP + 0.25, "nothing", size=10, weight="bold")
+    axes = sheet.plot(MARGIN + 0.5, bottom + 0.4, WIDTH - 2 * MARGIN - 0.7, 1.4)
+    axes.set_title(f"Mean change by distance from the replaced positions ({len(many)} images)")
+    for row, image in enumerate(chosen):
+        sheet.image(measured.x_hat[image], MARGIN, TOP + 0.35 + row * (height + 0.06), width)
+    for number, (name, mask) in enumerate(masks_of(h, w, subject.seed).items()):
+        left = MARGIN + width + gap + number * (2 * width + 0.04 + gap)
+        sheet.text(left, TOP + 0.25, name, size=10, weight="bold", color=COLOURS[number])
+        rows, columns = torch.nonzero(mask).T
+        x0, y0 = float(columns.min()) / w * width, float(rows.min()) / h * height
+        size = (float(columns.max() + 1) / w * width - x0, float(rows.max() + 1) / h * height - y0)
+        decoded = decode(tokenizer, masked(measured.z_q[chosen], mask, by))
+        change = error_map(measured.x_hat[chosen], decoded)
+        for row in range(len(chosen)):
+            top = TOP + 0.35 + row * (height + 0.06)
+            sheet.image(decoded[row], left, top, width)
+            sheet.error(change[row], left + width + 0.04, top, width)
+            if name != "half at random":
+                for start in (left, left + width + 0.04):
+                    sheet.box(start + x0, top + y0, *size, edgecolor="#9fe870", lw=1.0)
+        change = error_map(measured.x_hat[many], decode(tokenizer, masked(measured.z_q[many], mask, by)))
+        means = change_by_distance(change, mask, factor)
+        axes.plot(range(len(means)), means, "o-", ms=3.5, lw=1.4, color=COLOURS[number], label=name)
+    axes.axvline(factor, color=GREY, lw=1, ls="--")
+    axes.text(factor, 0.97, f" one position: {factor} pixels", color=GREY, size=8, va="top",
+              transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.set(xlabel="pixels away from the nearest replaced position (0: inside)", ylim=(0, None))
+    axes.set_ylabel("share of the range")
+    axes.legend(loc="upper right")
     return sheet
 
 

@@ -87,14 +87,13 @@ def draw_random_codes(subject: Subject) -> Sheet:
         "all that the left blocks lack of the right one.",
         measured.footer,
     )
-    with sheet:
-        for column, ((name, explanation), images) in enumerate(blocks.items()):
-            left = MARGIN + column * (block_width + 0.3)
-            sheet.text(left, TOP + 0.25, name, size=11, weight="bold")
-            sheet.text(left, TOP + 0.43, explanation, size=8, color=GREY)
-            for place, image in enumerate(images):
-                row, col = divmod(place, SIDE)
-                sheet.image(image, left + col * block_width / SIDE, TOP + 0.55 + row * (height + gap), width)
+    for column, ((name, explanation), images) in enumerate(blocks.items()):
+        left = MARGIN + column * (block_width + 0.3)
+        sheet.text(left, TOP + 0.25, name, size=11, weight="bold")
+        sheet.text(left, TOP + 0.43, explanation, size=8, color=GREY)
+        for place, image in enumerate(images):
+            row, col = divmod(place, SIDE)
+            sheet.image(image, left + col * block_width / SIDE, TOP + 0.55 + row * (height + gap), width)
     return sheet
 
 

@@ -57,25 +57,24 @@ def draw_reconstructions(subject: Subject) -> Sheet:
         f"channels;\nblack: none, brightest: {BRIGHTEST:.0%} of the range and above).",
         measured.footer,
     )
-    with sheet:
-        axes = sheet.plot(MARGIN + 0.1, bottom + 0.3, WIDTH - 2 * MARGIN - 0.2, 0.8)
-        axes.hist(psnr.numpy(), bins=min(60, max(5, len(psnr) // 6)), color="#b9c6d6")
-        axes.set(xlabel="PSNR in dB, all of these images", yticks=[])
-        axes.spines["left"].set_visible(False)
-        axes.grid(visible=False)
-        for column, (name, places) in enumerate(groups.items()):
-            left = MARGIN + column * step
-            sheet.text(left, TOP + 0.25, name, size=11, weight="bold", color=COLOURS[column])
-            axes.plot(psnr[places], np.zeros(len(places)), "^", color=COLOURS[column], ms=6, clip_on=False, zorder=3)
-            for row, place in enumerate(places):
-                top = TOP + 0.4 + row * (height + 0.3)
-                sheet.image(measured.x[place], left, top, width)
-                sheet.image(measured.x_hat[place], left + width + 0.05, top, width)
-                sheet.error(measured.errors[place], left + 2 * (width + 0.05), top, width)
-                sheet.text(left, top + height + 0.16, f"{psnr[place]:.2f} dB", size=8, color=GREY)
-        axes.axvline(float(psnr.mean()), color=GREY, lw=1, ls="--")
-        axes.text(float(psnr.mean()), 1.02, f"mean {psnr.mean():.2f} dB", color=GREY, ha="center", va="bottom", size=8,
-                  transform=axes.get_xaxis_transform())  # fmt: skip
+    axes = sheet.plot(MARGIN + 0.1, bottom + 0.3, WIDTH - 2 * MARGIN - 0.2, 0.8)
+    axes.hist(psnr.numpy(), bins=min(60, max(5, len(psnr) // 6)), color="#b9c6d6")
+    axes.set(xlabel="PSNR in dB, all of these images", yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
+    for column, (name, places) in enumerate(groups.items()):
+        left = MARGIN + column * step
+        sheet.text(left, TOP + 0.25, name, size=11, weight="bold", color=COLOURS[column])
+        axes.plot(psnr[places], np.zeros(len(places)), "^", color=COLOURS[column], ms=6, clip_on=False, zorder=3)
+        for row, place in enumerate(places):
+            top = TOP + 0.4 + row * (height + 0.3)
+            sheet.image(measured.x[place], left, top, width)
+            sheet.image(measured.x_hat[place], left + width + 0.05, top, width)
+            sheet.error(measured.errors[place], left + 2 * (width + 0.05), top, width)
+            sheet.text(left, top + height + 0.16, f"{psnr[place]:.2f} dB", size=8, color=GREY)
+    axes.axvline(float(psnr.mean()), color=GREY, lw=1, ls="--")
+    axes.text(float(psnr.mean()), 1.02, f"mean {psnr.mean():.2f} dB", color=GREY, ha="center", va="bottom", size=8,
+              transform=axes.get_xaxis_transform())  # fmt: skip
     return sheet
 
 

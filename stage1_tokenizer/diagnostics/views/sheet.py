@@ -2,8 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 from torch import Tensor
@@ -48,35 +47,21 @@ STYLE: Any = {
 
 
 class Sheet:
-    """A figure of its own (no pyplot, whose figures are global), within the project's style while it is drawn on."""
+    """A figure of its own (no pyplot, whose figures are global). It is made, drawn on and saved within STYLE."""
 
     def __init__(self, height: float, title: str, caption: str, footer: str) -> None:
         """`caption`: one or two lines under the title; `footer`: one line, the same on all pictures of a run."""
-        self.height = round((height + 0.35) * DPI) / DPI  # whole dots, so that pictures lie on whole dots
-        from matplotlib import rc_context
-
-        self._style = rc_context(STYLE)
-        self._size = (title, caption, footer)
-
-    def __enter__(self) -> Self:
         from matplotlib.figure import Figure
 
-        self._style.__enter__()
+        self.height = round((height + 0.35) * DPI) / DPI  # whole dots, so that pictures lie on whole dots
         self.figure = Figure(figsize=(WIDTH, self.height), dpi=DPI, facecolor="white")
         # One frame over the whole sheet in inches, y downwards, carries pictures and words.
         self._page = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
         self._page.set(xlim=(0.0, WIDTH), ylim=(self.height, 0.0))
         self._page.set_axis_off()
-        title, caption, footer = self._size
         self.text(MARGIN, 0.48, title, size=14, weight="bold")
         self.text(MARGIN, 0.62, caption, size=8.5, color=GREY, va="top", linespacing=1.4)
         self.text(WIDTH - MARGIN, self.height - 0.14, footer, size=7, color=GREY, ha="right")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._style.__exit__(kind, error, trace)
 
     def text(self, x: float, y: float, words: str, **options: Any) -> None:
         """Words whose baseline starts at (x, y). A `$` is a dollar sign."""

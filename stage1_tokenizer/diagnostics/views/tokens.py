@@ -6,7 +6,6 @@ grid to point at and to walk through, and looks up the other pictures in a sheet
 
 import torch
 from einops import rearrange
-from torch import Tensor
 
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, data_block, join, tag
 from stage1_tokenizer.diagnostics.report.pictures import (
@@ -93,7 +92,8 @@ def show_tokens(subject: Subject) -> Child:
             class_=f"tokens{' dense' if columns * len(str(atlas.codebook_size)) > ROOM else ''}",
             data_columns=columns,
         ),
-        _sheet_style(pictures),
+        # All of them as one background, of which an element shows a part.
+        Markup(f"<style>.elsewhere span{{background-image:url({data_uri(sheet(pictures, SHEET_COLUMNS))})}}</style>"),
         data_block("tokens-data", _data(subject)),
     )
 
@@ -140,11 +140,6 @@ def _inspector(has_own: bool) -> Markup:
         ),
         class_="inspector js-only",
     )
-
-
-def _sheet_style(pictures: Tensor) -> Markup:
-    """The sheet of pictures as a background, of which an element shows a part."""
-    return Markup(f"<style>.elsewhere span{{background-image:url({data_uri(sheet(pictures, SHEET_COLUMNS))})}}</style>")
 
 
 def _data(subject: Subject) -> dict[str, object]:

@@ -61,8 +61,7 @@ def draw_usage(subject: Subject) -> Sheet:
         f"then the dead ones. Dashed: all used alike, {positions / size:,.1f} times each.",
         measured.footer,
     )
-    with sheet:
-        sheet.chart(MARGIN + 0.5, TOP + 0.3, WIDTH - 2 * MARGIN - 0.6, 3.05, chart)
+    sheet.chart(MARGIN + 0.5, TOP + 0.3, WIDTH - 2 * MARGIN - 0.6, 3.05, chart)
     return sheet
 
 

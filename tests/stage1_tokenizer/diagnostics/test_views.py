@@ -51,8 +51,7 @@ def test_a_new_view_is_in_both_outputs_and_its_numbers_are_computed_once(
         return float(measured_of(subject).x.mean())
 
     def draw(subject: Subject) -> Sheet:
-        with Sheet(TOP, "Brightness", f"{brightness(subject) + brightness(subject):.3f}", "") as sheet:
-            return sheet
+        return Sheet(TOP, "Brightness", f"{brightness(subject) + brightness(subject):.3f}", "")
 
     def show(subject: Subject) -> str:
         return f"The mean value is {brightness(subject):.4f}."
