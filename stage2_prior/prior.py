@@ -123,23 +123,23 @@ def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> N
         )
 
 
-def load_prior(path: str | Path, device: torch.device | str = "cpu") -> LoadedPrior:
-    """A trained prior and its tokenizer, from a run's folder or its `prior.safetensors`.
+def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu") -> LoadedPrior:
+    """Load a trained prior and its tokenizer, from a run's folder or its `prior.safetensors`; None: the newest run.
 
     Raises:
         ConfigError: there is none.
         BadFileError: a file is damaged or of another kind, or the tokenizer is not that of the prior's training.
     """
-    return LoadedPrior.load(path, device)
+    return LoadedPrior.load(path or newest_run(), device)
 
 
 def prior_file(given: str | None) -> Path:
-    """The weights of the prior that an option names, or of the newest run. Raises ConfigError where there are none."""
-    return resolve(given or newest_run(Path("runs/stage2")), PRIOR_FILE, "--prior")
+    """Find the weights of the prior that an option names, or of the newest run. Raises ConfigError: there are none."""
+    return resolve(given or newest_run(), PRIOR_FILE, "--prior")
 
 
-def newest_run(folder: Path) -> Path:
-    """The run under a folder whose prior was written last. Raises ConfigError where there is none."""
+def newest_run(folder: Path = Path("runs/stage2")) -> Path:
+    """Find the run whose prior was written last. Raises ConfigError: there is none."""
     files = sorted(folder.glob(f"*/{PRIOR_FILE}"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise ConfigError(

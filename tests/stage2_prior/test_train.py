@@ -18,8 +18,8 @@ from stage1_tokenizer.data.order import BatchOrder
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
-from stage2_prior.baselines import bigram_bits
 from stage2_prior.gpt.model import Gpt
+from stage2_prior.likelihood import bigram_bits
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
 from stage2_prior.tokens import TokenSet, load_or_extract
 from tests.helpers.artefacts import gpt, shapes, write_tokenizer
