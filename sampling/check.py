@@ -22,11 +22,10 @@ from pydantic_settings import CliPositionalArg
 
 from sampling.checks.finding import Finding, bad, reason
 from sampling.checks.images import check_image, check_images, holds_images
-from sampling.checks.runs import CONFIG, check_run, check_token_folder
-from sampling.checks.samples import SETTINGS, check_samples
-from sampling.checks.states import check_state, check_states
-from sampling.checks.tokens import shards_in
-from sampling.checks.weights import PRIOR_FILE, check_safetensors
+from sampling.checks.runs import CONFIG, check_run, check_state, check_states, check_token_folder
+from sampling.checks.samples import check_samples
+from sampling.checks.weights import check_safetensors
+from sampling.output import SETTINGS
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.formats import EXTENSIONS, is_image
 from stage1_tokenizer.engine.command import run_command
@@ -35,6 +34,8 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.names import located
 from stage1_tokenizer.engine.state import STATE_NAME, states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
+from stage2_prior.prior import PRIOR_FILE
+from stage2_prior.tokens import shards_in
 
 OF_A_RUN = (CONFIG, TOKENIZER_FILE, PRIOR_FILE)
 DEPTH = 3

@@ -35,9 +35,9 @@ from sampling.evaluation.samples import NEAREST, folder_of_results, given, sampl
 from sampling.evaluation.sources import Source, SplitSource, check_set, some
 from sampling.evaluation.tables import likelihood_figures, reconstruction_figures, sample_figures
 from sampling.evaluation.warnings_of import comparison_warnings, warnings_of
-from sampling.making import PriorSource
 from sampling.picture_files import save_png
 from sampling.sampler import Sampler
+from sampling.sampling_loop import PriorSource
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.pictures import Pictures

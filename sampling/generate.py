@@ -7,52 +7,41 @@ Image i depends on (seed, i) alone: not on the number of images, the batch size 
 that was interrupted, given again, makes only the pictures that are missing.
 """
 
+from typing import Annotated
+
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from sampling.making import GRID, PriorSource, Source, assemble, file_name, make_missing
 from sampling.noise import NoiseSource
-from sampling.output import open_output, settings_of
+from sampling.option_facts import AlwaysShown, Idle, check_idle
+from sampling.output import MOST_PICTURES, open_output, picture_names, settings_of
 from sampling.sampler import Sampler, SamplingConfig
+from sampling.sampling_loop import GRID, PriorSource, assemble, make_missing
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Texts
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.launch import start_accelerator
 
-MEANS_NOTHING = {
-    "class_": "a tokenizer has no classes",
-    "guidance": "guidance is between a prior with and without a class",
-    "guidance_schedule": "guidance is between a prior with and without a class",
-    "top_k": "it filters codes, and there are none",
-    "top_p": "it filters codes, and there are none",
-    "min_p": "it filters codes, and there are none",
-    "temperature_end": "there are no positions one after the other",
-    "size": "its noise has the size of training",
-    "window": "its noise has the size of training",
-    "stride": "its noise has the size of training",
-    "precision": "it is that of a prior's weights",
-    "candidates": "only a prior can say which one is best",
-}
-"""Options that are for a prior, and why a tokenizer alone cannot follow them. (Those that only go with one of these are
-refused without it.)"""
-
 
 class GenerateConfig(CommandConfig, SamplingConfig):
     """Sample pictures from a trained prior, or from a tokenizer with bottleneck.kind kl."""
 
-    n: PositiveInt = Field(64, le=10_000_000)
+    n: Annotated[PositiveInt, AlwaysShown()] = Field(64, le=MOST_PICTURES)
     """Number of pictures."""
     prior: str | None = None
     """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
     tokenizer: str | None = None
     """A stage-one run's folder, or its tokenizer.safetensors: pictures from its own normal latent, without a prior."""
-    out: str | None = None
+    out: Annotated[str | None, Mark.FREE] = None
     """Folder for the pictures; default: a new numbered folder under generated/ in the prior's or tokenizer's. Where
     the same settings were interrupted in it, or in the newest numbered one, only what is missing is made."""
-    seed: int = 0
+    seed: Annotated[int, AlwaysShown()] = 0
     """Picture i follows from (seed, i)."""
-    class_: Texts | None = Field(None, alias="class")
+    class_: Annotated[Texts | None, Idle(beside="tokenizer", reason="a tokenizer has no classes")] = Field(
+        None, alias="class"
+    )
     """Name or number of the class of all pictures. Of several, given as `a,b` or as `--class a --class b`, the pictures
     are in turn; null: of all."""
     temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
@@ -65,26 +54,22 @@ class GenerateConfig(CommandConfig, SamplingConfig):
             return self
         if self.prior is not None:
             raise ValueError("--prior and --tokenizer exclude each other; a prior's folder holds its tokenizer too")
-        fields = type(self).model_fields
-        for name, reason in MEANS_NOTHING.items():
-            if getattr(self, name) != fields[name].default:
-                option = fields[name].alias or name
-                raise ValueError(f"--{option} is for a prior and cannot be used with --tokenizer: {reason}")
+        check_idle(self, "tokenizer")
         return self
 
 
 def main() -> None:
     config = parse_command_line(GenerateConfig)
     accelerator = start_accelerator()
-    source: Source
+    source: PriorSource | NoiseSource
     if config.tokenizer is None:
         source = PriorSource(Sampler.load(config.prior, config, accelerator.device), config.class_, config.seed)
         source.labels(np.arange(1))  # an unknown class is an error before anything is written
     else:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
-    names = {file_name(index): source.picture_shape for index in range(config.n)}
-    settings = settings_of(config.tree(), source.settings())
-    out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, names)
+    settings = settings_of(config, source.settings())
+    wanted = dict.fromkeys(picture_names(settings), source.picture_shape)
+    out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, wanted)
     named, where = one_line(str(source.loaded.path)), one_line(str(out.path))
     accelerator.print(
         f"sampling {config.n} pictures from {named} (step {source.loaded.step}) in {config.precision} to {where}"
@@ -92,7 +77,7 @@ def main() -> None:
 
     seconds = make_missing(accelerator, source, out, config.batch_size)
     if accelerator.is_main_process:
-        assemble(source.labels(np.arange(config.n)), names, out)
+        assemble(source.labels(np.arange(config.n)), out)
         made = len(out.missing)
         print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {where}/{GRID}")
 

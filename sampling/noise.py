@@ -25,7 +25,7 @@ class NoiseSource:
     temperature: float
     """Standard deviation of the noise."""
 
-    unit = "picture"
+    doing, unit = "sampling", "picture"
     units_per_picture = 1
 
     @classmethod

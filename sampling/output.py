@@ -9,7 +9,7 @@ So whatever ends a command, at whatever moment, costs no more than the pictures 
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
@@ -21,17 +21,18 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from sampling.picture_files import Shape, is_whole
-from stage1_tokenizer.config.base import Tree, differences
+from stage1_tokenizer.config.base import Config, Tree, differences
+from stage1_tokenizer.config.marks import Mark, without_marked
 from stage1_tokenizer.engine.checkpoint import sync_folder, write_file
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
 from stage1_tokenizer.engine.launch import on_main
 from stage1_tokenizer.engine.lock import lock_folder
 
 SETTINGS = "settings.json"
+MOST_PICTURES = 10_000_000
+"""The most that one command makes; a damaged settings.json may name any number."""
 AT_ONCE = 256
 """Pictures that are looked at together."""
-FREE_KEYS = ("config", "out", "batch_size")
-"""Options that change no picture, and are not among the settings."""
 NOT_COMPARED = ("prior", "tokenizer", "finished")
 """Settings that two goes at the same pictures may have different: where the weights lie (`weights` says which they
 are), and whether all is done."""
@@ -40,18 +41,45 @@ LEFTOVER = re.compile(r"\.tmp-.+\.(png|npz|json)-\d+")
 
 
 class Output(NamedTuple):
-    """A folder, and what it lacks."""
+    """A folder for pictures, and those that it lacks."""
 
     path: Path
+    names: Sequence[str]
+    """The file of each picture."""
     missing: NDArray[np.int64]
-    """Which of the pictures, by their place in the order in which they were named, are to be made."""
+    """Places among the names: the pictures that are to be made."""
 
 
-def settings_of(config: Tree, found: Mapping[str, object]) -> Tree:
-    """What pictures follow from, as JSON has it: a command's configuration, and what was found out by loading."""
-    given = {key: value for key, value in config.items() if key not in FREE_KEYS}
+def settings_of(config: Config, found: Mapping[str, object]) -> Tree:
+    """The settings that pictures follow from, as JSON has them: a command's configuration without the options that
+    change no picture, and what was found out by loading."""
+    given = without_marked(type(config), config.tree(), Mark.FREE)
     tree: Tree = json.loads(json.dumps({**given, **found, "finished": False}))
     return tree
+
+
+def picture_names(settings: Tree) -> list[str]:
+    """The names of the pictures that settings lead to; the commands write them, and check.py looks for them.
+
+    reconstruct.py lists them as `files` (former versions had their originals as `pictures`); complete.py lists the
+    originals as `sources`, each with several variants; generate.py has a number.
+    """
+    match settings:
+        case {"sources": list(originals), "variants": int(variants)}:
+            return [f"{number:06d}-{variant}.png" for number in range(len(originals)) for variant in range(variants)]
+        case {"files": list(names)}:
+            return [str(name) for name in names]
+        case {"pictures": list(originals)}:
+            return [file_name(number) for number in range(len(originals))]
+        case {"n": int(n)} if n <= MOST_PICTURES:
+            return [file_name(number) for number in range(n)]
+        case _:
+            return []
+
+
+def file_name(number: int) -> str:
+    """The name of picture number 0, 1, ..."""
+    return f"{number:06d}.png"
 
 
 def open_output(
@@ -81,7 +109,7 @@ def open_output(
     if len(missing) < len(pictures):
         there = len(pictures) - len(missing)
         accelerator.print(f"{there} of {len(pictures)} pictures are there already; making the rest")
-    return Output(out, np.array(missing, dtype=np.int64))
+    return Output(out, list(pictures), np.array(missing, dtype=np.int64))
 
 
 def close_output(out: Output, names: Iterable[str]) -> None:

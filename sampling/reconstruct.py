@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from sampling.output import close_output, open_output, settings_of
 from sampling.picture_files import picture_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.data import build_pictures, data_config
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.decode import decode
@@ -65,7 +66,7 @@ class ReconstructConfig(CommandConfig):
     of the whole picture where the network allows it."""
     beside: bool = False
     """Each original on the left of its reconstruction, in one file."""
-    out: str | None = None
+    out: Annotated[str | None, Mark.FREE] = None
     """Folder for the pictures; default: a new numbered folder under reconstructed/ in the tokenizer's. Where the same
     settings were interrupted in it, or in the newest numbered one, they begin again there."""
 
@@ -90,7 +91,7 @@ def main() -> None:
     tiles = tiles_for(loaded.tokenizer.config, config.tile, config.overlap)
     originals = given_pictures(accelerator, config, loaded) if config.pictures else validation_pictures(config, loaded)
     found = {"tokenizer": str(loaded.path), "step": loaded.step, "weights": loaded.fingerprint}
-    settings = settings_of(config.tree(), {**found, "pictures": originals.names, "files": originals.files})
+    settings = settings_of(config, {**found, "pictures": originals.names, "files": originals.files})
     # Nothing that is there is kept: the figures are not on disk before the end. But what was begun may be begun again.
     output = open_output(accelerator, config.out, loaded.path.parent / "reconstructed", settings, {})
     out = output.path

@@ -14,7 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from sampling.completion import CompleteConfig
+from sampling.option_facts import AlwaysShown, facts_of
+from sampling.output import NOT_COMPARED
 from sampling.picture_files import rows_of
+from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.trees import LARGEST_JSON, parse_json
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, listed, table, tag
@@ -33,30 +37,6 @@ LARGEST_GRID = 144
 MOST_FIGURES = 40
 LONGEST, LONGEST_NOTE = 300, 1000
 """Characters of a value, and of a sentence."""
-SHOWN_SETTINGS = (
-    "n",
-    "class",
-    "seed",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "guidance",
-    "guidance_schedule",
-    "candidates",
-    "keep",
-    "box",
-    "mask",
-    "invert",
-    "grow",
-    "variants",
-    "size",
-    "images",
-    "step",
-    "precision",
-)
-QUIET = {"min_p": 0.0, "guidance_schedule": "constant", "candidates": 1, "invert": False, "precision": "float32"}
-"""Settings that say nothing where they have these values."""
 
 
 def output_sections(run: RunFolder) -> list[Section]:
@@ -115,8 +95,7 @@ def _folders(folders: list[Path], done: str) -> Child:
 
 def _settings(folder: Path, settings: Tree) -> Markup | None:
     """Those that make a difference, and all of them behind a fold."""
-    named = [(key, settings[key]) for key in SHOWN_SETTINGS if settings.get(key) is not None]
-    facts = [(key.replace("_", " "), _short(value)) for key, value in named if QUIET.get(key) != value]
+    facts = [(key.replace("_", " "), _short(value)) for key, value in shown_settings(settings).items()]
     if not facts:
         return None
     pairs = ((str(key)[:LONGEST], _short(value)) for key, value in islice(settings.items(), 100))
@@ -126,6 +105,16 @@ def _settings(folder: Path, settings: Tree) -> Markup | None:
             "All settings", table(f"Settings of {folder.parent.name}/{folder.name}", ["key", "value"], pairs, "config")
         ),
     )
+
+
+def shown_settings(settings: Tree) -> Tree:
+    """The options that differ from their defaults or are always shown: the command's own first, then those of drawing
+    from a prior, and the step of the weights."""
+    defaults = CompleteConfig().tree()  # which has all options that decide pictures, those of generate.py too
+    always = {CompleteConfig.model_fields[name].alias or name for name in facts_of(CompleteConfig, AlwaysShown)}
+    given = [key for key in sorted(defaults, key=SamplingConfig.model_fields.__contains__) if key not in NOT_COMPARED]
+    shown = {key: settings.get(key) for key in given if key in always or settings.get(key) != defaults[key]}
+    return {key: value for key, value in {**shown, "step": settings.get("step")}.items() if value is not None}
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
+from sampling.option_facts import AlwaysShown, Idle
 from sampling.picture_files import Shape, to_pictures
+from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Size
 from stage1_tokenizer.data.order import parts_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -40,6 +42,8 @@ from stage2_prior.products import Precision
 from stage2_prior.windows import check_window
 
 DEFAULT_TOP_P = 0.9
+OF_CLASSES = Idle(beside="tokenizer", reason="guidance is between a prior with and without a class")
+OF_SIZES = Idle(beside="tokenizer", reason="its noise has the size of training")
 Progress = Callable[[int], object]
 """Called with a number of codes that are done."""
 
@@ -47,34 +51,34 @@ Progress = Callable[[int], object]
 class SamplingConfig(ChooseConfig):
     """How pictures are drawn from a prior."""
 
-    top_p: float = Field(DEFAULT_TOP_P, ge=0.0, le=1.0)
+    top_p: Annotated[float, AlwaysShown()] = Field(DEFAULT_TOP_P, ge=0.0, le=1.0)
     """Only the likeliest codes that together have this probability. With `guidance 1` and `top_p 1` the pictures are
     drawn from the prior as trained: more varied, and less clean."""
-    guidance: float | None = Field(None, ge=0.0, le=100.0)
+    guidance: Annotated[float | None, OF_CLASSES, AlwaysShown()] = Field(None, ge=0.0, le=100.0)
     """Classifier-free guidance: 1 is the prior as trained, 0 ignores the class, more insists on it; null: 2 where the
     prior was trained for it, else 1."""
-    guidance_schedule: GuidanceSchedule = "constant"
+    guidance_schedule: Annotated[GuidanceSchedule, OF_CLASSES] = "constant"
     """Where in the picture it applies: everywhere; rising from 1 along a line or a cosine from first to last position;
     or in an interval."""
     guidance_interval: tuple[float, float] | None = None
     """For the schedule interval: from which share of the positions to which, as in 0.2,0.8."""
-    size: Size | None = None
+    size: Annotated[Size | None, OF_SIZES] = None
     """Height and width of the pictures in pixels; larger ones than trained are made through a sliding window."""
-    window: Size | None = None
+    window: Annotated[Size | None, OF_SIZES] = None
     """Rows and columns of codes that the sliding window shows; null: the grid of training."""
-    stride: PositiveInt = 1
+    stride: Annotated[PositiveInt, OF_SIZES] = 1
     """Columns by which the window moves at once: 1 centres it on every position, more is faster. Without effect where
     the window covers the picture's width."""
-    candidates: PositiveInt = 1
+    candidates: Annotated[PositiveInt, Idle(beside="tokenizer", reason="only a prior can say which one is best")] = 1
     """Draw this many for each picture and keep the best one, so `n` pictures are the best of n times as many."""
     best_by: Literal["score", "class"] | None = None
     """Which candidate is best: the likeliest, which is also the plainest (null does that); or the one whose class is
     surest, by the prior's own judgement."""
-    precision: Precision = "float32"
+    precision: Annotated[Precision, Idle(beside="tokenizer", reason="it is that of a prior's weights")] = "float32"
     """Of a GPT's weights while it samples. bfloat16 is faster on GPUs and on processors that compute in it (AVX-512
     BF16, AMX), int8 on other processors; both change the logits a little, and so some pictures, as docs/performance.md
     shows."""
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[PositiveInt, Mark.FREE] = 64
     """Pictures sampled at once by each process; bounded by memory, without effect on the pictures."""
 
     @model_validator(mode="after")

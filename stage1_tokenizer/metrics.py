@@ -108,6 +108,15 @@ class CodeUse(nn.Module):
         """2 ** entropy: the number of equally frequent codes that would have this entropy."""
         return float(2.0**self.entropy_bits)
 
+    def taken(self, accelerator: Accelerator) -> dict[str, float]:
+        """The figures of all processes together, after which counting begins anew; none where there are no codes."""
+        if not len(self.counts):
+            return {}
+        self.counts = accelerator.reduce(self.counts, "sum")
+        figures = self.figures()
+        self.counts.zero_()
+        return figures
+
     def figures(self) -> dict[str, float]:
         """All three under the names that they have in the log."""
         return {

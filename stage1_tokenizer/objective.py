@@ -9,10 +9,14 @@ Esser et al. 2021, section 3.1:
 With lambda, each loss is differentiated once, at the reconstruction (`pulled_back`); the last layer's gradients follow
 from there, and the sum goes on into the decoder. Written out as above it would be two passes back through LPIPS, the
 discriminator and the last layer for lambda, and a third for the sum.
+
+`Objective` is what train.py, its guard and the benchmarks compute; the functions below it are its formulas.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +25,9 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.discriminator import DiscriminatorConfig, check_depth
+from stage1_tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator, check_depth
+from stage1_tokenizer.perceptual import Perceptual
+from stage1_tokenizer.tokenizer import Tokenizer
 
 DELTA = 1e-6
 LARGEST_WEIGHT = 1e4
@@ -57,16 +63,91 @@ class AdversarialConfig(Config):
             check_depth(self.discriminator, image_size)
 
 
-class GeneratorLoss(NamedTuple):
-    """The sum to call backward on, and its parts, detached, for the log."""
+class Loss(NamedTuple):
+    """A loss to call backward on, and its parts for the log."""
 
     total: Tensor
+    """() with a graph."""
     parts: dict[str, Tensor]
+    """Each (), detached; `total` among them."""
 
 
-class DiscriminatorLoss(NamedTuple):
-    total: Tensor
-    parts: dict[str, Tensor]
+class Reconstruction(NamedTuple):
+    """One pass of the tokenizer, and the generator's loss of it."""
+
+    x_hat: Tensor
+    """(B, C, H, W)."""
+    bottlenecked: Bottlenecked
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Both losses of a training, from the tokenizer that learns and, where there is one, its discriminator.
+
+    `model` is the same tokenizer, or discriminator, as Accelerate has wrapped it; without it the module itself.
+    """
+
+    tokenizer: Tokenizer
+    pixel: PixelConfig
+    perceptual: Perceptual | None
+    perceptual_weight: float
+    adversarial: AdversarialConfig
+    critic: PatchDiscriminator | None
+    average: Callable[[Tensor], Tensor] = lambda gradient: gradient
+    """The mean of a tensor over all processes."""
+    loss_scale: Callable[[], float] = lambda: 1.0
+    """The factor that keeps float16's gradients from vanishing."""
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """For LPIPS; its distances are taken in float32 all the same."""
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All that takes part, by name; the tokenizer, which learns, first."""
+        modules = {"tokenizer": self.tokenizer, "discriminator": self.critic, "perceptual": self.perceptual}
+        return {name: module for name, module in modules.items() if module is not None}
+
+    @property
+    def is_adaptive(self) -> bool:
+        """True if lambda balances the adversarial term."""
+        return self.critic is not None and self.adversarial.adaptive
+
+    def is_adversarial(self, step: int) -> bool:
+        """True if the discriminator takes part in a step, counted from 0."""
+        return self.critic is not None and step >= self.adversarial.start
+
+    def distance(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum () of pixel and perceptual terms of x, x_hat (B, C, H, W), and the terms by themselves."""
+        return reconstruction_loss(x, x_hat, self.pixel, self.perceptual, self.perceptual_weight)
+
+    def generator(self, x: Tensor, is_adversarial: bool, model: nn.Module | None = None) -> Reconstruction:
+        """Reconstruct x (B, C, H, W), and take the tokenizer's loss."""
+        x_hat, bottlenecked = (model or self.tokenizer)(x)
+        if not is_adversarial:
+            with self.autocast():
+                reconstruction, terms = self.distance(x, x_hat)
+            return Reconstruction(x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked))
+        assert self.critic is not None
+        image = x_hat.detach().requires_grad_() if self.is_adaptive else x_hat
+        with self.autocast():
+            reconstruction, terms = self.distance(x, image)
+        adversarial = adversarial_loss(self.critic, image, self.adversarial.loss)
+        weight = torch.full((), self.adversarial.weight, device=x.device)
+        if self.is_adaptive:
+            scale = self.loss_scale()
+            reconstruction = pulled_back(reconstruction, image, x_hat, scale)
+            adversarial = pulled_back(adversarial, image, x_hat, scale)
+            last = self.tokenizer.decoder.last_weight
+            weight = weight * adaptive_weight(reconstruction, adversarial, last, self.average, loss_scale=scale)
+        loss = generator_loss(reconstruction, terms, bottlenecked, adversarial, weight)
+        return Reconstruction(x_hat, bottlenecked, loss)
+
+    def discriminator(self, x: Tensor, x_hat: Tensor, model: nn.Module | None = None) -> Loss:
+        """The discriminator's loss on images and on their reconstructions (B, C, H, W), through which no gradient goes
+        on."""
+        assert self.critic is not None
+        real, fake = (model or self.critic)(x, x_hat.detach())
+        return discriminator_loss(real, fake, self.adversarial.loss)
 
 
 def reconstruction_loss(
@@ -92,14 +173,14 @@ def generator_loss(
     bottlenecked: Bottlenecked,
     adversarial: Tensor | None = None,
     adversarial_weight: Tensor | float = 0.0,
-) -> GeneratorLoss:
+) -> Loss:
     """The generator's total; without an adversarial term (), its weight plays no part."""
     total = reconstruction + bottlenecked.loss
     parts = {**parts, "bottleneck": bottlenecked.loss, **bottlenecked.stats}
     if adversarial is not None:
         total = total + adversarial_weight * adversarial
         parts |= {"adversarial": adversarial, "lambda": torch.as_tensor(adversarial_weight)}
-    return GeneratorLoss(total, {"total": total.detach(), **{name: part.detach() for name, part in parts.items()}})
+    return Loss(total, {"total": total.detach(), **{name: part.detach() for name, part in parts.items()}})
 
 
 def adversarial_loss(discriminator: nn.Module, x_hat: Tensor, kind: Literal["hinge", "vanilla"]) -> Tensor:
@@ -112,19 +193,27 @@ def adversarial_loss(discriminator: nn.Module, x_hat: Tensor, kind: Literal["hin
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    # The generator's hinge loss is linear; its vanilla loss is the non-saturating one (Goodfellow et al. 2014).
-    return -logits.float().mean() if kind == "hinge" else F.softplus(-logits.float()).mean()
+    match kind:
+        case "hinge":  # linear for the generator
+            return -logits.float().mean()
+        case "vanilla":  # the non-saturating form (Goodfellow et al. 2014)
+            return F.softplus(-logits.float()).mean()
+        case _:
+            assert_never(kind)
 
 
-def discriminator_loss(real: Tensor, fake: Tensor, kind: Literal["hinge", "vanilla"]) -> DiscriminatorLoss:
+def discriminator_loss(real: Tensor, fake: Tensor, kind: Literal["hinge", "vanilla"]) -> Loss:
     """Logits of real images and of reconstructions, any shape -> loss (). At logits 0: hinge 1, vanilla ln 2."""
     real, fake = real.float(), fake.float()
-    if kind == "hinge":
-        total = 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
-    else:
-        total = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+    match kind:
+        case "hinge":
+            total = 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+        case "vanilla":
+            total = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+        case _:
+            assert_never(kind)
     parts = {"total": total, "logits_real": real.mean(), "logits_fake": fake.mean()}
-    return DiscriminatorLoss(total, {name: part.detach() for name, part in parts.items()})
+    return Loss(total, {name: part.detach() for name, part in parts.items()})
 
 
 def pulled_back(loss: Tensor, image: Tensor, x_hat: Tensor, loss_scale: float = 1.0) -> Tensor:

@@ -51,6 +51,11 @@ class TokenShape(NamedTuple):
         """L, the tokens of one image."""
         return self.h * self.w * self.K
 
+    @property
+    def in_words(self) -> str:
+        """The shape as messages say it."""
+        return f"{self.h}x{self.w}x{self.K} codes of {self.V}"
+
 
 class Tokenizer(nn.Module):
     """Encoder, bottleneck and decoder. `processes`: how many train it together (see build_bottleneck)."""

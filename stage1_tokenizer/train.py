@@ -5,24 +5,23 @@
 Writes runs/stage1/NAME/tokenizer.safetensors. The same command again continues where it stopped.
 """
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
-from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.data import DataConfig, open_data
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import BatchOrder, training_batches
-from stage1_tokenizer.data.pictures import normalise
+from stage1_tokenizer.data.pictures import Pictures, normalise
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.alarms import build_alarms
 from stage1_tokenizer.diagnostics.alarms.latents import Codes
@@ -34,35 +33,27 @@ from stage1_tokenizer.engine.checkpoint import write_weights
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.compiling import Compiling
 from stage1_tokenizer.engine.console import command
-from stage1_tokenizer.engine.finite import FiniteGuard, Tally, clip
+from stage1_tokenizer.engine.finite import FiniteGuard, Tally
 from stage1_tokenizer.engine.launch import check_batch_size, check_share, on_main, start_accelerator
-from stage1_tokenizer.engine.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from stage1_tokenizer.engine.run import Run
+from stage1_tokenizer.engine.learner import Learner
+from stage1_tokenizer.engine.optim import Ema, OptimConfig
+from stage1_tokenizer.engine.run import RunFolder
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
 from stage1_tokenizer.metrics import CodeUse, pixel_variance
 from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
-from stage1_tokenizer.objective import (
-    AdversarialConfig,
-    DiscriminatorLoss,
-    GeneratorLoss,
-    PixelConfig,
-    adaptive_weight,
-    adversarial_loss,
-    discriminator_loss,
-    generator_loss,
-    pulled_back,
-    reconstruction_loss,
-)
+from stage1_tokenizer.objective import AdversarialConfig, Objective, PixelConfig
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, Tokenizer, TokenizerConfig
-from stage1_tokenizer.validation import pairs, validate
+from stage1_tokenizer.validation import FIGURES, pairs, validate
 
 
 class TrainTokenizerConfig(RunConfig):
     """Train a tokenizer. The defaults are the quickstart: a VQ-VAE on drawn shapes, minutes on two CPU cores."""
+
+    figures = FIGURES
 
     steps: PositiveInt = 1300
     """Optimizer steps."""
@@ -90,190 +81,116 @@ def main() -> None:
     config = parse_command_line(TrainTokenizerConfig)
     accelerator = start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
-    check_batch_size(config.batch_size, config.accumulation, processes)
-    config.network.check(config.data.image_size)
-    config.adversarial.check(config.data.image_size)
+    check(config, processes)
     opened = open_data(config.data)
-    run = Run(config.folder, config, config.tree(), accelerator, TOKENIZER_FILE, opened)
+    folder = RunFolder(config, accelerator, TOKENIZER_FILE, opened)
+    train_set, validation_set = (
+        opened.pictures(split, config.seed, device, folder.path / BAD_FILES) for split in ("train", "validation")
+    )
+    check_share(len(validation_set), processes)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
-    bad = run.folder / BAD_FILES
-    train_set = opened.pictures("train", config.seed, device, bad)
-    validation_set = opened.pictures("validation", config.seed, device, bad)
-    check_share(len(validation_set), processes)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size=config.data.image_size,
-            image_channels=train_set.channels,
-            network=config.network,
-            bottleneck=config.bottleneck,
-        ),
-        processes,
-    ).to(device)
-    tokenizer.to(memory_format=torch.channels_last)
-    bottleneck = tokenizer.bottleneck
-    ema = Ema(tokenizer, config.optim.ema_decay)
-    perceptual = Perceptual(config.perceptual, config.data.image_size).to(device) if config.perceptual.weight else None
-    optimizer = build_optimizer(tokenizer, config.optim)
-    parts: dict[str, Part] = {"tokenizer": tokenizer, "ema": ema.module, "optimizer": optimizer}
-    adaptive = bool(config.adversarial.weight) and config.adversarial.adaptive
-    compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=adaptive)
-    model, optimizer = accelerator.prepare(tokenizer, optimizer)
-    if config.adversarial.weight:
-        critic = PatchDiscriminator(config.adversarial.discriminator, train_set.channels).to(device)
-        critic_optimizer = build_optimizer(critic, config.optim)
-        parts |= {"discriminator": critic, "discriminator_optimizer": critic_optimizer}
-        critic_model, critic_optimizer = accelerator.prepare(critic, critic_optimizer)
-
+    tokenizer = build_tokenizer(config, train_set, processes).to(device)
+    bottleneck, ema = tokenizer.bottleneck, Ema(tokenizer, config.optim.ema_decay)
+    objective = build_objective(config, tokenizer, accelerator)
+    compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=objective.is_adaptive)
+    generator = Learner(accelerator, tokenizer, config.optim, config.steps)
+    critic = None
+    if objective.critic:
+        critic = Learner(accelerator, objective.critic, config.optim, config.steps, peak=config.adversarial.lr)
     use, tally = CodeUse(bottleneck.depth, bottleneck.codebook_size, device), Tally().to(device)
+
+    parts: dict[str, Part] = {"tokenizer": tokenizer, "ema": ema.module, "optimizer": generator.optimizer}
+    if critic:
+        parts |= {"discriminator": critic.module, "discriminator_optimizer": critic.optimizer}
     parts |= {"code_use": use, "tally": tally}
-    first = run.resume(parts)
-    use.keep_on_main(accelerator)
-    order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
-    batches = training_batches(train_set, order, first, config.steps, config.data.workers)
-    variance = pixel_variance(train_set)
+    header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
     codes = Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
-    alarms = build_alarms(config.bottleneck, config.adversarial, config.optim, codes)
-    for entry in run.logged():  # what an uninterrupted run has seen by now
-        alarms.look(int(entry["step"]), entry)
-    header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
+    run = folder.resume(
+        parts,
+        watch=build_alarms(config.bottleneck, config.adversarial, config.optim, codes),
+        write_weights=partial(write_tokenizer, accelerator, folder.path / TOKENIZER_FILE, ema, header),
+        before_saving=lambda: use.gather(accelerator),
+    )
+    use.keep_on_main(accelerator)
 
-    def save_weights(done: int) -> None:
-        full = {**header, "step": str(done)}
-        on_main(accelerator, lambda: write_weights(run.folder / TOKENIZER_FILE, ema.module, "tokenizer", full))
-
-    def save(done: int) -> None:
-        use.gather(accelerator)
-        run.save(done, parts, config.keep)
-        save_weights(done)
-
-    def record(done: int, values: dict[str, float], show: tuple[str, ...] = ()) -> None:
-        run.log(done, values, show)
-        for name, message in alarms.look(done, values):
-            run.alarm(done, name, message)
-
-    def reconstruct(
-        model: torch.nn.Module, x: Tensor, adversarial_now: bool
-    ) -> tuple[Tensor, Bottlenecked, GeneratorLoss]:
-        x_hat, bottlenecked = model(x)
-        adaptive_now = adversarial_now and adaptive
-        image = x_hat.detach().requires_grad_() if adaptive_now else x_hat
-        with accelerator.autocast():  # for LPIPS: distances are taken in float32 all the same
-            reconstruction, terms = reconstruction_loss(x, image, config.pixel, perceptual, config.perceptual.weight)
-        if not adversarial_now:
-            return x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked)
-        adversarial = adversarial_loss(critic, image, config.adversarial.loss)
-        weight = torch.full((), config.adversarial.weight, device=device)
-        if adaptive_now:
-            scale = accelerator.scaler.get_scale() if accelerator.scaler else 1.0
-            reconstruction, adversarial = (pulled_back(it, image, x_hat, scale) for it in (reconstruction, adversarial))
-            average = partial(accelerator.reduce, reduction="mean")
-            last = tokenizer.decoder.last_weight
-            weight = weight * adaptive_weight(reconstruction, adversarial, last, average, loss_scale=scale)
-        return x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked, adversarial, weight)
-
-    def judge(model: torch.nn.Module, x: Tensor, x_hat: Tensor) -> DiscriminatorLoss:
-        real, fake = model(x, x_hat)
-        return discriminator_loss(real, fake, config.adversarial.loss)
-
-    models: dict[str, Any] = {**parts, "perceptual": perceptual}
-    taking_part = {name: models[name] for name in ("tokenizer", "discriminator", "perceptual") if models.get(name)}
+    order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
+    batches = training_batches(train_set, order, run.first, config.steps, config.data.workers)
+    variance = pixel_variance(train_set)
     guarding = partial(FiniteGuard, accelerator, run.folder, tally=tally, skips=config.skips, alarm=run.alarm)
-    guard = guarding(taking_part, lambda x, adversarial_now: reconstruct(tokenizer, x, adversarial_now)[-1])
-    if config.adversarial.weight:
-        critic_guard = guarding({"discriminator": critic}, partial(judge, critic), counter="critic_in_a_row")
+    guard = guarding(objective.modules, lambda x, is_adversarial: objective.generator(x, is_adversarial).loss)
+    if critic:
+        critic_guard = guarding({"discriminator": critic.module}, objective.discriminator, counter="critic_in_a_row")
+    stop, has_learned = StopRequest(), bool(tally.learned)
 
-    stop, learned = StopRequest(), bool(tally.learned)
-    if first:  # the stop may have come after the state was saved and before the weights were
-        save_weights(first)
-    for step, (pixels, labels) in zip(range(first, config.steps), run.saving(batches, first, save), strict=True):
-        set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
-        adversarial_now = bool(config.adversarial.weight) and step >= config.adversarial.start
+    for step, (pixels, labels) in zip(range(run.first, config.steps), run.protected_batches(batches), strict=True):
         compiling.begin_step()
-        model.train()
+        generator.begin_step(step)
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W)
         micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)
-        reconstructions, codes_of, parts_of, critic_parts = [], [], [], []
-        if not learned:  # the first step, or those before it were left out
-            with torch.no_grad(), accelerator.autocast():
-                latents = torch.cat([tokenizer.encoder(x) for x in micro_batches])
-                bottleneck.start(latents.nan_to_num(posinf=0.0, neginf=0.0))  # the guard will say where they come from
+        if not has_learned:  # the first step, or those before it were left out
+            start_codebook(tokenizer, micro_batches, accelerator)
             if too_few := codes.too_few(config.bottleneck):
                 run.alarm(step + 1, "few vectors", too_few)
 
-        seed, batch = derive_seed(config.seed, "model", step, rank), partial(kept, order, step, pixels, labels)
+        seed = derive_seed(config.seed, "model", step, rank)
+        batch = partial(batch_for_record, order, step, pixels, labels)
         torch.manual_seed(seed)
-        for number, x in enumerate(micro_batches, start=1):
-            with nullcontext() if number == config.accumulation else accelerator.no_sync(model):
-                x_hat, bottlenecked, loss = reconstruct(model, x, adversarial_now)
-                accelerator.backward(loss.total / config.accumulation)
-            reconstructions.append(x_hat.detach())
-            parts_of.append(loss.parts)
+        is_adversarial = objective.is_adversarial(step)
+        x_hats, codes_of, parts_of, critic_parts = [], [], [], []
+        for x in generator.micro_batches(micro_batches):
+            x_hat, bottlenecked, loss = objective.generator(x, is_adversarial, generator.model)
+            accelerator.backward(loss.total / config.accumulation)
+            x_hats.append(x_hat.detach())
             if bottlenecked.codes is not None:
                 codes_of.append(bottlenecked.codes)
-        inputs: list[tuple[Any, ...]] = [(x, adversarial_now) for x in micro_batches]
+            parts_of.append(loss.parts)
+        inputs: list[tuple[Any, ...]] = [(x, is_adversarial) for x in micro_batches]
         checked = guard.check(step + 1, mean("total", parts_of), inputs, seed, batch, stop.asked)
+        generator.learn(checked, tally)
         if checked.finite:
+            has_learned = True
             tally.learned += 1
-            learned = True
-            clip(tokenizer, config.optim.clip, checked.norm, tally)
-            optimizer.step()
             bottleneck.finish_step()
             ema.update(tokenizer, step)
             for used in codes_of:
                 use.add(used)
         else:
             bottleneck.drop_step()
-        optimizer.zero_grad()
 
-        if adversarial_now and checked.finite:
-            set_learning_rate(
-                critic_optimizer,
-                learning_rate(config.optim, config.adversarial.lr or config.optim.lr, step, config.steps),
-            )
-            for number, (x, x_hat) in enumerate(zip(micro_batches, reconstructions, strict=True), start=1):
-                with nullcontext() if number == config.accumulation else accelerator.no_sync(critic_model):
-                    critic_loss = judge(critic_model, x, x_hat)
-                    accelerator.backward(critic_loss.total / config.accumulation)
-                critic_parts.append(critic_loss.parts)
-            inputs = list(zip(micro_batches, reconstructions, strict=True))
-            critic_checked = critic_guard.check(step + 1, mean("total", critic_parts), inputs, seed, batch)
-            if critic_checked.finite:
-                clip(critic, config.optim.clip, critic_checked.norm, tally)
-                critic_optimizer.step()
-            critic_optimizer.zero_grad()
+        if critic and is_adversarial and checked.finite:
+            critic.begin_step(step)
+            inputs = list(zip(micro_batches, x_hats, strict=True))
+            for x, x_hat in critic.micro_batches(inputs):
+                loss = objective.discriminator(x, x_hat, critic.model)
+                accelerator.backward(loss.total / config.accumulation)
+                critic_parts.append(loss.parts)
+            critic.learn(critic_guard.check(step + 1, mean("total", critic_parts), inputs, seed, batch), tally)
 
         run.advance(config.batch_size)
-        done, last = step + 1, step + 1 == config.steps
-        saves = done % config.save_every == 0 or last
-        if (done % config.log_every == 0 or saves) and checked.finite:
+        done, is_last = step + 1, step + 1 == config.steps
+        is_saved = done % config.save_every == 0 or is_last
+        if (done % config.log_every == 0 or is_saved) and checked.finite:
             scalars = means("train", parts_of) | {"train/gradient_norm": checked.norm}
             values = over_processes(accelerator, scalars | means("discriminator", critic_parts))
-            values["train/nmse"] = values["train/l2"] / variance
-            if bottleneck.depth:
-                use.counts = accelerator.reduce(use.counts, "sum")
-                values |= {f"train/{name}": figure for name, figure in use.figures().items()}
-                use.counts.zero_()
-            values |= tally.entry() | {
-                "train/lr": optimizer.param_groups[0]["lr"],
-                "train/images_per_second": run.images_per_second,
-            }
-            record(done, values, show=("train/total",))
-        if done % config.validate_every == 0 or last:
-            with run.kept(done, save):
-                lpips = (perceptual, config.perceptual.weight)
+            values |= {"train/nmse": values["train/l2"] / variance}
+            values |= {f"train/{name}": figure for name, figure in use.taken(accelerator).items()}
+            values |= tally.entry() | {"train/lr": generator.rate, "train/images_per_second": run.images_per_second}
+            run.log(done, values, show=("train/total",))
+        if done % config.validate_every == 0 or is_last:
+            with run.protected(done):
                 figures = validate(
-                    accelerator, ema.module, validation_set, config.batch_size, variance, config.pixel, *lpips
+                    accelerator, ema.module, validation_set, config.batch_size, variance, objective.distance
                 )
-                record(done, {f"validation/{name}": figure for name, figure in figures.items()})
+                run.log(done, {f"validation/{name}": figure for name, figure in figures.items()})
                 run.validated(done, figures)
                 if config.pictures:
                     grid = pairs(ema.module, validation_set, config.pictures, device)
                     run.pictures(done, "reconstructions", grid, columns=8)
-        if saves or checked.stop:
-            save(done)
-        if checked.stop and not last:
+        if is_saved or checked.stop:
+            run.save(done)
+        if checked.stop and not is_last:
             run.interrupt(done)
 
     run.finish()
@@ -284,8 +201,65 @@ def main() -> None:
     report_at_end(accelerator, config.report, run.folder, tokenizer_page)
 
 
-def kept(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What is saved of a batch that was not learned from."""
+def check(config: TrainTokenizerConfig, processes: int) -> None:
+    """Raise ConfigError for what cannot be trained together; before anything is read."""
+    check_batch_size(config.batch_size, config.accumulation, processes)
+    config.network.check(config.data.image_size)
+    config.adversarial.check(config.data.image_size)
+
+
+def build_tokenizer(config: TrainTokenizerConfig, images: Pictures, processes: int) -> Tokenizer:
+    """The tokenizer for these images, untrained, in channels_last."""
+    described = TokenizerConfig(
+        image_size=config.data.image_size,
+        image_channels=images.channels,
+        network=config.network,
+        bottleneck=config.bottleneck,
+    )
+    return Tokenizer(described, processes).to(memory_format=torch.channels_last)
+
+
+def build_objective(config: TrainTokenizerConfig, tokenizer: Tokenizer, accelerator: Accelerator) -> Objective:
+    """The losses, with LPIPS and the discriminator where the config gives them a weight."""
+    perceptual = critic = None
+    if config.perceptual.weight:
+        perceptual = Perceptual(config.perceptual, config.data.image_size).to(accelerator.device)
+    if config.adversarial.weight:
+        critic = PatchDiscriminator(config.adversarial.discriminator, tokenizer.config.image_channels)
+        critic.to(accelerator.device)
+    scaler = accelerator.scaler
+    return Objective(
+        tokenizer,
+        config.pixel,
+        perceptual,
+        config.perceptual.weight,
+        config.adversarial,
+        critic,
+        average=partial(accelerator.reduce, reduction="mean"),
+        loss_scale=scaler.get_scale if scaler else lambda: 1.0,
+        autocast=accelerator.autocast,
+    )
+
+
+def write_tokenizer(
+    accelerator: Accelerator, path: Path, ema: Ema[Tokenizer], header: dict[str, str], done: int
+) -> None:
+    """Write the averaged weights of so many steps."""
+    described = {**header, "step": str(done)}
+    on_main(accelerator, lambda: write_weights(path, ema.module, "tokenizer", described))
+
+
+@torch.no_grad()
+def start_codebook(tokenizer: Tokenizer, micro_batches: tuple[Tensor, ...], accelerator: Accelerator) -> None:
+    """Place the codebook's vectors by the latents of the first batch; each micro-batch (b, C, H, W)."""
+    with accelerator.autocast():
+        latents = torch.cat([tokenizer.encoder(x) for x in micro_batches])  # (B, D, h, w)
+        # The guard will say where a value comes from that is not finite.
+        tokenizer.bottleneck.start(latents.nan_to_num(posinf=0.0, neginf=0.0))
+
+
+def batch_for_record(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """A batch that was not learned from, as the guard saves it."""
     indices, epochs = map(torch.from_numpy, order.places(step))
     return {"pixels": pixels, "labels": labels, "indices": indices, "epochs": epochs}
 

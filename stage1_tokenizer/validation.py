@@ -9,10 +9,20 @@ from torch import Tensor
 
 from stage1_tokenizer.data.order import validation_batches
 from stage1_tokenizer.data.pictures import Pictures, normalise
-from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.console import Figure, counted
 from stage1_tokenizer.metrics import CodeUse, psnr
-from stage1_tokenizer.objective import PixelConfig, generator_loss, reconstruction_loss
+from stage1_tokenizer.objective import generator_loss
 from stage1_tokenizer.tokenizer import Tokenizer
+
+FIGURES = (
+    Figure("psnr", "PSNR", "{:.2f} dB", 1),
+    Figure("code_usage", "codes in use", "{:.0%}", 1),
+    Figure("perceptual", "LPIPS", "{:.4f}", -1),
+    Figure("total", "loss", "{:.4g}", -1),
+)
+"""The figures of a tokenizer's training that the console shows, where the bottleneck and the losses give them."""
+Distance = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""Images and reconstructions (B, C, H, W) -> the loss () between them, and its terms: `Objective.distance`."""
 
 
 @torch.inference_mode()
@@ -22,9 +32,7 @@ def validate(
     split: Pictures,
     batch_size: int,
     variance: float,
-    pixel: PixelConfig,
-    perceptual: Callable[[Tensor, Tensor], Tensor] | None,
-    perceptual_weight: float,
+    distance: Distance,
 ) -> dict[str, float]:
     """Figures over the whole split, each image once over all processes; `batch_size` is that of all of them.
 
@@ -41,7 +49,7 @@ def validate(
         x = normalise(pixels.to(device))
         with accelerator.autocast():
             x_hat, bottlenecked = tokenizer(x)
-        reconstruction, terms = reconstruction_loss(x, x_hat.float(), pixel, perceptual, perceptual_weight)
+        reconstruction, terms = distance(x, x_hat.float())
         means = generator_loss(reconstruction, terms, bottlenecked).parts | {"psnr": psnr(x, x_hat).mean()}
         for name, mean in means.items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + mean * len(x)
@@ -50,8 +58,8 @@ def validate(
     figures = {name: float(accelerator.reduce(total, "sum")) / len(split) for name, total in sums.items()}
     figures["nmse"] = figures["l2"] / variance
     if bottleneck.depth:
-        use.counts = accelerator.reduce(use.counts, "sum")
-        figures |= use.figures() | {"bits_per_image": tokenizer.shape.length * float(np.log2(tokenizer.shape.V))}
+        figures |= use.taken(accelerator)
+        figures["bits_per_image"] = tokenizer.shape.length * float(np.log2(tokenizer.shape.V))
     return figures
 
 

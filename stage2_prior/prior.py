@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config, Tree, config_from_json
 from stage1_tokenizer.config.trees import LARGEST_JSON
@@ -66,13 +66,39 @@ class PriorHeader(Config):
     """The fingerprint of the tokenizer whose codes it models."""
 
 
+@dataclass(frozen=True)
+class SavedPrior:
+    """A prior's file as it was read, apart from the tokenizer that it belongs to."""
+
+    path: Path
+    header: PriorHeader
+    shape: TokenShape
+    weights: dict[str, Tensor]
+    data: Tree
+    """The data config whose tokens it was trained on."""
+    step: int
+    """Optimizer steps that the weights have learned from."""
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Raises BadFileError: damaged, of another kind, or its header does not describe a prior."""
+        weights, raw = read_weights(file, kind="prior")
+        header = config_from_json(PriorHeader, raw.get("config"), str(file))
+        data, step = config_tree(raw.get("data"), str(file)), saved_step(raw, str(file))
+        return cls(file, header, TokenShape(*header.shape), weights, data, step)
+
+    def build(self) -> Prior:
+        """The model with these weights. Raises BadFileError: they do not fit the network that the header describes."""
+        header = self.header
+        return build_for(
+            self.weights, lambda: build_prior(header.prior, self.shape, len(header.classes)), str(self.path)
+        )
+
+
 def saved_classes(folder: Path) -> tuple[str, ...]:
     """The class map of the prior saved in a run's folder, which labels keep for good; empty where there is none yet."""
     file = folder / PRIOR_FILE
-    if not file.exists():
-        return ()
-    _, header = read_weights(file, kind="prior")
-    return config_from_json(PriorHeader, header.get("config"), str(file)).classes
+    return SavedPrior.read(file).header.classes if file.exists() else ()
 
 
 @dataclass(frozen=True)
@@ -96,20 +122,16 @@ class LoadedPrior:
             BadFileError: one is damaged, of another kind, or they do not belong together.
         """
         file = resolve(path, PRIOR_FILE, "--prior")
-        tensors, raw = read_weights(file, kind="prior")
-        header = config_from_json(PriorHeader, raw.get("config"), str(file))
+        saved = SavedPrior.read(file)
         tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
-        if tokenizer.fingerprint != header.tokenizer:
+        if tokenizer.fingerprint != saved.header.tokenizer:
             raise BadFileError(
-                f"{file} was trained on the codes of the tokenizer {header.tokenizer}, but {tokenizer.path} is "
+                f"{file} was trained on the codes of the tokenizer {saved.header.tokenizer}, but {tokenizer.path} is "
                 f"{tokenizer.fingerprint}; put the former's tokenizer.safetensors beside the prior"
             )
-        shape = TokenShape(*header.shape)
-        _check_shape(shape, tokenizer, file)
-        model = build_for(tensors, lambda: build_prior(header.prior, shape, len(header.classes)), str(file))
-        model.requires_grad_(False).eval().to(device)
-        data, step = config_tree(raw.get("data"), str(file)), saved_step(raw, str(file))
-        return cls(model, tokenizer, header.classes, data, file, step)
+        _check_shape(saved.shape, tokenizer, file)
+        model = saved.build().requires_grad_(False).eval().to(device)
+        return cls(model, tokenizer, saved.header.classes, saved.data, file, saved.step)
 
 
 def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> None:

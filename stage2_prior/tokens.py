@@ -8,7 +8,8 @@ what is wanted now.
 """
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +19,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stage1_tokenizer.config.marks import Mark, without_marked
+from stage1_tokenizer.config.trees import parse_json
 from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.order import Places, parts_of, share
 from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.data.resident import roomy
-from stage1_tokenizer.engine.checkpoint import SUM, read_tensors, write_tensors
+from stage1_tokenizer.engine.checkpoint import SUM, brief, read_tensors, write_tensors
 from stage1_tokenizer.engine.console import bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.launch import in_all
-from stage1_tokenizer.tokenizer import LoadedTokenizer
+from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
 from stage2_prior.prior import check_classes
 
 Provenance = dict[str, Any]
+PROVENANCE = "provenance"
+"""The entry of a shard's header that says what it was made from."""
+SHARD_NAME = re.compile(r"\w+-\d{5}-of-\d{5}\.safetensors")
 AT_ONCE = 128
 """Images that are decoded and encoded together."""
 
@@ -88,7 +93,7 @@ def load_or_extract(
         )
     accelerator.print(f"extracting the codes of {len(pictures)} {split} images")
     if accelerator.is_main_process:
-        for old in folder.glob(f"{split}-*.safetensors"):
+        for old in shards_in(folder, split):
             old.unlink()
     accelerator.wait_for_everyone()
     in_all(accelerator, lambda: _extract(accelerator, tokenizer, pictures, views, provenance, folder / split))
@@ -181,7 +186,7 @@ def _extract(
         labels.append(batch_labels.int())
     shown.close()
     header = {
-        "provenance": json.dumps(provenance, sort_keys=True),
+        PROVENANCE: json.dumps(provenance, sort_keys=True),
         "classes": json.dumps(pictures.classes),
         "start": str(share(len(pictures), rank, processes).start),
         "total": str(len(pictures)),
@@ -190,50 +195,79 @@ def _extract(
     write_tensors(path, {"codes": torch.cat(codes).contiguous(), "labels": torch.cat(labels)}, header)
 
 
+class Shard(NamedTuple):
+    """What a file of tokens says of its content."""
+
+    start: int
+    """Number of its first image among those of the split."""
+    n: int
+    total: int
+    """Images of the split."""
+    classes: tuple[str, ...]
+    provenance: Provenance
+
+    @property
+    def shape(self) -> TokenShape:
+        return TokenShape(*map(int, self.provenance["shape"]))
+
+    def continues(self, former: Sequence["Shard"]) -> bool:
+        """True if these are the shards before it: their images end where its begin, and all else is the same."""
+        return self.start == sum(shard.n for shard in former) and all(shard[2:] == self[2:] for shard in former)
+
+
+def shards_in(folder: Path, split: str = "*") -> list[Path]:
+    """The files of tokens in a folder, those of a split in their order."""
+    return sorted(path for path in folder.glob(f"{split}-*.safetensors") if SHARD_NAME.fullmatch(path.name))
+
+
 def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str], object]) -> TokenSet | None:
     """The tokens in a folder, or None where there are none, or not all, or damaged ones, or of another provenance."""
-    shards: list[TokenSet] = []
-    total = 0
-    for path in sorted(folder.glob(f"{split}-*.safetensors")):
+    shards: list[Shard] = []
+    parts: list[TokenSet] = []
+    for path in shards_in(folder, split):
         try:
-            start, total, shard = _read_shard(path, provenance)
+            shard, part = read_shard(path)
         except BadFileError as error:
             say(f"{error}; it is made anew")
             return None
-        if start != sum(len(each.labels) for each in shards) or any(each.classes != shard.classes for each in shards):
+        if shard.provenance != json.loads(json.dumps(provenance)):
+            say(f"{path}: was made from another tokenizer, data set or setting; it is made anew")
+            return None
+        if not shard.continues(shards):
             say(f"{path}: does not continue the shard before it; all are made anew")
             return None
         shards.append(shard)
-    if not shards or sum(len(each.labels) for each in shards) != total:
+        parts.append(part)
+    if not shards or sum(shard.n for shard in shards) != shards[0].total:
         return None
-    codes, labels, classes = zip(*shards, strict=True)
+    codes, labels, classes = zip(*parts, strict=True)
     return TokenSet(torch.cat(codes), torch.cat(labels), classes[0])
 
 
-def _read_shard(path: Path, provenance: Provenance) -> tuple[int, int, TokenSet]:
-    """The number of a shard's first image, that of all images of the split, and the shard.
+def read_shard(path: Path) -> tuple[Shard, TokenSet]:
+    """A file of tokens: what its header says, and the tokens.
 
     Raises:
-        BadFileError: it is damaged, or was made from something else.
+        BadFileError: it is damaged, or holds what its header does not allow.
     """
     tensors, header = read_tensors(path)
     if SUM not in header:
         raise BadFileError(f"{path}: has no checksum, as an earlier version wrote it or as damage leaves it")
-    if header.get("provenance") != json.dumps(provenance, sort_keys=True):
-        raise BadFileError(f"{path}: was made from another tokenizer, data set or setting")
     try:
-        start, total, classes = int(header["start"]), int(header["total"]), tuple(json.loads(header["classes"]))
-        shard = TokenSet(tensors["codes"], tensors["labels"], classes)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise BadFileError(f"{path}: its header cannot be read ({error})") from None
-    h, w, depth, size = provenance["shape"]
-    n = len(shard.labels)
+        tokens = TokenSet(tensors["codes"], tensors["labels"], tuple(parse_json(header["classes"])))
+        made_from: Provenance = parse_json(header[PROVENANCE])
+        h, w, depth, size = map(int, made_from["shape"])
+        n, views = len(tokens.labels), int(made_from["views"])
+        shard = Shard(int(header["start"]), n, int(header["total"]), tokens.classes, made_from)
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        raise BadFileError(f"{path}: its header cannot be read ({brief(error)})") from None
     for name, values, shape, limit in (
-        ("codes", shard.codes, (n, provenance["views"], h, w, depth), size),
-        ("labels", shard.labels, (n,), max(1, len(classes))),
+        ("codes", tokens.codes, (n, views, h, w, depth), size),
+        ("labels", tokens.labels, (n,), max(1, len(tokens.classes))),
     ):
         if values.dtype != torch.int32 or values.shape != shape:
             raise BadFileError(f"{path}: its {name} are {values.dtype} {tuple(values.shape)}, not int32 {shape}")
         if n and not 0 <= int(values.min()) <= int(values.max()) < limit:  # indexing would wrap a negative one silently
-            raise BadFileError(f"{path}: holds {name} outside 0..{limit - 1}")
-    return start, total, shard
+            found = f"{int(values.min())}..{int(values.max())}"
+            raise BadFileError(f"{path}: its {name} are {found}, but must lie in 0..{limit - 1}")
+    return shard, tokens

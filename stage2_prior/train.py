@@ -6,7 +6,6 @@ Writes runs/stage2/NAME/prior.safetensors, the weights that were best on validat
 same command again continues a stopped run.
 """
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +20,7 @@ from stage1_tokenizer.config.base import Tree, parse_command_line
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.config.value_forms import Limit
-from stage1_tokenizer.data import DataConfig, data_config, open_data
+from stage1_tokenizer.data import DataConfig, OpenData, data_config, open_data
 from stage1_tokenizer.data.order import BatchOrder, Places, parts_of, share
 from stage1_tokenizer.data.partial_options import own_data, with_own_data
 from stage1_tokenizer.data.pictures import Split
@@ -30,13 +29,14 @@ from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.engine.checkpoint import write_file, write_weights
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.compiling import Compiling
-from stage1_tokenizer.engine.console import bar, command, counted
+from stage1_tokenizer.engine.console import Figure, bar, command, counted
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.finite import FiniteGuard, Tally, clip
+from stage1_tokenizer.engine.finite import FiniteGuard, Tally
 from stage1_tokenizer.engine.float64 import device_of_float64
 from stage1_tokenizer.engine.launch import check_batch_size, on_main, start_accelerator
-from stage1_tokenizer.engine.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from stage1_tokenizer.engine.run import Run
+from stage1_tokenizer.engine.learner import Learner
+from stage1_tokenizer.engine.optim import Ema, OptimConfig
+from stage1_tokenizer.engine.run import RunFolder
 from stage1_tokenizer.engine.seeds import derive_seed, uniforms
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
@@ -54,6 +54,11 @@ from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classe
 
 class TrainPriorConfig(RunConfig):
     """Train a prior over the codes of a tokenizer. The defaults are the quickstart's."""
+
+    figures = (
+        Figure("bits_per_token", "bits per token", "{:.3f}", -1),
+        Figure("bigram_bits_per_token", "of a bigram", "{:.3f}", 0),
+    )
 
     tokenizer: str
     """A stage-one run's folder, or its tokenizer.safetensors."""
@@ -97,74 +102,47 @@ def main() -> None:
     accelerator = start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check_batch_size(config.batch_size, config.accumulation, processes)
-
     tokenizer = LoadedTokenizer.load(config.tokenizer, device)
     data = config.data or data_config(tokenizer.data, str(tokenizer.path))
     check_fits(tokenizer, data)
-    shape = tokenizer.tokenizer.shape
-    settings = {**config.tree(), "tokenizer": tokenizer.fingerprint, "data": data.tree()}
     opened = open_data(data)
-    run = Run(config.folder, config, settings, accelerator, PRIOR_FILE, opened, "onednn")
-    on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))
-    splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
-    tokens = [
-        load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, run.folder / "tokens")
-        for split, views in splits
-    ]
-    seen = seen_classes(*tokens)
-    if unseen := [name for name in tokens[0].classes if name not in seen]:
-        run.say(f"note: no readable image of {', '.join(unseen)}, so no class of the prior")
-        tokens = [of_classes(part, seen) for part in tokens]
-    classes = saved_classes(run.folder) or seen
-    train_set, validation_set = (relabel(part, classes) for part in tokens)
+    known_by = {"tokenizer": tokenizer.fingerprint, "data": data.tree()}
+    folder = RunFolder(config, accelerator, PRIOR_FILE, opened, known_by, fast_paths=["onednn"])
+    on_main(accelerator, lambda: keep_copy(tokenizer, folder.path / TOKENIZER_FILE))
+    train_set, validation_set, classes = open_tokens(config, accelerator, tokenizer, opened, folder)
+    shape = tokenizer.tokenizer.shape
     bigram = bigram_bits(train_set, validation_set, shape.V)
     train_set, validation_set = train_set.on(device), validation_set.on(device)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     prior = build_prior(config.prior, shape, len(classes)).to(device)
     ema = Ema(prior, config.optim.ema_decay)
-    optimizer = build_optimizer(prior, config.optim)
-    tally = Tally().to(device)
-    best = Best(ema.module, accelerator.is_main_process)
-    parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": optimizer, "tally": tally, **best.parts}
     compiling = Compiling(accelerator)
-    model, optimizer = accelerator.prepare(prior, optimizer)
-    first = run.resume(parts, newer=best.parts)
-    order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
+    learner = Learner(accelerator, prior, config.optim, config.steps)
+    tally, best = Tally().to(device), Best(ema.module, accelerator.is_main_process)
+    parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": learner.optimizer, "tally": tally}
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
+    described = {"config": header.model_dump_json(), "data": data.model_dump_json()}
+    run = folder.resume(
+        parts | best.parts,
+        watch=Alarms([Overfitting()]),
+        write_weights=partial(write_prior, accelerator, folder.path / PRIOR_FILE, ema, best, described),
+        newer=best.parts,
+    )
     run.say(f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}")
 
-    def save_weights(done: int) -> None:
-        described = {"config": header.model_dump_json(), "data": data.model_dump_json(), "step": str(done)}
-        weights = best.weights if best.step and best.weights is not None else ema.module
-        described |= best.described()
-        on_main(accelerator, lambda: write_weights(run.folder / PRIOR_FILE, weights, "prior", described))
-
-    alarms = Alarms([Overfitting()])
-    for entry in run.logged():  # what an uninterrupted run has seen by now
-        alarms.look(int(entry["step"]), entry)
-
-    def record(done: int, values: dict[str, float], show: tuple[str, ...] = ()) -> None:
-        run.log(done, values, show)
-        for name, message in alarms.look(done, values):
-            run.alarm(done, name, message)
-
-    def loss_again(codes: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return token_loss(prior(codes, labels), codes), {}
-
-    guard = FiniteGuard(accelerator, run.folder, {"prior": prior}, loss_again, tally, config.skips, run.alarm)
-    stop = StopRequest()
-    if first:  # the stop may have come after the state was saved and before the weights were
-        save_weights(first)
-    ended = best.is_exhausted(config.patience)
-    if ended:
+    order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
+    guard = FiniteGuard(
+        accelerator, run.folder, {"prior": prior}, partial(named_loss, prior), tally, config.skips, run.alarm
+    )
+    stop, has_ended = StopRequest(), best.is_exhausted(config.patience)
+    if has_ended:
         run.say(f"its last {config.patience} validations brought nothing better, so it has ended (--patience)")
-    for step in range(first, first if ended else config.steps):
+    for step in range(run.first, run.first if has_ended else config.steps):
         seed = derive_seed(config.seed, "model", step, rank)
         torch.manual_seed(seed)
-        set_learning_rate(optimizer, learning_rate(config.optim, config.optim.lr, step, config.steps))
         compiling.begin_step()
-        model.train()
+        learner.begin_step(step)
         places = order.places(step)
         codes, labels = (part.to(device, non_blocking=True) for part in train_set.batch(places))  # (B, h, w, K), (B,)
         withheld = uniforms(config.seed, "label", places[1], places[0], 1)[:, 0] < config.prior.label_dropout
@@ -172,55 +150,79 @@ def main() -> None:
 
         losses = []
         micro_batches = list(zip(codes.chunk(config.accumulation), labels.chunk(config.accumulation), strict=True))
-        for number, (codes_part, labels_part) in enumerate(micro_batches, start=1):
-            with nullcontext() if number == config.accumulation else accelerator.no_sync(model):
-                loss = token_loss(model(codes_part, labels_part), codes_part)
-                accelerator.backward(loss / config.accumulation)
+        for codes_part, labels_part in learner.micro_batches(micro_batches):
+            loss = token_loss(learner.model(codes_part, labels_part), codes_part)
+            accelerator.backward(loss / config.accumulation)
             losses.append(loss.detach())
         nats = torch.stack(losses).mean()
-        batch = partial(kept, places, codes, labels)
+        batch = partial(batch_for_record, places, codes, labels)
         checked = guard.check(step + 1, nats, micro_batches, seed, batch, stop.asked)
+        learner.learn(checked, tally)
         if checked.finite:
-            clip(prior, config.optim.clip, checked.norm, tally)
-            optimizer.step()
             ema.update(prior, step)
-        optimizer.zero_grad()
 
         run.advance(config.batch_size)
-        done, last = step + 1, step + 1 == config.steps
-        saves = done % config.save_every == 0 or last
-        if (done % config.log_every == 0 or saves) and checked.finite:
+        done, is_last = step + 1, step + 1 == config.steps
+        is_saved = done % config.save_every == 0 or is_last
+        if (done % config.log_every == 0 or is_saved) and checked.finite:
             values = tally.entry() | {"train/nats_per_token": float(nats), "train/bits_per_token": bits(float(nats))}
-            values |= {"train/gradient_norm": float(checked.norm)}
-            values |= {
-                "train/lr": optimizer.param_groups[0]["lr"],
-                "train/images_per_second": run.images_per_second,
-            }
-            record(done, values, show=("train/bits_per_token",))
-        if done % config.validate_every == 0 or last:
-            figures = validate(accelerator, ema.module, validation_set, config, tokenizer)
+            values |= {"train/gradient_norm": float(checked.norm), "train/lr": learner.rate}
+            values |= {"train/images_per_second": run.images_per_second}
+            run.log(done, values, show=("train/bits_per_token",))
+        if done % config.validate_every == 0 or is_last:
+            figures = validate(accelerator, ema.module, validation_set, config.batch_size, tokenizer)
             figures["validation/bigram_bits_per_token"] = bigram
-            record(done, figures)
+            run.log(done, figures)
             run.validated(done, figures)
             best.look(done, figures[COMPARED], ema.module)
-            ended = best.is_exhausted(config.patience)
+            has_ended = best.is_exhausted(config.patience)
             if config.samples and accelerator.is_main_process:
-                run.pictures(
-                    done, "samples", sample(ema.module, tokenizer, config.samples, config.seed, device), columns=10
-                )
-        if saves or ended or checked.stop:
-            run.save(done, parts, config.keep)
-            save_weights(done)
-        if ended and not last:
+                images = sample(ema.module, tokenizer, config.samples, config.seed, device)
+                run.pictures(done, "samples", images, columns=10)
+        if is_saved or has_ended or checked.stop:
+            run.save(done)
+        if has_ended and not is_last:
             run.say(f"step {done}: the last {config.patience} validations brought nothing better; ending (--patience)")
             break
-        if checked.stop and not last:
+        if checked.stop and not is_last:
             run.interrupt(done)
 
     run.finish()
     following = command("sampling/generate.py", "-n", 64, "--prior", run.folder)
     run.summarise(("weights", best.in_words(run.done)), ("next", following))
     report_at_end(accelerator, config.report, run.folder, prior_page)
+
+
+def open_tokens(
+    config: TrainPriorConfig, accelerator: Accelerator, tokenizer: LoadedTokenizer, opened: OpenData, folder: RunFolder
+) -> tuple[TokenSet, TokenSet, tuple[str, ...]]:
+    """The tokens of both splits, extracted where they are not on disk, and the classes that their labels count."""
+    splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
+    tokens = [
+        load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, folder.path / "tokens")
+        for split, views in splits
+    ]
+    seen = seen_classes(*tokens)
+    if unseen := [name for name in tokens[0].classes if name not in seen]:
+        folder.say(f"note: no readable image of {', '.join(unseen)}, so no class of the prior")
+        tokens = [of_classes(part, seen) for part in tokens]
+    classes = saved_classes(folder.path) or seen
+    train_set, validation_set = (relabel(part, classes) for part in tokens)
+    return train_set, validation_set, classes
+
+
+def named_loss(prior: Prior, codes: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss () of a micro-batch, without parts of its own, as the guard computes it again."""
+    return token_loss(prior(codes, labels), codes), {}
+
+
+def write_prior(
+    accelerator: Accelerator, path: Path, ema: Ema[Prior], best: Best, described: dict[str, str], done: int
+) -> None:
+    """Write the weights that were best on validation; before the first one, the averaged ones of so many steps."""
+    weights = best.weights if best.step and best.weights is not None else ema.module
+    header = described | {"step": str(done)} | best.described()
+    on_main(accelerator, lambda: write_weights(path, weights, "prior", header))
 
 
 def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:
@@ -239,22 +241,22 @@ def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:
         raise BadFileError(f"{tokenizer.path}: has changed since it was loaded; is it still in training? Start again")
 
 
-def kept(places: Places, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What is saved of a batch that was not learned from."""
+def batch_for_record(places: Places, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """A batch that was not learned from, as the guard saves it."""
     indices, views = map(torch.from_numpy, places)
     return {"codes": codes, "labels": labels, "indices": indices, "views": views}
 
 
 @torch.inference_mode()
 def validate(
-    accelerator: Accelerator, prior: Prior, split: TokenSet, config: TrainPriorConfig, tokenizer: LoadedTokenizer
+    accelerator: Accelerator, prior: Prior, split: TokenSet, batch_size: int, tokenizer: LoadedTokenizer
 ) -> dict[str, float]:
     """Cross entropy over the whole split, each image once over all processes, with its class given."""
     device, shape = accelerator.device, prior.shape
     mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     total = torch.zeros((), dtype=torch.float64, device=device_of_float64(device))
     use = CodeUse(shape.K, shape.V, device)
-    batches = parts_of(mine, config.batch_size)
+    batches = parts_of(mine, batch_size)
     for indices in counted(batches, len(batches), "batch", "validating", within=True):
         codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
         with accelerator.autocast():

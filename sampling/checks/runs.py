@@ -1,30 +1,32 @@
-"""A run's folder, of stage one or two: every file in it, and whether they belong together."""
+"""A run's folder, of stage one or two: every file in it, its saved states, and whether they belong together."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from sampling.checks.finding import Finding, bad, note, ok, reason
+from sampling.checks.finding import Finding, bad, check_leftovers, note, ok, reason
 from sampling.checks.images import check_images, holds_images
-from sampling.checks.leftovers import check_leftovers
-from sampling.checks.samples import SETTINGS
-from sampling.checks.states import check_states
-from sampling.checks.tokens import check_tokens, shards_in
-from sampling.checks.weights import PRIOR_FILE, check_pair, check_safetensors, tokenizer_of
+from sampling.checks.tokens import check_tokens
+from sampling.checks.weights import check_pair, check_safetensors, tokenizer_of
+from sampling.output import SETTINGS
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
+from stage1_tokenizer.config.trees import is_cut_off
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.engine.checkpoint import brief
 from stage1_tokenizer.engine.environment import SESSIONS
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.lock import holder_of
-from stage1_tokenizer.engine.state import states
+from stage1_tokenizer.engine.state import FORMAT, problem_of, states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from stage2_prior.prior import PRIOR_FILE
+from stage2_prior.tokens import shards_in
 
 CONFIG = "config.yaml"
 TOKENS = "tokens"
-NEEDED = ("seed", "steps", "batch_size", "optim")
-LAST = {"pictures", "samples"}
-"""Keys of every training's configuration, and the last ones of stage one and two: a file that was cut off lacks it."""
+NEEDED = {"seed", "steps", "batch_size", "optim"}
+"""Keys of every training's configuration."""
+LAST_OF_FORMER = {"pictures", "samples"}
+"""The last keys, of stage one and two, in files of former versions, which do not mark their end."""
 
 
 def check_run(folder: Path) -> Iterator[Finding]:
@@ -66,6 +68,32 @@ def check_token_folder(folder: Path) -> Iterator[Finding]:
     yield from check_leftovers(folder, holder)
 
 
+def check_state(state: Path) -> Iterator[Finding]:
+    """One state, step-XXXXXXXX."""
+    yield _judge(state)
+
+
+def check_states(folder: Path) -> Iterator[Finding]:
+    """All states in a folder, the newest first; the run may go on meanwhile, and drop one that is being looked at."""
+    usable = None
+    for state in states(folder):
+        finding = _judge(state)
+        if finding.verdict == "bad" and not state.exists():
+            continue
+        if finding.verdict == "ok" and usable is None:
+            usable = state
+            finding = ok(state, f"{finding.what}; a resume takes this one")
+        yield finding
+    if usable is None and states(folder):
+        yield bad(folder, "none of its states can be used, so a resume is refused")
+    yield from check_leftovers(folder, holder_of(folder.absolute().parent))
+
+
+def _judge(state: Path) -> Finding:
+    problem = problem_of(state)
+    return ok(state, f"whole by its checksums, format {FORMAT}") if problem is None else bad(state, problem)
+
+
 def _config(folder: Path) -> tuple[Tree, list[Finding]]:
     """The run's configuration, as far as it can be read, and what is to be said of it."""
     path = folder / CONFIG
@@ -75,8 +103,10 @@ def _config(folder: Path) -> tuple[Tree, list[Finding]]:
         tree = read_saved_yaml(path)
     except BadFileError as error:
         return {}, [bad(path, reason(error, path))]
-    missing = [key for key in NEEDED if key not in tree]
-    if missing or not LAST & tree.keys() or not path.read_bytes().endswith(b"\n"):
+    cut_off = is_cut_off(path.read_bytes())
+    if cut_off is None:
+        cut_off = not LAST_OF_FORMER & tree.keys()
+    if cut_off or not tree.keys() >= NEEDED:
         return {}, [bad(path, "is cut off, or is no training's configuration")]
     return tree, [ok(path, f"can be read; {brief(tree['steps'])} steps of {brief(tree['batch_size'])} images")]
 

@@ -10,15 +10,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from sampling.checks.finding import Finding, bad, note, ok
+from sampling.checks.finding import Finding, bad, check_leftovers, note, ok
 from sampling.checks.images import check_images, holds_images
-from sampling.checks.leftovers import check_leftovers
+from sampling.output import SETTINGS, picture_names
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.engine.lock import holder_of
-
-SETTINGS = "settings.json"
-MOST = 10_000_000
-"""Pictures of which the names are made; a damaged number may say any."""
 
 
 def check_samples(folder: Path) -> Iterator[Finding]:
@@ -41,7 +37,7 @@ def check_samples(folder: Path) -> Iterator[Finding]:
 
 
 def _progress(folder: Path, settings: Tree, holder: str | None) -> Finding:
-    path, wanted, finished = folder / SETTINGS, _wanted(settings), settings.get("finished")
+    path, wanted, finished = folder / SETTINGS, picture_names(settings), settings.get("finished")
     missing = [name for name in wanted if not (folder / name).is_file()]
     of = f"{len(wanted) - len(missing):,} of {len(wanted):,} pictures"
     if not isinstance(finished, bool):
@@ -53,23 +49,6 @@ def _progress(folder: Path, settings: Tree, holder: str | None) -> Finding:
     if missing:
         return bad(path, f"finished, but only {of} are there; the first that is missing is {missing[0]}")
     return ok(path, f"finished, {of} are there")
-
-
-def _wanted(settings: Tree) -> list[str]:
-    """Names of the pictures that there are to be. Of reconstruct.py `files` has them (of former versions
-    `pictures` their originals), of complete.py `sources` the originals, each with several variants; generate.py has a
-    number."""
-    match settings:
-        case {"sources": list(originals), "variants": int(variants)}:
-            return [f"{number:06d}-{variant}.png" for number in range(len(originals)) for variant in range(variants)]
-        case {"files": list(names)}:
-            return [str(name) for name in names]
-        case {"pictures": list(originals)}:
-            return [f"{number:06d}.png" for number in range(len(originals))]
-        case {"n": int(n)} if n <= MOST:
-            return [f"{number:06d}.png" for number in range(n)]
-        case _:
-            return []
 
 
 def _json(path: Path) -> tuple[Tree | None, str]:

@@ -1,8 +1,4 @@
-"""Safetensors files: a tokenizer, a prior and whether it fits the tokenizer, a batch that was kept, or somebody else's.
-
-A prior belongs to a later stage, so its file is known by its header alone: whether its weights fit the network that
-the header describes shows when it is loaded.
-"""
+"""Safetensors files: a tokenizer, a prior and whether it fits the tokenizer, a kept batch, or another file."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,16 +7,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sampling.checks.finding import Finding, Verdict, bad, note, ok, reason
-from sampling.checks.tokens import PROVENANCE, check_tokens
-from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.config.trees import parse_json
-from stage1_tokenizer.engine.checkpoint import SUM, Header, brief, read_tensors, read_weights
+from sampling.checks.tokens import check_tokens
+from stage1_tokenizer.engine.checkpoint import SUM, Header, brief, read_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.state import STATE_NAME, problem_of
-from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, saved_step
-
-PRIOR_FILE = "prior.safetensors"
-"""As stage two has it."""
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from stage2_prior.prior import PRIOR_FILE, SavedPrior
+from stage2_prior.tokens import PROVENANCE
 
 
 def check_safetensors(path: Path) -> Iterator[Finding]:
@@ -75,28 +68,29 @@ def check_tokenizer(path: Path) -> tuple[Finding, LoadedTokenizer | None]:
 def _check_prior(path: Path, beside: Path, tokenizer: LoadedTokenizer | None) -> Finding:
     """A prior's file, and whether the tokenizer in the file `beside` it, None where it cannot be loaded, is its own."""
     try:
-        tensors, header = read_weights(path, kind="prior")
-        described = _described(header, path)
+        saved = SavedPrior.read(path)
+        saved.build()
     except BadFileError as error:
         return bad(path, reason(error, path))
-    broken = _not_finite(tensors)
+    broken = _not_finite(saved.weights)
     if broken:
         return bad(path, broken)
-    what = f"a prior of step {described['step']:,} ({described['kind']}) over {_in_words(described['shape'])}"
-    verdict, fit = _fit(described, beside, tokenizer)
-    return Finding(verdict, path, f"{_wholeness(_header(path))}; {what}, {len(described['classes'])} classes; {fit}")
+    header = saved.header
+    what = f"a prior of step {saved.step:,} ({header.prior.kind}) over {saved.shape.in_words}"
+    verdict, fit = _fit(saved, beside, tokenizer)
+    return Finding(verdict, path, f"{_wholeness(_header(path))}; {what}, {len(header.classes)} classes; {fit}")
 
 
-def _fit(described: Tree, beside: Path, tokenizer: LoadedTokenizer | None) -> tuple[Verdict, str]:
-    """Whether the tokenizer is that of a prior's training."""
-    wanted, codes = described["tokenizer"], _in_words(described["shape"])
+def _fit(saved: SavedPrior, beside: Path, tokenizer: LoadedTokenizer | None) -> tuple[Verdict, str]:
+    """A word on whether the tokenizer is that of a prior's training."""
+    wanted = saved.header.tokenizer
     if not beside.is_file():
         return "bad", f"but the tokenizer {wanted}, to which it belongs, is not beside it"
     if tokenizer is None:
         return "note", f"whether the tokenizer beside it is its own, {wanted}, cannot be seen"
     if tokenizer.fingerprint != wanted:
         return "bad", f"but it belongs to the tokenizer {wanted}, and beside it is {tokenizer.fingerprint}"
-    if _codes(tokenizer) != codes:
+    if _codes(tokenizer) != saved.shape.in_words:
         return "bad", f"but its tokenizer has {_codes(tokenizer)}"
     return "ok", "fits the tokenizer beside it"
 
@@ -125,26 +119,6 @@ def _header(path: Path) -> Header:
         return {}
 
 
-def _described(header: Header, path: Path) -> Tree:
-    """What a prior's header says of it: `kind`, `shape` (h, w, K, V), `classes`, `tokenizer`, `step`.
-
-    Raises:
-        BadFileError: it does not.
-    """
-    try:
-        tree = parse_json(header.get("config"))
-        h, w, depth, size = map(int, tree["shape"])
-        found: Tree = {
-            "kind": brief(tree["prior"]["kind"]),
-            "shape": (h, w, depth, size),
-            "classes": list(tree["classes"]),
-            "tokenizer": brief(tree["tokenizer"]),
-        }
-    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
-        raise BadFileError(f"{path}: its header does not describe a prior ({brief(error)})") from None
-    return {**found, "step": saved_step(header, str(path))}
-
-
 def _wholeness(header: Header) -> str:
     """For a file that was read without complaint."""
     sound = "whole by its checksum" if SUM in header else "can be read, but carries no checksum"
@@ -153,14 +127,9 @@ def _wholeness(header: Header) -> str:
 
 def _codes(loaded: LoadedTokenizer) -> str:
     try:
-        return _in_words(loaded.tokenizer.shape)
+        return loaded.tokenizer.shape.in_words
     except ConfigError:
         return "a continuous latent"
-
-
-def _in_words(shape: tuple[int, int, int, int]) -> str:
-    """(h, w, K, V)."""
-    return f"{shape[0]}x{shape[1]}x{shape[2]} codes of {shape[3]}"
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:

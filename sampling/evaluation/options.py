@@ -1,6 +1,7 @@
 """The options of evaluate.py, and the data set that they name."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -9,6 +10,7 @@ from sampling.evaluation.extractors.inception import InceptionConfig
 from sampling.evaluation.extractors.none import NoExtractorConfig
 from sampling.evaluation.protocol import DataSet
 from sampling.evaluation.reference import SPLITS, check_reference
+from sampling.option_facts import Idle, check_idle
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree
 from stage1_tokenizer.data import DataConfig, data_config
@@ -22,20 +24,8 @@ from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
 from stage2_prior.prior import load_prior, prior_file
 
-MEANS_NOTHING: dict[str, dict[str, str]] = {
-    "tokenizer": {
-        "sampling": "nothing is sampled",
-        "reference": "reconstructions are compared with their originals",
-        "nearest": "reconstructions are no samples",
-    },
-    "samples": {
-        "sampling": "nothing is sampled",
-        "split": "nothing is reconstructed, and no prior scores images",
-        "perceptual": "LPIPS is of reconstructions",
-    },
-    "prior": {"perceptual": "LPIPS is of reconstructions"},
-}
-"""Options that do nothing beside another one, and why: whoever gives them has something else in mind."""
+NOT_SAMPLED = "nothing is sampled"
+NO_RECONSTRUCTIONS = "LPIPS is of reconstructions"
 
 
 class EvaluateConfig(CommandConfig):
@@ -56,20 +46,30 @@ class EvaluateConfig(CommandConfig):
     root: str | None = None
     """Folder in which the images of the training are now; null: where they were then. With --tokenizer it may be any
     folder of images, and all of them are measured, unless --split is given."""
-    split: Split | None = None
+    split: Annotated[
+        Split | None, Idle(beside="samples", reason="nothing is reconstructed, and no prior scores images")
+    ] = None
     """The split whose reconstructions are measured, and that bits per token are measured on; null: validation, or with
     --tokenizer and --root all images of that folder."""
-    reference: str = "train"
+    reference: Annotated[str, Idle(beside="tokenizer", reason="reconstructions are compared with their originals")] = (
+        "train"
+    )
     """What samples are compared with: train, validation, a folder of pictures of one size, or an .npz file of the ADM
     suite: pictures, or mu, sigma."""
     extractor: ExtractorOrNoneConfig = InceptionConfig()
     """The network in whose features sets are compared. Only with Inception's the distances are called FID and KID."""
-    perceptual: PerceptualConfig = PerceptualConfig(weight=1.0)
+    perceptual: Annotated[
+        PerceptualConfig,
+        Idle(beside="samples", reason=NO_RECONSTRUCTIONS),
+        Idle(beside="prior", reason=NO_RECONSTRUCTIONS),
+    ] = PerceptualConfig(weight=1.0)
     """The network of LPIPS, as in training; weight 0 leaves it out. With extractor.kind none it is left out unless
     perceptual.weights is given, so that nothing is downloaded."""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Annotated[
+        SamplingConfig, Idle(beside="tokenizer", reason=NOT_SAMPLED), Idle(beside="samples", reason=NOT_SAMPLED)
+    ] = SamplingConfig()
     """How a prior is sampled from; the defaults are those of generate.py."""
-    nearest: NonNegativeInt = 1000
+    nearest: Annotated[NonNegativeInt, Idle(beside="tokenizer", reason="reconstructions are no samples")] = 1000
     """Samples whose nearest training images are looked for; 0: none."""
     references: str = "runs/references"
     """Folder in which the reference's features are kept for the next evaluation."""
@@ -97,9 +97,7 @@ class EvaluateConfig(CommandConfig):
         if self.tokenizer is not None and self.prior is not None:
             raise ValueError("--tokenizer and --prior exclude each other; a prior's folder holds its tokenizer too")
         mode = "samples" if self.samples else "tokenizer" if self.tokenizer else "prior"
-        for name, reason in MEANS_NOTHING[mode].items():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"--{name} cannot be used with --{mode}: {reason}")
+        check_idle(self, mode)
         if self.out is not None and not Path(self.out).name:
             raise ValueError(f"--out {self.out}: is a folder; name the results in it, e.g. {self.out}/results")
         check_reference(self.reference)

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 
 from sampling.evaluation.npz import open_samples
 from sampling.evaluation.sources import FolderSource, NpzSource, Source, some
-from sampling.making import SAMPLES, PriorSource, assemble, file_name, make_missing
-from sampling.output import Output, is_finished, open_output, settings_of
+from sampling.output import NOT_COMPARED, Output, is_finished, open_output, picture_names, settings_of
 from sampling.picture_files import picture_paths
+from sampling.sampling_loop import SAMPLES, PriorSource, assemble, make_missing
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.checkpoint import brief
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -45,12 +45,12 @@ class Samples(NamedTuple):
 def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: int) -> Samples:
     """n pictures of a prior, in RUN/evaluation/samples-DIGEST: the same as `generate.py` would make, an interrupted
     making goes on, and pictures that are there are used again."""
-    settings = settings_of({**source.sampler.config.tree(), "n": n, "seed": source.seed}, source.settings())
-    told = {key: value for key, value in settings.items() if key not in ("prior", "finished")}
+    settings = settings_of(source.sampler.config, {"n": n, "seed": source.seed, **source.settings()})
+    told = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
     folder = source.loaded.path.parent / "evaluation" / f"samples-{digest}"
-    names = {file_name(index): source.picture_shape for index in range(n)}
-    found = FolderSource([folder / name for name in names], source.picture_shape[2])
+    wanted = dict.fromkeys(picture_names(settings), source.picture_shape)
+    found = FolderSource([folder / name for name in wanted], source.picture_shape[2])
     if on_main(accelerator, lambda: is_finished(folder)):
         if gone := [path.name for path in found.paths if not path.is_file()]:
             raise BadFileError(
@@ -59,10 +59,10 @@ def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: i
             )
         accelerator.print(f"samples: {one_line(str(folder))}")
         return Samples(found, folder, None, n)
-    out: Output = open_output(accelerator, str(folder), folder.parent, settings, names)
+    out: Output = open_output(accelerator, str(folder), folder.parent, settings, wanted)
     accelerator.print(f"sampling {len(out.missing)} pictures to {one_line(str(folder))}")
     seconds = make_missing(accelerator, source, out, batch_size)
-    on_main(accelerator, lambda: assemble(source.labels(np.arange(n)), names, out))
+    on_main(accelerator, lambda: assemble(source.labels(np.arange(n)), out))
     return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None, n)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
+from annotated_types import Le
+from pydantic.fields import FieldInfo
 
 ComponentT = TypeVar("ComponentT", bound=gr.components.Component)
 
@@ -68,6 +70,17 @@ def number(label: str, value: int, low: int, high: int, step: int = 1) -> gr.com
 
 def slider(label: str, value: float, high: float, step: float) -> gr.components.Component:
     return as_given(gr.Slider(0.0, high, value, step=step, label=label))
+
+
+def filter_control(name: str, field: FieldInfo, codes: int) -> gr.components.Component:
+    """The control of an option that filters codes, by the option's type; `codes` is the number that there are."""
+    label = name.replace("_", "-").capitalize()
+    if field.annotation is bool:
+        return as_given(gr.Checkbox(field.default, label=label))
+    if field.annotation is float:
+        bounds = [fact.le for fact in field.metadata if isinstance(fact, Le)]
+        return slider(label, field.default, float(str(bounds[0])) if bounds else 1.0, 0.01)
+    return number(f"{label} (0: all codes)", field.default or 0, 0, codes)
 
 
 def result_gallery(label: str, name: str) -> gr.Gallery:

@@ -14,12 +14,15 @@ import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
+from sampling.choose import Filter
+from sampling.option_facts import facts_of
 from sampling.picture_files import save_png
 from sampling.playground.bodies import is_inside
 from sampling.playground.controls import (
     NAMES,
     Settings,
     as_given,
+    filter_control,
     index_of,
     number,
     result_gallery,
@@ -29,7 +32,7 @@ from sampling.playground.controls import (
 from sampling.playground.guard import LARGEST_UPLOAD
 from sampling.playground.painter import READ, SCRIPT, TEMPLATE, data_url, painted
 from sampling.playground.tasks import Chosen, Playground, said
-from sampling.sampler import DEFAULT_TOP_P
+from sampling.sampler import SamplingConfig
 from stage1_tokenizer.data.pictures import Picture
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 
@@ -205,11 +208,11 @@ class Page:
         again.click(None, None, found["seed"], js=NEW_SEED, api_visibility="private")
         with gr.Accordion("How codes are drawn", open=False):
             found["temperature"] = slider("Temperature", 1.0, 2.0, 0.05)
-            found["top_p"] = slider("Top-p", DEFAULT_TOP_P, 1.0, 0.01)
             if self._playground.can_guide:
                 found["guidance"] = slider("Guidance", self._playground.guidance, 10.0, 0.25)
-            found["min_p"] = slider("Min-p", 0.0, 1.0, 0.01)
-            found["top_k"] = number("Top-k (0: all codes)", 0, 0, self._playground.prior.model.shape.V)
+            for name in facts_of(SamplingConfig, Filter):
+                codes = self._playground.prior.model.shape.V
+                found[name] = filter_control(name, SamplingConfig.model_fields[name], codes)
         return found
 
     def _class_choice(self, otherwise: str) -> gr.components.Component:

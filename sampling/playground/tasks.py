@@ -16,11 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sampling.complete import CompleteConfig, codes_made, framed, margins_in_codes
-from sampling.completing import Margins, Task, complete, grow, kept_codes
+from sampling.completion import (
+    CompleteConfig,
+    Margins,
+    Task,
+    codes_made,
+    complete,
+    framed,
+    grow,
+    kept_codes,
+    margins_in_codes,
+    read_originals,
+)
 from sampling.generate import GenerateConfig
 from sampling.sampler import Progress, Sampler, SamplingConfig
-from sampling.to_complete import read_pictures
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.pictures import Picture
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
@@ -92,7 +101,7 @@ class Playground:
         Raises:
             UserError: the data are not here any more.
         """
-        found = read_pictures(Sampler(self.prior), None, OFFERED, None, 0)
+        found = read_originals(Sampler(self.prior), None, OFFERED)
         known = self.prior.classes
         labels = [int(label) if label < len(known) else None for label in found.labels]
         places = enumerate(zip(found.pictures, labels, strict=True))
@@ -107,7 +116,7 @@ class Playground:
         plain = Sampler(self.prior)
         known = "0" if self.prior.classes else None  # which class it is, its task will say
         try:
-            picture = read_pictures(plain, str(path), 1, known, 0).pictures[0]
+            picture = read_originals(plain, str(path), 1, known).pictures[0]
         except BadFileError as error:
             raise BadFileError(str(error).replace(str(path), name)) from None
         return Chosen(picture, 0, None, name)

@@ -1,15 +1,20 @@
 """The keys that every training has; those marked FREE may change while it is stopped (same_run.py compares them)."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, Tree
 from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.engine.console import Figure
 
 
 class RunConfig(CommandConfig):
     """What a training run is given beside what it trains."""
+
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    """The figures that the console shows, where the run logs them; the log has all."""
 
     out: Annotated[str | None, Mark.FREE] = None
     """The run's folder; default: under runs/, by the name of the config file or of what is trained."""
@@ -37,6 +42,11 @@ class RunConfig(CommandConfig):
     """At the end, write the page about the run, report.html in its folder."""
     allow_changed: Annotated[bool, Mark.FREE] = False
     """Continue a run although the configuration has changed; what differs is listed otherwise."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        raise NotImplementedError
 
     def resolved(self, saved: Tree) -> Tree:
         """The saved config of a run of this kind, with the values that a null in it stood for."""

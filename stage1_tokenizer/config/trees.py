@@ -85,8 +85,14 @@ class _Dumper(yaml.SafeDumper):
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> bytes:
-    """A tree as YAML, in the order of its keys and without aliases."""
-    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False).encode()
+    """A tree as YAML, in the order of its keys and without aliases, between the marks of a document's start and end."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, explicit_start=True, explicit_end=True).encode()
+
+
+def is_cut_off(text: bytes) -> bool | None:
+    """True if a file of `dump_yaml` lacks its end; None where it cannot be known, for it has no mark of its start
+    either: former versions wrote none."""
+    return None if not text.startswith(b"---\n") else not text.endswith(b"\n...\n")
 
 
 def _children(node: Any) -> Iterable[Any]:

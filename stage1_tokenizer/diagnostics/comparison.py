@@ -1,6 +1,7 @@
 """What is compared: figures of a trained tokenizer on the validation images of the data that it was trained on."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.log_file import log_entries
 from stage1_tokenizer.metrics import pixel_variance
-from stage1_tokenizer.objective import PixelConfig
+from stage1_tokenizer.objective import PixelConfig, reconstruction_loss
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 from stage1_tokenizer.validation import pairs, validate
@@ -83,7 +84,8 @@ def measure(
     train_split = Pictures(opened.images("train"), data.model_copy(update={"cache": "none"}), seed=0)
     perceptual = lpips if min(data.image_size) >= smallest else None
     variance = pixel_variance(train_split)
-    figures = validate(accelerator, tokenizer, split, batch_size, variance, PixelConfig(), perceptual, 1.0)
+    distance = partial(reconstruction_loss, pixel=PixelConfig(), perceptual=perceptual, perceptual_weight=1.0)
+    figures = validate(accelerator, tokenizer, split, batch_size, variance, distance)
     images_per_second, seconds = training_speed(folder, batch_size)
     row = Row(
         preset=preset,

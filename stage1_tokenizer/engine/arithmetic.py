@@ -1,6 +1,6 @@
 """The arithmetic of a training, as its states record it. A resume must choose the same, or it is no longer one run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from stage1_tokenizer.engine.processor import VARIABLE, FastPath
 class Arithmetic:
     """Mixed precision, and the processor's fast paths that change how this training rounds."""
 
-    def __init__(self, accelerator: Accelerator, fast_paths: tuple[FastPath, ...]) -> None:
+    def __init__(self, accelerator: Accelerator, fast_paths: Sequence[FastPath]) -> None:
         """fast_paths: those that this training's float32 on a CPU meets; on a GPU or in bfloat16 it meets none."""
         self._precision: str = accelerator.mixed_precision
         self._scaler = accelerator.scaler  # of float16's loss; None in other precisions

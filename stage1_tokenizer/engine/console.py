@@ -24,24 +24,13 @@ WITHIN_DELAY = 2.0
 
 
 class Figure(NamedTuple):
-    """A figure of a validation as people read it."""
+    """A figure that a training logs, as people read it."""
 
     name: str
     label: str
     form: str
     sign: int
     """1: more is better; -1: less is; 0: neither is, so none is the best."""
-
-
-FIGURES = (
-    Figure("psnr", "PSNR", "{:.2f} dB", 1),
-    Figure("code_usage", "codes in use", "{:.0%}", 1),
-    Figure("perceptual", "LPIPS", "{:.4f}", -1),
-    Figure("bits_per_token", "bits per token", "{:.3f}", -1),
-    Figure("bigram_bits_per_token", "of a bigram", "{:.3f}", 0),
-    Figure("total", "loss", "{:.4g}", -1),
-)
-"""Those that a line shows, where a run has them; the log has all."""
 
 
 def bar(total: int, unit: str, what: str = "", initial: int = 0, within: bool = False) -> "tqdm[Any]":
@@ -82,17 +71,19 @@ def note(message: str) -> None:
         say(f"note: {message}", error=True)
 
 
-def validation_line(step: int, steps: int, figures: Mapping[str, float], seconds: float) -> str:
-    """A validation in one line; `figures` by their names in the log."""
-    values = {name.removeprefix("validation/"): value for name, value in figures.items()}
-    parts = [f"{each.label} {each.form.format(values[each.name])}" for each in FIGURES if each.name in values]
+def validation_line(
+    step: int, steps: int, scalars: Mapping[str, float], figures: Sequence[Figure], seconds: float
+) -> str:
+    """A validation in one line: those of the figures that are among its scalars."""
+    values = {name.removeprefix("validation/"): value for name, value in scalars.items()}
+    parts = [f"{each.label} {each.form.format(values[each.name])}" for each in figures if each.name in values]
     return f"step {step}/{steps}  {', '.join(parts)}  (validation, {duration(seconds)})"
 
 
-def label(name: str) -> str:
-    """A figure's name in the log -> what people call it."""
+def label(name: str, figures: Sequence[Figure]) -> str:
+    """A scalar's name in the log -> what people call it."""
     last = name.rpartition("/")[2]
-    return next((figure.label for figure in FIGURES if figure.name == last), last)
+    return next((figure.label for figure in figures if figure.name == last), last)
 
 
 def duration(seconds: float) -> str:
@@ -123,7 +114,13 @@ def near(path: Path) -> str:
 
 
 def summary(
-    folder: Path, first: int, steps: int, seconds: float, weights: str, after: Sequence[tuple[str, str]]
+    folder: Path,
+    figures: Sequence[Figure],
+    first: int,
+    steps: int,
+    seconds: float,
+    weights: str,
+    after: Sequence[tuple[str, str]],
 ) -> str:
     """What a training came to: figures, alarms, files, and the commands to go on with.
 
@@ -135,7 +132,7 @@ def summary(
     if first < steps:  # else there was nothing left to do
         part = f", the last {steps - first:,} of them" if first else ""
         done += f"{part} in {duration(seconds)}"
-    rows = [*_figure_rows(entries), ("alarms", _alarms(folder))]
+    rows = [*_figure_rows(entries, figures), ("alarms", _alarms(folder))]
     if left_out := int(sum(entry.get("train/skipped", 0.0) for entry in entries)):
         rows.append(("left out", f"{left_out:,} steps that were not finite"))
     rows.append(("files", f"{folder}: {weights}, metrics.jsonl, samples/"))
@@ -144,9 +141,9 @@ def summary(
     return "\n".join(["", *lines, *(f"{what}: {line}" for what, line in after)])
 
 
-def _figure_rows(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _figure_rows(entries: Sequence[Mapping[str, Any]], figures: Sequence[Figure]) -> list[tuple[str, str]]:
     rows = []
-    for figure in FIGURES:
+    for figure in figures:
         name = f"validation/{figure.name}"
         found = [(entry[name], int(entry["step"])) for entry in entries if name in entry]
         if not found:

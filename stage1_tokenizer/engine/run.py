@@ -1,12 +1,12 @@
-"""What a training run has around its loop: a folder, a log, a progress bar, and how it resumes."""
+"""The frame of a training's loop: its folder, log, progress bar and saved states, and how it resumes."""
 
 import io
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -44,8 +44,15 @@ from stage1_tokenizer.engine.state import (
 Batch = TypeVar("Batch")
 
 
-class Run:
-    """A run's folder and log. Only the main process writes.
+class Watch(Protocol):
+    """Looks at every log entry of a run, in order, and says what goes wrong."""
+
+    def look(self, step: int, scalars: Mapping[str, float]) -> Iterable[tuple[str, str]]:
+        """The name and message of each alarm that begins with the entry."""
+
+
+class RunFolder:
+    """A run's folder, opened, and kept from other processes.
 
     config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), alarms.jsonl
     (one per alarm: `step`, `alarm`, `message`), data.json, environment.jsonl, events.out..., samples/, state/.
@@ -53,83 +60,169 @@ class Run:
 
     def __init__(
         self,
-        folder: Path,
         config: RunConfig,
-        tree: Tree,
         accelerator: Accelerator,
         weights: str,
         data: OpenData | None = None,
-        *paths: FastPath,
+        known_by: Tree | None = None,
+        fast_paths: Sequence[FastPath] = (),
     ) -> None:
-        """Open a run, new or begun earlier, and keep other processes from it.
+        """Open the folder of a run, new or begun earlier.
 
-        tree: what the run is to be known by, `config.tree()` or more.
-        weights: the name of the file that it is to produce.
+        weights: the name of the file that the run is to produce.
         data: what it is trained on.
-        paths: fast paths that this training meets (processor.py).
+        known_by: keys of the config that a resume compares in another form.
+        fast_paths: those that this training meets (processor.py).
 
         Raises:
             ConfigError: the folder holds a run of another config or of other data (what differs is listed), weights
                 without a state to continue from, or images; is no folder; cannot be written; or is in use by another.
         """
-        self.folder, self._config, self._tree, self._weights = folder, config, tree, weights
-        self._accelerator = accelerator
-        self._main: bool = accelerator.is_main_process
-        self._arithmetic = Arithmetic(accelerator, paths)
-        self._trouble: StorageError | None = None
+        self.path, self.config, self.accelerator, self.weights = config.folder, config, accelerator, weights
+        self.arithmetic = Arithmetic(accelerator, fast_paths)
+        self._tree = config.tree() | (known_by or {})
         self._changed: list[str] = []
         self._data: DataRecord | None = None
         on_main(accelerator, lambda: self._open(data))
-        self._events: Events | None = None
-        self._bar: tqdm[Any] | None = None
-        self._seen, self._first, self.done = 0, 0, 0
-        self._began = self._advanced = time.monotonic()
 
-    def resume(self, parts: Mapping[str, Part], newer: Collection[str] = ()) -> int:
-        """Load the newest whole state, or the one that was named, into the parts. Returns the steps done.
+    def say(self, message: str) -> None:
+        """One line on the console, above the progress bar."""
+        if self.accelerator.is_main_process:
+            console.say(message)
 
+    def resume(
+        self,
+        parts: Mapping[str, Part],
+        watch: Watch,
+        write_weights: Callable[[int], None],
+        before_saving: Callable[[], object] = lambda: None,
+        newer: Collection[str] = (),
+    ) -> "Run":
+        """Load the newest whole state, or the one that was named, into the parts, and begin or go on.
+
+        watch: is given each log entry, and those of the steps that are done already.
+        write_weights: writes the weights of so many steps, whenever a state was saved.
+        before_saving: is called by every process before it saves.
         newer: names of parts that a state of an earlier version may lack; these stay as they are then.
 
         Raises:
             BadFileError: no state is whole, or it does not fit the parts.
         """
-        self._accelerator.wait_for_everyone()
-        folder = self.folder / "state"
-        newest = on_main(self._accelerator, lambda: self._choose(folder))
+        self.accelerator.wait_for_everyone()
+        newest = on_main(self.accelerator, lambda: self._choose(self.path / "state"))
         step, scalars = (0, {}) if newest is None else self._load(newest, parts, newer)
-        begun = f"training {self.folder}" if newest is None else f"continuing {self.folder} from step {step}"
-        if step == self._config.steps:
-            begun = f"{self.folder} is finished already"
-        self._accelerator.print(f"{begun}: {self._config.steps:,} steps of {self._config.batch_size} images")
-        self._arithmetic.load(scalars)
-        on_main(self._accelerator, lambda: self._begin(step))
-        if self._main:
-            self._events = Events(self.folder, step, self.say)
-            self._bar = console.bar(self._config.steps, "step", self.folder.name, step)
-        self._began, self._seen, self._first, self.done = time.monotonic(), 0, step, step
-        return step
+        begun = f"training {self.path}" if newest is None else f"continuing {self.path} from step {step}"
+        if step == self.config.steps:
+            begun = f"{self.path} is finished already"
+        self.accelerator.print(f"{begun}: {self.config.steps:,} steps of {self.config.batch_size} images")
+        self.arithmetic.load(scalars)
+        on_main(self.accelerator, lambda: self._begin(step))
+        return Run(self, step, parts, watch, write_weights, before_saving)
 
-    def save(self, step: int, parts: Mapping[str, Part], keep: int) -> None:
-        """Save a state that `resume` continues from; every process calls it and waits until it is on disk.
+    def _open(self, data: OpenData | None) -> None:
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise ConfigError(f"--out {self.path}: is a file, not a folder")
+        except OSError as error:  # a name that no file can have
+            raise ConfigError(f"--out {self.path!s:.200}: {error.strerror}") from None
+        self._data = None if data is None else DataRecord.of(data)
+        check_is_no_data(self.path)
+        lock_folder(self.path)
+        if states(self.path / "state"):
+            self._changed = changes(self.path, self.config, self._tree, self._data)
+        elif (self.path / self.weights).exists():
+            raise ConfigError(
+                f"{self.path} holds {self.weights}, but no state to continue from; it would be written over. "
+                "Give another --out, or move it away"
+            )
+        for folder in (self.path, *(self.path / name for name in ("state", "samples", "tokens"))):
+            sweep(folder)
+
+    def _choose(self, folder: Path) -> Path | None:
+        """The state to continue from; one process chooses for all."""
+        if self.config.resume == "auto":
+            return newest_state(folder, warn=self.accelerator.print)
+        return named_state(folder, self.config.resume)
+
+    def _load(self, state: Path, parts: Mapping[str, Part], newer: Collection[str]) -> tuple[int, dict[str, Any]]:
+        try:
+            step, scalars = load_state(state, parts, newer)
+        except BadFileError as error:
+            changed = f"\nThe configuration has changed; {listed(self._changed)}" if self._changed else ""
+            raise BadFileError(f"{error}{changed}") from None
+        if not self.config.allow_changed:
+            self.arithmetic.check(self.path, scalars)
+        return step, scalars
+
+    def _begin(self, step: int) -> None:
+        """Write what says that the run is now of this configuration and at this step; not before its state fits."""
+        drop_later(self.path / "state", step)
+        write_yaml(self.path / "config.yaml", self._tree)
+        if self._data:
+            self._data.write(self.path)
+        for name in ("metrics.jsonl", "alarms.jsonl"):
+            forget_after(self.path / name, step)
+        note_session(self.path, self.accelerator, step)
+
+
+class Run:
+    """A run under way: its log, progress bar and saved states. Only the main process writes."""
+
+    def __init__(
+        self,
+        opened: RunFolder,
+        step: int,
+        parts: Mapping[str, Part],
+        watch: Watch,
+        write_weights: Callable[[int], None],
+        before_saving: Callable[[], object],
+    ) -> None:
+        """To be made by RunFolder.resume, after so many steps."""
+        self.folder, self.first, self.done = opened.path, step, step
+        self._opened, self._config, self._accelerator = opened, opened.config, opened.accelerator
+        self._parts, self._watch = parts, watch
+        self._write_weights, self._before_saving = write_weights, before_saving
+        self._trouble: StorageError | None = None
+        self._main: bool = self._accelerator.is_main_process
+        self._events = Events(self.folder, step, self.say) if self._main else None
+        self._bar: tqdm[Any] | None = (
+            console.bar(self._config.steps, "step", self.folder.name, step) if self._main else None
+        )
+        self._seen, self._began = 0, time.monotonic()
+        self._advanced = self._began
+        if self._main:
+            for entry in log_entries(self.folder / "metrics.jsonl"):
+                watch.look(int(entry["step"]), entry)
+        if step:  # the stop may have come after the state was saved and before the weights were
+            write_weights(step)
+
+    def save(self, step: int) -> None:
+        """Save a state that a resume continues from, and the weights; every process calls it and waits until they are
+        on disk.
 
         Raises:
             StorageError: in every process; what was saved before is untouched.
         """
+        self._before_saving()
+        self._save_state(step)
+        self._write_weights(step)
+
+    def _save_state(self, step: int) -> None:
 
         def save() -> None:
             if self._trouble is not None:
                 raise self._trouble
             for name in ("metrics.jsonl", "alarms.jsonl"):
                 sync_log(self.folder / name)
-            save_state(self.folder / "state", step, parts, self._arithmetic.record(), keep)
+            save_state(self.folder / "state", step, self._parts, self._opened.arithmetic.record(), self._config.keep)
 
         on_main(self._accelerator, save)
 
-    def saving(self, batches: Iterator[Batch], first: int, save: Callable[[int], None]) -> Iterator[Batch]:
-        """The batches of the steps from `first` on; see `kept`."""
-        batches, done = iter(batches), first
+    def protected_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of the steps that are left, each fetched under `protected`."""
+        batches, done = iter(batches), self.first
         while True:
-            with self.kept(done, save):
+            with self.protected(done):
                 try:
                     batch = next(batches)
                 except StopIteration:
@@ -138,9 +231,9 @@ class Run:
             done += 1
 
     @contextmanager
-    def kept(self, done: int, save: Callable[[int], None]) -> Iterator[None]:
-        """Where this meets an error of the user's, because too many pictures are damaged or a data worker was killed,
-        the `done` steps are saved before that ends the run.
+    def protected(self, done: int) -> Iterator[None]:
+        """Save the `done` steps before an error of the user's within ends the run: too many images are damaged, say,
+        or a data worker was killed.
 
         Of several processes only one may have met with it, and those that wait for it cannot save.
         """
@@ -149,7 +242,7 @@ class Run:
         except UserError:
             saved = states(self.folder / "state")
             if self._accelerator.num_processes == 1 and done > (step_of(saved[0]) if saved else 0):
-                save(done)
+                self.save(done)
             raise
 
     def interrupt(self, step: int) -> NoReturn:
@@ -169,50 +262,50 @@ class Run:
         return self._seen / max(1e-9, time.monotonic() - self._began)
 
     def log(self, step: int, scalars: Mapping[str, float], show: tuple[str, ...] = ()) -> None:
-        """Record scalars at a step, and show some of them beside the progress bar."""
-        if not self._main:
+        """Record scalars at a step, show some of them beside the progress bar, and raise the alarms that begin."""
+        if self._events is None:
             return
-        assert self._events is not None
         self._events.scalars(step, dict(scalars))
         self._append("metrics.jsonl", {"step": step, **scalars})
         if self._bar is not None and show:
             self._bar.set_postfix_str(
-                ", ".join(f"{console.label(name)} {scalars[name]:.4g}" for name in show), refresh=False
+                ", ".join(f"{console.label(name, self._config.figures)} {scalars[name]:.4g}" for name in show),
+                refresh=False,
             )
-
-    def logged(self) -> list[dict[str, float]]:
-        """The log's entries so far, {"step", scalars}, on the main process; elsewhere none."""
-        return log_entries(self.folder / "metrics.jsonl") if self._main else []
+        for name, message in self._watch.look(step, scalars):
+            self.alarm(step, name, message)
 
     def alarm(self, step: int, name: str, message: str) -> None:
         """Record that something goes wrong though the training goes on, and say so."""
         self.say(f"step {step}: ALARM {name}: {message}")
-        if not self._main:
+        if self._events is None:
             return
-        assert self._events is not None
         self._events.text(step, f"alarms/{name}", message)
         self._append("alarms.jsonl", {"step": step, "alarm": name, "message": message})
 
     def say(self, message: str) -> None:
         """One line on the console, above the progress bar."""
-        if self._main:
-            console.say(message)
+        self._opened.say(message)
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
         """Say what a validation after so many steps has found."""
-        self.say(console.validation_line(step, self._config.steps, figures, time.monotonic() - self._advanced))
+        seconds = time.monotonic() - self._advanced
+        self.say(console.validation_line(step, self._config.steps, figures, self._config.figures, seconds))
 
     def summarise(self, *after: tuple[str, str]) -> None:
         """Say what the finished run came to, and the commands to go on with, each with what it does."""
         seconds = time.monotonic() - self._began
         if self._main:
-            print(console.summary(self.folder, self._first, self.done, seconds, self._weights, after))
+            print(
+                console.summary(
+                    self.folder, self._config.figures, self.first, self.done, seconds, self._opened.weights, after
+                )
+            )
 
     def pictures(self, step: int, name: str, images: Tensor, columns: int) -> None:
         """Images (N, C, H, W) in [-1, 1] as one grid, to samples/NAME-STEP.png and to TensorBoard."""
-        if not self._main:
+        if self._events is None:
             return
-        assert self._events is not None
         grid = make_grid(images.float().clamp(-1, 1).add(1).div(2).cpu(), nrow=columns, padding=2, pad_value=0.5)
         file = io.BytesIO()
         save_image(grid, file, format="png")
@@ -226,51 +319,6 @@ class Run:
             self._bar.close()
         if self._events is not None:
             self._events.close()
-
-    def _open(self, data: OpenData | None) -> None:
-        try:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise ConfigError(f"--out {self.folder}: is a file, not a folder")
-        except OSError as error:  # a name that no file can have
-            raise ConfigError(f"--out {self.folder!s:.200}: {error.strerror}") from None
-        self._data = None if data is None else DataRecord.of(data)
-        check_is_no_data(self.folder)
-        lock_folder(self.folder)
-        if states(self.folder / "state"):
-            self._changed = changes(self.folder, self._config, self._tree, self._data)
-        elif (self.folder / self._weights).exists():
-            raise ConfigError(
-                f"{self.folder} holds {self._weights}, but no state to continue from; it would be written over. "
-                "Give another --out, or move it away"
-            )
-        for folder in (self.folder, *(self.folder / name for name in ("state", "samples", "tokens"))):
-            sweep(folder)
-
-    def _choose(self, folder: Path) -> Path | None:
-        """The state to continue from; one process chooses for all."""
-        if self._config.resume == "auto":
-            return newest_state(folder, warn=self._accelerator.print)
-        return named_state(folder, self._config.resume)
-
-    def _load(self, state: Path, parts: Mapping[str, Part], newer: Collection[str]) -> tuple[int, dict[str, Any]]:
-        try:
-            step, scalars = load_state(state, parts, newer)
-        except BadFileError as error:
-            changed = f"\nThe configuration has changed; {listed(self._changed)}" if self._changed else ""
-            raise BadFileError(f"{error}{changed}") from None
-        if not self._config.allow_changed:
-            self._arithmetic.check(self.folder, scalars)
-        return step, scalars
-
-    def _begin(self, step: int) -> None:
-        """Write what says that the run is now of this configuration and at this step; not before its state fits."""
-        drop_later(self.folder / "state", step)
-        write_yaml(self.folder / "config.yaml", self._tree)
-        if self._data:
-            self._data.write(self.folder)
-        for name in ("metrics.jsonl", "alarms.jsonl"):
-            forget_after(self.folder / name, step)
-        note_session(self.folder, self._accelerator, step)
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         """One line at the end of a log."""

@@ -358,9 +358,15 @@ def set_first(value: int, tensor: Tensor) -> Tensor:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged"),
     "flipped": (lambda path: path.write_bytes(path.read_bytes()[:-9] + b"\x01" + path.read_bytes()[-8:]), "sha256"),
-    "a code of V": (lambda path: reshard(path, codes=partial(set_first, 16)), r"codes outside 0..15"),
-    "a code of -1": (lambda path: reshard(path, codes=partial(set_first, -1)), r"codes outside 0..15"),
-    "a label of -1": (lambda path: reshard(path, labels=partial(set_first, -1)), "labels outside"),
+    "a code of V": (lambda path: reshard(path, codes=partial(set_first, 16)), r"codes are .*16.*must lie in 0..15"),
+    "a code of -1": (
+        lambda path: reshard(path, codes=partial(set_first, -1)),
+        r"codes are -1..*must lie in 0..15",
+    ),
+    "a label of -1": (
+        lambda path: reshard(path, labels=partial(set_first, -1)),
+        "labels are -1..*must lie in 0..",
+    ),
     "another shape": (lambda path: reshard(path, codes=lambda codes: codes[:, :, :1].contiguous()), "its codes are"),
 }
 

@@ -35,7 +35,7 @@ from stage1_tokenizer.engine.state import MANIFEST, _checksum, load_state, probl
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, read_backbone
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
-from stage2_prior.tokens import _read_shard
+from stage2_prior.tokens import read_shard
 from tests.helpers.artefacts import CODES, write_prior, write_tokenizer
 from tests.helpers.commands import ROOT, names_of
 from tests.helpers.fuzzing import Target
@@ -166,7 +166,7 @@ def run_targets(folder: Path) -> Iterator[Target]:
     shard = folder / "train-00000-of-00001.safetensors"
     write_tensors(shard, {"codes": codes, "labels": labels}, {**header, "total": "5"})
     signed = (signed_safetensors, mutate_safetensors)
-    yield Target("tokens", [shard.read_bytes()], lambda path: _read_shard(path, provenance), ".safetensors", signed)
+    yield Target("tokens", [shard.read_bytes()], read_shard, ".safetensors", signed)
 
     log = b"".join(json.dumps({"step": step, "train/total": 1.5}).encode() + b"\n" for step in (20, 40))
     yield Target("log", [log], read_log, ".jsonl", (mutate_json,))

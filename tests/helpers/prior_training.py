@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from stage1_tokenizer.engine.run import Run
 from tests.helpers.commands import Ended, names_of, run
 from tests.helpers.training import StoppedError
 
@@ -46,16 +48,15 @@ def train(
     """A run in this process, which may be stopped right after a state was saved; `change` edits the script's names."""
     names = names_of(SCRIPT)
     change(names)
-    run_class: Any = names["Run"]
+    save_state = Run._save_state
 
-    class StoppingRun(run_class):  # type: ignore[misc]
-        def save(self, step: int, *args: Any) -> None:
-            super().save(step, *args)
-            if step == stop_after:
-                raise StoppedError
+    def stopping(self: Run, step: int) -> None:
+        save_state(self, step)
+        if step == stop_after:
+            raise StoppedError
 
-    names["Run"] = StoppingRun
     try:
-        return run(names["main"], *flags(out, tokenizer, **options))
+        with patch.object(Run, "_save_state", stopping):
+            return run(names["main"], *flags(out, tokenizer, **options))
     except StoppedError:
         return Ended(-9, "", "")

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stage1_tokenizer import objective
 from stage1_tokenizer.engine.run import Run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "stage1_tokenizer" / "train.py"
@@ -64,7 +65,7 @@ def train(
     seen: dict[str, Any] = {"batches": [], "adaptive_calls": 0}
     script = runpy.run_path(str(SCRIPT), run_name="train")
     names = script["main"].__globals__
-    batches, weight = names["training_batches"], names["adaptive_weight"]
+    batches, weight = names["training_batches"], objective.adaptive_weight
 
     def recorded_batches(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
         for pictures, labels in batches(*args):
@@ -76,18 +77,18 @@ def train(
         value: Tensor = weight(*args, **kwargs)
         return value
 
-    class StoppingRun(Run):
-        def log(self, step: int, *args: Any, **kwargs: Any) -> None:
-            super().log(step, *args, **kwargs)
-            if stop == ("log", step):
+    def stopping(kind: str, call: Callable[..., None]) -> Callable[..., None]:
+        def stopped(run: Run, step: int, *args: Any, **kwargs: Any) -> None:
+            call(run, step, *args, **kwargs)
+            if stop == (kind, step):
                 raise StoppedError
 
-        def save(self, step: int, *args: Any, **kwargs: Any) -> None:
-            super().save(step, *args, **kwargs)
-            if stop == ("save", step):
-                raise StoppedError
+        return stopped
 
-    names.update(training_batches=recorded_batches, adaptive_weight=counted_weight, Run=StoppingRun)
+    names["training_batches"] = recorded_batches
+    setattr(objective, "adaptive_weight", counted_weight)  # noqa: B010
+    setattr(Run, "log", stopping("log", Run.log))  # noqa: B010
+    setattr(Run, "_save_state", stopping("save", Run._save_state))  # noqa: B010
     change(names, accelerator.process_index)
     sys.argv = [str(SCRIPT), "--out", str(out)]
     ours = {key: value for key, value in TINY.items() if f"{key.split('.')[0]}.kind" not in options}

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from stage1_tokenizer.data.pictures import Pictures, normalise
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
-from stage1_tokenizer.objective import PixelConfig, adaptive_weight
+from stage1_tokenizer.objective import PixelConfig, adaptive_weight, reconstruction_loss
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from stage1_tokenizer.validation import validate
 from tests.helpers.commands import names_of
@@ -75,7 +76,8 @@ def figures(accelerator: Accelerator, n: int) -> dict[str, float]:
     model = Tokenizer(TokenizerConfig(image_size=(16, 16), image_channels=3, network=network, bottleneck=vq))
     model.bottleneck.start(model.encoder(all_of(build_pictures(data, "train", 0))))
     split = build_pictures(data, "validation", 0)
-    result = validate(accelerator, model.eval(), split, 6, 0.5, PixelConfig(), None, 0.0)
+    distance = partial(reconstruction_loss, pixel=PixelConfig(), perceptual=None, perceptual_weight=0.0)
+    result = validate(accelerator, model.eval(), split, 6, 0.5, distance)
     if accelerator.num_processes == 1:
         with torch.no_grad():
             result["by hand"] = len(set(model.encode_codes(all_of(split)).flatten().tolist())) / 32

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sampling import check, generate
-from sampling.checks import weights
 from sampling.checks.finding import Finding
 from sampling.checks.weights import check_safetensors
 from stage1_tokenizer.engine.errors import InterruptionError
@@ -426,6 +425,18 @@ def test_the_script_is_the_module(made: Path) -> None:
     assert (ended.code, ended.out) == (0, checked(made / "images").out)
 
 
-def test_names_that_are_stage_twos_are_the_same_there() -> None:
-    """Stage one cannot import them."""
-    assert weights.PRIOR_FILE == PRIOR_FILE
+def test_a_file_of_a_former_version_without_an_end_mark(copy: Path) -> None:
+    """Its last key says whether it is whole, for no key is added to it any more."""
+    path = copy / "one/config.yaml"
+    former = path.read_text().removeprefix("---\n").removesuffix("...\n")
+    path.write_text(former)
+    assert checked(copy / "one").code == 0
+    path.write_text(former.rpartition("pictures:")[0])
+    assert f"bad  {path}: is cut off" in checked(copy / "one").out
+
+
+def test_a_prior_whose_weights_do_not_fit_its_header_is_bad(copy: Path) -> None:
+    """The check builds what the header describes, as loading does."""
+    path = copy / "two" / PRIOR_FILE
+    edit_weights(path, **{"head.output.weight": torch.zeros(17, 24)})
+    assert "head.output.weight" in "".join(lines(checked(copy / "two"), "bad"))

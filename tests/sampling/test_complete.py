@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sampling.complete import main
-from sampling.completing import Margins, Task, complete, encode, filled, grow, kept_codes
+from sampling.completion import Margins, Task, complete, encode, filled, grow, kept_codes
 from sampling.sampler import Sampler, SamplingConfig
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, files_of, pixels_of, write_image_folder, write_prior
 from tests.helpers.commands import Ended, run, run_script

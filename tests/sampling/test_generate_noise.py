@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from sampling import noise as noise_module
-from sampling.generate import MEANS_NOTHING, GenerateConfig, main
+from sampling.generate import GenerateConfig, main
 from sampling.noise import normals
+from sampling.option_facts import Idle, facts_of
+from sampling.sampler import SamplingConfig
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.dictionary import DictionaryConfig
 from stage1_tokenizer.bottlenecks.kl import KlConfig
@@ -200,9 +202,11 @@ def test_options_of_a_prior_are_refused(tokenizer: Path, tmp_path: Path, option:
 
 
 def test_the_refused_options_are_all_there_are() -> None:
-    """The list above grows with the one in the code, and each entry there is an option that exists."""
-    assert {name.removesuffix("_") for name in MEANS_NOTHING} == FOR_A_PRIOR.keys() - {"prior"}
-    assert set(MEANS_NOTHING) <= set(GenerateConfig.model_fields)
+    """The list above grows with the facts at the fields; a new option states that it is idle, or stands here."""
+    idle = {name.removesuffix("_") for name in facts_of(GenerateConfig, Idle)}
+    assert idle == FOR_A_PRIOR.keys() - {"prior"}
+    only_with_one_of_these = {"temperature_schedule", "guidance_interval", "best_by"}
+    assert SamplingConfig.model_fields.keys() - idle == {"temperature", "batch_size", *only_with_one_of_these}
 
 
 @pytest.mark.parametrize("bottleneck", [NoBottleneckConfig(), DictionaryConfig(atoms=8, top=2)], ids=lambda c: c.kind)

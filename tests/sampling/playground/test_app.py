@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sampling.completing import Task, complete
+from sampling.completion import Task, complete
 from sampling.picture_files import save_png
 from sampling.playground.painter import data_url, painted
 from sampling.playground.tasks import Chosen, Limits, Playground, said

@@ -11,9 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sampling.completing import Margins, Task, complete, grow
+from sampling.completion import Margins, Task, complete, grow, read_originals
 from sampling.sampler import Sampler
-from sampling.to_complete import read_pictures
 from tests.helpers.app_server import App, running
 from tests.helpers.artefacts import IMAGE_SIZE
 from tests.helpers.browser import browser as open_browser
@@ -117,7 +116,7 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     page.get_by_role("button", name="Complete", exact=True).click()
     original, kept, *made = shown(page, "#completions", 4)
     sampler = Sampler.load(app.prior)
-    chosen = read_pictures(sampler, None, 2, None, 0)
+    chosen = read_originals(sampler, None, 2, None, 0)
     assert (original == chosen.pictures[1]).all()
     hidden = (kept == 128).all(axis=2) & (original != 128).any(axis=2)
     assert hidden[:, 10].all()

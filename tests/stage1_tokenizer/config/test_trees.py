@@ -77,7 +77,7 @@ def test_a_config_is_written_whole_and_in_full(tmp_path: Path, monkeypatch: pyte
     """Equal values as aliases would puzzle who edits the file; one cut off by a stop would end a run for good."""
     both = [1, 2]
     write_yaml(tmp_path / "c.yaml", {"b": both, "a": both})
-    assert (tmp_path / "c.yaml").read_text() == "b:\n- 1\n- 2\na:\n- 1\n- 2\n"
+    assert (tmp_path / "c.yaml").read_text() == "---\nb:\n- 1\n- 2\na:\n- 1\n- 2\n...\n"
 
     def cut(*_: object) -> None:
         raise OSError(28, "No space left on device")

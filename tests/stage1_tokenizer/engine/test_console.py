@@ -19,6 +19,7 @@ import pytest
 from sampling.report_comparison import MEANINGS
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.engine import console
+from stage1_tokenizer.validation import FIGURES
 from tests.helpers.artefacts import write_prior, write_tokenizer
 from tests.helpers.commands import ROOT, Ended, names_of, run
 from tests.helpers.prior_training import flags
@@ -198,7 +199,7 @@ def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     alarm = {"step": 20, "alarm": "collapse", "message": "m"}
     (tmp_path / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
-    said = console.summary(tmp_path, 0, 20, 200.0, "tokenizer.safetensors", [("next", "python x.py")])
+    said = console.summary(tmp_path, FIGURES, 0, 20, 200.0, "tokenizer.safetensors", [("next", "python x.py")])
     assert "20 steps in 3 min 20 s" in said
     assert "PSNR      20.00 dB (best 21.00 dB at step 10)" in said
     assert "loss      0.4\n" in said
@@ -210,7 +211,9 @@ def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
 def test_the_console_and_the_report_call_the_same_better() -> None:
     """Each has a table of the figures."""
     signs = {"higher": 1, "lower": -1, None: 0}
-    both = [(figure, MEANINGS.get(f"validation/{figure.name}")) for figure in console.FIGURES]
+    trainings = {"stage1_tokenizer/train.py": "TrainTokenizerConfig", "stage2_prior/train.py": "TrainPriorConfig"}
+    figures = [figure for script, config in trainings.items() for figure in names_of(script)[config].figures]
+    both = [(figure, MEANINGS.get(f"validation/{figure.name}")) for figure in figures]
     assert sum(meaning is not None for _, meaning in both) > 3
     assert [figure.name for figure, meaning in both if meaning and signs[meaning.better] != figure.sign] == []
 

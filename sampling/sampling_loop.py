@@ -1,16 +1,16 @@
-"""Many pictures of a prior, or of a tokenizer alone, into a folder: those that it lacks, shared by all processes."""
+"""Many pictures into a folder: those that it lacks, shared by all processes; then a grid and an .npz file of them."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from sampling.evaluation.npz import write_samples
-from sampling.noise import NoiseSource
 from sampling.output import Output, close_output
 from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
@@ -24,6 +24,22 @@ SAMPLES = "samples.npz"
 MOST_IN_GRID = 1024
 
 
+class Source(Protocol):
+    """Makes pictures by their numbers."""
+
+    doing: str
+    """The word beside the progress bar."""
+    unit: str
+    """The unit that the bar counts."""
+
+    @property
+    def units_per_picture(self) -> int: ...
+
+    def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object], /) -> NDArray[np.uint8]:
+        """The pictures of these numbers, (n, H, W, C); `progress` is called with a number of units that are done."""
+        ...
+
+
 @dataclass(frozen=True)
 class PriorSource:
     """A prior, and which pictures are drawn from it."""
@@ -33,7 +49,7 @@ class PriorSource:
     """Names or numbers of the classes that the pictures have in turn; None: all classes."""
     seed: int
 
-    unit = "code"
+    doing, unit = "sampling", "code"
 
     @property
     def loaded(self) -> LoadedPrior:
@@ -48,6 +64,7 @@ class PriorSource:
         return self.sampler.codes_per_picture * self.sampler.config.candidates
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The label of each picture (n,)."""
         if self.class_ is None:
             return self.sampler.labels(indices)
         return labels_in_turn(self.class_, self.sampler.prior.classes, indices)
@@ -56,30 +73,22 @@ class PriorSource:
         return self.sampler.pictures(indices, self.labels(indices), self.seed, progress)
 
     def settings(self) -> dict[str, object]:
-        """What settings.json adds to the configuration."""
+        """The entries that settings.json has beside the configuration."""
         return self.sampler.settings()
-
-
-Source = PriorSource | NoiseSource
 
 
 def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_size: int) -> float:
     """Make the pictures that a folder lacks, each process its share, and wait for all. Returns the seconds it took."""
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
-    shown = bar(len(mine) * source.units_per_picture, source.unit, "sampling")
+    shown = bar(len(mine) * source.units_per_picture, source.unit, source.doing)
     for indices in parts_of(mine, batch_size):
         pictures = source.sample(indices, shown.update)
         for index, picture in zip(indices, pictures, strict=True):
-            save_png(out.path / file_name(index), picture)
+            save_png(out.path / out.names[index], picture)
     shown.close()
     accelerator.wait_for_everyone()
     return time.monotonic() - began
-
-
-def file_name(index: int) -> str:
-    """Of picture number `index`."""
-    return f"{index:06d}.png"
 
 
 @dataclass(frozen=True)
@@ -97,12 +106,12 @@ class SavedPictures:
         return read_png(self.folder / self.names[index])
 
 
-def assemble(labels: NDArray[np.int64], names: Mapping[str, Shape], out: Output) -> None:
+def assemble(labels: NDArray[np.int64], out: Output) -> None:
     """Write the grid (of very many pictures, the first ones) and the .npz of all, and say that they are finished.
 
     The pictures of the grid are in memory, and of the others one at a time.
     """
-    pictures = SavedPictures(out.path, list(names))
+    pictures = SavedPictures(out.path, out.names)
     save_png(out.path / GRID, grid_of([pictures[index] for index in range(min(len(pictures), MOST_IN_GRID))]))
     write_samples(out.path / SAMPLES, pictures, labels)
-    close_output(out, [*names, GRID])
+    close_output(out, [*out.names, GRID])
