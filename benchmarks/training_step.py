@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,25 +28,17 @@ from torchvision.models.vgg import cfgs, make_layers
 from benchmarks.measure import Seconds, compare
 from benchmarks.memory import peak_of
 from benchmarks.record import Results
-from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.optim import OptimConfig, build_optimizer
 from stage1_tokenizer.networks.vqgan import VqganNetworkConfig
-from stage1_tokenizer.objective import (
-    PixelConfig,
-    adaptive_weight,
-    adversarial_loss,
-    discriminator_loss,
-    generator_loss,
-    pulled_back,
-    reconstruction_loss,
-)
+from stage1_tokenizer.objective import AdversarialConfig, Objective, PixelConfig, adversarial_loss, discriminator_loss
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 PIXEL = PixelConfig(l1=1.0, l2=0.0)
+ADVERSARIAL = AdversarialConfig(weight=1.0)
 OPTIM = OptimConfig(lr=1e-5)
 SAME = {"cpu": 1e-5, "cuda": 1e-4}
 """Gradients nearer to each other are equal; a GPU sums in no fixed order, and is compared without TF32."""
@@ -77,7 +69,7 @@ class Step:
     reconstruction and lambda; `update` is the whole step."""
 
     tokenizer: Tokenizer
-    model: Callable[[Tensor], tuple[Tensor, Bottlenecked]]
+    model: nn.Module
     """The tokenizer, compiled or not."""
     critic: PatchDiscriminator
     perceptual: nn.Module
@@ -128,16 +120,12 @@ class Textbook(Step):
 
 class Ours(Step):
     def backward(self) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.perceptual, Perceptual)
+        objective = Objective(self.tokenizer, PIXEL, self.perceptual, 1.0, ADVERSARIAL, self.critic)
         with self.autocast():
-            x_hat, bottlenecked = self.model(self.x)
-            x_hat = x_hat.float()
-            image = x_hat.detach().requires_grad_()
-            reconstruction, parts = reconstruction_loss(self.x, image, PIXEL, self.perceptual, 1.0)
-            adversarial = adversarial_loss(self.critic, image, "hinge")
-        reconstruction, adversarial = (pulled_back(loss, image, x_hat) for loss in (reconstruction, adversarial))
-        weight = adaptive_weight(reconstruction, adversarial, self.tokenizer.decoder.last_weight)
-        torch.autograd.backward(generator_loss(reconstruction, parts, bottlenecked, adversarial, weight).total)
-        return x_hat, weight
+            x_hat, _, loss = objective.generator(self.x, True, self.model)
+        torch.autograd.backward(loss.total)
+        return x_hat, loss.parts["lambda"]
 
 
 def build(way: str, size: Size, device: torch.device) -> Step:
@@ -165,12 +153,12 @@ def build(way: str, size: Size, device: torch.device) -> Step:
     )
     x = x.to(device).contiguous(memory_format=layout)
     kind = Ours if ours else Textbook
-    model: Callable[[Tensor], tuple[Tensor, Bottlenecked]] = tokenizer
+    model: nn.Module = tokenizer
     if "compiled" in way:
         # The bottleneck stays as it is, and a graph is gone through backward several times: see compiling.py.
         tokenizer.bottleneck.forward = torch.compiler.disable(tokenizer.bottleneck.forward)  # type: ignore
         torch._functorch.config.donated_buffer = False
-        model = torch.compile(tokenizer)
+        model = cast(nn.Module, torch.compile(tokenizer))
     return kind(tokenizer, model, critic, perceptual, optimizer, critic_optimizer, x, "bfloat16" in way)
 
 

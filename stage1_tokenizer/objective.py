@@ -122,7 +122,7 @@ class Objective:
 
     def generator(self, x: Tensor, is_adversarial: bool, model: nn.Module | None = None) -> Reconstruction:
         """Reconstruct x (B, C, H, W), and take the tokenizer's loss."""
-        x_hat, bottlenecked = (model or self.tokenizer)(x)
+        x_hat, bottlenecked = (self.tokenizer if model is None else model)(x)
         if not is_adversarial:
             with self.autocast():
                 reconstruction, terms = self.distance(x, x_hat)
@@ -146,7 +146,7 @@ class Objective:
         """The discriminator's loss on images and on their reconstructions (B, C, H, W), through which no gradient goes
         on."""
         assert self.critic is not None
-        real, fake = (model or self.critic)(x, x_hat.detach())
+        real, fake = (self.critic if model is None else model)(x, x_hat.detach())
         return discriminator_loss(real, fake, self.adversarial.loss)
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -21,7 +20,7 @@ from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.config.value_forms import Limit
 from stage1_tokenizer.data import DataConfig, OpenData, data_config, open_data
-from stage1_tokenizer.data.order import BatchOrder, Places, parts_of, share
+from stage1_tokenizer.data.order import BatchOrder, Places
 from stage1_tokenizer.data.partial_options import own_data, with_own_data
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.diagnostics.alarms.base import Alarms
@@ -29,10 +28,9 @@ from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.engine.checkpoint import write_file, write_weights
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.compiling import Compiling
-from stage1_tokenizer.engine.console import Figure, bar, command, counted
+from stage1_tokenizer.engine.console import Figure, command
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.finite import FiniteGuard, Tally
-from stage1_tokenizer.engine.float64 import device_of_float64
 from stage1_tokenizer.engine.launch import check_batch_size, on_main, start_accelerator
 from stage1_tokenizer.engine.learner import Learner
 from stage1_tokenizer.engine.optim import Ema, OptimConfig
@@ -40,16 +38,15 @@ from stage1_tokenizer.engine.run import RunFolder
 from stage1_tokenizer.engine.seeds import derive_seed, uniforms
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
-from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, resolve_tokenizer
 from stage2_prior.base import Prior
 from stage2_prior.best import COMPARED, Best, Overfitting
-from stage2_prior.generation import generate
 from stage2_prior.gpt.model import GptConfig
-from stage2_prior.likelihood import bigram_bits, bits, image_nats, token_loss
+from stage2_prior.likelihood import bigram_bits, bits, token_loss
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
 from stage2_prior.report import prior_page
 from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classes, relabel, seen_classes
+from stage2_prior.validation import sample, validate
 
 
 class TrainPriorConfig(RunConfig):
@@ -245,45 +242,6 @@ def batch_for_record(places: Places, codes: Tensor, labels: Tensor) -> dict[str,
     """A batch that was not learned from, as the guard saves it."""
     indices, views = map(torch.from_numpy, places)
     return {"codes": codes, "labels": labels, "indices": indices, "views": views}
-
-
-@torch.inference_mode()
-def validate(
-    accelerator: Accelerator, prior: Prior, split: TokenSet, batch_size: int, tokenizer: LoadedTokenizer
-) -> dict[str, float]:
-    """Cross entropy over the whole split, each image once over all processes, with its class given."""
-    device, shape = accelerator.device, prior.shape
-    mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
-    total = torch.zeros((), dtype=torch.float64, device=device_of_float64(device))
-    use = CodeUse(shape.K, shape.V, device)
-    batches = parts_of(mine, batch_size)
-    for indices in counted(batches, len(batches), "batch", "validating", within=True):
-        codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
-        with accelerator.autocast():
-            total += image_nats(prior, codes, labels).sum()
-        use.add(codes)
-    nats = float(accelerator.reduce(total, "sum")) / len(split.labels) / shape.length
-    use.counts = accelerator.reduce(use.counts, "sum")
-    height, width = tokenizer.tokenizer.config.image_size
-    values = tokenizer.tokenizer.config.image_channels * height * width
-    return {
-        "validation/nats_per_token": nats,
-        "validation/bits_per_token": bits(nats),
-        # The entropy of the tokens' frequencies is what a prior that ignores all context would need.
-        "validation/unigram_bits_per_token": use.entropy_bits,
-        # The length of the codes, per colour value of the image: not the likelihood of its pixels.
-        "validation/code_bits_per_dim": bits(nats) * shape.length / values,
-    }
-
-
-def sample(prior: Prior, tokenizer: LoadedTokenizer, n: int, seed: int, device: torch.device) -> Tensor:
-    """n images (n, C, H, W) in [-1, 1] from the unfiltered prior, the classes in turn; the same noise at every step."""
-    indices = np.arange(n, dtype=np.int64)
-    noise = uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)
-    labels = torch.from_numpy(indices % max(1, prior.classes)).to(device)
-    with torch.inference_mode(), bar(noise.size, "code", "sampling", within=True) as shown:
-        codes = generate(prior, labels, torch.from_numpy(noise).to(device_of_float64(device)), progress=shown.update)
-        return tokenizer.tokenizer.decode_codes(codes)
 
 
 if __name__ == "__main__":

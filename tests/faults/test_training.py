@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stage1_tokenizer import objective
 from stage1_tokenizer.data import OpenData
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError
@@ -102,13 +103,13 @@ def test_fault_15_too_many_in_a_row(tmp_path: Path) -> None:
 
 
 def spoilt_judgement(names: Names, _: int) -> None:
-    loss_of = names["discriminator_loss"]
+    loss_of = vars(objective)["discriminator_loss"]
 
     def spoilt(real: Tensor, fake: Tensor, kind: str) -> Any:
         loss = loss_of(real, fake, kind)
         return loss._replace(total=loss.total * math.inf)
 
-    names["discriminator_loss"] = spoilt
+    vars(objective)["discriminator_loss"] = spoilt
 
 
 def test_fault_15_a_discriminator_that_never_learns(tmp_path: Path) -> None:
@@ -162,19 +163,19 @@ def test_fault_16_nan_on_one_rank(tmp_path: Path) -> None:
 
 def exploding(names: Names, _: int, factor: float) -> None:
     """From step 4 on the reconstruction's loss is scaled, so its gradient and lambda explode."""
-    loss_of, judge = names["reconstruction_loss"], names["adversarial_loss"]
+    loss_of, judge = vars(objective)["reconstruction_loss"], vars(objective)["adversarial_loss"]
 
     def scaled(*args: Any) -> Any:
         total, terms = loss_of(*args)
         return total * factor, terms
 
-    names["reconstruction_loss"] = scaled
-    names["adversarial_loss"] = lambda critic, image, kind: judge(critic, image, kind) + image.sum() * 0.0
+    vars(objective)["reconstruction_loss"] = scaled
+    vars(objective)["adversarial_loss"] = lambda critic, image, kind: judge(critic, image, kind) + image.sum() * 0.0
 
 
 def silent_critic(names: Names, _: int) -> None:
     """The discriminator says nothing about the image: the last layer's gradient is 0, and lambda is divided by it."""
-    names["adversarial_loss"] = lambda critic, image, kind: (image * 0.0).sum()
+    vars(objective)["adversarial_loss"] = lambda critic, image, kind: (image * 0.0).sum()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stage1_tokenizer.engine.command import run_command
+from stage1_tokenizer.engine.run import Run, RunFolder
 from tests.helpers import prior_training
 from tests.helpers.commands import names_of
 from tests.helpers.processes import RankFailedError, run_processes
@@ -92,15 +93,14 @@ def at_step(names: Names, rank: int, step: int, fault: Callable[[], object], on_
 
 def at_save(names: Names, rank: int, step: int, fault: Callable[[], object]) -> None:
     """A fault just before the state of a step is written."""
-    run_class = names["Run"]
+    save = Run.save
 
-    class Faulty(run_class):  # type: ignore[misc, valid-type]
-        def save(self, done: int, *args: Any, **kwargs: Any) -> None:
-            if done == step:
-                fault()
-            super().save(done, *args, **kwargs)
+    def faulty(run: Run, done: int) -> None:
+        if done == step:
+            fault()
+        save(run, done)
 
-    names["Run"] = Faulty
+    setattr(Run, "save", faulty)  # noqa: B010
 
 
 def nan_pixels(names: Names, rank: int, steps: range, on_rank: int = 0) -> None:
@@ -123,14 +123,13 @@ def nan_pixels(names: Names, rank: int, steps: range, on_rank: int = 0) -> None:
 
 def remembered(names: Names, rank: int, kept: dict[str, Any]) -> None:
     """Keep a reference to every part of the run, to look at its weights in memory."""
-    run_class = names["Run"]
+    resume = RunFolder.resume
 
-    class Watched(run_class):  # type: ignore[misc, valid-type]
-        def resume(self, given: dict[str, Any]) -> int:
-            kept.update(given)
-            return int(super().resume(given))
+    def watched(folder: RunFolder, given: dict[str, Any], *args: Any, **kwargs: Any) -> Run:
+        kept.update(given)
+        return resume(folder, given, *args, **kwargs)
 
-    names["Run"] = Watched
+    setattr(RunFolder, "resume", watched)  # noqa: B010
 
 
 def weights_of(accelerator: Accelerator, out: Path, options: dict[str, Any], change: Change) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from stage2_prior.gpt.model import Gpt
 from stage2_prior.likelihood import bigram_bits
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior
 from stage2_prior.tokens import TokenSet, load_or_extract
+from stage2_prior.validation import validate
 from tests.helpers.artefacts import gpt, shapes, write_tokenizer
-from tests.helpers.commands import lone_accelerator, names_of, run, run_script
+from tests.helpers.commands import lone_accelerator, run, run_script
 from tests.helpers.prior_training import SCRIPT, flags, train
 from tests.helpers.processes import run_processes
 from tests.helpers.training import checksums, log, part
@@ -126,10 +127,7 @@ def figures_on_a_rank(accelerator: Accelerator, folder: Path, weight: float) -> 
     tokenizer = LoadedTokenizer.load(folder)
     prior = gpt(tokenizer.tokenizer.shape, classes=5, label_dropout=0.9)
     dict(prior.named_parameters())["head.output.weight"].mul_(weight)
-    names = names_of(SCRIPT)
-    config = names["TrainPriorConfig"](tokenizer=str(folder), batch_size=4)
-    figures: dict[str, float] = names["validate"](accelerator, prior, random_tokens(), config, tokenizer)
-    return figures
+    return validate(accelerator, prior, random_tokens(), 4, tokenizer)
 
 
 def random_tokens() -> TokenSet:

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from stage1_tokenizer import objective
 from stage1_tokenizer.engine.errors import DivergedError
 from stage1_tokenizer.engine.finite import SMALLEST_SCALE, FiniteGuard, Tally
+from stage1_tokenizer.engine.run import Run, RunFolder
 from tests.helpers.commands import lone_accelerator
 from tests.helpers.processes import run_processes
 from tests.helpers.training import part, train
@@ -175,24 +177,24 @@ def spoilt_from_the_start(names: dict[str, Any], _: int) -> None:
 
 
 def spoilt_gradient(names: dict[str, Any], rank: int) -> None:
-    loss_of = names["reconstruction_loss"]
+    loss_of = vars(objective)["reconstruction_loss"]
 
     def spoilt(x: Tensor, x_hat: Tensor, *args: Any) -> Any:
         total, terms = loss_of(x, x_hat, *args)
         return total + (x_hat * 0.0).sqrt().sum() * (rank == 1), terms
 
     if rank == 1:
-        names["reconstruction_loss"] = spoilt
+        vars(objective)["reconstruction_loss"] = spoilt
 
 
 def spoilt_judgement(names: dict[str, Any], _: int) -> None:
-    loss_of = names["discriminator_loss"]
+    loss_of = vars(objective)["discriminator_loss"]
 
     def spoilt(real: Tensor, fake: Tensor, kind: str) -> Any:
         loss = loss_of(real, fake, kind)
         return loss._replace(total=loss.total * INF)
 
-    names["discriminator_loss"] = spoilt
+    vars(objective)["discriminator_loss"] = spoilt
 
 
 def diverge(
@@ -203,20 +205,19 @@ def diverge(
     parts: dict[str, Any] = {}
 
     def changed(names: dict[str, Any], rank: int) -> None:
-        run_class: Any = names["Run"]
-        batches = names["training_batches"]
+        resume, batches = RunFolder.resume, names["training_batches"]
 
-        class Watched(run_class):  # type: ignore[misc]
-            def resume(self, given: dict[str, Any]) -> int:
-                parts.update(given)
-                return cast("int", super().resume(given))
+        def watched(folder: RunFolder, given: dict[str, Any], *args: Any, **kwargs: Any) -> Run:
+            parts.update(given)
+            return resume(folder, given, *args, **kwargs)
 
         def recorded(*args: Any) -> Any:
             for pixels, labels in batches(*args):
                 kept["batches"].append((pixels.numpy().copy(), labels.numpy().copy()))
                 yield pixels, labels
 
-        names.update(Run=Watched, training_batches=recorded)
+        setattr(RunFolder, "resume", watched)  # noqa: B010
+        names["training_batches"] = recorded
         change(names, rank)
 
     try:
