@@ -113,26 +113,6 @@ class LoadedPrior:
     path: Path
     step: int
 
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Load `prior.safetensors`, given as the file or its folder, and the `tokenizer.safetensors` beside it.
-
-        Raises:
-            ConfigError: one of the two does not exist.
-            BadFileError: one is damaged, of another kind, or they do not belong together.
-        """
-        file = resolve(path, PRIOR_FILE, "--prior")
-        saved = SavedPrior.read(file)
-        tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
-        if tokenizer.fingerprint != saved.header.tokenizer:
-            raise BadFileError(
-                f"{file} was trained on the codes of the tokenizer {saved.header.tokenizer}, but {tokenizer.path} is "
-                f"{tokenizer.fingerprint}; put the former's tokenizer.safetensors beside the prior"
-            )
-        _check_shape(saved.shape, tokenizer, file)
-        model = saved.build().requires_grad_(False).eval().to(device)
-        return cls(model, tokenizer, saved.header.classes, saved.data, file, saved.step)
-
 
 def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> None:
     """Raises BadFileError unless a prior's header and its tokenizer agree on grid, codes per position and codebook."""
@@ -146,16 +126,27 @@ def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> N
 
 
 def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu") -> LoadedPrior:
-    """Load a trained prior and its tokenizer, from a run's folder or its `prior.safetensors`; None: the newest run.
+    """Load a trained prior, and the tokenizer beside it, from a run's folder or its `prior.safetensors`; None: from the
+    newest run.
 
     Raises:
-        ConfigError: there is none.
-        BadFileError: a file is damaged or of another kind, or the tokenizer is not that of the prior's training.
+        ConfigError: one of the two does not exist.
+        BadFileError: one is damaged, of another kind, or they do not belong together.
     """
-    return LoadedPrior.load(path or newest_run(), device)
+    file = prior_file(path)
+    saved = SavedPrior.read(file)
+    tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
+    if tokenizer.fingerprint != saved.header.tokenizer:
+        raise BadFileError(
+            f"{file} was trained on the codes of the tokenizer {saved.header.tokenizer}, but {tokenizer.path} is "
+            f"{tokenizer.fingerprint}; put the former's tokenizer.safetensors beside the prior"
+        )
+    _check_shape(saved.shape, tokenizer, file)
+    model = saved.build().requires_grad_(False).eval().to(device)
+    return LoadedPrior(model, tokenizer, saved.header.classes, saved.data, file, saved.step)
 
 
-def prior_file(given: str | None) -> Path:
+def prior_file(given: str | Path | None) -> Path:
     """Find the weights of the prior that an option names, or of the newest run. Raises ConfigError: there are none."""
     return resolve(given or newest_run(), PRIOR_FILE, "--prior")
 
