@@ -1,10 +1,10 @@
-"""The weights that were best on validation, which a training of a prior writes; its last ones stay in its state.
+"""The best validation of a prior's training: its weights, which are those written, and an alarm when it has passed.
 
     validation -> look -> record (value, step, how many validations ago) and weights, in the CPU's memory
 
 A prior learns its training images by heart sooner than a tokenizer does: on few images validation is best early and
 rises from then on, while training goes on falling. Record and weights are parts of the saved state, so a resumed run
-goes on with the best of the whole run.
+goes on with the best of the whole run; the last weights are in the state too.
 """
 
 import copy
@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from stage1_tokenizer.diagnostics.alarms.base import Alarm, Entry
 from stage1_tokenizer.engine.state import Part
 from stage2_prior.base import Prior
 from stage2_prior.likelihood import bits
@@ -21,6 +22,12 @@ COMPARED = "validation/nats_per_token"
 """The figure, by its name in the log, that the best weights have the lowest value of."""
 BEST_BY = "best_by"
 """The header's entry that names this figure, in files whose weights were chosen by it."""
+
+TRAINING = "train/nats_per_token"
+MARGIN = 0.01
+"""Share by which validation must be above its best: a prior that has converged moves by less to either side."""
+IN_A_ROW = 2
+"""Validations in a row that must be so."""
 
 
 class Record(nn.Module):
@@ -93,3 +100,42 @@ class Best:
         best = f"best on validation ({bits(float(self.record.nats)):.3f} bits per token)"
         kept = "" if last else f"; those of step {done:,} are in state/"
         return f"those of step {self.step:,}, {best}{last}{kept}"
+
+
+class Overfitting(Alarm):
+    """Validation is above its best, and training, on the mean since the last validation, below what it was then."""
+
+    name = "overfitting"
+    entries = 1  # IN_A_ROW counts validations, between which entries on training come
+    reads = ()
+
+    def __init__(self) -> None:
+        self._since: list[float] = []  # training, since the last validation
+        self._best: tuple[float, float, int] | None = None  # validation, training and step of the best
+        self._row = 0
+        self._message: str | None = None
+
+    def look(self, entry: Entry) -> str | None:
+        if TRAINING in entry.scalars:
+            self._since.append(entry.scalars[TRAINING])
+        if COMPARED in entry.scalars and self._since:
+            training = sum(self._since) / len(self._since)
+            self._since = []
+            self._message = self._judge(entry.step, entry.scalars[COMPARED], training)
+        return self._message
+
+    def _judge(self, step: int, validation: float, training: float) -> str | None:
+        if self._best is None or validation < self._best[0]:
+            self._best, self._row = (validation, training, step), 0
+            return None
+        best, then, at = self._best
+        self._row = self._row + 1 if validation > best * (1 + MARGIN) and training < then else 0
+        if self._row < IN_A_ROW:
+            return None
+        return (
+            f"validation is at {bits(validation):.3f} bits per token, {bits(best):.3f} at its best (step {at:,}), "
+            f"while training fell from {bits(then):.3f} to {bits(training):.3f}: the prior learns its training images "
+            "by heart. The weights of the best validation are kept, and more steps are unlikely to improve them: "
+            "--patience 3 ends such a run. To get further: more images, more --views of each (with --data.flip, "
+            "--data.random_crop), --prior.dropout 0.1, or a smaller prior"
+        )

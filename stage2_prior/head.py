@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.gpt.layer import layer
-from stage2_prior.onednn import OneDnnLinear
-from stage2_prior.products import Precision, prepare
+from stage2_prior.products import OneDnnLinear, Precision, prepare
 
 NextLogits = Callable[[Tensor, Tensor], Tensor]
 """(context (B, width), the k codes that were chosen at its position, embedded (B, k, width)) -> logits (B, V)."""

@@ -113,26 +113,6 @@ class LoadedPrior:
     path: Path
     step: int
 
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Load `prior.safetensors`, given as the file or its folder, and the `tokenizer.safetensors` beside it.
-
-        Raises:
-            ConfigError: one of the two does not exist.
-            BadFileError: one is damaged, of another kind, or they do not belong together.
-        """
-        file = resolve(path, PRIOR_FILE, "--prior")
-        saved = SavedPrior.read(file)
-        tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
-        if tokenizer.fingerprint != saved.header.tokenizer:
-            raise BadFileError(
-                f"{file} was trained on the codes of the tokenizer {saved.header.tokenizer}, but {tokenizer.path} is "
-                f"{tokenizer.fingerprint}; put the former's tokenizer.safetensors beside the prior"
-            )
-        _check_shape(saved.shape, tokenizer, file)
-        model = saved.build().requires_grad_(False).eval().to(device)
-        return cls(model, tokenizer, saved.header.classes, saved.data, file, saved.step)
-
 
 def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> None:
     """Raises BadFileError unless a prior's header and its tokenizer agree on grid, codes per position and codebook."""
@@ -145,23 +125,34 @@ def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> N
         )
 
 
-def load_prior(path: str | Path, device: torch.device | str = "cpu") -> LoadedPrior:
-    """A trained prior and its tokenizer, from a run's folder or its `prior.safetensors`.
+def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu") -> LoadedPrior:
+    """Load a trained prior, and the tokenizer beside it, from a run's folder or its `prior.safetensors`; None: from the
+    newest run.
 
     Raises:
-        ConfigError: there is none.
-        BadFileError: a file is damaged or of another kind, or the tokenizer is not that of the prior's training.
+        ConfigError: one of the two does not exist.
+        BadFileError: one is damaged, of another kind, or they do not belong together.
     """
-    return LoadedPrior.load(path, device)
+    file = prior_file(path)
+    saved = SavedPrior.read(file)
+    tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
+    if tokenizer.fingerprint != saved.header.tokenizer:
+        raise BadFileError(
+            f"{file} was trained on the codes of the tokenizer {saved.header.tokenizer}, but {tokenizer.path} is "
+            f"{tokenizer.fingerprint}; put the former's tokenizer.safetensors beside the prior"
+        )
+    _check_shape(saved.shape, tokenizer, file)
+    model = saved.build().requires_grad_(False).eval().to(device)
+    return LoadedPrior(model, tokenizer, saved.header.classes, saved.data, file, saved.step)
 
 
-def prior_file(given: str | None) -> Path:
-    """The weights of the prior that an option names, or of the newest run. Raises ConfigError where there are none."""
-    return resolve(given or newest_run(Path("runs/stage2")), PRIOR_FILE, "--prior")
+def prior_file(given: str | Path | None) -> Path:
+    """Find the weights of the prior that an option names, or of the newest run. Raises ConfigError: there are none."""
+    return resolve(given or newest_run(), PRIOR_FILE, "--prior")
 
 
-def newest_run(folder: Path) -> Path:
-    """The run under a folder whose prior was written last. Raises ConfigError where there is none."""
+def newest_run(folder: Path = Path("runs/stage2")) -> Path:
+    """Find the run whose prior was written last. Raises ConfigError: there is none."""
     files = sorted(folder.glob(f"*/{PRIOR_FILE}"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise ConfigError(

@@ -34,7 +34,7 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.launch import start_accelerator
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class
-from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run, prior_file
+from stage2_prior.prior import LoadedPrior, labels_for, load_prior, prior_file
 from stage2_prior.tokens import check_fits
 
 
@@ -79,7 +79,7 @@ class Scores(NamedTuple):
 def main() -> None:
     config = parse_command_line(ScoreConfig)
     accelerator = start_accelerator(exact=True)
-    prior = load_prior(config.prior or newest_run(Path("runs/stage2")), accelerator.device)
+    prior = load_prior(config.prior, accelerator.device)
     data = config.data or data_config(prior.data, str(prior.path))
     check_fits(prior.tokenizer, data)
     if config.by_class and not prior.classes:

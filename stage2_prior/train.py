@@ -40,11 +40,9 @@ from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, resolve_tokenizer
 from stage2_prior.base import Prior
-from stage2_prior.baselines import bigram_bits
-from stage2_prior.best import COMPARED, Best
+from stage2_prior.best import COMPARED, Best, Overfitting
 from stage2_prior.gpt.model import GptConfig
-from stage2_prior.likelihood import bits, token_loss
-from stage2_prior.overfitting import Overfitting
+from stage2_prior.likelihood import bigram_bits, bits, token_loss
 from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
 from stage2_prior.report import prior_page
 from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classes, relabel, seen_classes

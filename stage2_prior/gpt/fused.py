@@ -1,8 +1,8 @@
 """The parts of a transformer's layer that are no linear maps: normalising, scaling and rotating; gating; attention.
 
 On a CPU a layer's time beyond its matrix products is that of passes over memory. Written as a chain of torch's
-operators, each part keeps several results for the backward pass; so there each has a backward pass of its own, keeps
-its input, and computes in place what it can. On a GPU what counts is how many kernels are launched, and what is
+operators, scaling and gating keep several results for the backward pass; so there each has a backward pass of its own,
+keeps its input, and computes in place what it can. On a GPU what counts is how many kernels are launched, and what is
 compiled is merged by the compiler: both get the chain of torch's operators, the same sums.
 """
 
@@ -48,14 +48,22 @@ def gated(x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
     """Causal attention over positions: each (B, n, H, D) -> (B, n, H, D)."""
     if _in_passes(q) and q.shape[1] <= SHORT and not dropout and not torch.is_autocast_enabled("cpu"):
-        y: Tensor = _Attention.apply(q, k, v, scale)
-        return y
+        return _attend_by_products(q, k, v, scale)
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale).transpose(1, 2)
 
 
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Causal attention by plain products: see attend."""
+    B, n, H, _ = q.shape
+    q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (q * scale, k, v))  # (B H, n, D), copied
+    later = torch.full((n, n), -torch.inf, dtype=q.dtype).triu_(1)
+    weights = torch.baddbmm(later, q, k.transpose(1, 2)).softmax(dim=-1)  # (B H, n, n)
+    return torch.bmm(weights, v).view(B, H, n, -1).transpose(1, 2)
+
+
 def _in_passes(x: Tensor) -> bool:
-    """Whether the parts with backward passes of their own compute what becomes of x."""
+    """Return True if x goes through the parts that are written for a CPU."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -113,30 +121,3 @@ class _Gated(torch.autograd.Function):
         torch.mul(gradient, F.silu(gate), out=of_value)
         torch.ops.aten.silu_backward.grad_input(gradient * value, gate, grad_input=of_gate)
         return of_x
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        B, n, H, _ = q.shape
-        q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (q * scale, k, v))  # (B H, n, D), copied
-        later = torch.full((n, n), -torch.inf, dtype=q.dtype).triu_(1)
-        weights = torch.baddbmm(later, q, k.transpose(1, 2)).softmax(dim=-1)  # (B H, n, n)
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.scale = scale
-        return torch.bmm(weights, v).view(B, H, n, -1).transpose(1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, weights = ctx.saved_tensors
-        B, n, H, _ = gradient.shape
-        gradient = gradient.transpose(1, 2).flatten(0, 1)
-        of_v = torch.bmm(weights.transpose(1, 2), gradient)
-        of_scores = torch.ops.aten._softmax_backward_data(
-            torch.bmm(gradient, v.transpose(1, 2)), weights, -1, weights.dtype
-        )
-        of_q = torch.bmm(of_scores, k).mul_(ctx.scale)
-        of_k = torch.bmm(of_scores.transpose(1, 2), q)
-        of_q, of_k, of_v = (each.view(B, H, n, -1).transpose(1, 2) for each in (of_q, of_k, of_v))
-        return of_q, of_k, of_v, None

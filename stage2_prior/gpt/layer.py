@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stage2_prior.gpt.fused import attend, gated, scaled_unit
-from stage2_prior.onednn import give_to_onednn, linear
+from stage2_prior.products import give_to_onednn, linear
 
 with warnings.catch_warnings():  # x-transformers calls torch.jit.script at import, deprecated since torch 2.11
     warnings.filterwarnings("ignore", message=".*torch.jit.script")

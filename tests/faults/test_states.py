@@ -23,7 +23,7 @@ from stage1_tokenizer.engine.checkpoint import read_weights, write_weights
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 from stage1_tokenizer.engine.lock import LOCK_FILE
 from stage1_tokenizer.engine.state import load_state, newest_state, save_state, states, step_of, sweep
-from stage2_prior.prior import LoadedPrior
+from stage2_prior.prior import load_prior
 from tests.helpers.artefacts import files_of, write_tokenizer
 from tests.helpers.commands import names_of, run
 from tests.helpers.faults import at_save, at_step, dies, killed, trained
@@ -336,7 +336,7 @@ def test_fault_49_weights_of_a_compiled_module(tmp_path: Path) -> None:
 def test_fault_50_files_of_an_old_format(tmp_path: Path) -> None:
     """Fault 50: a tokenizer and a prior that format 1 wrote give the codes and pixels that they gave then."""
     expected = json.loads((FIXTURE / "expected.json").read_text())
-    prior = LoadedPrior.load(FIXTURE)
+    prior = load_prior(FIXTURE)
     assert prior.tokenizer.fingerprint == expected["fingerprint"]
     codes = torch.tensor(expected["codes"])
     corner: Tensor = prior.tokenizer.tokenizer.decode_codes(codes)[0, :, 0, 0]

@@ -27,7 +27,7 @@ from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, Tokenize
 from stage2_prior.base import Prior
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior, PriorHeader
+from stage2_prior.prior import PRIOR_FILE, LoadedPrior, PriorHeader, load_prior
 
 # Two threads of a busy machine wait for each other a hundred times longer than these tensors take to compute.
 torch.set_num_threads(1)
@@ -109,7 +109,7 @@ def write_prior(
     header = PriorHeader(prior=model.config, shape=shape, classes=classes, tokenizer=beside.fingerprint)
     described = {"config": header.model_dump_json(), "data": json.dumps(beside.data), "step": "9"}
     write_weights(folder / PRIOR_FILE, model, "prior", described)
-    return LoadedPrior.load(folder)
+    return load_prior(folder)
 
 
 def noise_of(n: int, length: int, seed: int = 0) -> Tensor:

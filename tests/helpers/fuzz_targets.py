@@ -33,7 +33,7 @@ from stage1_tokenizer.engine.log_file import log_entries
 from stage1_tokenizer.engine.state import MANIFEST, _checksum, load_state, problem_of, save_state
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, read_backbone
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior
+from stage2_prior.prior import PRIOR_FILE, load_prior
 from stage2_prior.tokens import read_shard
 from tests.helpers.artefacts import CODES, write_prior, write_tokenizer
 from tests.helpers.commands import ROOT, names_of
@@ -119,7 +119,7 @@ def prior_reader(beside: Path) -> Callable[[Path], object]:
 
     def read(path: Path) -> None:
         (beside / PRIOR_FILE).write_bytes(path.read_bytes())
-        LoadedPrior.load(beside)
+        load_prior(beside)
 
     return read
 

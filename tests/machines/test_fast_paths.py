@@ -19,7 +19,7 @@ from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.precision import Arithmetic
 from stage1_tokenizer.engine.processor import FAST_PATHS, VARIABLE, FastPath, takes
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior import onednn
+from stage2_prior import products
 from stage2_prior.generation import generate
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.likelihood import token_loss
@@ -212,8 +212,8 @@ def test_tracers_meet_plain_operators(gpt: Gpt, monkeypatch: pytest.MonkeyPatch)
     """torch.export, make_fx, torch.compile up to its graph, torch.func, meta and fake tensors."""
     codes, labels = batch()
     wanted = gpt(codes, labels).detach()
-    monkeypatch.setattr(onednn, "pack", refuse)
-    monkeypatch.setattr(onednn, "multiply", refuse)
+    monkeypatch.setattr(products, "pack", refuse)
+    monkeypatch.setattr(products, "multiply", refuse)
 
     def close(found: Any) -> bool:
         return bool(float((found - wanted).detach().norm()) <= 1e-5 * float(wanted.norm()))
@@ -223,24 +223,24 @@ def test_tracers_meet_plain_operators(gpt: Gpt, monkeypatch: pytest.MonkeyPatch)
         assert close(exported.module()(codes, labels))
         assert close(make_fx(gpt)(codes, labels)(codes, labels))
         assert close(torch.compile(gpt, backend="eager")(codes, labels))
-        linear, rows = onednn.OneDnnLinear(8, 8), torch.ones(2, 256, 8)
+        linear, rows = products.OneDnnLinear(8, 8), torch.ones(2, 256, 8)
         assert torch.func.vmap(linear)(rows).shape == rows.shape
         assert prepare(torch.ones(8, 4, device="meta"), None, "float32")(torch.ones(2, 4, device="meta")).shape == (
             2,
             8,
         )
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert onednn.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
+        assert products.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
         assert prepare(torch.ones(8, 4), torch.ones(8), "bfloat16")(torch.ones(2, 4)).shape == (2, 8)
     with torch.device("meta"):
-        assert onednn.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
+        assert products.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.usefixtures("_all_on")
 def test_torchscript_records_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "pack", refuse)
-    linear = onednn.OneDnnLinear(8, 8)
+    monkeypatch.setattr(products, "pack", refuse)
+    linear = products.OneDnnLinear(8, 8)
     traced = torch.jit.trace(linear, torch.ones(256, 8), check_trace=False)  # type: ignore[no-untyped-call]
     assert "mkldnn" not in str(traced.graph)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from sampling import summary
 from stage1_tokenizer.diagnostics.alarms.base import Alarms
 from stage1_tokenizer.engine.state import MANIFEST, _checksum
-from stage2_prior.overfitting import MARGIN, Overfitting
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior
+from stage2_prior.best import MARGIN, Overfitting
+from stage2_prior.prior import PRIOR_FILE, load_prior
 from tests.helpers.artefacts import write_tokenizer
 from tests.helpers.commands import Ended
 from tests.helpers.prior_training import train
@@ -70,7 +70,7 @@ def test_the_saved_prior_is_the_best_by_validation(
     ended = train(tmp_path, tokenizer, None, finding(values), steps=4, **EVERY)
     assert ended.code == 0, ended.err
     assert equal(load_file(tmp_path / PRIOR_FILE), part(tmp_path, best, "ema"))
-    assert LoadedPrior.load(tmp_path).step == best
+    assert load_prior(tmp_path).step == best
     header = header_of(tmp_path)
     assert (header["best_by"], float(header["best_value"])) == ("validation/nats_per_token", values[best - 1])
     assert f"those of step {best}, best on validation" in ended.out
@@ -139,7 +139,7 @@ def test_patience_ends_a_run_early(tokenizer: Path, tmp_path: Path) -> None:
     ended = trained("run", values[:6], patience=2)
     assert "run: 6 steps in" in ended.out
     assert "those of step 4, best on validation" in ended.out
-    assert LoadedPrior.load(tmp_path / "run").step == 4
+    assert load_prior(tmp_path / "run").step == 4
     before = (tmp_path / "run" / PRIOR_FILE).read_bytes()
     assert "has ended (--patience)" in trained("run", [], patience=2).out
     assert (tmp_path / "run" / PRIOR_FILE).read_bytes() == before

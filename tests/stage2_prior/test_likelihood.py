@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior import baselines
-from stage2_prior.baselines import bigram_bits
-from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class, nats_of, token_loss
+from stage2_prior import likelihood
+from stage2_prior.likelihood import (
+    bigram_bits,
+    bits,
+    class_log_probabilities,
+    image_nats,
+    nats_by_class,
+    nats_of,
+    token_loss,
+)
 from stage2_prior.tokens import TokenSet
 from tests.helpers.artefacts import MAKERS
 
@@ -168,6 +175,6 @@ def test_unseen_codes_are_finite() -> None:
 def test_a_large_set_is_counted_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third image, from all over the set: its beginning may be one class alone."""
     codes = torch.randint(5, (31, 2, 3, 1), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(baselines, "MOST_TOKENS", 60)
+    monkeypatch.setattr(likelihood, "MOST_TOKENS", 60)
     found = bigram_bits(token_set(codes), token_set(codes), 5)
     assert found == pytest.approx(slow_bigram(codes[::3], codes, 5), abs=1e-9)

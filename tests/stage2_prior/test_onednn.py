@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior import onednn
+from stage2_prior import products
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.likelihood import token_loss
-from stage2_prior.onednn import MIN_ROWS, OneDnnLinear, give_to_onednn
+from stage2_prior.products import MIN_ROWS, OneDnnLinear, give_to_onednn
 
 SHAPE = TokenShape(8, 9, 1, 33)
 
@@ -28,13 +28,13 @@ def _preferred(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each product that oneDNN computes."""
     seen: list[int] = []
-    multiply = onednn.multiply
+    multiply = products.multiply
 
     def counted(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         seen.append(len(x))
         return multiply(x, packed, bias)
 
-    monkeypatch.setattr(onednn, "multiply", counted)
+    monkeypatch.setattr(products, "multiply", counted)
     return seen
 
 

@@ -16,7 +16,7 @@ from stage2_prior.class_names import label_of
 from stage2_prior.generation import draw, generate, sample_softmax
 from stage2_prior.guidance import Guidance
 from stage2_prior.likelihood import image_nats
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior
+from stage2_prior.prior import PRIOR_FILE, load_prior
 from tests.helpers.artefacts import MAKERS, edit_weights, noise_of, write_prior, write_tokenizer
 
 SHAPE = TokenShape(2, 3, 1, 16)
@@ -166,7 +166,7 @@ def test_no_label_is_dropped_outside_training(kind: str) -> None:
 def test_a_loaded_prior_is_the_saved_one(tmp_path: Path, kind: str) -> None:
     """Traps 25 and 43: the weights come back bit for bit, in eval mode and frozen, with all that goes with them."""
     prior = write_prior(tmp_path, kind=kind, dropout=0.5)
-    again = LoadedPrior.load(tmp_path / PRIOR_FILE)
+    again = load_prior(tmp_path / PRIOR_FILE)
     assert again.classes == ("cat", "dog")
     assert again.tokenizer.fingerprint == prior.tokenizer.fingerprint
     assert again.model.shape == again.tokenizer.tokenizer.shape
@@ -184,7 +184,7 @@ def test_a_prior_beside_another_tokenizer_is_refused(tmp_path: Path) -> None:
     other = write_tokenizer(tmp_path, seed=1)
     assert other.fingerprint != prior.tokenizer.fingerprint
     with pytest.raises(BadFileError, match=rf"{prior.tokenizer.fingerprint}.*{other.fingerprint}"):
-        LoadedPrior.load(tmp_path)
+        load_prior(tmp_path)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -192,15 +192,15 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     write_prior(tmp_path)
     edit_weights(tmp_path / PRIOR_FILE, **{"head.output.weight": torch.zeros(17, 24)})
     with pytest.raises(BadFileError, match=r"head.output.weight is \(17, 24\), should be \(16, 24\)"):
-        LoadedPrior.load(tmp_path)
+        load_prior(tmp_path)
 
 
 def test_a_missing_prior_is_named(tmp_path: Path) -> None:
     """A wrong path must say which option it came by, and whether the folder or the file is not there."""
     with pytest.raises(ConfigError, match=rf"--prior {tmp_path / 'x'}: there is no such"):
-        LoadedPrior.load(tmp_path / "x")
+        load_prior(tmp_path / "x")
     with pytest.raises(ConfigError, match=rf"--prior {tmp_path}: .* no {PRIOR_FILE}"):
-        LoadedPrior.load(tmp_path)
+        load_prior(tmp_path)
 
 
 def test_a_missing_tokenizer_is_named_by_the_option_that_was_given(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_missing_tokenizer_is_named_by_the_option_that_was_given(tmp_path: Pat
     write_prior(tmp_path)
     (tmp_path / TOKENIZER_FILE).unlink()
     with pytest.raises(ConfigError, match=f"--prior.*{TOKENIZER_FILE}"):
-        LoadedPrior.load(tmp_path)
+        load_prior(tmp_path)
 
 
 def test_a_class_has_a_name_and_a_number() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sampling import generate
 from stage1_tokenizer.data.folder import FolderConfig
 from stage2_prior.gpt.model import Gpt
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior
+from stage2_prior.prior import PRIOR_FILE, load_prior
 from tests.helpers import prior_training
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, write_image_folder, write_tokenizer
 from tests.helpers.commands import run
@@ -98,7 +98,7 @@ def test_a_run_can_be_continued_with_its_own_tokenizer(
     assert train(tmp_path / "whole", tmp_path / "stage1", **options).code == 0
     shutil.rmtree(tmp_path / "stage1")
     assert train(tmp_path / "run", tmp_path / "run", **options).code == 0
-    assert LoadedPrior.load(tmp_path / "run").model.config.kind == kind  # type: ignore[attr-defined]
+    assert load_prior(tmp_path / "run").model.config.kind == kind  # type: ignore[attr-defined]
     assert checksums(tmp_path / "run", 4) == checksums(tmp_path / "whole", 4)
 
 
@@ -134,7 +134,7 @@ def test_the_class_map_travels_with_the_checkpoint(tmp_path: Path) -> None:
     assert ended.code == 2
     assert "bird" in ended.err
     assert (tmp_path / "run" / PRIOR_FILE).read_bytes() == weights
-    assert LoadedPrior.load(tmp_path / "run").classes == ("cat", "dog")
+    assert load_prior(tmp_path / "run").classes == ("cat", "dog")
     ended = run(generate.main, "--prior", tmp_path / "run", "-n", 2, "--class", "dog", "--out", tmp_path / "out")
     assert ended.code == 0, ended.err
     with np.load(tmp_path / "out" / "samples.npz") as saved:
@@ -167,4 +167,4 @@ def test_labels_are_matched_by_name_on_a_resume(tmp_path: Path) -> None:
     )
     assert ended.code == 0, ended.err
     assert {1, 2} <= set(seen) <= {1, 2, 3}, "1 cat, 2 dog, 3 withheld"
-    assert LoadedPrior.load(tmp_path / "run").classes == ("bird", "cat", "dog")
+    assert load_prior(tmp_path / "run").classes == ("bird", "cat", "dog")

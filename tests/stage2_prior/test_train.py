@@ -18,9 +18,9 @@ from stage1_tokenizer.data.order import BatchOrder
 from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
-from stage2_prior.baselines import bigram_bits
 from stage2_prior.gpt.model import Gpt
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior
+from stage2_prior.likelihood import bigram_bits
+from stage2_prior.prior import PRIOR_FILE, load_prior
 from stage2_prior.tokens import TokenSet, load_or_extract
 from stage2_prior.validation import validate
 from tests.helpers.artefacts import gpt, shapes, write_tokenizer
@@ -61,7 +61,7 @@ def test_the_saved_prior_is_the_mean_of_the_weights(tokenizer: Path, tmp_path: P
     saved, mean, last = load_file(tmp_path / PRIOR_FILE), part(tmp_path, 3, "ema"), part(tmp_path, 3, "prior")
     assert all(torch.equal(tensor, mean[name]) for name, tensor in saved.items())
     assert not all(torch.equal(tensor, last[name]) for name, tensor in saved.items())
-    prior = LoadedPrior.load(tmp_path)
+    prior = load_prior(tmp_path)
     assert prior.step == 3
     assert prior.tokenizer.fingerprint == LoadedTokenizer.load(tokenizer).fingerprint
 

@@ -25,7 +25,7 @@ from stage1_tokenizer.bottlenecks.vq_library import VqLibraryConfig
 from stage1_tokenizer.data import data_config
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, fingerprint
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior
+from stage2_prior.prior import PRIOR_FILE, load_prior
 from tests.helpers.artefacts import CODES, write_prior, write_tokenizer
 
 Edit = Callable[[dict[str, Any]], None]
@@ -118,7 +118,7 @@ def test_a_priors_header_fits_its_weights_and_its_tokenizer(name: str, tmp_path:
     write_prior(tmp_path)
     edit(tmp_path / PRIOR_FILE, change)
     with pytest.raises(BadFileError, match=rf"(?s){PRIOR_FILE}: .*{message}") as caught:
-        LoadedPrior.load(tmp_path)
+        load_prior(tmp_path)
     assert len(str(caught.value)) < 1500
 
 
@@ -128,7 +128,7 @@ def test_a_prior_over_the_codes_of_no_codes(tmp_path: Path) -> None:
     continuous = write_tokenizer(tmp_path, bottleneck=NoBottleneckConfig())
     edit(tmp_path / PRIOR_FILE, put("tokenizer", continuous.fingerprint))
     with pytest.raises(BadFileError, match=f"{PRIOR_FILE}: is a prior over codes, but the tokenizer .* has none"):
-        LoadedPrior.load(tmp_path)
+        load_prior(tmp_path)
 
 
 @pytest.mark.parametrize("step", ["many", "-1", "1e3", "9" * 5000, "", "\u0663"])
