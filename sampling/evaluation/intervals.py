@@ -7,7 +7,7 @@ standard normal vectors of 256 dimensions to 500 others it is 66.5, of 10 bootst
 delete-one-group jackknife, which repeats nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -60,36 +60,21 @@ def frechet_interval(features: Tensor, reference: Moments, seed: int, groups: in
 
     One symmetric eigendecomposition a group: tr (C R)^(1/2) = tr (R^(1/2) C R^(1/2))^(1/2), with R's root taken once.
     """
-    x = features.double().cpu().numpy()
-    running = RunningMoments(x.shape[1])
-    running.add(x)
+    whole, rests = _without_groups(features, seed, groups)
     root = _root(reference.covariance)
-
-    left_out = []
-    for group in grouped(len(x), groups, seed):
-        part = RunningMoments(x.shape[1])
-        part.add(x[group])
-        left_out.append(_distance(running.without(part.count, part.mean, part.scatter), reference, root))
-    return _student(_distance(running.moments(), reference, root), left_out)
+    left_out = [_distance(rest, reference, root) for rest in rests]
+    return _student(_distance(whole, reference, root), left_out)
 
 
 def paired_frechet_interval(features: Tensor, originals: Tensor, seed: int, groups: int = 20) -> Interval:
     """The jackknife of `frechet_distance` between (N, D) and (N, D), where row i of both is of the same picture, so
     that it is left out of both: of reconstructions and their originals."""
-    sides = [part.double().cpu().numpy() for part in (features, originals)]
-    wholes = [RunningMoments(x.shape[1]) for x in sides]
-    for whole, x in zip(wholes, sides, strict=True):
-        whole.add(x)
-    left_out = []
-    for group in grouped(len(features), groups, seed):
-        rest = []
-        for whole, x in zip(wholes, sides, strict=True):
-            part = RunningMoments(x.shape[1])
-            part.add(x[group])
-            rest.append(whole.without(part.count, part.mean, part.scatter))
-        left_out.append(_distance(rest[0], rest[1], _root(rest[1].covariance)))
-    first, second = (whole.moments() for whole in wholes)
-    return _student(_distance(first, second, _root(second.covariance)), left_out)
+    (made, rests), (original, rests_of_originals) = (
+        _without_groups(side, seed, groups) for side in (features, originals)
+    )
+    pairs = zip(rests, rests_of_originals, strict=True)
+    left_out = [_distance(one, other, _root(other.covariance)) for one, other in pairs]
+    return _student(_distance(made, original, _root(original.covariance)), left_out)
 
 
 def kernel_interval(f1: Tensor, f2: Tensor, value: float, seed: int, groups: int = 20) -> Interval:
@@ -143,6 +128,21 @@ def grouped(n: int, groups: int, seed: int) -> list[Indices]:
         raise ValueError(f"{n} pictures are too few for a jackknife of {groups} groups; it needs {2 * groups}")
     order = np.random.default_rng(derive_seed(seed, "groups", n)).permutation(n)
     return [np.sort(group) for group in np.array_split(order, groups)]
+
+
+def _without_groups(features: Tensor, seed: int, groups: int) -> tuple[Moments, Iterator[Moments]]:
+    """The moments of features (N, D), and those with each random group left out, one at a time."""
+    x = features.double().cpu().numpy()
+    whole = RunningMoments(x.shape[1])
+    whole.add(x)
+
+    def rests() -> Iterator[Moments]:
+        for group in grouped(len(x), groups, seed):
+            part = RunningMoments(x.shape[1])
+            part.add(x[group])
+            yield whole.without(part.count, part.mean, part.scatter)
+
+    return whole.moments(), rests()
 
 
 def _student(value: float, left_out: list[float]) -> Interval:
