@@ -8,5 +8,6 @@ The letters in every shape comment of the project:
     V  codebook size              L    sequence length, h * w * K
     N  number of images or vectors in a set
 
-Reading order: train.py (the loop), tokenizer.py (what is trained), losses.py, then the rest as it comes up.
+Reading order: train.py (the loop), tokenizer.py (what is trained), objective.py (what is minimised), bottlenecks/,
+networks/. The machinery is in engine/, config/ and diagnostics/.
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stage1_tokenizer.engine.errors import DivergedError
 from stage1_tokenizer.engine.precision import float64
-from stage2_prior.base import PreparedPrior, Prior
+from stage2_prior.base import Generation, PreparedPrior, Prior
 from stage2_prior.guidance import Guidance, check_guidance, mix
 from stage2_prior.windows import Canvas, placements
 
@@ -130,17 +130,32 @@ def generate(
             if done < here:
                 before = view[:, done:here]  # (B, n, K)
                 generation.prefill(before.repeat(2, 1, 1) if guidance.is_needed else before)
-            for depth in range(shape.K):
-                logits = generation.logits()
-                share = (row * width + column) / last
-                if guidance.is_needed:
-                    logits = mix(logits[:batch], logits[batch:], guidance.at(share))
-                finite.note(logits)
-                chosen = choose(logits, noise[:, row, column, depth], share).to(codes.device)  # (B,)
-                codes[:, row, column, depth] = chosen
-                generation.append(chosen.repeat(2) if guidance.is_needed else chosen)
+            share = (row * width + column) / last
+            _fill(codes[:, row, column], generation, noise[:, row, column], share, choose, guidance, finite=finite)
             done = here + 1
             if progress is not None:
                 progress(batch * shape.K)
         finite.check()
     return codes
+
+
+def _fill(
+    codes: Tensor,
+    generation: Generation,
+    noise: Tensor,
+    share: float,
+    choose: Choose,
+    guidance: Guidance,
+    *,
+    finite: "_FiniteLogits",
+) -> None:
+    """Choose the K codes of the position that comes next, and write them into codes (B, K); noise (B, K)."""
+    for depth in range(codes.shape[1]):
+        logits = generation.logits()  # (B, V), or (2 B, V): with the class, then without
+        if guidance.is_needed:
+            with_class, without = logits.chunk(2)
+            logits = mix(with_class, without, guidance.at(share))
+        finite.note(logits)
+        chosen = choose(logits, noise[:, depth], share).to(codes.device)  # (B,)
+        codes[:, depth] = chosen
+        generation.append(chosen.repeat(2) if guidance.is_needed else chosen)

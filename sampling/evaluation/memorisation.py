@@ -183,6 +183,7 @@ def look_for_copies(
     training_features: Tensor,
     held_out: Source,
     n: int,
+    *,
     mirrored: bool,
     trained_on: int,
 ) -> Copies:

@@ -171,4 +171,6 @@ def memorised(
     assert trained.indices is not None
     training = SplitSource(data.pictures("train"), trained.indices.numpy())
     flip, held_out = data.config.flip, data.source("validation")
-    return look_for_copies(measuring, samples, training, trained.features, held_out, config.nearest, flip, total)
+    return look_for_copies(
+        measuring, samples, training, trained.features, held_out, config.nearest, mirrored=flip, trained_on=total
+    )
