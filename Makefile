@@ -59,8 +59,9 @@ soak: install ## end all three commands at random for ten minutes, and fuzz ever
 test-fast: install ## run the tests that take seconds
 	$(BIN)/pytest -n logical --dist loadfile -m "not slow" $(ARGS)
 
-PATHS_TESTS := tests/machines/test_fast_paths.py $(addprefix tests/stage2_prior/,planning gpt test_onednn.py \
-	test_products.py test_prior.py test_decoding.py test_likelihood.py test_train.py)
+PATHS_TESTS := tests/machines/test_fast_paths.py tests/stage2_prior/planning tests/stage2_prior/gpt \
+	tests/stage2_prior/test_onednn.py tests/stage2_prior/test_products.py tests/stage2_prior/test_prior.py \
+	tests/stage2_prior/test_generation.py tests/stage2_prior/test_likelihood.py tests/stage2_prior/test_train.py
 
 test-paths: install ## run the tests that meet the processor's fast paths with all of them forced on, and off
 	TESSERA_FAST_PATHS=onednn,packed,bfloat16 $(BIN)/pytest -n logical --dist loadfile $(PATHS_TESTS) $(ARGS)

@@ -59,3 +59,11 @@ def test_the_citation_is_of_this_version() -> None:
     assert f'version = "{citation["version"]}"' in project
     assert f'license = "{citation["license"]}"' in project
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+@pytest.mark.parametrize("file", ["Makefile", ".ci/run", "benchmarks/gpu.sh"])
+def test_the_tests_that_are_named_are_there(file: str) -> None:
+    """pytest runs nothing at all where one of the paths that it is given is missing."""
+    named = re.findall(r"tests/[\w/]+(?:\.py)?", (ROOT / file).read_text(encoding="utf-8"))
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
