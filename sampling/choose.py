@@ -1,7 +1,7 @@
 """From logits to a code, in this order: temperature, top-k, top-p, min-p, then a draw.
 
-The order matters. Filters cut the distribution that is drawn from, so the temperature comes before them; each filter
-sees what the former one left, renormalised, so together they keep no more than each alone would.
+The order matters: filters cut the distribution that is drawn from, so the temperature comes before them, and each is
+given what the former one left, which no longer adds up to 1. They follow each other in the order of their fields.
 
 To add a filter: a function here, and a field of `ChooseConfig` that states it. All commands, the page and the report
 then have it.
@@ -28,9 +28,11 @@ class Filter(Idle):
     """The option leaves only some of the codes to draw from."""
 
     keep: Callable[[Tensor, Any], Tensor]
-    """Probabilities (B, V) and the option's value -> the same with 0 for all other codes; of logits, with -inf."""
+    """Probabilities (B, V) and the option's value -> the same with 0 for all other codes; of logits, with -inf. It
+    leaves at least one code of each row."""
     of_logits: bool = False
-    """True: it is given the logits. False: the probabilities that are left of them, which need not add up to 1."""
+    """True: it is given the logits. False: the probabilities that the former filters have left, not renormalised. A
+    filter whose threshold is not relative to them divides by the row's sum first."""
     beside: str = "tokenizer"
     reason: str = "it filters codes, and there are none"
 

@@ -13,7 +13,6 @@ from pydantic import PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.record import announce
-from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views import VIEWS
 from stage1_tokenizer.diagnostics.views.base import Measured, NothingToShowError, Subject, View, code_use, measured_of
@@ -60,9 +59,10 @@ def main() -> None:
     )  # fmt: skip
     out = open_folder(Path(config.out) if config.out else run / "analysis")
     measured = measured_of(subject)
-    if config.root and isinstance(measured.data, ShapesConfig):
+    if config.root and measured.data.is_drawn:
+        kind = measured.data.kind
         raise ConfigError(
-            f"--root {config.root}: this tokenizer's images (data.kind shapes) are drawn, not read; leave it out"
+            f"--root {config.root}: this tokenizer's images (data.kind {kind}) are drawn, not read; leave it out"
         )
     describe(measured)
     mark_folder(out)

@@ -15,7 +15,6 @@ from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.partial_options import with_own_data
 from stage1_tokenizer.data.pictures import Split
-from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.views.base import moved
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
@@ -134,7 +133,7 @@ def data_set(
     tree, source: the data config and the file that it is from; None: the tokenizer's own.
     """
     header = data_config(tree or tokenizer.data, str(source or tokenizer.path))
-    if config.root is not None and (config.data is not None or isinstance(header, ShapesConfig)):
+    if config.root is not None and (config.data is not None or header.is_drawn):
         raise ConfigError(f"--root {config.root}: the images are drawn, or --data says where they are; leave it out")
     data = DataSet(config.data or moved(header, config.root))
     if config.root is not None and config.measures_folder and isinstance(data.config, FolderConfig):

@@ -25,7 +25,12 @@ from stage1_tokenizer.data.torchvision_sets import (
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 
 DataConfig = Annotated[
-    ShapesConfig | Cifar10Config | MnistConfig | FashionMnistConfig | FolderConfig, Field(discriminator="kind")
+    ShapesConfig  # one on each line
+    | Cifar10Config
+    | MnistConfig
+    | FashionMnistConfig
+    | FolderConfig,
+    Field(discriminator="kind"),
 ]
 
 

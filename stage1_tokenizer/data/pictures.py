@@ -1,6 +1,6 @@
 """A data set's split as batches of uint8 pictures: resized, cropped, flipped, and cached in memory where it fits.
 
-ImageSet[i]   (h', w', C) uint8 of any size, label    what shapes.py, torchvision_sets.py and folder.py provide
+ImageSet[i]   (h', w', C) uint8 of any size, label    what each kind of data set provides
 resize        the short side covers the image size    antialiased; done once where the pictures are cached
 crop, flip    (H, W, C)                               functions of (seed, epoch, index)
 batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on the device, by `normalise`
@@ -73,7 +73,12 @@ class DataSplit(ImageSet, Protocol):
 
 
 class SizedConfig(Config):
-    """What every data set has."""
+    """The base of the configs of all data sets."""
+
+    @property
+    def is_drawn(self) -> bool:
+        """True if the images are computed: no folder holds them, so none can be named in its place."""
+        return "root" not in type(self).model_fields
 
     image_size: Size = (32, 32)
     """Height and width in pixels: `64`, or `64,96`. Both must be divisible by the tokenizer's factor."""

@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sampling.choose import ChooseConfig, choose, keep_min_p, keep_top_k, keep_top_p
+from sampling.choose import ChooseConfig, Filter, choose, keep_min_p, keep_top_k, keep_top_p
+from sampling.option_facts import facts_of
 from tests.helpers.artefacts import noise_of
 
 B, V = 5, 12
@@ -283,3 +284,19 @@ def test_settings_without_a_meaning_are_refused(bad: dict[str, Any]) -> None:
     """Trap 33: k = 0 would leave nothing to draw from, so the config does not take it."""
     with pytest.raises(ValidationError, match=next(iter(bad))):
         ChooseConfig(**bad)
+
+
+STRICTEST: dict[str, float] = {"top_k": 1, "top_p": 1e-12, "min_p": 1.0}
+"""The value of each filter that leaves fewest codes."""
+
+
+@pytest.mark.parametrize("name", facts_of(ChooseConfig, Filter))
+def test_a_filter_leaves_at_least_one_code(name: str) -> None:
+    """Of every row, also of one with equal logits and of one that another filter has cut: a row without codes would
+    silently draw the last one."""
+    logits = torch.stack([torch.randn(9, generator=torch.Generator().manual_seed(0)), torch.zeros(9), torch.zeros(9)])
+    logits[2, 1:] = -torch.inf
+    chosen = choose(logits, torch.full((3,), 0.999), 0.0, ChooseConfig(**{"top_p": 1.0, name: STRICTEST[name]}))
+    assert chosen[0] == logits[0].argmax()
+    assert chosen[2] == 0
+    assert logits.gather(1, chosen[:, None]).isfinite().all()

@@ -16,7 +16,6 @@ from torch import Tensor
 from stage1_tokenizer.data import DataConfig, OpenData, data_config
 from stage1_tokenizer.data.pictures import normalise
 from stage1_tokenizer.data.record import Found
-from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.report.markup import Child
 from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
@@ -230,7 +229,7 @@ def measure(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None
 
 def moved(data: DataConfig, root: str | None) -> DataConfig:
     """The data in another folder; drawn ones have none, and stay."""
-    if root is None or isinstance(data, ShapesConfig):
+    if root is None or data.is_drawn:
         return data
     if not Path(root).is_dir():
         raise ConfigError(f"--root {located(root)}: there is no such folder")

@@ -1,15 +1,17 @@
 """Drawn shapes: what is in a picture, and that the lecture's rules give the lecture's statistics."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from stage1_tokenizer.data.pictures import Picture, Split
+from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
 from stage1_tokenizer.data.shapes import KINDS, Mask, Shapes, ShapesConfig
+from stage1_tokenizer.data.torchvision_sets import Cifar10Config
 from stage1_tokenizer.engine.errors import ConfigError
 from tests.helpers.processes import run_processes
 
@@ -216,3 +218,17 @@ def test_each_kind_is_as_large_as_the_lectures() -> None:
         assert np.mean(sides) == pytest.approx(described[kind], abs=1.5), kind
         # A kind is as often high as wide.
         assert np.abs(np.diff(np.mean(sides, axis=0))) < 1.0, kind
+
+
+class Dots(SizedConfig):
+    """A kind of somebody's own, whose images are computed."""
+
+    kind: Literal["dots"] = "dots"
+
+
+def test_images_that_are_drawn_have_no_folder() -> None:
+    """Whatever their kind: a folder that is given in place of theirs would silently be another name for nothing."""
+    assert Dots().is_drawn
+    assert ShapesConfig().is_drawn
+    assert not FolderConfig(root="images").is_drawn
+    assert not Cifar10Config().is_drawn
