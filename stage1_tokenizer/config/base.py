@@ -1,7 +1,7 @@
 """How every command is configured: defaults < YAML file (`--config FILE`) < command line (`--optim.lr 1e-4`).
 
 A config is a tree of frozen pydantic models. The class that a key configures stands directly above the module that
-reads it; this file only reads and merges, and `config_errors.py` explains what is wrong. Where a key is a choice of
+reads it; this file only reads and merges, and `messages.py` explains what is wrong. Where a key is a choice of
 kinds (`bottleneck.kind: fsq`), the kinds are a union of small classes, and choosing another drops the former's keys.
 
 A config may come from anybody, in a YAML file or in the header of weights. So files have a greatest size, trees a
