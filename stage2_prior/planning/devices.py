@@ -10,10 +10,9 @@ codes were predicted at 0.97 to 1.28 of what they took, at batches of 1 to 256 a
 1.14. Steps with codebooks of 2^15 and more take longer than predicted: 0.6. Beside other programs sampling was off by
 up to six times, since most of it is the cost of calls.
 
-Of GPUs, one H200 was measured (docs/performance.md), and the constants below follow from it: two GPTs' training steps
-in bfloat16 are predicted at 0.93 and 1.07 of what they took, one in float32 at 1.06, sampling at batches of 1, 16 and
-64 at 0.94 to 1.05. All but the float32 step were bound by the processor that launches the kernels, so another processor
-changes them.
+Of GPUs, an H200 was measured in two sessions (docs/performance.md), and the constants below follow from it: a GPT's
+training step in bfloat16 is predicted at 1.04 of what it took, sampling at a batch of 1 at 0.98 and 1.12, at 16 at 0.99.
+All were bound by the processor that launches the kernels, so another processor changes them.
 """
 
 import math
@@ -42,9 +41,9 @@ Curve = tuple[tuple[float, float], ...]
 
 SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH = 0.6, 0.7
 """Share of its published peaks that a GPU reaches."""
-LAUNCH = 3.4e-5
+LAUNCH = 2.8e-5
 """Seconds from one kernel of a training step to the next where the processor cannot launch them faster."""
-REPLAY = 2.9e-6
+REPLAY = 2.5e-6
 """Seconds a kernel where a GPT's step is replayed as a CUDA graph, with what is launched between two replays."""
 PUBLISHED: dict[str, tuple[float, float, float]] = {
     "a100": (19.5e12, 312e12, 2.039e12),
