@@ -11,8 +11,8 @@ codes were predicted at 0.97 to 1.28 of what they took, at batches of 1 to 256 a
 up to six times, since most of it is the cost of calls.
 
 Of GPUs, an H200 was measured in two sessions (docs/performance.md), and the constants below follow from it: a GPT's
-training step in bfloat16 is predicted at 1.04 of what it took, sampling at a batch of 1 at 0.98 and 1.12, at 16 at 0.99.
-All were bound by the processor that launches the kernels, so another processor changes them.
+training step in bfloat16 is predicted at 1.04 of what it took, sampling at a batch of 1 at 0.98 and 1.12, at 16 at
+0.99. All were bound by the processor that launches the kernels, so another processor changes them.
 """
 
 import math
