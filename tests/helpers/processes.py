@@ -94,14 +94,23 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
             raise RankFailedError(f"ranks {sorted(waiting.values())} did not answer in time")
         for pipe in ready:
             rank = waiting[id(pipe)]
-            try:
-                good, answer = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
-            except EOFError:
-                raise RankFailedError(f"rank {rank} died without a word") from None
+            good, answer = _answer(pipe, rank)  # type: ignore[arg-type]
             if not good:
-                raise RankFailedError(f"rank {rank}:\n{answer}")
+                # Often what one rank has met with is that it lost another one, which has more to say.
+                others = [other for other in waiting.values() if other != rank and pipes[other].poll(0.3)]
+                more = [said for fine, said in (_answer(pipes[other], other) for other in others) if not fine]
+                raise RankFailedError("\n".join([answer, *more]))
             results[rank] = answer
     return [results[rank] for rank in range(len(pipes))]
+
+
+def _answer(pipe: Connection, rank: int) -> tuple[bool, Any]:
+    """Whether a rank came to its end, and its result or what it failed with."""
+    try:
+        good, answer = pickle.loads(pipe.recv_bytes())
+    except EOFError:
+        return False, f"rank {rank} died without a word"
+    return good, answer if good else f"rank {rank}:\n{answer}"
 
 
 def _rank(
