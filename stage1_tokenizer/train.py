@@ -37,7 +37,7 @@ from stage1_tokenizer.engine.finite import FiniteGuard, Tally
 from stage1_tokenizer.engine.launch import check_batch_size, check_share, on_main, start_accelerator
 from stage1_tokenizer.engine.learner import Learner
 from stage1_tokenizer.engine.optim import Ema, OptimConfig
-from stage1_tokenizer.engine.run import RunFolder
+from stage1_tokenizer.engine.run import OpenedRun
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
@@ -83,7 +83,7 @@ def main() -> None:
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check(config, processes)
     opened = open_data(config.data)
-    folder = RunFolder(config, accelerator, TOKENIZER_FILE, opened)
+    folder = OpenedRun(config, accelerator, TOKENIZER_FILE, opened)
     train_set, validation_set = (
         opened.pictures(split, config.seed, device, folder.path / BAD_FILES) for split in ("train", "validation")
     )

@@ -34,7 +34,7 @@ from stage1_tokenizer.engine.finite import FiniteGuard, Tally
 from stage1_tokenizer.engine.launch import check_batch_size, on_main, start_accelerator
 from stage1_tokenizer.engine.learner import Learner
 from stage1_tokenizer.engine.optim import Ema, OptimConfig
-from stage1_tokenizer.engine.run import RunFolder
+from stage1_tokenizer.engine.run import OpenedRun
 from stage1_tokenizer.engine.seeds import derive_seed, uniforms
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
@@ -101,7 +101,7 @@ def main() -> None:
     check_fits(tokenizer, data)
     opened = open_data(data)
     known_by = {"tokenizer": tokenizer.fingerprint, "data": data.tree()}
-    folder = RunFolder(config, accelerator, PRIOR_FILE, opened, known_by, fast_paths=["onednn"])
+    folder = OpenedRun(config, accelerator, PRIOR_FILE, opened, known_by, fast_paths=["onednn"])
     on_main(accelerator, lambda: keep_copy(tokenizer, folder.path / TOKENIZER_FILE))
     train_set, validation_set, classes = open_tokens(config, accelerator, tokenizer, opened, folder)
     shape = tokenizer.tokenizer.shape
@@ -188,7 +188,7 @@ def main() -> None:
 
 
 def open_tokens(
-    config: TrainPriorConfig, accelerator: Accelerator, tokenizer: LoadedTokenizer, opened: OpenData, folder: RunFolder
+    config: TrainPriorConfig, accelerator: Accelerator, tokenizer: LoadedTokenizer, opened: OpenData, folder: OpenedRun
 ) -> tuple[TokenSet, TokenSet, tuple[str, ...]]:
     """The tokens of both splits, extracted where they are not on disk, and the classes that their labels count."""
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))

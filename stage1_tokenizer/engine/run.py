@@ -50,7 +50,7 @@ class Watch(Protocol):
         """The name and message of each alarm that begins with the entry."""
 
 
-class RunFolder:
+class OpenedRun:
     """A run's folder, opened, and kept from other processes.
 
     config.yaml, metrics.jsonl (one object per entry: `step` and scalars under their TensorBoard names), alarms.jsonl
@@ -169,14 +169,14 @@ class Run:
 
     def __init__(
         self,
-        opened: RunFolder,
+        opened: OpenedRun,
         step: int,
         parts: Mapping[str, Part],
         watch: Watch,
         write_weights: Callable[[int], None],
         before_saving: Callable[[], object],
     ) -> None:
-        """To be made by RunFolder.resume, after so many steps."""
+        """To be made by OpenedRun.resume, after so many steps."""
         self.folder, self.first, self.done = opened.path, step, step
         self._opened, self._config, self._accelerator = opened, opened.config, opened.accelerator
         self._parts, self._watch = parts, watch

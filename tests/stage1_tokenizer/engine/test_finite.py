@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stage1_tokenizer import objective
 from stage1_tokenizer.engine.errors import DivergedError
 from stage1_tokenizer.engine.finite import SMALLEST_SCALE, FiniteGuard, Tally
-from stage1_tokenizer.engine.run import Run, RunFolder
+from stage1_tokenizer.engine.run import OpenedRun, Run
 from tests.helpers.commands import lone_accelerator
 from tests.helpers.processes import run_processes
 from tests.helpers.training import part, train
@@ -205,9 +205,9 @@ def diverge(
     parts: dict[str, Any] = {}
 
     def changed(names: dict[str, Any], rank: int) -> None:
-        resume, batches = RunFolder.resume, names["training_batches"]
+        resume, batches = OpenedRun.resume, names["training_batches"]
 
-        def watched(folder: RunFolder, given: dict[str, Any], *args: Any, **kwargs: Any) -> Run:
+        def watched(folder: OpenedRun, given: dict[str, Any], *args: Any, **kwargs: Any) -> Run:
             parts.update(given)
             return resume(folder, given, *args, **kwargs)
 
@@ -216,7 +216,7 @@ def diverge(
                 kept["batches"].append((pixels.numpy().copy(), labels.numpy().copy()))
                 yield pixels, labels
 
-        setattr(RunFolder, "resume", watched)  # noqa: B010
+        setattr(OpenedRun, "resume", watched)  # noqa: B010
         names["training_batches"] = recorded
         change(names, rank)
 
