@@ -21,7 +21,7 @@ from stage1_tokenizer.config.value_forms import Side
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import ConfigError
-from stage2_prior.prior import load_prior, newest_run
+from stage2_prior.prior import load_prior
 from stage2_prior.products import Precision
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("app: needs the extra app: pip install 'tessera-images[app]'")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    prior = load_prior(config.prior or newest_run(Path("runs/stage2")), device)
+    prior = load_prior(config.prior, device)
     side = config.side or 2 * max(prior.tokenizer.tokenizer.config.image_size)
     playground = Playground(prior, config.precision, Limits(config.pictures, side))
     with tempfile.TemporaryDirectory(prefix="tessera-app-") as name:

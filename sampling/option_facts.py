@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from stage1_tokenizer.config.marks import facts_at_fields
+
 FactT = TypeVar("FactT", bound="Fact")
 
 
@@ -33,12 +35,7 @@ class AlwaysShown(Fact):
 @cache
 def facts_of(cls: type[BaseModel], kind: type[FactT]) -> dict[str, list[FactT]]:
     """The facts of a kind by the names of the fields, stated in this class or in one that it extends."""
-    bases = [base for base in cls.__mro__ if issubclass(base, BaseModel)]
-    stated = {
-        name: [fact for base in bases if name in base.model_fields for fact in base.model_fields[name].metadata]
-        for name in cls.model_fields
-    }
-    found = {name: [fact for fact in facts if isinstance(fact, kind)] for name, facts in stated.items()}
+    found = {name: [fact for fact in facts if isinstance(fact, kind)] for name, facts in facts_at_fields(cls).items()}
     return {name: list(dict.fromkeys(facts)) for name, facts in found.items() if facts}
 
 

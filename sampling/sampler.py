@@ -37,7 +37,7 @@ from stage2_prior.class_names import label_of, labels_in_turn
 from stage2_prior.generation import Known, NotFiniteError, generate
 from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
-from stage2_prior.prior import LoadedPrior, load_prior, newest_run
+from stage2_prior.prior import LoadedPrior, load_prior
 from stage2_prior.products import Precision
 from stage2_prior.windows import Canvas
 
@@ -130,7 +130,7 @@ class Sampler:
             ConfigError: there is no prior, or the settings do not fit it.
             BadFileError: its files are damaged or do not belong together.
         """
-        return cls(load_prior(path or newest_run(Path("runs/stage2")), device), config)
+        return cls(load_prior(path, device), config)
 
     @property
     def codes_per_picture(self) -> int:

@@ -18,7 +18,7 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import bar
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.log_file import log_entries
-from stage2_prior.prior import LoadedPrior, load_prior, newest_run
+from stage2_prior.prior import LoadedPrior, load_prior
 
 
 class SummaryConfig(CommandConfig):
@@ -46,7 +46,7 @@ class Figure(NamedTuple):
 
 def main() -> None:
     config = parse_command_line(SummaryConfig)
-    prior = load_prior(config.prior or newest_run(Path("runs/stage2")), "cuda" if torch.cuda.is_available() else "cpu")
+    prior = load_prior(config.prior, "cuda" if torch.cuda.is_available() else "cpu")
     run = prior.path.parent
     stage1 = tokenizer_run(config, prior)
     lines = tokenizer_figures(stage1) + prior_figures(run, prior.step)

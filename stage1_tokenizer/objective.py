@@ -123,14 +123,12 @@ class Objective:
     def generator(self, x: Tensor, is_adversarial: bool, model: nn.Module | None = None) -> Reconstruction:
         """Reconstruct x (B, C, H, W), and take the tokenizer's loss."""
         x_hat, bottlenecked = (self.tokenizer if model is None else model)(x)
-        if not is_adversarial:
-            with self.autocast():
-                reconstruction, terms = self.distance(x, x_hat)
-            return Reconstruction(x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked))
-        assert self.critic is not None
-        image = x_hat.detach().requires_grad_() if self.is_adaptive else x_hat
+        image = x_hat.detach().requires_grad_() if is_adversarial and self.is_adaptive else x_hat
         with self.autocast():
             reconstruction, terms = self.distance(x, image)
+        if not is_adversarial:
+            return Reconstruction(x_hat, bottlenecked, generator_loss(reconstruction, terms, bottlenecked))
+        assert self.critic is not None
         adversarial = adversarial_loss(self.critic, image, self.adversarial.loss)
         weight = torch.full((), self.adversarial.weight, device=x.device)
         if self.is_adaptive:

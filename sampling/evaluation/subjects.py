@@ -44,11 +44,11 @@ from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.launch import on_main
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.prior import LoadedPrior, labels_for, load_prior, newest_run
+from stage2_prior.prior import LoadedPrior, labels_for, load_prior
 from stage2_prior.score import ScoreConfig, score
 
 DEFAULT_SAMPLES = 10_000
-"""How many a prior is asked for where no number is given. Published FIDs take 50,000; of fewer they are larger."""
+"""Samples to draw from a prior where no number is given. Published FIDs take 50,000; of fewer they are larger."""
 
 
 def evaluate_tokenizer(config: EvaluateConfig, measuring: Measuring) -> tuple[Path, Evaluation]:
@@ -88,7 +88,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
     prior: LoadedPrior | None = None
     data: DataSet | None = None
     if config.samples is None:
-        prior = load_prior(config.prior or newest_run(Path("runs/stage2")), accelerator.device)
+        prior = load_prior(config.prior, accelerator.device)
         data = data_set(config, prior.tokenizer, prior.data, prior.path)
         labels = labels_for(prior, data.pictures(config.measured_split).classes)
         maker = PriorSource(Sampler(prior, config.sampling), None, config.seed)
@@ -145,7 +145,8 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
 def bits_of(
     config: EvaluateConfig, measuring: Measuring, prior: LoadedPrior, labels: NDArray[np.int64], pictures: Pictures
 ) -> list[Figure]:
-    """How likely the prior finds a split's images. Raises BadFileError: scores that are not finite."""
+    """Measure the bits per token that the prior needs for a split's images. Raises BadFileError: scores that are not
+    finite."""
     wanted = ScoreConfig(batch_size=config.batch_size)
     scores = score(measuring.accelerator, prior, pictures, len(pictures), labels, wanted)
     if not bool(torch.isfinite(scores.nats).all()):

@@ -21,11 +21,18 @@ class Mark(Enum):
     """Optimizer steps until something has its full effect, which a short run shortens."""
 
 
+def facts_at_fields(cls: type[BaseModel]) -> dict[str, list[Any]]:
+    """Return what the annotation of each field states, in this class or in one that it extends."""
+    bases = [base for base in cls.__mro__ if issubclass(base, BaseModel)]
+    return {
+        name: [fact for base in bases if name in base.model_fields for fact in base.model_fields[name].metadata]
+        for name in cls.model_fields
+    }
+
+
 def marked(cls: type[BaseModel], mark: Mark) -> set[str]:
     """Return the keys of a config class that have a mark, stated in this class or in one that it extends."""
-    bases = [base for base in cls.__mro__ if issubclass(base, BaseModel)]
-    fields = [(name, field) for base in bases for name, field in base.model_fields.items()]
-    return {field.alias or name for name, field in fields if mark in field.metadata}
+    return {cls.model_fields[name].alias or name for name, facts in facts_at_fields(cls).items() if mark in facts}
 
 
 def without_marked(cls: type[BaseModel], tree: dict[str, Any], *marks: Mark) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from stage2_prior.base import Generation, Grid, PreparedPrior, Prior
 from stage2_prior.gpt.kv_cache import FixedKvCache, KvCache
+from stage2_prior.gpt.layer import query_key_value_weight
 from stage2_prior.products import Precision, Product, prepare
 
 TINY = 1e-12
@@ -48,14 +49,13 @@ def _prepare(branches: Any, precision: Precision) -> LayerWeights:
     (norms, attention, _), (feed_norms, feed, _) = branches
     # The library's RMSNorm is F.normalize(x) * scale * (g + offset), with the root of D as scale: so is `normalised`.
     gain, feed_gain = (norm.g + norm.unit_offset for norm in (norms[0], feed_norms[0]))  # (D,)
-    query_key_value = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])  # (3 H d, D)
     gains = torch.cat([attention.qk_norm_q_scale * attention.attend.scale, attention.qk_norm_k_scale])  # (2 H, 1, d)
     gains = gains * gains.shape[-1] ** -0.5  # queries and keys have length one
     expand, _, contract = feed.ff
     # A single head as wide as the model needs no projection behind it, and the library gives it none.
     single = isinstance(attention.to_out, nn.Identity)
     return LayerWeights(
-        prepare(query_key_value * gain, None, precision),
+        prepare(query_key_value_weight(attention) * gain, None, precision),
         gains[:, 0],
         attention.to_out if single else prepare(attention.to_out.weight, attention.to_out.bias, precision),
         prepare(expand.proj.weight * feed_gain, expand.proj.bias, precision),

@@ -34,14 +34,19 @@ class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no type
 
     def _attend(self, attention: Any, x: Tensor, turns: Tensor | None) -> Tensor:
         """The attention branch: x (B, n, width) behind its norm -> (B, n, width)."""
-        weight = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])  # (3 H d, width)
-        projected = linear(x, weight).view(*x.shape[:2], 3, attention.heads, -1)  # (B, n, 3, H, d)
+        projected = linear(x, query_key_value_weight(attention))  # (B, n, 3 H d)
+        projected = projected.view(*x.shape[:2], 3, attention.heads, -1)  # (B, n, 3, H, d)
         gains = torch.stack([attention.qk_norm_q_scale[:, 0], attention.qk_norm_k_scale[:, 0]])  # (2, H, d)
         q, k = scaled_unit(projected[:, :, :2], gains, turns).to(projected.dtype).unbind(dim=2)
         dropout = attention.attend.dropout if self.training else 0.0
         y = attend(q, k, projected[:, :, 2], attention.attend.scale, dropout)  # (B, n, H, d)
         result: Tensor = attention.to_out(y.flatten(-2))
         return result
+
+
+def query_key_value_weight(attention: Any) -> Tensor:
+    """Join the three projections of the library's attention, so that they are one product: (3 H d, width)."""
+    return torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:
