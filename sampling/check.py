@@ -45,7 +45,7 @@ Look = Callable[[Path], Iterator[Finding]]
 
 
 class Check(NamedTuple):
-    """What is to be looked at, and how."""
+    """A path to look at, and the function that looks."""
 
     path: Path
     look: Look
@@ -104,7 +104,7 @@ def _checks_of_file(path: Path) -> list[Check]:
 
 
 def _checks_of_folder(path: Path, depth: int) -> list[Check]:
-    """What a folder is, or else what is below it; nothing where there is nothing but images."""
+    """The check of a folder that is one thing; else those of what lies below it, and none where that is only images."""
     look = _look_for(path)
     if look is not None:
         return [Check(path, look)]
@@ -119,7 +119,7 @@ def _checks_of_folder(path: Path, depth: int) -> list[Check]:
 
 
 def _look_for(folder: Path) -> Look | None:
-    """How to look at a folder that is one thing; None where it is not."""
+    """The function that looks at a folder which is one thing, such as a run or a state; None for other folders."""
     if STATE_NAME.fullmatch(folder.name):
         return check_state
     if states(folder):
@@ -132,7 +132,7 @@ def _look_for(folder: Path) -> Look | None:
 
 
 def _all_of(check: Check) -> Iterator[Finding]:
-    """What a check finds; what it cannot go on from is bad too."""
+    """The findings of a check. An error that ends it is a finding too, a bad one."""
     try:
         yield from check.look(check.path)
     except (BadFileError, ConfigError, OSError) as error:

@@ -131,7 +131,7 @@ class Originals(NamedTuple):
     """Pictures that are to be completed."""
 
     pictures: Pictures
-    """Of the sampler's size."""
+    """(n, H, W, C) uint8; H and W are the sampler's."""
     labels: NDArray[np.int64]
     """(n,), those of the prior."""
     names: list[str]

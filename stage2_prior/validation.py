@@ -1,4 +1,4 @@
-"""How well a prior predicts codes, measured over a whole split, and images to look at."""
+"""Validation of a prior: bits per token over a whole split, and samples to look at."""
 
 import numpy as np
 import torch

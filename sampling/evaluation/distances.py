@@ -85,7 +85,8 @@ def _numpy_seed(seed: int) -> int:
 
 @dataclass(frozen=True)
 class Manifold:
-    """Of n samples and m reference pictures. A ball reaches from a picture to the k-th nearest of its own set."""
+    """Two sets of pictures, n samples and m references, compared by balls: a picture's ball reaches to the k-th nearest
+    of its own set."""
 
     precision: Tensor
     """(n,) bool: the sample lies in a reference ball."""

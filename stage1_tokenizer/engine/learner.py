@@ -1,4 +1,4 @@
-"""What every trainer does with a network that learns, between its loss and its new weights."""
+"""The steps that every trainer takes with a network that learns, between its loss and its new weights."""
 
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar

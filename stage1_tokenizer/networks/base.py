@@ -1,4 +1,4 @@
-"""What every kind of network states about itself, and what every decoder has."""
+"""The facts that every kind of network states about itself, and the base of the decoders."""
 
 from typing import ClassVar
 

@@ -43,7 +43,7 @@ def find_holes(x: Tensor, labels: Tensor) -> Holes | None:
 
 
 def depth_kept(x: Tensor, x_hat: Tensor, mask: Tensor) -> float:
-    """How deep holes (H, W) are in x_hat (C, H, W), as a share of their depth in x: 1 reproduced, 0 filled in. Depth is
+    """The depth of holes (H, W) in x_hat (C, H, W), as a share of that in x: 1 reproduced, 0 filled in. Depth is
     the mean over channels and holes of the neighbours' mean less the pixel."""
 
     def depth(image: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""How evenly the codebook is used: a histogram of the codes, sorted by use, and what follows from it."""
+"""The use of the codebook: a histogram of the codes, sorted by use, and the figures that follow from it."""
 
 import math
 from typing import NamedTuple
