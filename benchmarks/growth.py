@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.growth_picture import draw
+from benchmarks.growth_plot import draw
 from benchmarks.measure import compare
 from benchmarks.memory import peak_of
 from benchmarks.record import RESULTS, Results

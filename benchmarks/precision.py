@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
-from stage1_tokenizer.data import build_pictures, data_config
-from stage1_tokenizer.data.pictures import normalise
+from stage1_tokenizer.data import build_image_batches, data_config
+from stage1_tokenizer.data.image_batches import normalise
 from stage2_prior.base import PreparedPrior
 from stage2_prior.generation import generate
 from stage2_prior.likelihood import bits, nats_of
@@ -39,7 +39,7 @@ def logits_of(prepared: PreparedPrior, codes: Tensor, labels: Tensor) -> Tensor:
 @torch.inference_mode()
 def validation_codes(prior: LoadedPrior, n: int) -> tuple[Tensor, Tensor]:
     """Codes (n, h, w, K) and labels (n,) of the first validation images."""
-    pictures = build_pictures(data_config(prior.data, str(prior.path)), "validation", seed=0)
+    pictures = build_image_batches(data_config(prior.data, str(prior.path)), "validation", seed=0)
     pixels, own = pictures.batch(np.arange(min(n, len(pictures))))
     return prior.tokenizer.tokenizer.encode_codes(normalise(pixels)), torch.from_numpy(
         labels_for(prior, pictures.classes)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise
 from stage1_tokenizer.data.order import BatchOrder, validation_batches
-from stage1_tokenizer.data.pictures import Pictures, normalise
 from stage1_tokenizer.engine.console import counted
 from stage1_tokenizer.engine.seeds import derive_seed
 
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
         return self.head(torch.cat([features.amax(dim=(2, 3)), features.mean(dim=(2, 3))], dim=1))
 
 
-def train_classifier(pictures: Pictures, steps: int, seed: int, device: torch.device) -> Classifier:
+def train_classifier(pictures: ImageBatches, steps: int, seed: int, device: torch.device) -> Classifier:
     """A classifier of a labelled training split, in eval mode."""
     torch.manual_seed(derive_seed(seed, "classifier"))
     classifier = Classifier(pictures.channels, len(pictures.classes)).to(device).train()
@@ -76,7 +76,12 @@ def share_right(classifier: Classifier, pixels: Tensor, labels: Tensor) -> float
 
 
 def agreement(
-    train: Pictures, validation: Pictures, samples: NDArray[np.uint8], labels: NDArray[np.int64], steps: int, seed: int
+    train: ImageBatches,
+    validation: ImageBatches,
+    samples: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    steps: int,
+    seed: int,
 ) -> Agreement:
     """Train on one split, then judge the other and samples (n, H, W, C) uint8, whose labels (n,) were asked for."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

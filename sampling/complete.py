@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from sampling.completion import (
     CompleteConfig,
+    ImageArrays,
     Margins,
     Originals,
-    Pictures,
     Task,
     codes_made,
     complete,
@@ -28,10 +28,10 @@ from sampling.completion import (
     margins_in_codes,
     read_originals,
 )
-from sampling.output import Output, close_output, open_output, picture_names, settings_of
-from sampling.picture_files import read_png, rows_of, save_png, shape_of
+from sampling.output import Output, close_output, image_names, open_output, settings_of
 from sampling.sampler import Progress, Sampler
 from sampling.sampling_loop import GRID, make_missing
+from sampling.saved_images import read_png, rows_of, save_png, shape_of
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
@@ -53,10 +53,10 @@ class CompletionSource:
     doing, unit = "completing", "code"
 
     @property
-    def units_per_picture(self) -> int:
+    def units_per_image(self) -> int:
         return self.config.candidates * codes_made(self.sampler, self.margins)
 
-    def sample(self, numbers: NDArray[np.int64], progress: Progress) -> Pictures:
+    def sample(self, numbers: NDArray[np.int64], progress: Progress) -> ImageArrays:
         """The completions of these numbers, (n, H, W, C)."""
         sampler, config = self.sampler, self.config
         indices, variants = np.divmod(numbers, config.variants)
@@ -77,7 +77,7 @@ def main() -> None:
     digest = hashlib.sha256(pictures.tobytes() + kept.tobytes()).hexdigest()[:32]
     found = {"labels": originals.labels.tolist(), "sources": originals.names, "pictures": digest}
     settings = settings_of(config, {**sampler.settings(), **found})
-    wanted = dict.fromkeys(picture_names(settings), shape_of(kept[0]))
+    wanted = dict.fromkeys(image_names(settings), shape_of(kept[0]))
     out = open_output(accelerator, config.out, sampler.prior.path.parent / "completed", settings, wanted)
     named, where = one_line(str(sampler.prior.path)), one_line(str(out.path))
     accelerator.print(f"completing {len(pictures)} pictures with {named} in {config.precision} to {where}")
@@ -90,7 +90,7 @@ def main() -> None:
         print(f"{done} completions in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} a second): {where}/{GRID}")
 
 
-def assemble(pictures: Pictures, kept: Pictures, variants: int, out: Output) -> None:
+def assemble(pictures: ImageArrays, kept: ImageArrays, variants: int, out: Output) -> None:
     """Write the originals, what is kept of them, and the grid, and say that all is finished."""
     for index, (picture, part) in enumerate(zip(pictures, kept, strict=True)):
         save_png(out.path / f"{index:06d}-original.png", picture)

@@ -19,14 +19,14 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from sampling.option_facts import AlwaysShown
-from sampling.picture_files import DECODE_CHUNK, in_chunks, picture_paths, readable, unreadable
 from sampling.sampler import Progress, Sampler, SamplingConfig
+from sampling.saved_images import DECODE_CHUNK, image_paths, in_chunks, readable, unreadable
 from stage1_tokenizer.config.base import CommandConfig, Config
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Texts
-from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data import build_image_batches, data_config
+from stage1_tokenizer.data.image_batches import normalise, resize
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.pictures import normalise, resize
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.names import located
 from stage1_tokenizer.engine.seeds import derive_seed
@@ -34,7 +34,7 @@ from stage2_prior.class_names import labels_in_turn
 from stage2_prior.generation import Known
 from stage2_prior.prior import labels_for
 
-Pictures = NDArray[np.uint8]
+ImageArrays = NDArray[np.uint8]
 """(n, H, W, C)."""
 HIDDEN = 128
 """Grey level of what is not kept, and has nothing kept nearby."""
@@ -57,7 +57,7 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     images: str | None = None
     """A picture, or a folder of pictures; null: the validation pictures of the prior's own data set."""
     n: Annotated[PositiveInt, AlwaysShown()] = 8
-    """Pictures to complete: the first ones."""
+    """Images to complete: the first ones."""
     keep: Literal["top", "bottom", "left", "right"] | None = None
     """Which half to keep; the default where nothing else is said is the top one."""
     box: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None
@@ -115,9 +115,9 @@ class Margins(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Pictures to complete, and what their completions follow from."""
+    """Images to complete, and what their completions follow from."""
 
-    pictures: Pictures
+    pictures: ImageArrays
     indices: NDArray[np.int64]
     """(n,) numbers of the pictures: with the seed and the variant they decide the noise."""
     labels: NDArray[np.int64]
@@ -128,9 +128,9 @@ class Task(NamedTuple):
 
 
 class Originals(NamedTuple):
-    """Pictures that are to be completed."""
+    """Images that are to be completed."""
 
-    pictures: Pictures
+    pictures: ImageArrays
     """(n, H, W, C) uint8; H and W are the sampler's."""
     labels: NDArray[np.int64]
     """(n,), those of the prior."""
@@ -151,7 +151,7 @@ def read_originals(
     known, size = sampler.prior.classes, sampler.size
     given = None if class_ is None else labels_in_turn(class_, known, np.arange(n, dtype=np.int64))
     if source is not None:
-        paths = picture_paths(Path(source), "images")[:n]
+        paths = image_paths(Path(source), "images")[:n]
         channels = sampler.prior.tokenizer.tokenizer.config.image_channels
         _, bad = readable(paths, channels)
         if bad:
@@ -161,7 +161,7 @@ def read_originals(
         labels = np.resize(own, len(paths)) if given is None else given[: len(paths)]
         return Originals(pictures, labels, names)
     data = data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": size})
-    split = build_pictures(data, "validation", seed)
+    split = build_image_batches(data, "validation", seed)
     indices = np.arange(min(n, len(split)), dtype=np.int64)
     pixels, data_labels = split.batch(indices)
     names = [f"validation picture {index} of {data.kind}" for index in indices]
@@ -243,7 +243,7 @@ def kept_codes(pixels: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
     return reduce(pixels, "(h a) (w b) -> h w", "min", a=factor, b=factor)
 
 
-def framed(pictures: Pictures, keep: NDArray[np.bool_] | None, margins: Margins, factor: int) -> Pictures:
+def framed(pictures: ImageArrays, keep: NDArray[np.bool_] | None, margins: Margins, factor: int) -> ImageArrays:
     """The pictures (n, H, W, C) with all grey that is not kept, or with a grey margin where they are to grow."""
     if keep is not None:
         return np.where(keep[None, :, :, None], pictures, np.uint8(HIDDEN))
@@ -257,10 +257,10 @@ def codes_made(sampler: Sampler, margins: Margins) -> int:
     for _, _, down, right in margins.turns:
         height, width = height + down, width + right
         total += height * width * depth
-    return total or sampler.codes_per_picture
+    return total or sampler.codes_per_image
 
 
-def filled(pictures: Pictures, keep: NDArray[np.bool_]) -> Pictures:
+def filled(pictures: ImageArrays, keep: NDArray[np.bool_]) -> ImageArrays:
     """The pictures (n, H, W, C) with every pixel that is not kept (H, W) replaced by a kept one nearby, or by grey.
 
     An encoder's kernels reach over the edge of a code's own square, so codes that are kept would tell of pixels that
@@ -280,8 +280,8 @@ def filled(pictures: Pictures, keep: NDArray[np.bool_]) -> Pictures:
 
 
 @torch.inference_mode()
-def encode(sampler: Sampler, pictures: Pictures) -> Tensor:
-    """Pictures (n, H, W, C) -> codes (n, h, w, K)."""
+def encode(sampler: Sampler, pictures: ImageArrays) -> Tensor:
+    """Images (n, H, W, C) -> codes (n, h, w, K)."""
     images = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n H W C -> n C H W")
     encode_codes = sampler.prior.tokenizer.tokenizer.encode_codes
     # What a picture's codes are must not depend on how many are completed beside it.
@@ -290,7 +290,7 @@ def encode(sampler: Sampler, pictures: Pictures) -> Tensor:
 
 def complete(
     sampler: Sampler, task: Task, keep: NDArray[np.bool_], paste: bool, progress: Progress | None = None
-) -> Pictures:
+) -> ImageArrays:
     """The pictures with all but the kept pixels made anew. keep (H, W).
 
     paste: put the kept pixels back as they were; otherwise they are the tokenizer's reconstruction.
@@ -300,7 +300,7 @@ def complete(
     return np.where(keep[None, :, :, None], task.pictures, made) if paste else made
 
 
-def grow(sampler: Sampler, task: Task, margins: Margins, paste: bool, progress: Progress | None = None) -> Pictures:
+def grow(sampler: Sampler, task: Task, margins: Margins, paste: bool, progress: Progress | None = None) -> ImageArrays:
     """The pictures with these margins of codes added around them: (n, H + ..., W + ..., C)."""
     pictures = task.pictures
     for name, mirrored, down, right in margins.turns:
@@ -309,7 +309,7 @@ def grow(sampler: Sampler, task: Task, margins: Margins, paste: bool, progress: 
     return np.ascontiguousarray(pictures)
 
 
-def _grow(sampler: Sampler, task: Task, down: int, right: int, paste: bool, progress: Progress | None) -> Pictures:
+def _grow(sampler: Sampler, task: Task, down: int, right: int, paste: bool, progress: Progress | None) -> ImageArrays:
     codes = encode(sampler, task.pictures)  # (n, h, w, K)
     n, height, width, depth = codes.shape
     larger = codes.new_zeros((n, height + down, width + right, depth))
@@ -322,5 +322,5 @@ def _grow(sampler: Sampler, task: Task, down: int, right: int, paste: bool, prog
     return made
 
 
-def _with_new_codes(sampler: Sampler, task: Task, known: Known, progress: Progress | None) -> Pictures:
+def _with_new_codes(sampler: Sampler, task: Task, known: Known, progress: Progress | None) -> ImageArrays:
     return sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from sampling.noise import NoiseSource
 from sampling.option_facts import AlwaysShown, Idle, check_idle
-from sampling.output import MOST_PICTURES, open_output, picture_names, settings_of
+from sampling.output import MOST_IMAGES, image_names, open_output, settings_of
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.sampling_loop import GRID, PriorSource, assemble, make_missing
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
@@ -28,7 +28,7 @@ from stage1_tokenizer.engine.launch import start_accelerator
 class GenerateConfig(CommandConfig, SamplingConfig):
     """Sample pictures from a trained prior, or from a tokenizer with bottleneck.kind kl."""
 
-    n: Annotated[PositiveInt, AlwaysShown()] = Field(64, le=MOST_PICTURES)
+    n: Annotated[PositiveInt, AlwaysShown()] = Field(64, le=MOST_IMAGES)
     """Number of pictures."""
     prior: str | None = None
     """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
@@ -68,7 +68,7 @@ def main() -> None:
     else:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
     settings = settings_of(config, source.settings())
-    wanted = dict.fromkeys(picture_names(settings), source.picture_shape)
+    wanted = dict.fromkeys(image_names(settings), source.image_shape)
     out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, wanted)
     named, where = one_line(str(source.loaded.path)), one_line(str(out.path))
     accelerator.print(

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sampling.picture_files import Shape, to_pictures
+from sampling.saved_images import Shape, to_images
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
@@ -26,7 +26,7 @@ class NoiseSource:
     """Standard deviation of the noise."""
 
     doing, unit = "sampling", "picture"
-    units_per_picture = 1
+    units_per_image = 1
 
     @classmethod
     def load(cls, path: str, device: torch.device, seed: int, temperature: float) -> Self:
@@ -51,7 +51,7 @@ class NoiseSource:
         return self.loaded.tokenizer
 
     @property
-    def picture_shape(self) -> Shape:
+    def image_shape(self) -> Shape:
         """Of each picture."""
         config = self.tokenizer.config
         return (*config.image_size, config.image_channels)
@@ -77,7 +77,7 @@ class NoiseSource:
                 raise BadFileError(f"{self.loaded.path}: gives numbers that are not finite: its weights are damaged")
             return images
 
-        pictures = to_pictures(decode, noise.to(self.device))
+        pictures = to_images(decode, noise.to(self.device))
         progress(len(indices))
         return pictures
 

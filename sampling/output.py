@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from sampling.picture_files import Shape, is_whole
+from sampling.saved_images import Shape, is_whole
 from stage1_tokenizer.config.base import Config, Tree, differences
 from stage1_tokenizer.config.marks import Mark, without_marked
 from stage1_tokenizer.engine.checkpoint import sync_folder, write_file
@@ -29,7 +29,7 @@ from stage1_tokenizer.engine.launch import on_main
 from stage1_tokenizer.engine.lock import lock_folder
 
 SETTINGS = "settings.json"
-MOST_PICTURES = 10_000_000
+MOST_IMAGES = 10_000_000
 """The most that one command makes; a damaged settings.json may name any number."""
 AT_ONCE = 256
 """Pictures that are looked at together."""
@@ -58,7 +58,7 @@ def settings_of(config: Config, found: Mapping[str, object]) -> Tree:
     return tree
 
 
-def picture_names(settings: Tree) -> list[str]:
+def image_names(settings: Tree) -> list[str]:
     """The names of the pictures that settings lead to; the commands write them, and check.py looks for them.
 
     reconstruct.py lists them as `files` (former versions had their originals as `pictures`); complete.py lists the
@@ -71,7 +71,7 @@ def picture_names(settings: Tree) -> list[str]:
             return [str(name) for name in names]
         case {"pictures": list(originals)}:
             return [file_name(number) for number in range(len(originals))]
-        case {"n": int(n)} if n <= MOST_PICTURES:
+        case {"n": int(n)} if n <= MOST_IMAGES:
             return [file_name(number) for number in range(n)]
         case _:
             return []

@@ -1,4 +1,4 @@
-"""Pictures -> codes -> pictures.   python sampling/reconstruct.py --tokenizer RUN [PICTURE OR FOLDER ...]
+"""Images -> codes -> pictures.   python sampling/reconstruct.py --tokenizer RUN [PICTURE OR FOLDER ...]
 
 Pictures of any size, each encoded and decoded at its own, in tiles where it is larger than one; without any, validation
 pictures of the tokenizer's own data. Writes a PNG file of the same name for each (`cat.jpg` becomes OUT/cat.png),
@@ -24,14 +24,14 @@ from pydantic_settings import CliPositionalArg
 from torch import Tensor
 
 from sampling.output import close_output, open_output, settings_of
-from sampling.picture_files import picture_paths, readable, rows_of, save_png, unreadable
+from sampling.saved_images import image_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.data import build_pictures, data_config
+from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.data.image_batches import ImageArray, normalise, to_uint8
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.order import share
-from stage1_tokenizer.data.pictures import Picture, normalise, to_uint8
 from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import counted
@@ -55,7 +55,7 @@ class ReconstructConfig(CommandConfig):
     tokenizer: str
     """A stage-one run's folder, or its tokenizer.safetensors."""
     pictures: CliPositionalArg[tuple[str, ...]] = ()
-    """Pictures and folders of pictures; none: validation pictures of the tokenizer's own data set."""
+    """Images and folders of pictures; none: validation pictures of the tokenizer's own data set."""
     n: PositiveInt | None = None
     """Only the first n; null: all that are given, or 64 validation pictures."""
     tile: PositiveInt | None = None
@@ -78,7 +78,7 @@ class Originals(NamedTuple):
     """Where each came from."""
     files: list[str]
     """The name of the file, below the folder for the pictures, that its reconstruction goes to."""
-    read: Callable[[int], Picture]
+    read: Callable[[int], ImageArray]
     """Of a number: (H, W, C) uint8."""
     bad: tuple[str, ...] = ()
     """What is wrong with those that cannot be read and are left out."""
@@ -89,7 +89,7 @@ def main() -> None:
     accelerator = start_accelerator()
     loaded = LoadedTokenizer.load(config.tokenizer, accelerator.device)
     tiles = tiles_for(loaded.tokenizer.config, config.tile, config.overlap)
-    originals = given_pictures(accelerator, config, loaded) if config.pictures else validation_pictures(config, loaded)
+    originals = given_images(accelerator, config, loaded) if config.pictures else validation_images(config, loaded)
     found = {"tokenizer": str(loaded.path), "step": loaded.step, "weights": loaded.fingerprint}
     settings = settings_of(config, {**found, "pictures": originals.names, "files": originals.files})
     # Nothing that is there is kept: the figures are not on disk before the end. But what was begun may be begun again.
@@ -122,8 +122,8 @@ def main() -> None:
 
 @torch.inference_mode()
 def reconstruct(
-    accelerator: Accelerator, tokenizer: Tokenizer, picture: Picture, tiles: Tiles
-) -> tuple[Picture, float, float, float]:
+    accelerator: Accelerator, tokenizer: Tokenizer, picture: ImageArray, tiles: Tiles
+) -> tuple[ImageArray, float, float, float]:
     """A picture (H, W, C) uint8 -> its reconstruction, of the same size, PSNR (dB), SSIM, and the bits of its codes
     (nan where the latent is continuous).
 
@@ -149,7 +149,7 @@ def reconstruct(
     return made, float(psnr(x, x_hat)), float(ssim(x, x_hat)), bits
 
 
-def given_pictures(accelerator: Accelerator, config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
+def given_images(accelerator: Accelerator, config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
     """The files named on the command line, and those of the folders named there. All are read once to see whether they
     can be: what cannot is named and left out, and found before hours were spent on the others.
 
@@ -163,7 +163,7 @@ def given_pictures(accelerator: Accelerator, config: ReconstructConfig, loaded: 
         names = {
             path: path.relative_to(source).as_posix() if path != Path(source) else path.name
             for source in config.pictures
-            for path in picture_paths(Path(source), "pictures")
+            for path in image_paths(Path(source), "pictures")
         }
         paths, bad = readable([*names][: config.n], channels)
         return dict(zip(paths, png_names([names[path] for path in paths]), strict=True)), bad
@@ -179,15 +179,15 @@ def given_pictures(accelerator: Accelerator, config: ReconstructConfig, loaded: 
     )
 
 
-def validation_pictures(config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
+def validation_images(config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
     """The first pictures of the validation split of the tokenizer's training."""
     data = data_config(loaded.data, str(loaded.path))
-    split = build_pictures(data, "validation", seed=0)
+    split = build_image_batches(data, "validation", seed=0)
     number = min(config.n or VALIDATION, len(split))
 
-    def read(index: int) -> Picture:
+    def read(index: int) -> ImageArray:
         pixels, _ = split.batch(np.array([index]))
-        picture: Picture = rearrange(pixels, "1 C H W -> H W C").numpy()
+        picture: ImageArray = rearrange(pixels, "1 C H W -> H W C").numpy()
         return picture
 
     names = [f"validation picture {index} of {data.kind}" for index in range(number)]

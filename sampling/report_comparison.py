@@ -7,9 +7,9 @@ from functools import partial
 import torch
 
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw
+from stage1_tokenizer.diagnostics.report.embedded_images import enlargement, fitted, grid, img, pixels, read
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, plural, table, tag
 from stage1_tokenizer.diagnostics.report.page import TROUBLE, Head, attempt, note, or_note, render
-from stage1_tokenizer.diagnostics.report.pictures import enlargement, fitted, grid, img, pixels, read
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.report.run_sections import Meaning, pairs, readings, setting
 from stage1_tokenizer.diagnostics.report.tokenizer import TOKENIZER_FIGURES
@@ -212,7 +212,7 @@ def _column(title: str, measured: Measured, images: torch.Tensor, psnr: float | 
 
 def _samples(runs: Sequence[tuple[str, RunFolder]]) -> Markup:
     def last(name: str, run: RunFolder) -> Child:
-        found = run.pictures("samples")
+        found = run.logged_images("samples")
         if not found:
             return note(f"{name} has none.")
         step, path = found[-1]

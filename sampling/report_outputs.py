@@ -17,13 +17,13 @@ from typing import Any, TypeGuard
 from sampling.completion import CompleteConfig
 from sampling.option_facts import AlwaysShown, facts_of
 from sampling.output import NOT_COMPARED
-from sampling.picture_files import rows_of
 from sampling.sampler import SamplingConfig
+from sampling.saved_images import rows_of
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.trees import LARGEST_JSON, parse_json
+from stage1_tokenizer.diagnostics.report.embedded_images import LARGEST_SIDE, grid, read
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, listed, plain, plural, table, tag
 from stage1_tokenizer.diagnostics.report.page import Section, attempt, note, or_note, section
-from stage1_tokenizer.diagnostics.report.pictures import LARGEST_SIDE, grid, read
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.engine.checkpoint import brief
 from stage2_prior.report import kind_of

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
 from sampling.option_facts import AlwaysShown, Idle
-from sampling.picture_files import Shape, to_pictures
+from sampling.saved_images import Shape, to_images
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Size
 from stage1_tokenizer.data.order import parts_of
@@ -133,11 +133,11 @@ class Sampler:
         return cls(load_prior(path, device), config)
 
     @property
-    def codes_per_picture(self) -> int:
+    def codes_per_image(self) -> int:
         return self.grid[0] * self.grid[1] * self.prior.model.shape.K
 
     @property
-    def picture_shape(self) -> Shape:
+    def image_shape(self) -> Shape:
         """Of each picture."""
         return (*self.size, self.prior.tokenizer.tokenizer.config.image_channels)
 
@@ -188,7 +188,7 @@ class Sampler:
         indices = np.arange(n, dtype=np.int64)
         labels = self.labels(indices, classes)
         parts = parts_of(indices, self.config.batch_size)
-        return np.concatenate([self.pictures(part, labels[part], seed, progress) for part in parts])
+        return np.concatenate([self.images(part, labels[part], seed, progress) for part in parts])
 
     def labels(
         self, indices: NDArray[np.int64], classes: str | int | Sequence[str | int] | None = None
@@ -203,7 +203,7 @@ class Sampler:
             raise ConfigError(f"{len(classes)} classes for {len(indices)} pictures: give one for each, or one for all")
         return np.array([label_of(str(name), known) for name in classes], dtype=np.int64)
 
-    def pictures(
+    def images(
         self, indices: NDArray[np.int64], labels: NDArray[np.int64], seed: int, progress: Progress | None = None
     ) -> NDArray[np.uint8]:
         """The pictures of these numbers and labels, all at once: (n, H, W, C) uint8."""
@@ -238,7 +238,7 @@ class Sampler:
         shape = self.prior.model.shape
         larger = -(-codes.shape[1] * codes.shape[2] // (shape.h * shape.w))
         tokenizer = self.prior.tokenizer.tokenizer
-        return to_pictures(partial(decode_codes, tokenizer, tiles=tiles_for(tokenizer.config)), codes, larger)
+        return to_images(partial(decode_codes, tokenizer, tiles=tiles_for(tokenizer.config)), codes, larger)
 
     def _generate(
         self,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sampling.evaluation.npz import write_samples
 from sampling.output import Output, close_output
-from sampling.picture_files import Shape, grid_of, read_png, save_png
 from sampling.sampler import Sampler
+from sampling.saved_images import Shape, grid_of, read_png, save_png
 from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.engine.console import bar
 from stage2_prior.class_names import labels_in_turn
@@ -33,7 +33,7 @@ class Source(Protocol):
     """The unit that the bar counts."""
 
     @property
-    def units_per_picture(self) -> int: ...
+    def units_per_image(self) -> int: ...
 
     def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object], /) -> NDArray[np.uint8]:
         """The pictures of these numbers, (n, H, W, C); `progress` is called with a number of units that are done."""
@@ -56,12 +56,12 @@ class PriorSource:
         return self.sampler.prior
 
     @property
-    def picture_shape(self) -> Shape:
-        return self.sampler.picture_shape
+    def image_shape(self) -> Shape:
+        return self.sampler.image_shape
 
     @property
-    def units_per_picture(self) -> int:
-        return self.sampler.codes_per_picture * self.sampler.config.candidates
+    def units_per_image(self) -> int:
+        return self.sampler.codes_per_image * self.sampler.config.candidates
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """The label of each picture (n,)."""
@@ -70,7 +70,7 @@ class PriorSource:
         return labels_in_turn(self.class_, self.sampler.prior.classes, indices)
 
     def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object]) -> NDArray[np.uint8]:
-        return self.sampler.pictures(indices, self.labels(indices), self.seed, progress)
+        return self.sampler.images(indices, self.labels(indices), self.seed, progress)
 
     def settings(self) -> dict[str, object]:
         """The entries that settings.json has beside the configuration."""
@@ -81,7 +81,7 @@ def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_si
     """Make the pictures that a folder lacks, each process its share, and wait for all. Returns the seconds it took."""
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
-    shown = bar(len(mine) * source.units_per_picture, source.unit, source.doing)
+    shown = bar(len(mine) * source.units_per_image, source.unit, source.doing)
     for indices in parts_of(mine, batch_size):
         pictures = source.sample(indices, shown.update)
         for index, picture in zip(indices, pictures, strict=True):
@@ -92,7 +92,7 @@ def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_si
 
 
 @dataclass(frozen=True)
-class SavedPictures:
+class SavedImages:
     """Pictures of one shape in a folder, each read when it is asked for."""
 
     folder: Path
@@ -111,7 +111,7 @@ def assemble(labels: NDArray[np.int64], out: Output) -> None:
 
     The pictures of the grid are in memory, and of the others one at a time.
     """
-    pictures = SavedPictures(out.path, out.names)
+    pictures = SavedImages(out.path, out.names)
     save_png(out.path / GRID, grid_of([pictures[index] for index in range(min(len(pictures), MOST_IN_GRID))]))
     write_samples(out.path / SAMPLES, pictures, labels)
     close_output(out, [*out.names, GRID])

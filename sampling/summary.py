@@ -108,9 +108,9 @@ def prior_figures(run: Path, step: int) -> list[Figure]:
 def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
     data = data_config(prior.data, str(prior.path))
     opened = open_data(data)
-    train, validation = opened.pictures("train", config.seed), opened.pictures("validation", config.seed)
+    train, validation = opened.image_batches("train", config.seed), opened.image_batches("validation", config.seed)
     sampler = Sampler(prior)
-    with bar(config.samples * sampler.codes_per_picture, "code", "sampling") as shown:
+    with bar(config.samples * sampler.codes_per_image, "code", "sampling") as shown:
         pictures = sampler.sample(config.samples, seed=config.seed, progress=shown.update)
     missing = [name for name in prior.classes if name not in train.classes]
     if missing:

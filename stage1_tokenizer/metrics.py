@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stage1_tokenizer.data.pictures import Pictures, normalise
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise
 from stage1_tokenizer.engine.precision import float64
 
 VARIANCE_IMAGES = 2000
@@ -51,7 +51,7 @@ def ssim(x: Tensor, x_hat: Tensor) -> Tensor:
     return similar.reshape(len(x), -1).mean(dim=1)
 
 
-def pixel_variance(pictures: Pictures, at_most: int = VARIANCE_IMAGES) -> float:
+def pixel_variance(pictures: ImageBatches, at_most: int = VARIANCE_IMAGES) -> float:
     """Variance of all pixels and channels of a split on the scale of [-1, 1], from up to `at_most` of its images,
     evenly spaced. Mean squared error over it is the NMSE: 1 is what a picture in the data's mean grey would have."""
     chosen = np.unique(np.linspace(0, len(pictures) - 1, min(at_most, len(pictures)), dtype=np.int64))

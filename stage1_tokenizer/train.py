@@ -20,8 +20,8 @@ from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.data import DataConfig, open_data
 from stage1_tokenizer.data.bad_files import BAD_FILES
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise
 from stage1_tokenizer.data.order import BatchOrder, training_batches
-from stage1_tokenizer.data.pictures import Pictures, normalise
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.alarms import build_alarms
 from stage1_tokenizer.diagnostics.alarms.latents import Codes
@@ -85,7 +85,7 @@ def main() -> None:
     opened = open_data(config.data)
     folder = OpenedRun(config, accelerator, TOKENIZER_FILE, opened)
     train_set, validation_set = (
-        opened.pictures(split, config.seed, device, folder.path / BAD_FILES) for split in ("train", "validation")
+        opened.image_batches(split, config.seed, device, folder.path / BAD_FILES) for split in ("train", "validation")
     )
     check_share(len(validation_set), processes)
 
@@ -187,7 +187,7 @@ def main() -> None:
                 run.validated(done, figures)
                 if config.pictures:
                     grid = pairs(ema.module, validation_set, config.pictures, device)
-                    run.pictures(done, "reconstructions", grid, columns=8)
+                    run.log_images(done, "reconstructions", grid, columns=8)
         if is_saved or checked.stop:
             run.save(done)
         if checked.stop and not is_last:
@@ -208,7 +208,7 @@ def check(config: TrainTokenizerConfig, processes: int) -> None:
     config.adversarial.check(config.data.image_size)
 
 
-def build_tokenizer(config: TrainTokenizerConfig, images: Pictures, processes: int) -> Tokenizer:
+def build_tokenizer(config: TrainTokenizerConfig, images: ImageBatches, processes: int) -> Tokenizer:
     """The tokenizer for these images, untrained, in channels_last."""
     described = TokenizerConfig(
         image_size=config.data.image_size,

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise
 from stage1_tokenizer.data.order import validation_batches
-from stage1_tokenizer.data.pictures import Pictures, normalise
 from stage1_tokenizer.engine.console import Figure, counted
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage1_tokenizer.objective import generator_loss
@@ -29,7 +29,7 @@ Distance = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 def validate(
     accelerator: Accelerator,
     tokenizer: Tokenizer,
-    split: Pictures,
+    split: ImageBatches,
     batch_size: int,
     variance: float,
     distance: Distance,
@@ -64,7 +64,7 @@ def validate(
 
 
 @torch.inference_mode()
-def pairs(tokenizer: Tokenizer, split: Pictures, n: int, device: torch.device) -> Tensor:
+def pairs(tokenizer: Tokenizer, split: ImageBatches, n: int, device: torch.device) -> Tensor:
     """n images from all over a split, each followed by its reconstruction: (2n, C, H, W) in [-1, 1]."""
     pixels, _ = split.batch(np.linspace(0, len(split) - 1, min(n, len(split)), dtype=np.int64))
     x = normalise(pixels.to(device))

@@ -23,10 +23,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.config.base import CommandConfig, Tree, parse_command_line
-from stage1_tokenizer.data import DataConfig, build_pictures, data_config
+from stage1_tokenizer.data import DataConfig, build_image_batches, data_config
+from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
 from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.data.partial_options import with_own_data
-from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import bar
@@ -84,7 +84,7 @@ def main() -> None:
     check_fits(prior.tokenizer, data)
     if config.by_class and not prior.classes:
         raise ConfigError("by_class: this prior has no classes")
-    pictures = build_pictures(data, config.split, seed=0)
+    pictures = build_image_batches(data, config.split, seed=0)
     channels = prior.tokenizer.tokenizer.config.image_channels
     if pictures.channels != channels:
         raise ConfigError(f"the images have {pictures.channels} channels, but the tokenizer was trained on {channels}")
@@ -109,7 +109,7 @@ def main() -> None:
 def score(
     accelerator: Accelerator,
     prior: LoadedPrior,
-    pictures: Pictures,
+    pictures: ImageBatches,
     number: int,
     labels: NDArray[np.int64],
     config: ScoreConfig,

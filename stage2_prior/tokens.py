@@ -22,8 +22,8 @@ from stage1_tokenizer.config.marks import Mark, without_marked
 from stage1_tokenizer.config.trees import parse_json
 from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.data.bad_files import BAD_FILES
+from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
 from stage1_tokenizer.data.order import Places, parts_of, share
-from stage1_tokenizer.data.pictures import Pictures, Split, normalise
 from stage1_tokenizer.data.resident import roomy
 from stage1_tokenizer.engine.checkpoint import SUM, brief, read_tensors, write_tensors
 from stage1_tokenizer.engine.console import bar
@@ -85,7 +85,7 @@ def load_or_extract(
         assert found is not None
         return found
     mine = share(len(images), accelerator.process_index, accelerator.num_processes)
-    pictures = opened.pictures(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
+    pictures = opened.image_batches(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
     if pictures.channels != tokenizer.tokenizer.config.image_channels:
         raise ConfigError(
             f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was "
@@ -165,7 +165,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
 def _extract(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
-    pictures: Pictures,
+    pictures: ImageBatches,
     views: int,
     provenance: Provenance,
     stem: Path,

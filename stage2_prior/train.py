@@ -20,9 +20,9 @@ from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.config.value_forms import Limit
 from stage1_tokenizer.data import DataConfig, OpenData, data_config, open_data
+from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.data.order import BatchOrder, Places
 from stage1_tokenizer.data.partial_options import own_data, with_own_data
-from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.diagnostics.alarms.base import Alarms
 from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.engine.checkpoint import write_file, write_weights
@@ -172,7 +172,7 @@ def main() -> None:
             has_ended = best.is_exhausted(config.patience)
             if config.samples and accelerator.is_main_process:
                 images = sample(ema.module, tokenizer, config.samples, config.seed, device)
-                run.pictures(done, "samples", images, columns=10)
+                run.log_images(done, "samples", images, columns=10)
         if is_saved or has_ended or checked.stop:
             run.save(done)
         if has_ended and not is_last:

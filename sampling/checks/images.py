@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sampling.checks.finding import Finding, bad, note, ok
-from stage1_tokenizer.data.bad_files import PictureError
+from stage1_tokenizer.data.bad_files import BadImageError
 from stage1_tokenizer.data.folder.scan import image_files, unreadable
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.console import bar
@@ -24,7 +24,7 @@ def check_image(path: Path) -> Iterator[Finding]:
     try:
         height, width, _ = read_image(path, channels=3).shape
         yield ok(path, f"an image of {height}x{width} (height, width)")
-    except PictureError as error:
+    except BadImageError as error:
         yield bad(path, error.reason)
 
 

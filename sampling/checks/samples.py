@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sampling.checks.finding import Finding, bad, check_leftovers, note, ok
 from sampling.checks.images import check_images, holds_images
-from sampling.output import SETTINGS, picture_names
+from sampling.output import SETTINGS, image_names
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.engine.lock import holder_of
 
@@ -37,7 +37,7 @@ def check_samples(folder: Path) -> Iterator[Finding]:
 
 
 def _progress(folder: Path, settings: Tree, holder: str | None) -> Finding:
-    path, wanted, finished = folder / SETTINGS, picture_names(settings), settings.get("finished")
+    path, wanted, finished = folder / SETTINGS, image_names(settings), settings.get("finished")
     missing = [name for name in wanted if not (folder / name).is_file()]
     of = f"{len(wanted) - len(missing):,} of {len(wanted):,} pictures"
     if not isinstance(finished, bool):

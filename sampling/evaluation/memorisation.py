@@ -25,7 +25,7 @@ from sampling.evaluation.features import Measuring
 from sampling.evaluation.intervals import Interval, share_interval
 from sampling.evaluation.results import Figure
 from sampling.evaluation.sources import Source, some
-from sampling.picture_files import rows_of
+from sampling.saved_images import rows_of
 from stage1_tokenizer.data.order import share as share_of
 from stage1_tokenizer.engine.console import counted
 

@@ -13,8 +13,8 @@ from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.data.partial_options import with_own_data
-from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.diagnostics.views.base import moved
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
@@ -34,10 +34,10 @@ class EvaluateConfig(CommandConfig):
     """A stage-two run's folder, or its prior.safetensors: measure its samples; where nothing is named, the newest run
     under runs/stage2."""
     samples: str | None = None
-    """Pictures in place of a prior's: a folder that `generate.py` wrote, any folder of pictures of one size, or an .npz
+    """Images in place of a prior's: a folder that `generate.py` wrote, any folder of pictures of one size, or an .npz
     file (`arr_0`, as the ADM suite has it). They are compared with the data of --prior, --tokenizer or --data."""
     n: int | None = Field(None, ge=2)
-    """Pictures to measure; null: 10,000 samples of a prior, else all that there are."""
+    """Images to measure; null: 10,000 samples of a prior, else all that there are."""
     data: DataConfig | None = Field(None, discriminator="kind")
     """The data set; null: that of the training. Keys without `data.kind` change that one."""
     root: str | None = None
@@ -73,7 +73,7 @@ class EvaluateConfig(CommandConfig):
     seed: int = 0
     """Of the samples, and of all that is drawn in measuring."""
     batch_size: PositiveInt = 64
-    """Pictures measured at once by each process; bounded by memory, without effect on the figures."""
+    """Images measured at once by each process; bounded by memory, without effect on the figures."""
     out: str | None = None
     """Path of the results without .json and .md; default: a name that says the protocol, in evaluation/ of the run."""
 
@@ -142,7 +142,7 @@ def data_set(
     if data.config.image_size != size:
         given_size = "x".join(map(str, data.config.image_size))
         raise ConfigError(f"data.image_size is {given_size}, but {tokenizer.path} was trained on {size[0]}x{size[1]}")
-    channels = data.pictures(config.measured_split).channels
+    channels = data.image_batches(config.measured_split).channels
     if channels != wanted:
         raise ConfigError(f"the images have {channels} channels, but {tokenizer.path} was trained on {wanted}")
     return data

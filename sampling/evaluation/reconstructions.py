@@ -15,8 +15,8 @@ from torch import Tensor
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.features import Features, my_batches, without_logits
 from sampling.evaluation.sources import Source
-from sampling.picture_files import DECODE_CHUNK, in_chunks
-from stage1_tokenizer.data.pictures import normalise, to_uint8
+from sampling.saved_images import DECODE_CHUNK, in_chunks
+from stage1_tokenizer.data.image_batches import normalise, to_uint8
 from stage1_tokenizer.engine.checkpoint import sha256_of
 from stage1_tokenizer.engine.console import bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -24,7 +24,7 @@ from stage1_tokenizer.metrics import CodeUse, psnr, ssim
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
-PerPicture = Callable[[Tensor, Tensor], Tensor]
+PerImage = Callable[[Tensor, Tensor], Tensor]
 """x, x_hat (B, C, H, W) in [-1, 1] -> (B,)."""
 
 
@@ -53,7 +53,7 @@ def described_lpips(config: PerceptualConfig) -> str:
     return f"version 0.1, {config.net}, {given}"
 
 
-def lpips_per_picture(perceptual: Perceptual) -> PerPicture:
+def lpips_per_image(perceptual: Perceptual) -> PerImage:
     """The distance of each pair, as the lpips package computes it."""
 
     def distance(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def measure_reconstructions(
     loaded: LoadedTokenizer,
     source: Source,
     extractor: Extractor | None,
-    lpips: PerPicture | None,
+    lpips: PerImage | None,
     batch_size: int,
 ) -> Reconstructions:
     """Reconstruct all pictures of a source, each once over all processes; all processes know the result.
@@ -84,7 +84,7 @@ def measure_reconstructions(
             "(--extractor.kind none) PSNR, SSIM and NMSE are measured"
         )
     device, bottleneck = accelerator.device, loaded.tokenizer.bottleneck
-    columns: dict[str, PerPicture] = {"psnr": psnr, "ssim": ssim, "error": _squared_error}
+    columns: dict[str, PerImage] = {"psnr": psnr, "ssim": ssim, "error": _squared_error}
     if lpips is not None:
         columns["lpips"] = lpips
     table = torch.zeros(len(source), len(columns) + 2, dtype=torch.float64, device=device)

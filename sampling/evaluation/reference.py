@@ -25,7 +25,7 @@ from sampling.evaluation.npz import holds_moments, open_samples, read_moments, w
 from sampling.evaluation.sources import NpzSource, Source, SplitSource, given, size_of
 from stage1_tokenizer.config.marks import Mark, without_marked
 from stage1_tokenizer.data import DataConfig, OpenData, open_data
-from stage1_tokenizer.data.pictures import Pictures, Split
+from stage1_tokenizer.data.image_batches import ImageBatches, Split
 from stage1_tokenizer.engine.checkpoint import brief, read_tensors, sha256_of, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.launch import on_main
@@ -33,7 +33,7 @@ from stage1_tokenizer.engine.names import located
 
 FORMAT = "1"
 KEPT = 50_000
-"""Pictures whose features are kept: all of them in the usual reference sets (of 1,280 numbers each, 256 MB)."""
+"""Images whose features are kept: all of them in the usual reference sets (of 1,280 numbers each, 256 MB)."""
 SPLITS = ("train", "validation")
 """Names of references that are splits of the data set."""
 Provenance = dict[str, Any]
@@ -159,12 +159,12 @@ class DataSet:
     config: DataConfig
     whole: str | None = None
     """The folder of which all images are the validation split; None: the splits are those of the training."""
-    _splits: dict[Split, Pictures] = field(default_factory=dict)
+    _splits: dict[Split, ImageBatches] = field(default_factory=dict)
 
-    def pictures(self, split: Split) -> Pictures:
+    def image_batches(self, split: Split) -> ImageBatches:
         """One split."""
         if split not in self._splits:
-            self._splits[split] = self._opened.pictures(split, seed=0)
+            self._splits[split] = self._opened.image_batches(split, seed=0)
         return self._splits[split]
 
     @cached_property
@@ -173,7 +173,7 @@ class DataSet:
 
     def source(self, split: Split) -> SplitSource:
         """All of one split."""
-        pictures = self.pictures(split)
+        pictures = self.image_batches(split)
         return SplitSource(pictures, np.arange(len(pictures), dtype=np.int64))
 
     def described(self, split: Split) -> dict[str, Any]:

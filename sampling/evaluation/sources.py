@@ -16,12 +16,12 @@ from torch import Tensor
 
 from sampling.evaluation import npz
 from sampling.evaluation.npz import open_samples
-from sampling.output import NOT_COMPARED, Output, is_finished, open_output, picture_names, settings_of
-from sampling.picture_files import picture_paths
+from sampling.output import NOT_COMPARED, Output, image_names, is_finished, open_output, settings_of
 from sampling.sampling_loop import SAMPLES, PriorSource, assemble, make_missing
+from sampling.saved_images import image_paths
 from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.pictures import Pictures
 from stage1_tokenizer.engine.checkpoint import brief, sha256_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.launch import on_main
@@ -35,7 +35,7 @@ NEAREST = "-nearest.png"
 
 
 class Source(Protocol):
-    """Pictures with numbers."""
+    """Images with numbers."""
 
     def __len__(self) -> int: ...
 
@@ -48,7 +48,7 @@ class Source(Protocol):
 class SplitSource:
     """Some pictures of a split, in their plain view."""
 
-    pictures: Pictures
+    pictures: ImageBatches
     chosen: Indices
     """(N,): which."""
 
@@ -127,12 +127,12 @@ def check_set(source: Source, what: str) -> None:
 
 
 class Samples(NamedTuple):
-    """Pictures to be measured."""
+    """Images to be measured."""
 
     source: Source
     where: Path
     per_second: float | None
-    """Pictures made in a second, by all processes together; None where they were there already."""
+    """Images made in a second, by all processes together; None where they were there already."""
     of: int
     """How many there are, of which these may be some."""
 
@@ -150,8 +150,8 @@ def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: i
     told = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
     folder = source.loaded.path.parent / "evaluation" / f"samples-{digest}"
-    wanted = dict.fromkeys(picture_names(settings), source.picture_shape)
-    found = FolderSource([folder / name for name in wanted], source.picture_shape[2])
+    wanted = dict.fromkeys(image_names(settings), source.image_shape)
+    found = FolderSource([folder / name for name in wanted], source.image_shape[2])
     if on_main(accelerator, lambda: is_finished(folder)):
         if gone := [path.name for path in found.paths if not path.is_file()]:
             raise BadFileError(
@@ -196,7 +196,7 @@ def folder_of_results(samples: Path) -> Path:
 
 
 def _folder(path: Path, n: int | None, seed: int, option: str) -> Samples:
-    paths = [file for file in picture_paths(path, option) if not file.name.endswith(NEAREST)]  # which we wrote
+    paths = [file for file in image_paths(path, option) if not file.name.endswith(NEAREST)]  # which we wrote
     if not paths:
         raise ConfigError(f"{option} {path}: holds no pictures")
     chosen = some(n or len(paths), len(paths), seed)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sampling.evaluation.features import Measuring
 from sampling.evaluation.memorisation import NEIGHBOURS_SHOWN, Copies, is_grey, look_for_copies
 from sampling.evaluation.options import EvaluateConfig, data_set, trained_on
-from sampling.evaluation.reconstructions import described_lpips, lpips_per_picture, measure_reconstructions
+from sampling.evaluation.reconstructions import described_lpips, lpips_per_image, measure_reconstructions
 from sampling.evaluation.reference import DataSet, Reference, reference_named
 from sampling.evaluation.results import (
     Evaluation,
@@ -35,11 +35,11 @@ from sampling.evaluation.tables import (
     sample_figures,
     warnings_of,
 )
-from sampling.picture_files import save_png
 from sampling.sampler import Sampler
 from sampling.sampling_loop import PriorSource
+from sampling.saved_images import save_png
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.pictures import Pictures
+from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.launch import on_main
 from stage1_tokenizer.perceptual import Perceptual
@@ -57,14 +57,14 @@ def evaluate_tokenizer(config: EvaluateConfig, measuring: Measuring) -> tuple[Pa
     assert config.tokenizer is not None
     loaded = LoadedTokenizer.load(config.tokenizer, accelerator.device)
     data = data_set(config, loaded)
-    pictures, size = data.pictures(config.measured_split), loaded.tokenizer.config.image_size
+    pictures, size = data.image_batches(config.measured_split), loaded.tokenizer.config.image_size
     lpips = Perceptual(config.perceptual, size).to(accelerator.device) if config.measures_lpips else None
     source = SplitSource(pictures, some(config.n or len(pictures), len(pictures), config.seed))
     kind, number, split = data.config.kind, len(source), "all" if data.whole else config.measured_split
     what = f"of all {len(pictures):,} images in {data.whole}" if data.whole else f"{split} images of {kind}"
     accelerator.print(f"reconstructing {number:,} {one_line(what)} with {one_line(str(loaded.path))}")
     found = measure_reconstructions(
-        accelerator, loaded, source, extractor, lpips_per_picture(lpips) if lpips else None, config.batch_size
+        accelerator, loaded, source, extractor, lpips_per_image(lpips) if lpips else None, config.batch_size
     )
     figures = reconstruction_figures(found, loaded.tokenizer, extractor, config.perceptual.net, config.seed)
     protocol = {
@@ -90,7 +90,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
     if config.samples is None:
         prior = load_prior(config.prior, accelerator.device)
         data = data_set(config, prior.tokenizer, prior.data, prior.path)
-        labels = labels_for(prior, data.pictures(config.measured_split).classes)
+        labels = labels_for(prior, data.image_batches(config.measured_split).classes)
         maker = PriorSource(Sampler(prior, config.sampling), None, config.seed)
         reference = reference_named(measuring, config.reference, data)  # what is wrong with it shows before sampling
         samples = sampled(accelerator, maker, config.n or DEFAULT_SAMPLES, config.sampling.batch_size)
@@ -113,7 +113,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
     warnings = warnings_of(found.count, reference.moments.count, extractor)
     warnings += comparison_warnings(samples.source, reference)
     if prior is not None and data is not None:
-        figures += bits_of(config, measuring, prior, labels, data.pictures(config.measured_split))
+        figures += bits_of(config, measuring, prior, labels, data.image_batches(config.measured_split))
         if prior.classes and found.count % len(prior.classes):
             warnings.append(f"{found.count:,} samples have the {len(prior.classes):,} classes not equally often")
         if samples.per_second is not None:
@@ -143,7 +143,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
 
 
 def bits_of(
-    config: EvaluateConfig, measuring: Measuring, prior: LoadedPrior, labels: NDArray[np.int64], pictures: Pictures
+    config: EvaluateConfig, measuring: Measuring, prior: LoadedPrior, labels: NDArray[np.int64], pictures: ImageBatches
 ) -> list[Figure]:
     """Measure the bits per token that the prior needs for a split's images. Raises BadFileError: scores that are not
     finite."""
@@ -159,7 +159,7 @@ def memorised(
     config: EvaluateConfig, measuring: Measuring, samples: Source, data: DataSet, reference: Reference
 ) -> Copies | str:
     """The training images nearest to samples; or why they cannot be looked for."""
-    total, theirs = len(data.pictures("train")), data.source("train").read(np.arange(1)).shape
+    total, theirs = len(data.image_batches("train")), data.source("train").read(np.arange(1)).shape
     mine = samples.read(np.arange(1)).shape
     if mine[2:] != theirs[2:]:
         return f"samples are {mine[2]}x{mine[3]}, training images {theirs[2]}x{theirs[3]}"
@@ -170,7 +170,7 @@ def memorised(
     trained = reference if config.reference == "train" else data.reference(measuring, "train")
     assert trained.features is not None
     assert trained.indices is not None
-    training = SplitSource(data.pictures("train"), trained.indices.numpy())
+    training = SplitSource(data.image_batches("train"), trained.indices.numpy())
     flip, held_out = data.config.flip, data.source("validation")
     return look_for_copies(
         measuring, samples, training, trained.features, held_out, config.nearest, mirrored=flip, trained_on=total

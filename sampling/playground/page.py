@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from sampling.choose import Filter
 from sampling.option_facts import facts_of
-from sampling.picture_files import save_png
 from sampling.playground.controls import (
     NAMES,
     Settings,
@@ -32,7 +31,8 @@ from sampling.playground.guard import LARGEST_UPLOAD, is_inside
 from sampling.playground.painter import READ, SCRIPT, TEMPLATE, data_url, painted
 from sampling.playground.tasks import Chosen, Playground, said
 from sampling.sampler import SamplingConfig
-from stage1_tokenizer.data.pictures import Picture
+from sampling.saved_images import save_png
+from stage1_tokenizer.data.image_batches import ImageArray
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 
 KEPT_RESULTS = 32
@@ -284,7 +284,7 @@ class Page:
         )
 
     def _files(
-        self, pictures: Sequence[Picture] | NDArray[np.uint8], captions: Sequence[str], lasting: bool = False
+        self, pictures: Sequence[ImageArray] | NDArray[np.uint8], captions: Sequence[str], lasting: bool = False
     ) -> list[tuple[str, str]]:
         """The pictures as PNG files that the page may show, each with its caption. Those of old requests go."""
         folder = Path(tempfile.mkdtemp(dir=self._folder))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stage1_tokenizer.data.pictures import Picture
+from stage1_tokenizer.data.image_batches import ImageArray
 from stage1_tokenizer.engine.errors import ConfigError
 
 SCRIPT = Path(__file__).with_name("painter.js").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ READ = "(chosen, mask, ...rest) => [chosen, document.querySelector('.painter can
 """What the browser does to a request's values before it sends them: the second one becomes the mask."""
 
 
-def data_url(picture: Picture) -> str:
+def data_url(picture: ImageArray) -> str:
     """A picture (H, W, C) as an address that holds it."""
     file = BytesIO()
     Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(file, format="PNG")

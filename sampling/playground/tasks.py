@@ -31,7 +31,7 @@ from sampling.completion import (
 from sampling.generate import GenerateConfig
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.data.pictures import Picture
+from stage1_tokenizer.data.image_batches import ImageArray
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
 from stage2_prior.prior import LoadedPrior
 from stage2_prior.products import Precision
@@ -56,7 +56,7 @@ class Limits(NamedTuple):
 class Chosen(NamedTuple):
     """A picture to complete or to grow."""
 
-    picture: Picture
+    picture: ImageArray
     """(H, W, C) of the prior's size."""
     number: int
     """Its number: with the seed it decides the noise."""
@@ -133,14 +133,14 @@ class Playground:
         sampler = Sampler(self.prior, config)
         indices = np.arange(config.n, dtype=np.int64)
         labels = sampler.labels(indices, config.class_)
-        progress = self._counted(config.n * sampler.codes_per_picture, report)
-        made = sampler.pictures(indices, labels, config.seed, progress)
+        progress = self._counted(config.n * sampler.codes_per_image, report)
+        made = sampler.images(indices, labels, config.seed, progress)
         names = [self.prior.classes[label] for label in labels] if self.prior.classes else []
         return Sampled(made, names, self._command(config))
 
     def complete(
         self, chosen: Chosen | None, painted: NDArray[np.bool_], values: Mapping[str, Any], report: Share
-    ) -> tuple[Picture, NDArray[np.uint8]]:
+    ) -> tuple[ImageArray, NDArray[np.uint8]]:
         """The picture with all that is painted (H, W) hidden, and with it made anew: (variants, H, W, C).
 
         values: variants, paste, seed, class, and how codes are chosen, as `complete.py` has them.
@@ -157,13 +157,13 @@ class Playground:
                 f"too much is painted: a code covers {self.factor}x{self.factor} pixels, and none is left whole, so "
                 "the prior would see nothing"
             )
-        progress = self._counted(config.variants * sampler.codes_per_picture, report)
+        progress = self._counted(config.variants * sampler.codes_per_image, report)
         made = complete(sampler, task, keep, config.paste, progress)
         return framed(task.pictures[:1], keep, Margins(), self.factor)[0], made
 
     def grow(
         self, chosen: Chosen | None, values: Mapping[str, Any], report: Share
-    ) -> tuple[Picture, NDArray[np.uint8]]:
+    ) -> tuple[ImageArray, NDArray[np.uint8]]:
         """The picture with empty margins around it, and with these made: (variants, H + ..., W + ..., C).
 
         values: as for `complete`, and `grow`, with the pixels `up`, `down`, `left` and `right`.

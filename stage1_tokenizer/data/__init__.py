@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 
 from stage1_tokenizer.config.base import Config, Tree
-from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError, errors_of
+from stage1_tokenizer.data.bad_files import BadFiles, BadImageError, BadPart, errors_of
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
 from stage1_tokenizer.data.folder.index import FolderIndex
-from stage1_tokenizer.data.pictures import SPLITS, DataSplit, Pictures, Split
+from stage1_tokenizer.data.image_batches import SPLITS, DataSplit, ImageBatches, Split
 from stage1_tokenizer.data.record import Found, announce
 from stage1_tokenizer.data.shapes import Shapes, ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import (
@@ -85,22 +85,22 @@ class OpenData:
         """What the config does not say of the content of each split, and the classes; the same wherever it lies."""
         return {split: self.images(split).identity for split in SPLITS}
 
-    def pictures(
+    def image_batches(
         self,
         split: Split,
         seed: int,
         device: torch.device | str = "cpu",
         bad_list: Path | None = None,
         only: range | None = None,
-    ) -> Pictures:
-        """One split, ready for batches. Bad files are counted over both splits; see `Pictures` for the rest."""
+    ) -> ImageBatches:
+        """One split, ready for batches. Bad files are counted over both splits; see `ImageBatches` for the rest."""
         found = self.found
         if self._bad is None:
             self._bad = BadFiles(bad_list, self.config.tolerated, found.images, self._find_bad)
         first = 0 if split == "train" or found.shared else found.train
-        return Pictures(self.images(split), self.config, seed, device, BadPart(self._bad, first), only)
+        return ImageBatches(self.images(split), self.config, seed, device, BadPart(self._bad, first), only)
 
-    def _find_bad(self) -> Iterator[tuple[int, PictureError]]:
+    def _find_bad(self) -> Iterator[tuple[int, BadImageError]]:
         """Read all files, those of both splits; the bad ones by their place in the data set."""
         first = 0
         for split in SPLITS[:1] if self.found.shared else SPLITS:
@@ -130,10 +130,10 @@ def build_images(config: DataConfig, split: Split, index: FolderIndex | None = N
             assert_never(config)
 
 
-def build_pictures(
+def build_image_batches(
     config: DataConfig, split: Split, seed: int, device: torch.device | str = "cpu", bad_list: Path | None = None
-) -> Pictures:
+) -> ImageBatches:
     """One split of a data set, ready for batches, after saying what was found; `seed` selects the augmentations, and on
     `device` the batches are made where the whole split finds room there. Files that cannot be read are listed in
     `bad_list`, if it is given. Who needs both splits opens the data once, with `open_data`."""
-    return open_data(config).pictures(split, seed, device, bad_list)
+    return open_data(config).image_batches(split, seed, device, bad_list)

@@ -25,7 +25,7 @@ QUOTED = 5
 """So many are quoted where the run stops because of them."""
 
 
-class PictureError(BadFileError):
+class BadImageError(BadFileError):
     """One picture that cannot be read: its path, and why."""
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -44,14 +44,14 @@ class BadFiles:
         path: Path | None,
         share: float,
         n: int,
-        find_all: Callable[[], Iterable[tuple[int, PictureError]]] = tuple,
+        find_all: Callable[[], Iterable[tuple[int, BadImageError]]] = tuple,
     ) -> None:
         """`path`: the list, one line `file<TAB>reason` for each; it appears with the first of them. None: no list.
         `share`: so many of the n, in 0..1, are tolerated. `find_all`: reads all files, to list every bad one where a
         run stops because of them."""
         self._path, self._share, self.n = path, share, n
         self._find_all = find_all
-        self._errors: dict[int, PictureError] = {}  # by place in the data set
+        self._errors: dict[int, BadImageError] = {}  # by place in the data set
         self._listed: set[bytes] = set()
         self._read = 0  # bytes of the list that `_listed` knows
         self._complete = False
@@ -67,7 +67,7 @@ class BadFiles:
     def __contains__(self, place: int) -> bool:
         return place in self._errors
 
-    def add(self, place: int, error: PictureError) -> None:
+    def add(self, place: int, error: BadImageError) -> None:
         """Report the picture at `place`, if it is new. Any number of threads may call this.
 
         Raises:
@@ -76,7 +76,7 @@ class BadFiles:
         if self._note(place, error) and (len(self._errors) / self.n > self._share or len(self._errors) == self.n):
             raise self.verdict()
 
-    def _note(self, place: int, error: PictureError) -> bool:
+    def _note(self, place: int, error: BadImageError) -> bool:
         """Report and list a picture; true if it is new."""
         with self._lock:
             if place in self._errors:
@@ -117,7 +117,7 @@ class BadFiles:
     def _where(self) -> str:
         return f" (all that were found are listed in {self._path})" if self._path else ""
 
-    def _append(self, error: PictureError) -> None:
+    def _append(self, error: BadImageError) -> None:
         """Add a line to the list unless the file is on it, from an earlier run or another process."""
         if self._path is None:
             return
@@ -151,13 +151,13 @@ class BadFiles:
         return len(whole) < len(tail)
 
 
-def errors_of(read: Callable[[T], object], things: Iterable[T]) -> Iterator[PictureError | None]:
+def errors_of(read: Callable[[T], object], things: Iterable[T]) -> Iterator[BadImageError | None]:
     """Read things in threads, and return in their order what is wrong with each; None for one that can be read."""
 
-    def error_of(thing: T) -> PictureError | None:
+    def error_of(thing: T) -> BadImageError | None:
         try:
             read(thing)
-        except PictureError as error:
+        except BadImageError as error:
             return error
         return None
 
@@ -173,7 +173,7 @@ class BadPart(NamedTuple):
     def __contains__(self, place: object) -> bool:
         return isinstance(place, int) and self.first + place in self.files
 
-    def add(self, place: int, error: PictureError) -> None:
+    def add(self, place: int, error: BadImageError) -> None:
         """Report the picture at a place of the split. Raises BadFileError as `BadFiles.add` does."""
         self.files.add(self.first + place, error)
 

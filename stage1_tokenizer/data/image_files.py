@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from stage1_tokenizer.data.bad_files import PictureError
+from stage1_tokenizer.data.bad_files import BadImageError
 from stage1_tokenizer.data.colour import LARGEST, Decoding, to_plain
-from stage1_tokenizer.data.pictures import Picture
+from stage1_tokenizer.data.image_batches import ImageArray
 from stage1_tokenizer.engine.errors import StorageError, UserError
 
 with suppress(ImportError):
@@ -136,14 +136,14 @@ def _limit_pillow(largest: int) -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def read_image(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | None = None) -> Picture:
+def read_image(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | None = None) -> ImageArray:
     """(h', w', channels) uint8: upright by its EXIF tag, the first frame, in sRGB, opaque, 16 bits scaled to 8.
 
     fit: the size that is wanted. A JPEG much larger is decoded at a part of its size, and has the size wanted then;
     other files are not scaled.
 
     Raises:
-        PictureError: not an image of a known format, damaged, too large, or of numbers without a known white.
+        BadImageError: not an image of a known format, damaged, too large, or of numbers without a known white.
         StorageError: the disk or the network it lies on fails, twice; too many files are open; the memory is spent.
     """
     for _ in range(2):
@@ -154,7 +154,7 @@ def read_image(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | No
     raise StorageError(f"{path}: cannot be read ({reason}), which is a fault of the machine and not of the picture")
 
 
-def _read_once(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Picture:
+def _read_once(path: Path, channels: int, how: Decoding, fit: Fit | None) -> ImageArray:
     """Raises OSError too, where the machine is at fault."""
     formats = formats_for(path.name)
     _limit_pillow(how.largest)
@@ -165,7 +165,7 @@ def _read_once(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Pic
             image: Image.Image = Image.open(file, formats=formats)
             if image.width * image.height > how.largest:
                 shape = f"{image.width}x{image.height} pixels"
-                raise PictureError(path, f"{shape} are more than the limit of {how.largest:,}; {RAISE_LIMIT}")
+                raise BadImageError(path, f"{shape} are more than the limit of {how.largest:,}; {RAISE_LIMIT}")
             if image.format == "PNG":  # whose pixels' checksums Pillow skips when it decodes
                 image.verify()
                 file.seek(0)
@@ -193,22 +193,22 @@ def _read_once(path: Path, channels: int, how: Decoding, fit: Fit | None) -> Pic
         raise StorageError(f"{path}: cannot be decoded, since the machine's memory is spent") from None
     except OSError as error:
         if error.errno is None or error.errno in OF_THE_FILE:  # None: Pillow's own, of bad data
-            raise PictureError(path, _reason(error, path, how)) from None
+            raise BadImageError(path, _reason(error, path, how)) from None
         raise
     except Exception as error:  # a decoder that stumbles over a bad file may raise anything
-        raise PictureError(path, _reason(error, path, how)) from None
+        raise BadImageError(path, _reason(error, path, how)) from None
 
 
 def _check_file(path: Path, file: BinaryIO, how: Decoding) -> None:
-    """Raises PictureError where an open file is none, is empty, or has more bytes than the pixels allowed need."""
+    """Raises BadImageError where an open file is none, is empty, or has more bytes than the pixels allowed need."""
     status = os.fstat(file.fileno())
     size, limit = status.st_size, BYTES_PER_PIXEL * how.largest
     if not stat.S_ISREG(status.st_mode):
-        raise PictureError(path, "is not a regular file")
+        raise BadImageError(path, "is not a regular file")
     if size == 0:
-        raise PictureError(path, "the file is empty")
+        raise BadImageError(path, "the file is empty")
     if size > limit:
-        raise PictureError(path, f"{size:,} bytes are more than the limit of {limit:,}; {RAISE_LIMIT}")
+        raise BadImageError(path, f"{size:,} bytes are more than the limit of {limit:,}; {RAISE_LIMIT}")
 
 
 Box = tuple[float, float, float, float]

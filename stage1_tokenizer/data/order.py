@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stage1_tokenizer.data.pictures import Pictures
+from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
 from stage1_tokenizer.engine.seeds import derive_seed
 
@@ -71,7 +71,7 @@ def parts_of(indices: NDArray[np.int64], at_most: int) -> list[NDArray[np.int64]
 
 
 class _Batches(Dataset[Batch | UserError]):
-    def __init__(self, pictures: Pictures, order: BatchOrder) -> None:
+    def __init__(self, pictures: ImageBatches, order: BatchOrder) -> None:
         self._pictures, self._order = pictures, order
 
     def make(self, step: int) -> Batch:
@@ -85,7 +85,7 @@ class _Batches(Dataset[Batch | UserError]):
             return error
 
 
-def training_batches(pictures: Pictures, order: BatchOrder, first: int, last: int, workers: int) -> Iterator[Batch]:
+def training_batches(pictures: ImageBatches, order: BatchOrder, first: int, last: int, workers: int) -> Iterator[Batch]:
     """This process's batches of the steps first .. last-1: uint8 pictures (B, C, H, W) and labels (B,), on the device
     where the pictures are kept. `workers` processes make them ahead, unless that is a GPU, where making them is free.
 
@@ -165,7 +165,7 @@ def _next(waiting: Iterator[Batch | UserError], workers: int) -> Batch | Excepti
 
 
 def validation_batches(
-    pictures: Pictures, batch_size: int, rank: int, processes: int
+    pictures: ImageBatches, batch_size: int, rank: int, processes: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of a split, every picture exactly once over all processes, in its plain view."""
     mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)

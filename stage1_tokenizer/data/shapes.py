@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
-from stage1_tokenizer.data.pictures import DataSplit, Picture, SizedConfig, Split
+from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split
 from stage1_tokenizer.engine.seeds import derive_seed
 
 Mask = NDArray[np.bool_]
@@ -62,7 +62,7 @@ class Shapes(DataSplit):
     def __len__(self) -> int:
         return self._n
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         """Image `index` as (H, W, 3) uint8, and the index into KINDS of the shape that was drawn last."""
         rng = np.random.default_rng((self._seed, index))
         picture = np.zeros((*self._config.image_size, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from torchvision.datasets.utils import download_url
 
 from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.data.pictures import DataSplit, Picture, SizedConfig, Split
+from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 
 
@@ -121,7 +121,7 @@ class TorchvisionImages(DataSplit):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         return self._pictures[index], int(self._labels[index])
 
 

@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data import data_config, open_data
-from stage1_tokenizer.data.pictures import Pictures, to_uint8
+from stage1_tokenizer.data.image_batches import ImageBatches, to_uint8
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.log_file import log_entries
 from stage1_tokenizer.metrics import pixel_variance
@@ -101,9 +101,9 @@ def measure(
     tokenizer = loaded.tokenizer
     data = data_config(loaded.data, str(loaded.path))
     opened = open_data(data)
-    split = opened.pictures("validation", seed=0)
+    split = opened.image_batches("validation", seed=0)
     # Not cached: of the training split, the variance looks at a part alone.
-    train_split = Pictures(opened.images("train"), data.model_copy(update={"cache": "none"}), seed=0)
+    train_split = ImageBatches(opened.images("train"), data.model_copy(update={"cache": "none"}), seed=0)
     perceptual = lpips if min(data.image_size) >= smallest else None
     variance = pixel_variance(train_split)
     distance = partial(reconstruction_loss, pixel=PixelConfig(), perceptual=perceptual, perceptual_weight=1.0)

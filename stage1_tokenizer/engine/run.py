@@ -301,7 +301,7 @@ class Run:
                 )
             )
 
-    def pictures(self, step: int, name: str, images: Tensor, columns: int) -> None:
+    def log_images(self, step: int, name: str, images: Tensor, columns: int) -> None:
         """Images (N, C, H, W) in [-1, 1] as one grid, to samples/NAME-STEP.png and to TensorBoard."""
         if self._events is None:
             return

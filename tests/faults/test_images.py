@@ -25,13 +25,13 @@ from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from sampling.picture_files import picture_paths
-from stage1_tokenizer.data import build_pictures
-from stage1_tokenizer.data.bad_files import BadFiles, PictureError
+from sampling.saved_images import image_paths
+from stage1_tokenizer.data import build_image_batches
+from stage1_tokenizer.data.bad_files import BadFiles, BadImageError
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
+from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches, Split
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.order import BatchOrder, training_batches
-from stage1_tokenizer.data.pictures import Picture, Pictures, Split
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 from tests.helpers.commands import Ended, names_of, run
 from tests.helpers.processes import run_processes
@@ -87,7 +87,7 @@ def config(root: Path, **options: Any) -> FolderConfig:
     return FolderConfig(**{"root": str(root), "image_size": (8, 8), "bad_share": 0.3, **options})
 
 
-def seen(made: Pictures) -> list[tuple[int, int]]:
+def seen(made: ImageBatches) -> list[tuple[int, int]]:
     """(number, label) of each picture of a split that `fill` wrote."""
     pixels, labels = made.batch(np.arange(len(made)))
     return list(zip(pixels[:, 2, 0, 0].tolist(), labels.tolist(), strict=True))
@@ -106,7 +106,7 @@ def test_fault_18_unreadable_files_are_skipped_and_listed(tmp_path: Path, capsys
     """Fault 18: each is named once in the list, and the next picture stands in for it with its own label: the same one
     with and without a cache, with workers, and after a restart, so a place in the order is never another picture."""
     paths = fill(tmp_path / "set")
-    whole = seen(build_pictures(config(tmp_path / "set"), "train", 0))
+    whole = seen(build_image_batches(config(tmp_path / "set"), "train", 0))
     # The first, the last, and two neighbours.
     for (number, _), content in zip([whole[0], whole[20], whole[21], whole[-1]], BAD.values(), strict=False):
         paths[number].write_bytes(content)
@@ -118,7 +118,7 @@ def test_fault_18_unreadable_files_are_skipped_and_listed(tmp_path: Path, capsys
     assert not bad_list.exists()
     for cache in ("memory", "none"):
         for _ in range(2):
-            made = build_pictures(config(tmp_path / "set", cache=cache), "train", 0, bad_list=bad_list)
+            made = build_image_batches(config(tmp_path / "set", cache=cache), "train", 0, bad_list=bad_list)
             assert seen(made) == expected
             told = capsys.readouterr().err
             assert ("4 of 60 pictures cannot be read" in told) == (cache == "memory")
@@ -139,7 +139,7 @@ def test_fault_18_the_list_survives_a_torn_line_and_any_name(tmp_path: Path) -> 
     (tmp_path / "list").write_bytes(b"half a li")
     for _ in range(2):
         for split in ("train", "validation"):
-            build_pictures(config(tmp_path / "set"), split, 0, bad_list=tmp_path / "list")
+            build_image_batches(config(tmp_path / "set"), split, 0, bad_list=tmp_path / "list")
     half, line = (tmp_path / "list").read_text(encoding="utf-8").splitlines()
     assert half == "half a li"
     assert line == f"{paths[0].parent}/a\\nb\\tc\\\\ d caf\\udce9 \u2603.png\tthe file is empty"
@@ -151,7 +151,9 @@ def test_fault_18_a_list_that_cannot_be_written_stops_nothing(
     """Fault 18: what cannot be listed, once for all, is printed still."""
     for path in fill(tmp_path / "set")[:4]:
         path.write_bytes(b"")
-    made = build_pictures(config(tmp_path / "set"), "train", 0, bad_list=tmp_path / "set" / "class 0" / "029.png" / "x")
+    made = build_image_batches(
+        config(tmp_path / "set"), "train", 0, bad_list=tmp_path / "set" / "class 0" / "029.png" / "x"
+    )
     assert len(seen(made)) == len(made)
     told = capsys.readouterr().err
     assert told.count("x cannot be written (File exists)") == 1
@@ -173,7 +175,7 @@ def test_fault_18_too_many_bad_files_end_the_run(tmp_path: Path, cache: str) -> 
     for path in paths:
         path.write_bytes(b"")
     with pytest.raises(BadFileError, match=r"(\d+) of \1 pictures cannot be read"):
-        seen(build_pictures(config(tmp_path / "set", cache=cache, bad_share=1.0), "train", 0))
+        seen(build_image_batches(config(tmp_path / "set", cache=cache, bad_share=1.0), "train", 0))
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,8 @@ def test_fault_18_too_many_bad_files_end_the_run(tmp_path: Path, cache: str) -> 
         (OSError(errno.ESTALE, "Stale file handle"), 2, StorageError, "fault of the machine"),
         (OSError(errno.EMFILE, "Too many open files"), 2, StorageError, "Too many open files"),
         (MemoryError(), 1, StorageError, "memory is spent"),
-        (OSError(errno.EINVAL, "Invalid argument"), 1, PictureError, "Invalid argument"),
-        (OSError("image file is truncated"), 1, PictureError, "truncated"),
+        (OSError(errno.EINVAL, "Invalid argument"), 1, BadImageError, "Invalid argument"),
+        (OSError("image file is truncated"), 1, BadImageError, "truncated"),
     ],
     ids=str,
 )
@@ -216,7 +218,7 @@ def test_fault_18_a_failing_machine_is_no_bad_picture(
     assert type(caught.value) is outcome
 
 
-class Slow(dict[int, PictureError]):
+class Slow(dict[int, BadImageError]):
     """A dictionary that is counted while it grows."""
 
     def __len__(self) -> int:
@@ -236,7 +238,7 @@ def test_fault_18_threads_report_each_picture_once(
 
     def report(place: int) -> None:
         together.wait()
-        bad.add(place, PictureError(Path(f"{place}.png"), "is bad"))
+        bad.add(place, BadImageError(Path(f"{place}.png"), "is bad"))
 
     bad._errors = Slow()
     with ThreadPoolExecutor(len(places)) as threads:
@@ -304,7 +306,7 @@ def test_fault_22_the_first_frame_is_the_picture(tmp_path: Path, suffix: str) ->
 def test_fault_23_all_orientations_are_one_picture(tmp_path: Path) -> None:
     """Fault 23: eight files of one scene, each stored as its orientation says, decode to the same pixels."""
     scene = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    sideways: Callable[[Picture], Picture] = lambda x: x.transpose(1, 0, 2)  # noqa: E731
+    sideways: Callable[[ImageArray], ImageArray] = lambda x: x.transpose(1, 0, 2)  # noqa: E731
     turned = [scene, scene[:, ::-1], scene[::-1, ::-1], scene[::-1]]
     turned += [sideways(scene), sideways(scene[:, ::-1]), sideways(scene[::-1, ::-1]), sideways(scene[::-1])]
     for orientation, pixels in enumerate(turned, start=1):
@@ -320,7 +322,7 @@ def test_fault_24_any_size_becomes_the_image_size(tmp_path: Path) -> None:
     for number, size in enumerate(sizes * 6):
         Image.new("RGB", size, (10, 20, 30)).save(tmp_path / f"{number}.png")
     for options in [{}, {"random_crop": True, "resize_to": 40, "flip": True}]:
-        made = build_pictures(config(tmp_path, image_size=(16, 24), **options), "train", 0)
+        made = build_image_batches(config(tmp_path, image_size=(16, 24), **options), "train", 0)
         pixels, _ = made.batch(np.arange(len(made)), np.zeros(len(made), dtype=np.int64))
         assert (pixels == torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None]).all()
 
@@ -381,7 +383,7 @@ def test_fault_26_what_is_no_readable_file_is_skipped_and_listed(tmp_path: Path)
     """Fault 26: links to nowhere and to themselves, folders, pipes and files without permission, each with a picture's
     name, are listed with their reasons; the classes, the identity and the other pictures are as without them."""
     fill(tmp_path / "set")
-    before = build_pictures(config(tmp_path / "set"), "train", 0)
+    before = build_image_batches(config(tmp_path / "set"), "train", 0)
     odd = tmp_path / "set" / "class 0"
     expected = {
         "dangling.png": "No such file",
@@ -401,7 +403,7 @@ def test_fault_26_what_is_no_readable_file_is_skipped_and_listed(tmp_path: Path)
     (tmp_path / "set" / "top.png").mkdir()  # beside the classes
     options = {"bad_share": 0.6, "validation_share": 0.1}
     bad_list = tmp_path / "list"
-    splits = [build_pictures(config(tmp_path / "set", **options), split, 0, "cpu", bad_list) for split in SPLITS]
+    splits = [build_image_batches(config(tmp_path / "set", **options), split, 0, "cpu", bad_list) for split in SPLITS]
     reasons = dict(line.split("\t") for line in bad_list.read_text().splitlines())
     assert len(reasons) == len(expected) + 1
     assert all(words in reasons[str(odd / name)] for name, words in expected.items())
@@ -433,11 +435,11 @@ def test_fault_26_a_pipe_is_no_picture(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     writer = os.open(tmp_path / "x.png", os.O_RDWR)  # lest the test waits where the pipe is opened as files are
     try:
-        with pytest.raises(PictureError, match="is not a regular file"):
+        with pytest.raises(BadImageError, match="is not a regular file"):
             read_image(tmp_path / "x.png", 3)
     finally:
         os.close(writer)
-    with pytest.raises(PictureError, match="is not a regular file"):
+    with pytest.raises(BadImageError, match="is not a regular file"):
         read_image(tmp_path / "x.png", 3)
 
 
@@ -455,7 +457,7 @@ def test_fault_26_a_folder_that_cannot_be_listed_ends_the_run(tmp_path: Path, mo
     with pytest.raises(BadFileError, match=r"class 1 cannot be listed \(Permission denied\)"):
         FolderImages(config(tmp_path / "set"), "train")
     with pytest.raises(BadFileError, match=r"class 1 cannot be listed"):
-        picture_paths(tmp_path / "set", "pictures")
+        image_paths(tmp_path / "set", "pictures")
 
 
 def test_fault_27_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -496,7 +498,7 @@ def test_fault_28_links_that_leave_the_folder_are_refused(tmp_path: Path) -> Non
     shown: dict[str, set[int]] = {}
     for links in ("inside", "anywhere"):
         data = config(tmp_path / "set", links=links)
-        made = [build_pictures(data, split, 0, "cpu", tmp_path / links) for split in SPLITS]
+        made = [build_image_batches(data, split, 0, "cpu", tmp_path / links) for split in SPLITS]
         shown[links] = {number for split in made for number, _ in seen(split)}
     assert shown["inside"] == set(range(60))
     assert shown["anywhere"] == {*range(60), 255}

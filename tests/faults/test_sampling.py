@@ -24,8 +24,8 @@ from torch import Tensor
 from sampling import complete as completing
 from sampling import generate as generating
 from sampling.choose import ChooseConfig, choose
-from sampling.picture_files import is_whole, read_png, save_png
 from sampling.sampler import Sampler
+from sampling.saved_images import is_whole, read_png, save_png
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.engine.errors import BadFileError, DivergedError
 from stage1_tokenizer.engine.lock import lock_folder, unlock_folders
@@ -131,13 +131,13 @@ def kill(processes: int, rank: int, number: int, after: bool, script: str, *argu
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the pictures that are sampled from now on."""
     sampled: list[int] = []
-    pictures = Sampler.pictures
+    images = Sampler.images
 
     def recording(self: Sampler, indices: NDArray[np.int64], *arguments: Any) -> NDArray[np.uint8]:
         sampled.extend(indices.tolist())
-        return pictures(self, indices, *arguments)
+        return images(self, indices, *arguments)
 
-    monkeypatch.setattr(Sampler, "pictures", recording)
+    monkeypatch.setattr(Sampler, "images", recording)
     return sampled
 
 

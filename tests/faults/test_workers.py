@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from stage1_tokenizer.data.bad_files import PictureError
+from stage1_tokenizer.data.bad_files import BadImageError
 from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches
 from stage1_tokenizer.data.order import Batch, BatchOrder, training_batches
-from stage1_tokenizer.data.pictures import Picture, Pictures
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 
 N = 20
@@ -35,7 +35,7 @@ class Struck:
     def __len__(self) -> int:
         return N
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         if index == 12 and os.getpid() != self._parent:
             self._strike()
         return np.full((8, 8, 3), index, dtype=np.uint8), index
@@ -43,7 +43,7 @@ class Struck:
 
 def batches(strike: Callable[[], object], workers: int = 2) -> list[Batch]:
     data = FolderConfig(root="unused", image_size=(8, 8), cache="none", bad_share=0.01)
-    made = Pictures(Struck(strike), data, seed=0)
+    made = ImageBatches(Struck(strike), data, seed=0)
     return list(training_batches(made, BatchOrder(N, 4, 0), 0, 10, workers))
 
 
@@ -63,7 +63,7 @@ def test_fault_30_a_dead_worker_is_a_plain_error(monkeypatch: pytest.MonkeyPatch
 
 
 def refuse() -> None:
-    raise PictureError(Path("x.png"), "the file is empty")
+    raise BadImageError(Path("x.png"), "the file is empty")
 
 
 def test_fault_30_a_workers_error_has_no_traceback_in_it() -> None:
@@ -109,7 +109,7 @@ def test_fault_30_a_signal_to_all_processes_leaves_the_workers_at_work(number: i
 
 def test_fault_30_workers_that_ignore_signals_end_with_the_run() -> None:
     """Fault 30: when the run stops early, or by an error, no worker is left over and none is waited for."""
-    made = Pictures(Struck(lambda: None), FolderConfig(root="unused", image_size=(8, 8), cache="none"), seed=0)
+    made = ImageBatches(Struck(lambda: None), FolderConfig(root="unused", image_size=(8, 8), cache="none"), seed=0)
     start, before = time.monotonic(), {*multiprocessing.active_children()}
     stream = training_batches(made, BatchOrder(N, 4, 0), 0, 1000, 2)
     next(stream)

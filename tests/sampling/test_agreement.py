@@ -14,7 +14,7 @@ from sampling import summary
 from sampling.agreement import BATCH, Agreement, Classifier, agreement, share_right, train_classifier
 from sampling.sampler import Sampler
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.pictures import Picture, Pictures, SizedConfig
+from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches, SizedConfig
 from tests.helpers.artefacts import IMAGE_SIZE, write_image_folder, write_prior
 
 CPU = torch.device("cpu")
@@ -32,19 +32,19 @@ class Halves:
     def __len__(self) -> int:
         return self._n
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         picture = np.random.default_rng((self._seed, index)).integers(0, 200, size=(*IMAGE_SIZE, 3), dtype=np.uint8)
         half = IMAGE_SIZE[1] // 2
         picture[:, half * (index % 2) :][:, :half] += 55
         return picture, index % 2
 
 
-def halves(n: int, seed: int) -> Pictures:
-    return Pictures(Halves(n, seed), SizedConfig(image_size=IMAGE_SIZE), seed=0)
+def halves(n: int, seed: int) -> ImageBatches:
+    return ImageBatches(Halves(n, seed), SizedConfig(image_size=IMAGE_SIZE), seed=0)
 
 
 def samples_of(n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pictures (n, H, W, C) and labels, as sampling gives them."""
+    """Images (n, H, W, C) and labels, as sampling gives them."""
     drawn = [Halves(n, seed)[i] for i in range(n)]
     return np.stack([picture for picture, _ in drawn]), np.array([label for _, label in drawn])
 
@@ -85,18 +85,18 @@ def test_both_figures_are_of_what_they_say(monkeypatch: pytest.MonkeyPatch) -> N
     """`held_out` is of the validation split and its labels, `samples` of the samples and the labels asked for."""
 
     class Levels(Halves):
-        def __getitem__(self, index: int) -> tuple[Picture, int]:
+        def __getitem__(self, index: int) -> tuple[ImageArray, int]:
             label = index % 2 if index < 65 else 1 - index % 2  # 65 of 80 are as the reader says
             return np.full((*IMAGE_SIZE, 3), index % 2, dtype=np.uint8), label
 
     trained_on = []
 
-    def reader(pictures: Pictures, *_: Any) -> Reader:
+    def reader(pictures: ImageBatches, *_: Any) -> Reader:
         trained_on.append(pictures)
         return Reader()
 
     monkeypatch.setattr(judging, "train_classifier", reader)
-    train, validation = halves(5, seed=0), Pictures(Levels(80, 0), SizedConfig(image_size=IMAGE_SIZE), seed=0)
+    train, validation = halves(5, seed=0), ImageBatches(Levels(80, 0), SizedConfig(image_size=IMAGE_SIZE), seed=0)
     samples = pictures_of([0, 1, 2, 3, 0]).permute(0, 2, 3, 1).contiguous().numpy()
     found = agreement(train, validation, samples, np.array([0, 1, 2, 0, 1]), steps=1, seed=0)
     assert found == pytest.approx((65 / 80, 3 / 5))
@@ -138,7 +138,7 @@ def test_the_summary_matches_classes_by_name(tmp_path: Path, monkeypatch: pytest
     asked: list[str] = []
     judged: list[NDArray[np.uint8]] = []
 
-    def judge(train: Pictures, validation: Pictures, pictures: Any, labels: Any, *_: Any) -> Agreement:
+    def judge(train: ImageBatches, validation: ImageBatches, pictures: Any, labels: Any, *_: Any) -> Agreement:
         asked.extend(train.classes[label] for label in labels)
         judged.append(pictures)
         return Agreement(1.0, 1.0)

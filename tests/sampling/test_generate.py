@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sampling.generate import main
-from sampling.picture_files import grid_of
+from sampling.saved_images import grid_of
 from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.prior import PRIOR_FILE, newest_run
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, edit_weights, files_of, pictures_of, pixels_of, write_prior

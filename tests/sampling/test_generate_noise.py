@@ -1,4 +1,4 @@
-"""Pictures straight from a tokenizer with a normal latent: the noise, which picture is which, and what is refused."""
+"""Images straight from a tokenizer with a normal latent: the noise, which picture is which, and what is refused."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.dictionary import DictionaryConfig
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
-from stage1_tokenizer.data.pictures import to_uint8
+from stage1_tokenizer.data.image_batches import to_uint8
 from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from tests.helpers.artefacts import (

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from sampling.generate import main
-from sampling.picture_files import DECODE_CHUNK, grid_of, save_png, to_pictures
-from stage1_tokenizer.data.pictures import normalise
+from sampling.saved_images import DECODE_CHUNK, grid_of, save_png, to_images
+from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.tokenizer import Tokenizer
 from tests.helpers.artefacts import IMAGE_SIZE, write_prior, write_tokenizer
 from tests.helpers.commands import run
@@ -44,7 +44,7 @@ def test_pictures_are_rounded_and_clamped(tmp_path: Path) -> None:
             torch.full((1, 3, 16, 16), -7.0),
         ]
     )
-    pictures = to_pictures(Showing(images).decode_codes, torch.arange(4)[:, None, None, None])
+    pictures = to_images(Showing(images).decode_codes, torch.arange(4)[:, None, None, None])
     wanted = levels[0].permute(1, 2, 0).numpy()
     assert np.array_equal(pictures[0], wanted)
     assert np.array_equal(pictures[1], wanted)
@@ -61,14 +61,14 @@ def test_codes_decode_in_chunks_of_one_size(tmp_path: Path, n: int, larger: int)
     """Trap 36: filled-up chunks give n pictures, each the one that its codes give alone; of larger ones, fewer."""
     tokenizer = write_tokenizer(tmp_path).tokenizer
     codes = torch.randint(16, (n, *tokenizer.shape[:3]), generator=torch.Generator().manual_seed(n))
-    alone = [to_pictures(tokenizer.decode_codes, codes[i : i + 1], larger)[0] for i in range(n)]
+    alone = [to_images(tokenizer.decode_codes, codes[i : i + 1], larger)[0] for i in range(n)]
     sizes = []
 
     def decode(part: Tensor) -> Tensor:
         sizes.append(len(part))
         return tokenizer.decode_codes(part)
 
-    assert np.array_equal(to_pictures(decode, codes, larger), np.stack(alone))
+    assert np.array_equal(to_images(decode, codes, larger), np.stack(alone))
     assert set(sizes) == {max(1, DECODE_CHUNK // larger)}
 
 

@@ -34,7 +34,7 @@ import numpy as np
 from sampling import agreement, app, check, complete, evaluate, generate, report_outputs, summary
 from sampling.evaluation.options import EvaluateConfig
 from sampling.evaluation.sources import sampled
-from sampling.picture_files import read_png
+from sampling.saved_images import read_png
 from sampling.playground.tasks import Limits, Playground
 from sampling.sampler import Sampler
 from sampling.sampling_loop import PriorSource

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from stage1_tokenizer.bottlenecks.kl import KlConfig
-from stage1_tokenizer.data.pictures import normalise, to_uint8
+from stage1_tokenizer.data.image_batches import normalise, to_uint8
 from stage1_tokenizer.metrics import ssim
 from tests.helpers.artefacts import files_of, pixels_of, write_image_folder, write_tokenizer
 from tests.helpers.commands import Ended, names_of, run, run_script

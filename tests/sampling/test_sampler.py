@@ -73,7 +73,7 @@ def shares_on_a_rank(accelerator: Accelerator, folders: dict[str, Path]) -> list
     """This rank's share of five pictures, of each kind and setting."""
     mine = np.asarray(share(5, accelerator.process_index, accelerator.num_processes))
     samplers = [sampler_of(folder, **options) for folder in folders.values() for options in SETTINGS.values()]
-    return [sampler.pictures(mine, sampler.labels(mine), seed=3) for sampler in samplers]
+    return [sampler.images(mine, sampler.labels(mine), seed=3) for sampler in samplers]
 
 
 @pytest.mark.slow
@@ -247,8 +247,8 @@ def test_progress_adds_up(folders: dict[str, Path]) -> None:
     """A bar that stops at a third, or runs past its end, says nothing of how long it will take."""
     for options in SETTINGS.values():
         sampler, counts = sampler_of(folders["gpt"], **options), list[int]()
-        sampler.pictures(CAT_DOG, CAT_DOG, 0, counts.append)
-        assert sum(counts) == 2 * sampler.codes_per_picture * sampler.config.candidates
+        sampler.images(CAT_DOG, CAT_DOG, 0, counts.append)
+        assert sum(counts) == 2 * sampler.codes_per_image * sampler.config.candidates
 
 
 @pytest.mark.parametrize("size", [(4, 8), (8, 4), (4, 4)])

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stage1_tokenizer.data.pictures import Pictures
+from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.metrics import CodeUse, pixel_variance, psnr
 
 
@@ -83,12 +83,12 @@ class Levels:
 def test_the_variance_of_the_data(at_most: int) -> None:
     """NMSE is the squared error over this; 256 equally frequent levels of [-1, 1] have a variance of 1/3 and a bit."""
     levels = np.arange(256) / 127.5 - 1
-    assert math.isclose(pixel_variance(cast("Pictures", Levels()), at_most), float(levels.var()), rel_tol=1e-6)
+    assert math.isclose(pixel_variance(cast("ImageBatches", Levels()), at_most), float(levels.var()), rel_tol=1e-6)
 
 
 def test_the_variance_from_a_part_of_the_data() -> None:
     """The images are taken from all over the split: a folder is sorted by class, and its first ones are alike."""
-    part = pixel_variance(cast("Pictures", Levels()), 16)
+    part = pixel_variance(cast("ImageBatches", Levels()), 16)
     assert math.isclose(part, float((np.arange(256) / 127.5 - 1).var()), rel_tol=0.15)
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from stage1_tokenizer.data import DataConfig, OpenData, build_pictures
+from stage1_tokenizer.data import DataConfig, OpenData, build_image_batches
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.pictures import Pictures, Split, normalise
+from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
 from stage1_tokenizer.engine.checkpoint import load_strict, read_weights
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer, fingerprint
 from stage2_prior import tokens
@@ -42,7 +42,7 @@ def extractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def expected(tokenizer: LoadedTokenizer, pictures: Pictures, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+def expected(tokenizer: LoadedTokenizer, pictures: ImageBatches, epoch: int | None = None) -> tuple[Tensor, Tensor]:
     """Codes and labels of a whole split, by a tokenizer that is built anew from the file's weights."""
     weights, _ = read_weights(tokenizer.path, "tokenizer")
     model = Tokenizer(tokenizer.tokenizer.config)
@@ -72,11 +72,11 @@ def test_tokens_are_the_codes_of_the_frozen_tokenizer(tmp_path: Path) -> None:
     """Trap 25: the codes are those of the saved weights in eval mode, and extracting leaves the weights alone."""
     tokenizer = write_tokenizer(tmp_path)
     found = load_or_extract(lone_accelerator(), tokenizer, OpenData(shapes()), "train", 1, 0, tmp_path / "tokens")
-    codes, labels = expected(tokenizer, build_pictures(shapes(), "train", 0))
+    codes, labels = expected(tokenizer, build_image_batches(shapes(), "train", 0))
     assert len(set(codes.flatten().tolist())) > 8, "a tokenizer that uses few codes would prove little"
     assert torch.equal(found.codes[:, 0].long(), codes)
     assert torch.equal(found.labels.long(), labels)
-    assert found.classes == build_pictures(shapes(), "train", 0).classes
+    assert found.classes == build_image_batches(shapes(), "train", 0).classes
     assert fingerprint(tokenizer.tokenizer) == tokenizer.fingerprint
     with safe_open(tmp_path / "tokens" / SHARD, framework="pt") as file:
         assert json.loads(file.metadata()["provenance"])["tokenizer"] == tokenizer.fingerprint
@@ -85,7 +85,7 @@ def test_tokens_are_the_codes_of_the_frozen_tokenizer(tmp_path: Path) -> None:
 def test_epochs_take_the_views_in_turn(tmp_path: Path) -> None:
     """Trap 25: view 0 is the plain picture, the others are augmented each in its own way, and none is forgotten."""
     data, seed = shapes(**AUGMENTED), 5
-    tokenizer, pictures = write_tokenizer(tmp_path), build_pictures(data, "train", seed)
+    tokenizer, pictures = write_tokenizer(tmp_path), build_image_batches(data, "train", seed)
     found = load(tmp_path, data, views=3, seed=seed)
     wanted = [expected(tokenizer, pictures, epoch)[0] for epoch in (None, 1, 2)]
     assert not any(torch.equal(wanted[one], wanted[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
@@ -103,13 +103,13 @@ def extract_on_a_rank(
 ) -> dict[str, tuple[TokenSet, list[int]]]:
     """The tokens of both splits as this rank has them, and the images that it encoded."""
     encoded: list[int] = []
-    batch = Pictures.batch
+    batch = ImageBatches.batch
 
-    def recorded(self: Pictures, indices: Any, epochs: Any = None) -> tuple[Tensor, Tensor]:
+    def recorded(self: ImageBatches, indices: Any, epochs: Any = None) -> tuple[Tensor, Tensor]:
         encoded.extend(indices.tolist())
         return batch(self, indices, epochs)
 
-    Pictures.batch = recorded  # type: ignore[method-assign]
+    ImageBatches.batch = recorded  # type: ignore[method-assign]
     found = {}
     for split in ("train", "validation"):
         encoded.clear()
@@ -124,7 +124,7 @@ def test_each_image_is_extracted_once_on_three_processes(tmp_path: Path, extract
     ranks = run_processes(3, extract_on_a_rank, tmp_path, data)
     assert len(list((tmp_path / "tokens").iterdir())) == 6
     for split in ("train", "validation"):
-        codes, labels = expected(tokenizer, build_pictures(data, split, 0))
+        codes, labels = expected(tokenizer, build_image_batches(data, split, 0))
         assert [index for rank in ranks for index in rank[split][1]] == list(range(len(labels)))
         alone = load(tmp_path, data, split)
         for found in (alone, *(rank[split][0] for rank in ranks)):
@@ -173,7 +173,7 @@ def test_another_tokenizer_means_other_tokens(
     found = load(tmp_path, shapes())
     assert extractions == ["train", "train"]
     assert "another tokenizer" in capsys.readouterr().out
-    assert torch.equal(found.codes[:, 0].long(), expected(tokenizer, build_pictures(shapes(), "train", 0))[0])
+    assert torch.equal(found.codes[:, 0].long(), expected(tokenizer, build_image_batches(shapes(), "train", 0))[0])
     assert not torch.equal(found.codes, before.codes)
 
 

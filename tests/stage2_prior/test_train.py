@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sampling import generate
 from stage1_tokenizer.data import OpenData, data_config
+from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.data.order import BatchOrder
-from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.gpt.model import Gpt

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.data.bad_files import PictureError
+from stage1_tokenizer.data.bad_files import BadImageError
 from stage1_tokenizer.data.colour import LARGEST, Background, Decoding
 from stage1_tokenizer.data.folder.index import FolderIndex, Item
 from stage1_tokenizer.data.folder.layout import Layout
 from stage1_tokenizer.data.folder.scan import Links
+from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split, target_size
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.pictures import DataSplit, Picture, SizedConfig, Split, target_size
 from stage1_tokenizer.engine.names import folded
 
 COLOURS: dict[str, Background] = {"white": (255, 255, 255), "black": (0, 0, 0), "checker": "checker"}
@@ -94,7 +94,7 @@ class FolderConfig(SizedConfig):
 
 
 class FolderImages(DataSplit):
-    """One split of a folder, in the order of the relative paths. Reading a bad file raises PictureError."""
+    """One split of a folder, in the order of the relative paths. Reading a bad file raises BadImageError."""
 
     def __init__(self, config: FolderConfig, split: Split, index: FolderIndex | None = None) -> None:
         """index: what is there, where that is known. Errors are those of `FolderIndex`."""
@@ -111,11 +111,11 @@ class FolderImages(DataSplit):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         item = self._items[index]
         path = item.path
         if item.refusal:
-            raise PictureError(path, item.refusal)
+            raise BadImageError(path, item.refusal)
         label = self._labels[item.class_] if item.class_ is not None else 0
         return read_image(path, self._config.channels, self._how, self._fit), label
 

@@ -12,8 +12,8 @@ from stage1_tokenizer.data.bad_files import QUOTED, one_line
 from stage1_tokenizer.data.folder.labels import read_classes, read_labels, read_list
 from stage1_tokenizer.data.folder.layout import Arranged, Place, arrange, arrange_like
 from stage1_tokenizer.data.folder.scan import NO_FILES, Seen, image_files
+from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.data.image_files import GET_HEIC, HEIC, RAW, USUAL
-from stage1_tokenizer.data.pictures import Split
 from stage1_tokenizer.data.record import Found, plural
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.names import folded, located, natural

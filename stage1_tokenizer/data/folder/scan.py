@@ -14,7 +14,7 @@ from typing import Literal
 
 from PIL.PngImagePlugin import PngInfo
 
-from stage1_tokenizer.data.bad_files import PictureError, errors_of
+from stage1_tokenizer.data.bad_files import BadImageError, errors_of
 from stage1_tokenizer.data.image_files import EXTENSIONS, RAW, REMAINS, is_image, read_image
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.lock import is_marked
@@ -204,7 +204,7 @@ def _is_inside(path: str, home: str) -> bool:
 
 def unreadable(
     root: Path, links: Links = "inside", seen: Callable[[], object] = lambda: None
-) -> Iterator[PictureError]:
+) -> Iterator[BadImageError]:
     """Yield the path and the reason of each image file below the root that a training could not read, when it is found.
 
     seen: is called once for each file, good or bad.
@@ -216,7 +216,7 @@ def unreadable(
     def read(file: tuple[str, str]) -> None:
         name, reason = file
         if reason:
-            raise PictureError(root / name, reason)
+            raise BadImageError(root / name, reason)
         read_image(root / name, channels=3)
 
     for error in errors_of(read, image_files(root, links, also_ours=True)):

@@ -93,7 +93,7 @@ class RunFolder:
         curve = self.curves.get(name)
         return curve.values[-1] if curve else None
 
-    def pictures(self, prefix: str) -> list[tuple[int, Path]]:
+    def logged_images(self, prefix: str) -> list[tuple[int, Path]]:
         """samples/PREFIX-STEP.png as (step, path), the first step first."""
         found = []
         for path in sorted((self.path / "samples").glob(f"{prefix}-*.png"))[:MOST_SAMPLES]:

@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from stage1_tokenizer.diagnostics.report.embedded_images import Sprites, fitted, sprites_of
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, percent, plural, tag
-from stage1_tokenizer.diagnostics.report.pictures import Sprites, fitted, sprites_of
 from stage1_tokenizer.diagnostics.views.base import Subject, View, codes_of, measured_of, once
 from stage1_tokenizer.diagnostics.views.sheet import FAINT, GREY, MARGIN, TOP, WIDTH, Sheet
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.data import DataConfig, OpenData, data_config
-from stage1_tokenizer.data.pictures import normalise
+from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.data.record import Found
 from stage1_tokenizer.diagnostics.report.markup import Child
 from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note
@@ -201,7 +201,7 @@ def measure(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None
     """
     tokenizer, device = loaded.tokenizer, device_of(loaded.tokenizer)
     opened = OpenData(data.model_copy(update={"cache": "none"}))  # of a large split only a few images are read
-    split = opened.pictures("validation", 0)
+    split = opened.image_batches("validation", 0)
     wanted = tokenizer.config.image_channels
     if split.channels != wanted or data.image_size != tokenizer.config.image_size:
         raise ConfigError(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.report.pictures import BRIGHTEST
+from stage1_tokenizer.diagnostics.report.embedded_images import BRIGHTEST
 from stage1_tokenizer.diagnostics.views.base import (
     Measured,
     Subject,

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, percent, tag
-from stage1_tokenizer.diagnostics.report.page import TROUBLE, note, or_note
-from stage1_tokenizer.diagnostics.report.pictures import (
+from stage1_tokenizer.diagnostics.report.embedded_images import (
     BRIGHTEST,
     enlargement,
     fitted,
@@ -19,6 +17,8 @@ from stage1_tokenizer.diagnostics.report.pictures import (
     pixels,
     read,
 )  # fmt: skip
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, percent, tag
+from stage1_tokenizer.diagnostics.report.page import TROUBLE, note, or_note
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views.base import Measured, Subject, View, measured_of
 from stage1_tokenizer.diagnostics.views.sheet import COLOURS, GREY, MARGIN, TOP, WIDTH, Sheet, fitting
@@ -124,7 +124,7 @@ def caption(measured: Measured, place: int) -> list[Child]:
 
 def over_training(run: RunFolder, prefix: str, what: str, most: int = 6) -> Markup | None:
     """Grids that the training left in samples/, the first one, the last one and some between; None: there are none."""
-    found = run.pictures(prefix)
+    found = run.logged_images(prefix)
     if not found:
         return None
     chosen = sorted({round(place * (len(found) - 1) / max(1, most - 1)) for place in range(most)})

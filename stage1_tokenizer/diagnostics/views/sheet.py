@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage1_tokenizer.diagnostics.report.charts import Chart, frame_of, tick_label
-from stage1_tokenizer.diagnostics.report.pictures import BRIGHTEST, pixels
+from stage1_tokenizer.diagnostics.report.embedded_images import BRIGHTEST, pixels
 
 # matplotlib is imported when a sheet is drawn: it looks for fonts, and a training, which imports this, draws none.
 # ruff: noqa: PLC0415

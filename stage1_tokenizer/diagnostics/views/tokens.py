@@ -7,8 +7,7 @@ grid to point at and to walk through, and looks up the other pictures in a sheet
 import torch
 from einops import rearrange
 
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, data_block, join, tag
-from stage1_tokenizer.diagnostics.report.pictures import (
+from stage1_tokenizer.diagnostics.report.embedded_images import (
     Sprites,
     data_uri,
     enlargement,
@@ -18,6 +17,7 @@ from stage1_tokenizer.diagnostics.report.pictures import (
     sheet,
     sprites_of,
 )  # fmt: skip
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, data_block, join, tag
 from stage1_tokenizer.diagnostics.views.atlas import SHEET_SIDE, Choice, atlas_of_run, choice_of, means_of
 from stage1_tokenizer.diagnostics.views.base import (
     Measured,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.data.pictures import DataSplit, Picture, SizedConfig, Split
+from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split
 
 
 class StripesConfig(SizedConfig):
@@ -31,7 +31,7 @@ class Stripes(DataSplit):
     def __len__(self) -> int:
         return self._n
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         rows, columns = np.indices(self._config.image_size) + index // 2
         bright = ((columns if index % 2 else rows) // self._config.width % 2)[..., None]
         return np.repeat(255 * bright, 3, axis=2).astype(np.uint8), index % 2

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sampling.completion import Task, complete
-from sampling.picture_files import save_png
 from sampling.playground.painter import data_url, painted
 from sampling.playground.tasks import Chosen, Limits, Playground, said
 from sampling.sampler import Sampler, SamplingConfig
+from sampling.saved_images import save_png
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig

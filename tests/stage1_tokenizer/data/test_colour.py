@@ -9,11 +9,11 @@ import pytest
 from PIL import Image, ImageCms
 
 from stage1_tokenizer.data import OpenData
-from stage1_tokenizer.data.bad_files import PictureError
+from stage1_tokenizer.data.bad_files import BadImageError
 from stage1_tokenizer.data.colour import Decoding
 from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.image_batches import resize, target_size
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.pictures import resize, target_size
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 
 
@@ -93,7 +93,7 @@ def test_few_bits_are_said_and_scaled(tmp_path: Path, capsys: pytest.CaptureFixt
     scaled = read_image(tmp_path / "x.png", 1, Decoding(bits=bits))[..., 0]
     assert abs(scaled / 255.0 - levels / 4095.0).max() <= 0.5 / 255 + 1e-9
     assert not capsys.readouterr().err
-    with pytest.raises(PictureError, match=r"4,095, more than the 1,023 of data\.bits 10"):
+    with pytest.raises(BadImageError, match=r"4,095, more than the 1,023 of data\.bits 10"):
         read_image(tmp_path / "x.png", 1, Decoding(bits=10))
 
 
@@ -103,7 +103,7 @@ def test_a_truncated_jpeg_is_skipped_or_filled(tmp_path: Path) -> None:
     scene.save(tmp_path / "whole.jpg", quality=90)
     data = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(PictureError):
+    with pytest.raises(BadImageError):
         read_image(tmp_path / "cut.jpg", 3)
     whole, filled = (
         read_image(tmp_path / "whole.jpg", 3),
@@ -112,7 +112,7 @@ def test_a_truncated_jpeg_is_skipped_or_filled(tmp_path: Path) -> None:
     assert np.array_equal(whole[:40], filled[:40])
     assert filled[-8:].std() < 1
     (tmp_path / "cut.jpg").write_bytes(data[:200])
-    with pytest.raises(PictureError):
+    with pytest.raises(BadImageError):
         read_image(tmp_path / "cut.jpg", 3, Decoding(truncated="fill"))
 
 
@@ -120,7 +120,7 @@ def test_the_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
     """It names the option; one that is lower refuses more."""
     Image.new("L", (50, 40)).save(tmp_path / "x.png")
     assert read_image(tmp_path / "x.png", 1, Decoding(largest=2000)).shape == (40, 50, 1)
-    with pytest.raises(PictureError, match=r"50x40 pixels.*limit of 1,999; --data\.largest_pixels"):
+    with pytest.raises(BadImageError, match=r"50x40 pixels.*limit of 1,999; --data\.largest_pixels"):
         read_image(tmp_path / "x.png", 1, Decoding(largest=1999))
 
 
@@ -167,7 +167,7 @@ def test_bad_files_count_over_both_splits(tmp_path: Path, capsys: pytest.Capture
         (tmp_path / names[split][0]).write_bytes(b"bad")
         data = opened(tmp_path, cache=cache)
         for each in ("train", "validation"):
-            data.pictures(each, 0).batch(np.arange(len(data.images(each))))
+            data.image_batches(each, 0).batch(np.arange(len(data.images(each))))
         (tmp_path / names[split][0]).write_bytes(good.getvalue())
     bad = [*names["train"][:7], *names["validation"][:3]]
     for name in bad:
@@ -175,7 +175,7 @@ def test_bad_files_count_over_both_splits(tmp_path: Path, capsys: pytest.Capture
     for cache in ("memory", "none"):
         bad_list.unlink(missing_ok=True)
         with pytest.raises(BadFileError, match="10 of 100 pictures cannot be read"):
-            opened(tmp_path, cache=cache).pictures("train", 0, bad_list=bad_list).batch(np.arange(20))
+            opened(tmp_path, cache=cache).image_batches("train", 0, bad_list=bad_list).batch(np.arange(20))
         assert {Path(line.split("\t")[0]).name for line in bad_list.read_text().splitlines()} == set(bad)
 
 

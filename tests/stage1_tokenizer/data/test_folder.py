@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_tokenizer.data import build_pictures
+from stage1_tokenizer.data import build_image_batches
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
 from stage1_tokenizer.data.folder.scan import image_files, unreadable
-from stage1_tokenizer.data.pictures import Pictures, Split
+from stage1_tokenizer.data.image_batches import ImageBatches, Split
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -139,7 +139,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, cache: str) -> None:
 
     def load_all() -> None:
         for split in SPLITS:
-            pictures = Pictures(FolderImages(config, split), config, seed=0)
+            pictures = ImageBatches(FolderImages(config, split), config, seed=0)
             pictures.batch(np.arange(len(pictures)))
 
     with pytest.raises(BadFileError) as caught:  # one in sixty is more than data.bad_share
@@ -192,7 +192,7 @@ def test_links_to_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         )
         assert len(kept) == 63
         assert classes(root) == ("ant", "bee")
-    build_pictures(FolderConfig(root=str(tmp_path / "set"), bad_share=0.9, validation_share=0.01), "train", 0)
+    build_image_batches(FolderConfig(root=str(tmp_path / "set"), bad_share=0.9, validation_share=0.01), "train", 0)
     assert "cat: is a link to a folder that is not in this one" in capsys.readouterr().err
 
 
@@ -240,7 +240,7 @@ def test_photographs_load(real_data: Path) -> None:
     assert sets[0].classes == sets[1].classes == ("daisy", "dandelion", "rose", "sunflower", "tulip")
     assert sum(map(len, sets)) == len([*(real_data / "flowers").glob("*/*")])
     assert 0.06 < len(sets[1]) / sum(map(len, sets)) < 0.14
-    pixels, labels = Pictures(sets[1], config, seed=0).batch(np.arange(len(sets[1])))
+    pixels, labels = ImageBatches(sets[1], config, seed=0).batch(np.arange(len(sets[1])))
     assert pixels.shape == (len(sets[1]), 3, 64, 48)
     assert pixels.float().std(dim=(1, 2, 3)).min() > 10
     assert set(labels.tolist()) == {0, 1, 2, 3, 4}

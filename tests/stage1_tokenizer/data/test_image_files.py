@@ -17,12 +17,12 @@ import pytest
 from PIL import Image, ImageFile
 
 from stage1_tokenizer.data.colour import LARGEST
+from stage1_tokenizer.data.image_batches import ImageArray
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.pictures import Picture
 from stage1_tokenizer.engine.errors import BadFileError
 
 
-def picture_of(image: Image.Image, path: Path, channels: int = 3, **options: Any) -> Picture:
+def picture_of(image: Image.Image, path: Path, channels: int = 3, **options: Any) -> ImageArray:
     image.save(path, **options)
     return read_image(path, channels)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from stage1_tokenizer.data import OpenData, open_data
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.folder.names import split_names
-from stage1_tokenizer.data.pictures import Split
+from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.engine.names import natural
@@ -252,7 +252,7 @@ def test_images_are_known_by_their_content(tmp_path: Path) -> None:
     assert found.found.images == 9
     assert sum(found.found.ignored.values()) == 4
     for split in SPLITS:
-        found.pictures(split, 0).batch(np.arange(len(found.images(split))))
+        found.image_batches(split, 0).batch(np.arange(len(found.images(split))))
 
 
 def test_what_we_write_is_no_data(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stage1_tokenizer.data import build_pictures
+from stage1_tokenizer.data import build_image_batches
 from stage1_tokenizer.data.order import BatchOrder, share, training_batches, validation_batches
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.engine.errors import ConfigError
@@ -71,7 +71,7 @@ def test_a_resumed_run_continues_with_the_next_batch(n: int, batch_size: int) ->
 
 def test_training_batches_are_those_of_the_order() -> None:
     """Resumed at step k, the pictures themselves are those of the uninterrupted run, augmentation included."""
-    made = build_pictures(
+    made = build_image_batches(
         ShapesConfig(train_images=10, image_size=(16, 16), flip=True, random_crop=True), "train", seed=0
     )
     whole = list(training_batches(made, BatchOrder(10, 4, seed=0), 0, 8, workers=0))
@@ -106,7 +106,7 @@ def test_a_share_is_a_partition(n: int) -> None:
 def test_validation_sees_each_picture_once(processes: int) -> None:
     """Trap 26: samplers pad their last batch with pictures they have seen, which biases every figure."""
     config = ShapesConfig(validation_images=10, image_size=(16, 16), flip=True, random_crop=True)
-    made = build_pictures(config, "validation", seed=0)
+    made = build_image_batches(config, "validation", seed=0)
     plain = made.batch(np.arange(10))[0]
     assert len({picture.numpy().tobytes() for picture in plain}) == 10
     for batch_size in (1, 3, 10, 64):

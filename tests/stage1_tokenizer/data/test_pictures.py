@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches, SizedConfig, normalise, resize, to_uint8
 from stage1_tokenizer.data.order import BatchOrder, training_batches
-from stage1_tokenizer.data.pictures import Picture, Pictures, SizedConfig, normalise, resize, to_uint8
 from stage1_tokenizer.engine.errors import ConfigError
 
 # Python 3.12 warns of any fork in a process with threads, and torch has some.
@@ -23,17 +23,17 @@ class Fixed:
     classes: tuple[str, ...] = ()
     identity = ""
 
-    def __init__(self, *pictures: Picture) -> None:
+    def __init__(self, *pictures: ImageArray) -> None:
         self._pictures = pictures
 
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         return self._pictures[index], index
 
 
-def map_of(height: int, width: int) -> Picture:
+def map_of(height: int, width: int) -> ImageArray:
     """A picture whose every pixel says where it is: (row, column, 7)."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows, columns, np.full_like(rows, 7)], axis=-1).astype(np.uint8)
@@ -44,8 +44,8 @@ def noise(n: int, height: int = 12, width: int = 9, channels: int = 3) -> Fixed:
     return Fixed(*drawn)
 
 
-def pictures(images: Fixed, seed: int = 0, **options: Any) -> Pictures:
-    return Pictures(images, SizedConfig(**{"image_size": (8, 6), "cache": "none", **options}), seed)
+def pictures(images: Fixed, seed: int = 0, **options: Any) -> ImageBatches:
+    return ImageBatches(images, SizedConfig(**{"image_size": (8, 6), "cache": "none", **options}), seed)
 
 
 def global_generators() -> tuple[object, ...]:
@@ -78,7 +78,7 @@ def test_a_batch_is_a_function_of_seed_epoch_and_index(cache: str) -> None:
 
 @may_fork
 def test_workers_change_nothing() -> None:
-    """Pictures are prepared in other processes for speed alone; a hidden generator in a worker would show here."""
+    """Images are prepared in other processes for speed alone; a hidden generator in a worker would show here."""
     made = pictures(noise(20), flip=True, random_crop=True)
     before = torch.get_rng_state()
     batches = [list(training_batches(made, BatchOrder(20, 8, seed=3), 1, 7, workers)) for workers in (0, 2)]
@@ -207,13 +207,13 @@ def test_only_the_pictures_asked_for_are_read(cache: Literal["memory", "none"]) 
     class Counted(Fixed):
         read: ClassVar[set[int]] = set()
 
-        def __getitem__(self, index: int) -> tuple[Picture, int]:
+        def __getitem__(self, index: int) -> tuple[ImageArray, int]:
             self.read.add(index)
             return super().__getitem__(index)
 
     images = Counted(*(np.full((9 + i % 2 * 4, 8, 3), i, dtype=np.uint8) for i in range(12)))
     config = SizedConfig(image_size=(8, 8), cache=cache, flip=True, random_crop=True)
-    part, whole = Pictures(images, config, 0, only=range(5, 9)), Pictures(Fixed(*images._pictures), config, 0)
+    part, whole = ImageBatches(images, config, 0, only=range(5, 9)), ImageBatches(Fixed(*images._pictures), config, 0)
     indices, epochs = np.arange(5, 9), np.full(4, 3)
     for mine, all_ in zip(part.batch(indices, epochs), whole.batch(indices, epochs), strict=True):
         assert torch.equal(mine, all_)

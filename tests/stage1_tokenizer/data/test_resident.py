@@ -1,4 +1,4 @@
-"""Pictures that are kept as one tensor: the batches are those of a loop over the pictures, bit for bit."""
+"""Images that are kept as one tensor: the batches are those of a loop over the pictures, bit for bit."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_tokenizer.data import build_pictures
+from stage1_tokenizer.data import build_image_batches
+from stage1_tokenizer.data.image_batches import ImageBatches, SizedConfig
 from stage1_tokenizer.data.order import BatchOrder, training_batches
-from stage1_tokenizer.data.pictures import Pictures, SizedConfig
 from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.data.shapes import ShapesConfig
 from tests.stage1_tokenizer.data.test_pictures import Fixed, noise
@@ -30,8 +30,8 @@ OPTIONS: list[dict[str, Any]] = [
 def test_a_batch_is_that_of_a_loop(size: tuple[int, int], channels: int, options: dict[str, Any], device: str) -> None:
     """Uncached pictures go through the loop. Crops at every edge, epochs mixed within a batch, pictures repeated."""
     images = noise(30, channels=channels)
-    slow = Pictures(images, SizedConfig(image_size=size, cache="none", **options), seed=3)
-    fast = Pictures(images, SizedConfig(image_size=size, cache="memory", **options), seed=3, device=device)
+    slow = ImageBatches(images, SizedConfig(image_size=size, cache="none", **options), seed=3)
+    fast = ImageBatches(images, SizedConfig(image_size=size, cache="memory", **options), seed=3, device=device)
     assert fast.device.type == device
     rng = np.random.default_rng(0)
     indices = rng.integers(0, 30, 200)
@@ -64,7 +64,7 @@ def test_pictures_of_several_sizes_are_cached_one_by_one(different: int) -> None
     sizes = [(12, 9) if index == different else (12, 6) for index in range(5)]
     images = Fixed(*(rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes))
     config = {"image_size": (12, 6), "flip": True, "random_crop": True}
-    slow, fast = (Pictures(images, SizedConfig(cache=cache, **config), seed=0) for cache in ("none", "memory"))
+    slow, fast = (ImageBatches(images, SizedConfig(cache=cache, **config), seed=0) for cache in ("none", "memory"))
     where = np.arange(40) % 5, np.arange(40)
     for one, other in zip(slow.batch(*where), fast.batch(*where), strict=True):
         assert torch.equal(one, other)
@@ -82,7 +82,7 @@ def test_a_gpu_keeps_only_what_leaves_it_room(monkeypatch: pytest.MonkeyPatch) -
 
 def test_pictures_on_a_gpu_are_not_sent_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forked process cannot use the parent's GPU, so the batches are made in this one, whatever `workers` says."""
-    made = build_pictures(ShapesConfig(train_images=8, image_size=(8, 8)), "train", seed=0)
-    monkeypatch.setattr(Pictures, "device", torch.device("cuda"))
+    made = build_image_batches(ShapesConfig(train_images=8, image_size=(8, 8)), "train", seed=0)
+    monkeypatch.setattr(ImageBatches, "device", torch.device("cuda"))
     monkeypatch.setattr("stage1_tokenizer.data.order.DataLoader", Mock(side_effect=AssertionError))
     assert len(list(training_batches(made, BatchOrder(8, 4, seed=0), 0, 3, workers=2))) == 3

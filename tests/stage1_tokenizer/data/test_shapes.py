@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.pictures import Picture, SizedConfig, Split
+from stage1_tokenizer.data.image_batches import ImageArray, SizedConfig, Split
 from stage1_tokenizer.data.shapes import KINDS, Mask, Shapes, ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import Cifar10Config
 from stage1_tokenizer.engine.errors import ConfigError
@@ -25,12 +25,12 @@ def drawn(n: int, split: Split = "train", **options: Any) -> tuple[NDArray[np.ui
     return np.stack(pictures), np.array(labels)
 
 
-def colours(picture: Picture) -> NDArray[np.int64]:
+def colours(picture: ImageArray) -> NDArray[np.int64]:
     """(H, W): each pixel's colour as one number, 0 for black."""
     return picture.astype(np.int64) @ np.array([1, 256, 65536])
 
 
-def objects(picture: Picture) -> list[Mask]:
+def objects(picture: ImageArray) -> list[Mask]:
     packed = colours(picture)
     return [np.equal(packed, colour) for colour in np.unique(packed[packed > 0])]
 
@@ -67,14 +67,14 @@ def extent(mask: Mask, kind: str) -> float:
     return float(np.ptp(np.argwhere(mask) @ np.stack([np.sin(angles), np.cos(angles)]), axis=0).max()) + 1.0
 
 
-def holes(picture: Picture) -> Mask:
+def holes(picture: ImageArray) -> Mask:
     """Black pixels whose four neighbours are coloured."""
     on = colours(picture) > 0
     hole: Mask = ~on[1:-1, 1:-1] & on[:-2, 1:-1] & on[2:, 1:-1] & on[1:-1, :-2] & on[1:-1, 2:]
     return hole
 
 
-def draw_elsewhere(_: Accelerator, options: dict[str, Any], indices: list[int]) -> list[Picture]:
+def draw_elsewhere(_: Accelerator, options: dict[str, Any], indices: list[int]) -> list[ImageArray]:
     np.random.seed(5)
     shapes = Shapes(ShapesConfig(**options), "train")
     return [shapes[i][0] for i in indices]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torchvision
 
-from stage1_tokenizer.data import build_images, build_pictures
-from stage1_tokenizer.data.pictures import ImageSet, Split
+from stage1_tokenizer.data import build_image_batches, build_images
+from stage1_tokenizer.data.image_batches import ImageSet, Split
 from stage1_tokenizer.data.torchvision_sets import READERS, Cifar10, Cifar10Config, FashionMnistConfig, MnistConfig
 from stage1_tokenizer.engine.errors import ConfigError
 
@@ -71,7 +71,7 @@ def test_mnist_is_the_published_one(real_data: Path, mnist: list[ImageSet]) -> N
 def test_batches_keep_pictures_and_labels_together(real_data: Path, name: str, channels: int) -> None:
     """Through resize and cache, batch row i is picture and label indices[i], with the data set's own channels."""
     config = CONFIGS[name].from_tree({"root": str(real_data / name), "image_size": 32, "cache": "none"})
-    pictures, images = build_pictures(config, "validation", seed=0), build_images(config, "validation")
+    pictures, images = build_image_batches(config, "validation", seed=0), build_images(config, "validation")
     indices = np.array([9_999, 3, 3, 0])
     pixels, labels = pictures.batch(indices)
     assert pixels.shape == (4, channels, 32, 32)

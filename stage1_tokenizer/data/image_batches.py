@@ -20,14 +20,14 @@ from torch import Tensor
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Side, Size
-from stage1_tokenizer.data.bad_files import BadFiles, BadPart, PictureError
+from stage1_tokenizer.data.bad_files import BadFiles, BadImageError, BadPart
 from stage1_tokenizer.data.resident import Resident, roomy
 from stage1_tokenizer.engine.console import counted
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.engine.system import in_threads, memory_share
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 Split = Literal["train", "validation"]
 
 LONGEST = 16
@@ -51,11 +51,11 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         """The picture, (h', w', C) uint8, and its label; the label is 0 where there are no classes.
 
         Raises:
-            PictureError: it cannot be read.
+            BadImageError: it cannot be read.
         """
         ...
 
@@ -121,7 +121,7 @@ class Processed:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
+    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
         """Raises BadFileError where too many cannot be read."""
         n = len(self._images)
         for place in range(index, index + n):
@@ -129,14 +129,14 @@ class Processed:
                 continue
             try:
                 picture, label = self._images[place % n]
-            except PictureError as error:
+            except BadImageError as error:
                 self._bad.add(place % n, error)
             else:
                 return resize(picture, self._config.image_size, self._config.resize_to), label
         raise self._bad.files.verdict()
 
 
-class Pictures:
+class ImageBatches:
     """One split, ready for batches. Random access: the same (epoch, index) gives the same pixels in every process."""
 
     def __init__(
@@ -165,7 +165,7 @@ class Pictures:
         first = processed[0][0]
         self.channels: int = first.shape[2]
         self._processed = processed
-        self._items: Processed | list[tuple[Picture, int]] | Resident = processed
+        self._items: Processed | list[tuple[ImageArray, int]] | Resident = processed
         self._cached = range(len(images)) if only is None else only
         number = bad.files.n if only is None else len(only)
         fits = config.cache == "auto" and first.nbytes * number < memory_share() // 4
@@ -211,7 +211,7 @@ class Pictures:
 
 def _read_all(
     images: Processed, which: range, image_size: tuple[int, int], device: torch.device
-) -> Resident | list[tuple[Picture, int]]:
+) -> Resident | list[tuple[ImageArray, int]]:
     """Pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
     labels = np.empty(len(which), dtype=np.int64)
     together = np.empty((len(which), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
@@ -223,7 +223,7 @@ def _read_all(
     return Resident(together, labels, image_size, roomy(device, together.nbytes))
 
 
-def resize(picture: Picture, image_size: tuple[int, int], short_side: int | None = None) -> Picture:
+def resize(picture: ImageArray, image_size: tuple[int, int], short_side: int | None = None) -> ImageArray:
     """Scale (h', w', C), antialiased, so that it covers `image_size`, and to a short side of `short_side` if given."""
     longest = LONGEST * min(picture.shape[:2])
     top, left = (max(0, side - longest) // 2 for side in picture.shape[:2])

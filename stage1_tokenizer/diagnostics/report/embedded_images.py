@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from stage1_tokenizer.data.image_batches import ImageArray, to_uint8
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.pictures import Picture, to_uint8
 from stage1_tokenizer.diagnostics.report.markup import Markup, tag
 
 LOSSLESS, GRID = 40_000, 150_000
@@ -36,13 +36,13 @@ PATCHES_AREA = LARGEST_AREA // 2
 """Pixels of all patches of a kind, which are lossless."""
 
 
-def pixels(image: Tensor) -> Picture:
+def pixels(image: Tensor) -> ImageArray:
     """(C, H, W) in [-1, 1] -> (H, W, C) uint8."""
-    picture: Picture = to_uint8(image).permute(1, 2, 0).cpu().numpy()
+    picture: ImageArray = to_uint8(image).permute(1, 2, 0).cpu().numpy()
     return picture
 
 
-def data_uri(picture: Picture, lossless: int = LOSSLESS) -> str:
+def data_uri(picture: ImageArray, lossless: int = LOSSLESS) -> str:
     """A picture (H, W, C) or (H, W) uint8 of any size, scaled down where it is too large for a page, and lossless
     where it is then of no more than so many bytes."""
     image = Image.fromarray(picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture)
@@ -78,7 +78,9 @@ def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def img(picture: Picture, alt: str, scale: float = 1.0, class_: str | None = None, lossless: int = LOSSLESS) -> Markup:
+def img(
+    picture: ImageArray, alt: str, scale: float = 1.0, class_: str | None = None, lossless: int = LOSSLESS
+) -> Markup:
     """A picture as an element, `scale` times its size where the page is wide enough."""
     height, width = picture.shape[:2]
     sharp = "sharp" if scale >= 1.0 else "smooth"
@@ -97,7 +99,7 @@ def enlargement(side: int, wanted: int) -> float:
     return wanted // side if side <= wanted else wanted / side
 
 
-def read(path: Path) -> Picture:
+def read(path: Path) -> ImageArray:
     """A picture file, (H, W, 3).
 
     Raises:
@@ -106,7 +108,7 @@ def read(path: Path) -> Picture:
     return read_image(path, 3)
 
 
-def grid(picture: Picture, alt: str, wanted: int = 680) -> Markup:
+def grid(picture: ImageArray, alt: str, wanted: int = 680) -> Markup:
     """A grid of pictures as an element of about `wanted` pixels, but not enlarged beyond recognition."""
     return img(picture, alt, min(4.0, enlargement(picture.shape[1], wanted)), lossless=GRID)
 
@@ -121,7 +123,7 @@ def fitted(images: Tensor, side: int) -> Tensor:
     return torch.nn.functional.interpolate(images, size=size, mode="area")
 
 
-def sheet(images: Tensor, columns: int) -> Picture:
+def sheet(images: Tensor, columns: int) -> ImageArray:
     """Images (N, C, H, W) in [-1, 1] as one picture without gaps, row by row; what is left over is grey."""
     rows = -(-len(images) // columns)
     filler = images.new_zeros(rows * columns - len(images), *images.shape[1:])
@@ -133,7 +135,7 @@ STOPS = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252,
 """The colour map `inferno` (van der Walt and Smith), at six places."""
 
 
-def heat(error: Tensor) -> Picture:
+def heat(error: Tensor) -> ImageArray:
     """(H, W) in 0..1 -> (H, W, 3): black for 0, bright for BRIGHTEST, ever lighter between."""
     places = np.linspace(0.0, 1.0, len(STOPS))
     level: NDArray[np.float64] = (error / BRIGHTEST).clamp(0, 1).double().cpu().numpy()

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.folder.scan import FOLDER, OUR_ENDINGS, image_files, png_mark
+from stage1_tokenizer.data.image_batches import to_uint8
 from stage1_tokenizer.data.image_files import USUAL, read_image
-from stage1_tokenizer.data.pictures import to_uint8
 from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.names import located
 
 DECODE_CHUNK = 16
-"""Pictures are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
+"""Images are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
 round differently, and now and then a pixel of the same picture would differ by one level."""
 Shape = tuple[int, int, int]
 """Height, width and channels of a picture."""
@@ -33,7 +33,7 @@ DAMAGED = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBo
 
 
 @torch.inference_mode()
-def to_pictures(decode: Callable[[Tensor], Tensor], inputs: Tensor, larger: int = 1) -> NDArray[np.uint8]:
+def to_images(decode: Callable[[Tensor], Tensor], inputs: Tensor, larger: int = 1) -> NDArray[np.uint8]:
     """Codes or noise (n, ...), decoded to images (n, C, H, W) in [-1, 1] -> pictures (n, H, W, C) uint8.
 
     larger: how many times the trained size they are; that many fewer are decoded at once.
@@ -128,7 +128,7 @@ def rows_of(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
     return grid
 
 
-def picture_paths(source: Path, option: str) -> list[Path]:
+def image_paths(source: Path, option: str) -> list[Path]:
     """The file itself, or the pictures in a folder and those below it; links may lead anywhere.
 
     Raises:
