@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sampling.option_facts import AlwaysShown, Idle, facts_of
+from sampling.option_facts import AlwaysShown, Idle, facts_of_kind
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.value_forms import Limit
 from stage1_tokenizer.engine.precision import float64
@@ -113,7 +113,7 @@ class ChooseConfig(Config):
 
     def filtered(self, values: Tensor, of_logits: bool) -> Tensor:
         """Logits or probabilities (B, V) after the filters of their kind, in the order of the fields."""
-        for name, filters in facts_of(type(self), Filter).items():
+        for name, filters in facts_of_kind(type(self), Filter).items():
             for each in filters:
                 if each.of_logits == of_logits:
                     values = each.keep(values, getattr(self, name))

@@ -31,7 +31,7 @@ from sampling.completion import (
 from sampling.output import Output, close_output, image_names, open_output, settings_of
 from sampling.sampler import Progress, Sampler
 from sampling.sampling_loop import GRID, make_missing
-from sampling.saved_images import read_png, rows_of, save_png, shape_of
+from sampling.saved_images import arrange_rows, read_png, save_png, shape_of
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
@@ -97,7 +97,7 @@ def assemble(pictures: ImageArrays, kept: ImageArrays, variants: int, out: Outpu
         save_png(out.path / f"{index:06d}-kept.png", part)
     columns = ["original", "kept", *map(str, range(variants))]
     rows = [[f"{index:06d}-{what}.png" for what in columns] for index in range(len(pictures))]
-    save_png(out.path / GRID, rows_of([[read_png(out.path / name) for name in row] for row in rows]))
+    save_png(out.path / GRID, arrange_rows([[read_png(out.path / name) for name in row] for row in rows]))
     close_output(out, [GRID, *(name for row in rows for name in row)])
 
 

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
+from sampling.input_images import bad_files_error, image_paths, split_readable
 from sampling.option_facts import AlwaysShown
 from sampling.sampler import Progress, Sampler, SamplingConfig
-from sampling.saved_images import DECODE_CHUNK, image_paths, in_chunks, readable, unreadable
+from sampling.saved_images import DECODE_CHUNK, apply_in_chunks
 from stage1_tokenizer.config.base import CommandConfig, Config
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Texts
@@ -153,9 +154,9 @@ def read_originals(
     if source is not None:
         paths = image_paths(Path(source), "images")[:n]
         channels = sampler.prior.tokenizer.tokenizer.config.image_channels
-        _, bad = readable(paths, channels)
+        _, bad = split_readable(paths, channels)
         if bad:
-            raise unreadable(bad)
+            raise bad_files_error(bad)
         pictures = np.stack([_middle(resize(read_image(path, channels), size), size) for path in paths])
         names, own = [str(path) for path in paths], labels_for(sampler.prior, ())
         labels = np.resize(own, len(paths)) if given is None else given[: len(paths)]
@@ -285,7 +286,7 @@ def encode(sampler: Sampler, pictures: ImageArrays) -> Tensor:
     images = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n H W C -> n C H W")
     encode_codes = sampler.prior.tokenizer.tokenizer.encode_codes
     # What a picture's codes are must not depend on how many are completed beside it.
-    return in_chunks(lambda part: encode_codes(normalise(part.to(sampler.device))), images, DECODE_CHUNK)
+    return apply_in_chunks(lambda part: encode_codes(normalise(part.to(sampler.device))), images, DECODE_CHUNK)
 
 
 def complete(

@@ -16,7 +16,7 @@ from sampling.noise import NoiseSource
 from sampling.option_facts import AlwaysShown, Idle, check_idle
 from sampling.output import MOST_IMAGES, image_names, open_output, settings_of
 from sampling.sampler import Sampler, SamplingConfig
-from sampling.sampling_loop import GRID, PriorSource, assemble, make_missing
+from sampling.sampling_loop import GRID, PriorSource, finish_samples, make_missing
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Texts
@@ -77,7 +77,7 @@ def main() -> None:
 
     seconds = make_missing(accelerator, source, out, config.batch_size)
     if accelerator.is_main_process:
-        assemble(source.labels(np.arange(config.n)), out)
+        finish_samples(source.labels(np.arange(config.n)), out)
         made = len(out.missing)
         print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {where}/{GRID}")
 

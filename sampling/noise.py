@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sampling.saved_images import Shape, to_images
+from sampling.saved_images import Shape, decode_in_chunks
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.seeds import uniforms
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
@@ -77,7 +77,7 @@ class NoiseSource:
                 raise BadFileError(f"{self.loaded.path}: gives numbers that are not finite: its weights are damaged")
             return images
 
-        pictures = to_images(decode, noise.to(self.device))
+        pictures = decode_in_chunks(decode, noise.to(self.device))
         progress(len(indices))
         return pictures
 

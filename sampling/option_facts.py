@@ -33,7 +33,7 @@ class AlwaysShown(Fact):
 
 
 @cache
-def facts_of(cls: type[BaseModel], kind: type[FactT]) -> dict[str, list[FactT]]:
+def facts_of_kind(cls: type[BaseModel], kind: type[FactT]) -> dict[str, list[FactT]]:
     """The facts of a kind by the names of the fields, stated in this class or in one that it extends."""
     found = {name: [fact for fact in facts if isinstance(fact, kind)] for name, facts in facts_at_fields(cls).items()}
     return {name: list(dict.fromkeys(facts)) for name, facts in found.items() if facts}
@@ -41,7 +41,7 @@ def facts_of(cls: type[BaseModel], kind: type[FactT]) -> dict[str, list[FactT]]:
 
 def check_idle(config: BaseModel, beside: str) -> None:
     """Raise ValueError if an option was given that does nothing beside the option `beside`."""
-    for name, facts in facts_of(type(config), Idle).items():
+    for name, facts in facts_of_kind(type(config), Idle).items():
         field = type(config).model_fields[name]
         for fact in facts:
             if fact.beside == beside and getattr(config, name) != field.default:

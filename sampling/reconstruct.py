@@ -23,8 +23,9 @@ from pydantic import NonNegativeInt, PositiveInt
 from pydantic_settings import CliPositionalArg
 from torch import Tensor
 
+from sampling.input_images import bad_files_error, image_paths, split_readable
 from sampling.output import close_output, open_output, settings_of
-from sampling.saved_images import image_paths, readable, rows_of, save_png, unreadable
+from sampling.saved_images import arrange_rows, save_png
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.data import build_image_batches, data_config
@@ -105,7 +106,7 @@ def main() -> None:
     for index in counted(mine, len(mine), "picture", "reconstructing"):
         picture = originals.read(index)
         made, *values = reconstruct(accelerator, loaded.tokenizer, picture, tiles)
-        save_png(out / originals.files[index], rows_of([[picture, made]]) if config.beside else made)
+        save_png(out / originals.files[index], arrange_rows([[picture, made]]) if config.beside else made)
         figures[index] = torch.tensor([*values, *picture.shape[:2]], dtype=torch.float64)
     figures = accelerator.reduce(figures.to(accelerator.device), "sum").cpu()
     if accelerator.is_main_process:
@@ -165,13 +166,13 @@ def given_images(accelerator: Accelerator, config: ReconstructConfig, loaded: Lo
             for source in config.pictures
             for path in image_paths(Path(source), "pictures")
         }
-        paths, bad = readable([*names][: config.n], channels)
+        paths, bad = split_readable([*names][: config.n], channels)
         return dict(zip(paths, png_names([names[path] for path in paths]), strict=True)), bad
 
     named, bad = on_main(accelerator, look)
     paths = [*named]
     if not paths:
-        raise unreadable(bad)
+        raise bad_files_error(bad)
     for reason in bad:
         accelerator.print(f"left out: {one_line(reason)}")
     return Originals(

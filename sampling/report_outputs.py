@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sampling.completion import CompleteConfig
-from sampling.option_facts import AlwaysShown, facts_of
+from sampling.option_facts import AlwaysShown, facts_of_kind
 from sampling.output import NOT_COMPARED
 from sampling.sampler import SamplingConfig
-from sampling.saved_images import rows_of
+from sampling.saved_images import arrange_rows
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.trees import LARGEST_JSON, parse_json
 from stage1_tokenizer.diagnostics.report.embedded_images import LARGEST_SIDE, grid, read
@@ -111,7 +111,7 @@ def shown_settings(settings: Tree) -> Tree:
     """The options that differ from their defaults or are always shown: the command's own first, then those of drawing
     from a prior, and the step of the weights."""
     defaults = CompleteConfig().tree()  # which has all options that decide pictures, those of generate.py too
-    always = {CompleteConfig.model_fields[name].alias or name for name in facts_of(CompleteConfig, AlwaysShown)}
+    always = {CompleteConfig.model_fields[name].alias or name for name in facts_of_kind(CompleteConfig, AlwaysShown)}
     given = [key for key in sorted(defaults, key=SamplingConfig.model_fields.__contains__) if key not in NOT_COMPARED]
     shown = {key: settings.get(key) for key in given if key in always or settings.get(key) != defaults[key]}
     return {key: value for key, value in {**shown, "step": settings.get("step")}.items() if value is not None}
@@ -138,7 +138,7 @@ def _picture(folder: Path, settings: Tree, done: str) -> Child:
         pictures = [read(path) for path in files[:MOST_FILES]]
         side = max(1, min(16, LARGEST_SIDE // (pictures[0].shape[1] + 2)))
         columns = min(side, max(1, round(len(pictures) ** 0.5)))
-        picture = rows_of([pictures[start : start + columns] for start in range(0, len(pictures), columns)])
+        picture = arrange_rows([pictures[start : start + columns] for start in range(0, len(pictures), columns)])
         what = f"{done}: the first {plural(len(pictures), 'picture')}"
     else:
         return note("There are no pictures in it.")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
 from sampling.option_facts import AlwaysShown, Idle
-from sampling.saved_images import Shape, to_images
+from sampling.saved_images import Shape, decode_in_chunks
 from stage1_tokenizer.config.marks import Mark
 from stage1_tokenizer.config.value_forms import Size
 from stage1_tokenizer.data.order import parts_of
@@ -238,7 +238,7 @@ class Sampler:
         shape = self.prior.model.shape
         larger = -(-codes.shape[1] * codes.shape[2] // (shape.h * shape.w))
         tokenizer = self.prior.tokenizer.tokenizer
-        return to_images(partial(decode_codes, tokenizer, tiles=tiles_for(tokenizer.config)), codes, larger)
+        return decode_in_chunks(partial(decode_codes, tokenizer, tiles=tiles_for(tokenizer.config)), codes, larger)
 
     def _generate(
         self,

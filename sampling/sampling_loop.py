@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sampling.evaluation.npz import write_samples
 from sampling.output import Output, close_output
 from sampling.sampler import Sampler
-from sampling.saved_images import Shape, grid_of, read_png, save_png
+from sampling.saved_images import Shape, arrange_grid, read_png, save_png
 from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.engine.console import bar
 from stage2_prior.class_names import labels_in_turn
@@ -106,12 +106,12 @@ class SavedImages:
         return read_png(self.folder / self.names[index])
 
 
-def assemble(labels: NDArray[np.int64], out: Output) -> None:
+def finish_samples(labels: NDArray[np.int64], out: Output) -> None:
     """Write the grid (of very many pictures, the first ones) and the .npz of all, and say that they are finished.
 
     The pictures of the grid are in memory, and of the others one at a time.
     """
     pictures = SavedImages(out.path, out.names)
-    save_png(out.path / GRID, grid_of([pictures[index] for index in range(min(len(pictures), MOST_IN_GRID))]))
+    save_png(out.path / GRID, arrange_grid([pictures[index] for index in range(min(len(pictures), MOST_IN_GRID))]))
     write_samples(out.path / SAMPLES, pictures, labels)
     close_output(out, [*out.names, GRID])

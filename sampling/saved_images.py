@@ -3,7 +3,6 @@
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -13,36 +12,31 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.folder.scan import FOLDER, OUR_ENDINGS, image_files, png_mark
+from stage1_tokenizer.data.folder.scan import OUR_ENDINGS, png_mark
 from stage1_tokenizer.data.image_batches import to_uint8
-from stage1_tokenizer.data.image_files import USUAL, read_image
 from stage1_tokenizer.engine.checkpoint import write_file
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.errors import BadFileError
 
 DECODE_CHUNK = 16
 """Images are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
 round differently, and now and then a pixel of the same picture would differ by one level."""
 Shape = tuple[int, int, int]
 """Height, width and channels of a picture."""
-SHOWN = 10
-"""Bad files that an error names."""
 DAMAGED = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 """What Pillow raises on a file that is not a whole picture, or not there."""
 
 
 @torch.inference_mode()
-def to_images(decode: Callable[[Tensor], Tensor], inputs: Tensor, larger: int = 1) -> NDArray[np.uint8]:
+def decode_in_chunks(decode: Callable[[Tensor], Tensor], inputs: Tensor, larger: int = 1) -> NDArray[np.uint8]:
     """Codes or noise (n, ...), decoded to images (n, C, H, W) in [-1, 1] -> pictures (n, H, W, C) uint8.
 
     larger: how many times the trained size they are; that many fewer are decoded at once.
     """
-    pixels = in_chunks(lambda chunk: to_uint8(decode(chunk)).cpu(), inputs, max(1, DECODE_CHUNK // larger))
+    pixels = apply_in_chunks(lambda chunk: to_uint8(decode(chunk)).cpu(), inputs, max(1, DECODE_CHUNK // larger))
     return pixels.permute(0, 2, 3, 1).numpy()
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
+def apply_in_chunks(function: Callable[[Tensor], Tensor], inputs: Tensor, size: int) -> Tensor:
     """A function of rows, applied to just `size` of them at a time, the last ones filled up: (n, ...) -> (n, ...)."""
     chunks = []
     for chunk in torch.split(inputs, size):
@@ -109,13 +103,13 @@ def _has_whole_chunks(data: bytes) -> bool:
     return False
 
 
-def grid_of(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def arrange_grid(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """n pictures (H, W, C) -> one picture, as square as n allows, row by row, two grey pixels between them."""
     columns = int(np.ceil(np.sqrt(len(pictures))))
-    return rows_of([list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)])
+    return arrange_rows([list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)])
 
 
-def rows_of(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+def arrange_rows(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
     """Rows of pictures (h, w, C) of any sizes -> one picture, each in the top left of a cell that holds the largest."""
     height = max(picture.shape[0] for row in rows for picture in row)
     width = max(picture.shape[1] for row in rows for picture in row)
@@ -126,45 +120,3 @@ def rows_of(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
             top, left = down * (height + 2) + 2, right * (width + 2) + 2
             grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return grid
-
-
-def image_paths(source: Path, option: str) -> list[Path]:
-    """The file itself, or the pictures in a folder and those below it; links may lead anywhere.
-
-    Raises:
-        ConfigError: neither exists, or there are none; `option` is named.
-        BadFileError: a folder cannot be listed.
-    """
-    if source.is_file():
-        return [source]
-    files = image_files(source, "anywhere") if source.is_dir() else ()
-    found = sorted(source / name for name, reason in files if reason != FOLDER)
-    if not found:
-        reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
-        raise ConfigError(
-            f"{option} {located(source)}: {reason} (looked for {', '.join(USUAL)} and all "
-            "others that Pillow reads, by content)"
-        )
-    return found
-
-
-def readable(paths: list[Path], channels: int) -> tuple[list[Path], list[str]]:
-    """Those of the files that can be decoded, and what is wrong with each of the others."""
-
-    def complaint(path: Path) -> str | None:
-        try:
-            read_image(path, channels)
-        except BadFileError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max_workers=4) as threads:  # Pillow releases the interpreter's lock while it decodes
-        found = list(threads.map(complaint, paths))
-    good = [path for path, each in zip(paths, found, strict=True) if each is None]
-    return good, [each for each in found if each is not None]
-
-
-def unreadable(complaints: list[str]) -> BadFileError:
-    """The error that says what is wrong with files, of many the first ones."""
-    more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
-    return BadFileError("\n  ".join([*map(one_line, complaints[:SHOWN]), *more]))

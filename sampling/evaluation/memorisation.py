@@ -25,7 +25,7 @@ from sampling.evaluation.features import Measuring
 from sampling.evaluation.intervals import Interval, share_interval
 from sampling.evaluation.results import Figure
 from sampling.evaluation.sources import Source, some
-from sampling.saved_images import rows_of
+from sampling.saved_images import arrange_rows
 from stage1_tokenizer.data.order import share as share_of
 from stage1_tokenizer.engine.console import counted
 
@@ -221,7 +221,7 @@ def look_for_copies(
         f"{counted.expected:.1%} of the held-out pictures are, or is the same"
     )
     says += "; training mirrors images, so mirrored ones are compared in pixels too" if mirrored else ""
-    return Copies(figures, rows_of(_halves(rows)), says)
+    return Copies(figures, arrange_rows(_halves(rows)), says)
 
 
 def _figure(name: str, unit: str, ours: Tensor, theirs: Tensor, counted: Memorised) -> Figure:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.features import Features, my_batches, without_logits
 from sampling.evaluation.sources import Source
-from sampling.saved_images import DECODE_CHUNK, in_chunks
+from sampling.saved_images import DECODE_CHUNK, apply_in_chunks
 from stage1_tokenizer.data.image_batches import normalise, to_uint8
 from stage1_tokenizer.engine.checkpoint import sha256_of
 from stage1_tokenizer.engine.console import bar
@@ -129,9 +129,9 @@ def reconstruct(tokenizer: Tokenizer, x: Tensor) -> tuple[Tensor, Tensor | None]
     In chunks of one size, so that neither the batch size nor the number of processes changes a code or a pixel.
     """
     if not tokenizer.bottleneck.depth:
-        return in_chunks(lambda part: tokenizer(part)[0].float(), x, DECODE_CHUNK), None
-    codes = in_chunks(tokenizer.encode_codes, x, DECODE_CHUNK)
-    return in_chunks(lambda part: tokenizer.decode_codes(part).float(), codes, DECODE_CHUNK), codes
+        return apply_in_chunks(lambda part: tokenizer(part)[0].float(), x, DECODE_CHUNK), None
+    codes = apply_in_chunks(tokenizer.encode_codes, x, DECODE_CHUNK)
+    return apply_in_chunks(lambda part: tokenizer.decode_codes(part).float(), codes, DECODE_CHUNK), codes
 
 
 def bits_per_image(tokenizer: Tokenizer) -> float:

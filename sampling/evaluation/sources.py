@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sampling.evaluation import npz
 from sampling.evaluation.npz import open_samples
+from sampling.input_images import image_paths
 from sampling.output import NOT_COMPARED, Output, image_names, is_finished, open_output, settings_of
-from sampling.sampling_loop import SAMPLES, PriorSource, assemble, make_missing
-from sampling.saved_images import image_paths
+from sampling.sampling_loop import SAMPLES, PriorSource, finish_samples, make_missing
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.image_files import read_image
@@ -163,7 +163,7 @@ def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: i
     out: Output = open_output(accelerator, str(folder), folder.parent, settings, wanted)
     accelerator.print(f"sampling {len(out.missing)} pictures to {one_line(str(folder))}")
     seconds = make_missing(accelerator, source, out, batch_size)
-    on_main(accelerator, lambda: assemble(source.labels(np.arange(n)), out))
+    on_main(accelerator, lambda: finish_samples(source.labels(np.arange(n)), out))
     return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None, n)
 
 

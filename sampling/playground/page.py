@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from sampling.choose import Filter
-from sampling.option_facts import facts_of
+from sampling.option_facts import facts_of_kind
 from sampling.playground.controls import (
     NAMES,
     Settings,
@@ -209,7 +209,7 @@ class Page:
             found["temperature"] = slider("Temperature", 1.0, 2.0, 0.05)
             if self._playground.can_guide:
                 found["guidance"] = slider("Guidance", self._playground.guidance, 10.0, 0.25)
-            for name in facts_of(SamplingConfig, Filter):
+            for name in facts_of_kind(SamplingConfig, Filter):
                 codes = self._playground.prior.model.shape.V
                 found[name] = filter_control(name, SamplingConfig.model_fields[name], codes)
         return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sampling.generate import main
-from sampling.saved_images import grid_of
+from sampling.saved_images import arrange_grid
 from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.prior import PRIOR_FILE, newest_run
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, edit_weights, files_of, pictures_of, pixels_of, write_prior
@@ -86,7 +86,7 @@ def test_what_is_written(prior: Path, tmp_path: Path) -> None:
         assert saved["arr_0"].shape == (5, *IMAGE_SIZE, 3)
         for i, picture in enumerate(saved["arr_0"]):
             assert np.array_equal(picture, pixels_of(tmp_path / f"{i:06d}.png"))
-        assert np.array_equal(grid_of(list(saved["arr_0"])), pixels_of(tmp_path / "grid.png"))
+        assert np.array_equal(arrange_grid(list(saved["arr_0"])), pixels_of(tmp_path / "grid.png"))
     assert labels_in(tmp_path) == [0, 1, 0, 1, 0]
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert (settings["n"], settings["seed"], settings["step"]) == (5, 0, 9)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sampling import noise as noise_module
 from sampling.generate import GenerateConfig, main
 from sampling.noise import normals
-from sampling.option_facts import Idle, facts_of
+from sampling.option_facts import Idle, facts_of_kind
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.dictionary import DictionaryConfig
@@ -203,7 +203,7 @@ def test_options_of_a_prior_are_refused(tokenizer: Path, tmp_path: Path, option:
 
 def test_the_refused_options_are_all_there_are() -> None:
     """The list above grows with the facts at the fields; a new option states that it is idle, or stands here."""
-    idle = {name.removesuffix("_") for name in facts_of(GenerateConfig, Idle)}
+    idle = {name.removesuffix("_") for name in facts_of_kind(GenerateConfig, Idle)}
     assert idle == FOR_A_PRIOR.keys() - {"prior"}
     only_with_one_of_these = {"temperature_schedule", "guidance_interval", "best_by"}
     assert SamplingConfig.model_fields.keys() - idle == {"temperature", "batch_size", *only_with_one_of_these}

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sampling.generate import main
-from sampling.saved_images import DECODE_CHUNK, grid_of, save_png, to_images
+from sampling.saved_images import DECODE_CHUNK, arrange_grid, decode_in_chunks, save_png
 from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.tokenizer import Tokenizer
 from tests.helpers.artefacts import IMAGE_SIZE, write_prior, write_tokenizer
@@ -44,7 +44,7 @@ def test_pictures_are_rounded_and_clamped(tmp_path: Path) -> None:
             torch.full((1, 3, 16, 16), -7.0),
         ]
     )
-    pictures = to_images(Showing(images).decode_codes, torch.arange(4)[:, None, None, None])
+    pictures = decode_in_chunks(Showing(images).decode_codes, torch.arange(4)[:, None, None, None])
     wanted = levels[0].permute(1, 2, 0).numpy()
     assert np.array_equal(pictures[0], wanted)
     assert np.array_equal(pictures[1], wanted)
@@ -61,14 +61,14 @@ def test_codes_decode_in_chunks_of_one_size(tmp_path: Path, n: int, larger: int)
     """Trap 36: filled-up chunks give n pictures, each the one that its codes give alone; of larger ones, fewer."""
     tokenizer = write_tokenizer(tmp_path).tokenizer
     codes = torch.randint(16, (n, *tokenizer.shape[:3]), generator=torch.Generator().manual_seed(n))
-    alone = [to_images(tokenizer.decode_codes, codes[i : i + 1], larger)[0] for i in range(n)]
+    alone = [decode_in_chunks(tokenizer.decode_codes, codes[i : i + 1], larger)[0] for i in range(n)]
     sizes = []
 
     def decode(part: Tensor) -> Tensor:
         sizes.append(len(part))
         return tokenizer.decode_codes(part)
 
-    assert np.array_equal(to_images(decode, codes, larger), np.stack(alone))
+    assert np.array_equal(decode_in_chunks(decode, codes, larger), np.stack(alone))
     assert set(sizes) == {max(1, DECODE_CHUNK // larger)}
 
 
@@ -76,7 +76,7 @@ def test_codes_decode_in_chunks_of_one_size(tmp_path: Path, n: int, larger: int)
 def test_the_grid_shows_each_picture_at_its_place(n: int, rows: int, columns: int) -> None:
     """Trap 37: row by row, each picture whole, two pixels apart, whatever place is left over stays grey."""
     pictures = np.random.default_rng(n).integers(0, 255, size=(n, 4, 6, 3), dtype=np.uint8)
-    grid = grid_of(list(pictures))
+    grid = arrange_grid(list(pictures))
     assert grid.shape == (rows * 6 + 2, columns * 8 + 2, 3)
     for i, picture in enumerate(pictures):
         top, left = i // columns * 6 + 2, i % columns * 8 + 2

@@ -112,7 +112,7 @@ def test_wrong_usage_is_one_message(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for arguments, message in (
         ((tmp_path / "none.png",), "there is no such file or folder"),
-        ((tmp_path / "empty",), "holds no pictures"),
+        ((tmp_path / "empty",), "holds no images"),
         (("--tile", 30), "tile 30: must be a multiple of the tokenizer's factor 4; the nearest are 28 and 32"),
         (("--tile", 32, "--overlap", 20), "more than half"),
     ):
