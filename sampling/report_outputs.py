@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sampling.completion import CompleteConfig
+from sampling.completion_source import CompleteConfig
 from sampling.option_facts import AlwaysShown, facts_of_kind
 from sampling.output import NOT_COMPARED
 from sampling.sampler import SamplingConfig

@@ -144,7 +144,7 @@ def test_the_summary_matches_classes_by_name(tmp_path: Path, monkeypatch: pytest
         return Agreement(1.0, 1.0)
 
     monkeypatch.setattr(summary, "agreement", judge)
-    summary.class_figures(summary.SummaryConfig(samples=4), prior)
+    summary.class_lines(summary.SummaryConfig(samples=4), prior)
     assert asked == ["cat", "dog", "cat", "dog"]
     assert np.array_equal(judged[0], Sampler(prior).sample(4, asked, summary.SummaryConfig().seed))
 
@@ -153,4 +153,4 @@ def test_the_summary_reads_a_log_that_was_cut_off(tmp_path: Path) -> None:
     """Fault 1: a training that was killed, or runs on, leaves half a line at the end."""
     entries = '{"step": 1, "validation/psnr": 20.0}\n{"step": 2, "validation/psnr": 21.0}\n'
     (tmp_path / "metrics.jsonl").write_text(entries + '{"step": 3, "validation/ps')
-    assert summary.last_figures(tmp_path, "validation/psnr")["validation/psnr"] == 21.0
+    assert summary.last_metrics(tmp_path, "validation/psnr")["validation/psnr"] == 21.0

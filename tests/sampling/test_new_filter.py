@@ -87,7 +87,7 @@ assert refused.code == 2 and "--sampling cannot be used with --tokenizer: nothin
 # app: the page has a control for it, and its command names it
 playground = Playground(prior, "float32", Limits(16, 24))
 made = playground.sample({"n": 2, "only": 5}, lambda share: None)
-assert np.array_equal(made.pictures[0], files("g5")[0]) and made.command.endswith("--only 5")
+assert np.array_equal(made.images[0], files("g5")[0]) and made.command.endswith("--only 5")
 if importlib.util.find_spec("gradio") is not None:
     from sampling.playground.page import Page
 
@@ -103,7 +103,7 @@ assert "only" not in report_outputs.shown_settings({**settings, "only": 3})
 # summary: what it judges is drawn through it
 judged = []
 summary.agreement = lambda train, held_out, pictures, *_: judged.append(pictures) or agreement.Agreement(1.0, 1.0)
-summary.class_figures(summary.SummaryConfig(samples=4), prior)
+summary.class_lines(summary.SummaryConfig(samples=4), prior)
 assert alike([*judged[0], *files("g3")])
 """
 

@@ -217,7 +217,7 @@ def test_bad_pictures_among_good_ones_are_left_out(tmp_path: Path) -> None:
     bad = write_bad(tmp_path / "photos/cat")
     ended = reconstruct(tmp_path, tmp_path / "out", tmp_path / "photos")
     assert ended.code == 3
-    assert "4 of 7 pictures were left out" in ended.err
+    assert "4 of 7 images were left out" in ended.err
     found = figures(tmp_path / "out")
     assert [Path(row["of"]).name for row in found["pictures"]] == ["00.png", "01.png", "02.png"]
     assert all(np.isfinite(row["psnr"]) for row in found["pictures"])
@@ -226,7 +226,7 @@ def test_bad_pictures_among_good_ones_are_left_out(tmp_path: Path) -> None:
         assert f"left out: {path}: " in ended.out
         assert any(reason.startswith(f"{path}: ") for reason in found["left_out"])
     words = ("--tokenizer", tmp_path, "--out", tmp_path / "two", tmp_path / "photos")
-    with pytest.raises(RankFailedError, match="4 of 7 pictures were left out"):
+    with pytest.raises(RankFailedError, match="4 of 7 images were left out"):
         run_processes(2, run_script, "sampling/reconstruct.py", *words)
     again = figures(tmp_path / "two")
     assert (again["mean"], again["left_out"]) == (found["mean"], found["left_out"])

@@ -133,8 +133,8 @@ def test_a_prior_without_classes(tmp_path: Path) -> None:
         (2, 2, '"2".*0 cat, 1 dog'),
         (2, -1, '"-1".*0 cat, 1 dog'),
         (2, ["cat", "bird"], '"bird".*0 cat, 1 dog'),
-        (2, ["cat"], "1 classes for 2 pictures"),
-        (2, [0, 1, 0], "3 classes for 2 pictures"),
+        (2, ["cat"], "1 classes for 2 images"),
+        (2, [0, 1, 0], "3 classes for 2 images"),
     ],
 )
 def test_what_cannot_be_sampled(
@@ -177,7 +177,7 @@ def test_settings_that_the_training_ruled_out(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(artefacts, "SonnetNetworkConfig", lambda **_: perceptron)
     mlp = write_prior(tmp_path / "mlp", tokenizer={"bottleneck": FsqConfig(levels=(4, 4))})
     for size in ((16, 24), (4, 4)):
-        with pytest.raises(ConfigError, match=r"pictures of.*perceptron.*8x12 alone"):
+        with pytest.raises(ConfigError, match=r"images of.*perceptron.*only 8x12"):
             Sampler(mlp, SamplingConfig(size=size))
     assert Sampler(mlp, SamplingConfig(size=IMAGE_SIZE)).sample(2).shape == (2, *IMAGE_SIZE, 3)
 

@@ -244,4 +244,4 @@ def test_sampling_that_is_not_on_a_terminal_draws_nothing(tmp_path: Path) -> Non
     ended = run(names_of("sampling/generate.py")["main"], "-n", 2, "--prior", tmp_path)
     assert ended.err == ""
     assert "\r" not in ended.out
-    assert ended.out.splitlines()[-1].startswith("2 pictures in ")
+    assert ended.out.splitlines()[-1].startswith("2 images in ")
