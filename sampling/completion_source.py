@@ -40,12 +40,16 @@ from stage2_prior.prior import labels_for
 
 
 class GrowConfig(Config):
-    """Pixels to add on each side of the images; multiples of the tokenizer's factor."""
+    """Pixels to add on each side of the images: multiples of the tokenizer's factor, the side of a code in pixels."""
 
     up: NonNegativeInt = 0
+    """Pixels to add above."""
     down: NonNegativeInt = 0
+    """Pixels to add below."""
     left: NonNegativeInt = 0
+    """Pixels to add on the left."""
     right: NonNegativeInt = 0
+    """Pixels to add on the right."""
 
 
 class CompleteConfig(CommandConfig, SamplingConfig):

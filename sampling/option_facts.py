@@ -26,7 +26,7 @@ class Idle(Fact):
     beside: str
     """Name of the other option, without dashes."""
     reason: str
-    """Why the option has no effect; the error message ends with it."""
+    """Reason, with which the error message ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

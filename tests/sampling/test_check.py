@@ -35,7 +35,7 @@ TRAIN_SHARD = "tokens/train-00000-of-00001.safetensors"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of both stages, five pictures, and a folder of images in two classes."""
+    """Runs of both stages, five images, and a folder of images in two classes."""
     folder = tmp_path_factory.mktemp("made")
     run_processes(1, train, folder / "one", {"steps": 3, "keep": 2})
     write_tokenizer(folder / "tokenizer")
@@ -102,7 +102,7 @@ def of_another_tokenizer(folder: Path) -> None:
 
 
 def test_what_is_whole_is_called_so(made: Path) -> None:
-    """Runs of both stages, token files, pictures and images: each is looked at, and nothing is bad or remarkable."""
+    """Runs of both stages, token files, samples and images: each is looked at, and nothing is bad or remarkable."""
     ended = checked(made)
     assert (ended.code, ended.err) == (0, "")
     *found, last = ended.out.splitlines()
@@ -277,7 +277,7 @@ def test_tokens_that_are_not_all_there_are_bad_unless_they_are_in_the_making(cop
 
 
 def test_a_run_that_is_under_way_is_said_to_be(copy: Path) -> None:
-    """The check neither waits for it nor disturbs it, and pictures that it has not made yet are not missing."""
+    """The check neither waits for it nor disturbs it, and images that it has not made yet are not missing."""
     edit_json(copy / "pictures/settings.json", finished=False)
     (copy / "pictures/000004.png").unlink()
     with held(copy / "one"), held(copy / "pictures"):

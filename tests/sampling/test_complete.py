@@ -1,4 +1,4 @@
-"""Completion: what is kept, what is made, on which side a picture grows, and that a variant is always the same one."""
+"""Completion: what is kept, what is made, on which side an image grows, and that a variant is always the same one."""
 
 import json
 import re
@@ -103,7 +103,7 @@ def test_what_is_kept_does_matter(folder: Path) -> None:
 
 
 def test_variants_and_seeds_differ_and_repeat(folder: Path) -> None:
-    """Trap 36: variant v of picture i follows from (seed, i, v), whatever is completed beside it."""
+    """Trap 36: variant v of image i follows from (seed, i, v), whatever is completed beside it."""
     sampler = Sampler.load(folder, PLAIN)
 
     def made(seed: int, variant: int, rows: slice = slice(None)) -> NDArray[np.uint8]:
@@ -118,8 +118,8 @@ def test_variants_and_seeds_differ_and_repeat(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("side", Margins._fields)
-def test_a_picture_grows_on_the_side_that_was_asked_for(folder: Path, side: str) -> None:
-    """The picture itself stands unchanged at the other side; what is new depends on it."""
+def test_an_image_grows_on_the_side_that_was_asked_for(folder: Path, side: str) -> None:
+    """The image itself stands unchanged at the other side; what is new depends on it."""
     sampler = Sampler.load(folder, PLAIN)
     place = {"up": (4, 0), "down": (0, 0), "left": (0, 4), "right": (0, 0)}[side]
     size = (H + 4, W) if side in ("up", "down") else (H, W + 4)
@@ -135,7 +135,7 @@ def test_a_picture_grows_on_the_side_that_was_asked_for(folder: Path, side: str)
     assert not np.array_equal(grown[:, new], again[:, new])
 
 
-def test_growing_to_the_left_is_growing_a_mirrored_picture_to_the_right(folder: Path) -> None:
+def test_growing_to_the_left_is_growing_a_mirrored_image_to_the_right(folder: Path) -> None:
     """The prior only knows what comes before, so left and up are made by mirrors, and by the same noise rule."""
     sampler = Sampler.load(folder, PLAIN)
     for side, axis in (("left", 2), ("up", 1)):
@@ -147,7 +147,7 @@ def test_growing_to_the_left_is_growing_a_mirrored_picture_to_the_right(folder: 
         assert np.array_equal(np.flip(turned, axis)[:, :H, :W], straight[:, :H, :W])
 
 
-def test_all_four_sides_at_once_keep_the_picture_in_place(folder: Path) -> None:
+def test_all_four_sides_at_once_keep_the_image_in_place(folder: Path) -> None:
     """Three passes, two of them mirrored, must leave it where the margins say."""
     grown = grow(Sampler.load(folder, PLAIN), task(), Margins(1, 2, 3, 1), paste=True)
     assert grown.shape == (3, H + 12, W + 16, 3)
@@ -206,7 +206,7 @@ def test_mask_box_and_invert_say_what_is_kept(folder: Path, tmp_path: Path) -> N
 
 
 def test_files_are_completed_without_a_class_or_with_one(folder: Path, tmp_path: Path) -> None:
-    """A picture of one's own has any size and no label; --class gives it one, and changes what is made."""
+    """An image of one's own has any size and no label; --class gives it one, and changes what is made."""
     write_image_folder(tmp_path / "own", ("x",), per_class=2, size=(31, 20))
     made = {}
     for name, arguments in {"none": (), "star": ("--class", "star")}.items():
@@ -250,7 +250,7 @@ def test_what_cannot_be_done_is_one_message(
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"half"], ids=["empty", "text", "half"])
-def test_bad_pictures_are_refused_before_anything_is_written(folder: Path, tmp_path: Path, data: bytes) -> None:
+def test_bad_images_are_refused_before_anything_is_written(folder: Path, tmp_path: Path, data: bytes) -> None:
     """Fault 18: exit code 3; all that are bad are named, so that they can be taken out at once; no folder is left."""
     write_image_folder(tmp_path / "own", ("x",), per_class=4)
     whole = (tmp_path / "own/x/00.png").read_bytes()

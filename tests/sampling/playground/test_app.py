@@ -53,7 +53,7 @@ def nothing_painted() -> NDArray[np.bool_]:
 
 
 def test_the_shown_command_makes_the_same_files(playground: Playground, tmp_path: Path) -> None:
-    """Byte for byte: who likes a picture on the page can have it, and a thousand more, from the command."""
+    """Byte for byte: who likes an image on the page can have it, and a thousand more, from the command."""
     values = {"n": 3, "seed": 5, "class": "dog", "temperature": 0.8, "top_k": 9, "guidance": 1.5, "size": [12, 16]}
     made = playground.sample(values, quiet)
     (tmp_path / "page").mkdir()
@@ -77,7 +77,7 @@ def test_settings_at_their_defaults_are_those_of_the_sampler(playground: Playgro
 
 
 def test_completion_is_that_of_the_command_and_leaves_the_rest(playground: Playground) -> None:
-    """As complete.py makes it of the same picture, whose number and class go into it."""
+    """As complete.py makes it of the same image, whose number and class go into it."""
     chosen = playground.offered()[2]
     kept, made = playground.complete(chosen, HALF, {"variants": 3, "seed": 4, "temperature": 2.0}, quiet)
     label = playground.prior.model.null_label if chosen.label is None else chosen.label
@@ -91,7 +91,7 @@ def test_completion_is_that_of_the_command_and_leaves_the_rest(playground: Playg
     assert len({each.tobytes() for each in made}) > 1
 
 
-def test_a_grown_picture_holds_the_one_it_began_with(playground: Playground) -> None:
+def test_a_grown_image_holds_the_one_it_began_with(playground: Playground) -> None:
     chosen = playground.offered()[0]
     values = {"variants": 2, "grow": {"up": 4, "down": 0, "left": 0, "right": 8}}
     shares: list[float] = []
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused_with_a_message(
     assert files_of(folder) == before
 
 
-def test_nothing_or_too_much_painted_and_no_picture_are_refused(playground: Playground) -> None:
+def test_nothing_or_too_much_painted_and_no_image_are_refused(playground: Playground) -> None:
     chosen = playground.offered()[0]
     everything = ~nothing_painted()
     for picture, mask, message in (
@@ -197,7 +197,7 @@ def test_a_prior_without_classes_needs_none(tmp_path: Path) -> None:
     assert playground.complete(playground.offered()[0], HALF, {"variants": 1}, quiet)[1].shape == (1, *IMAGE_SIZE, 3)
 
 
-def test_larger_pictures_are_offered_only_where_they_can_be_made(playground: Playground) -> None:
+def test_larger_images_are_offered_only_where_they_can_be_made(playground: Playground) -> None:
     assert playground.can_be_larger
     assert not Playground(playground.prior, "float32", Limits(6, 11)).can_be_larger
     config = playground.prior.tokenizer.tokenizer.config
@@ -247,7 +247,7 @@ def test_a_mask_arrives_as_it_was_painted() -> None:
             decode_mask(bad, (5, 7))
 
 
-def test_the_shown_picture_is_the_picture() -> None:
+def test_the_shown_image_is_the_image() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 1)).astype(np.uint8)
     data = base64.b64decode(data_url(picture).removeprefix("data:image/png;base64,"))
     assert (np.asarray(Image.open(io.BytesIO(data))) == picture[:, :, 0]).all()

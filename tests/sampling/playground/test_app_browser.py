@@ -61,7 +61,7 @@ def page(app: App, browser: "Browser") -> Iterator[Any]:
 
 
 def shown(page: Any, gallery: str, number: int) -> list[NDArray[np.uint8]]:
-    """The pictures in a gallery, once there are so many: (H, W, C) each, as their files have them."""
+    """The images in a gallery, once there are so many: (H, W, C) each, as their files have them."""
     page.wait_for_function(f"document.querySelectorAll('{gallery} .grid-container img').length == {number}")
     found = []
     for image in page.locator(f"{gallery} .grid-container img").all():
@@ -168,7 +168,7 @@ def test_a_user_without_a_mouse_chooses_and_paints(page: Any) -> None:
     page.get_by_text("96 of 96 pixels painted").wait_for()
 
 
-def test_the_command_and_the_pictures_have_names(page: Any) -> None:
+def test_the_command_and_the_images_have_names(page: Any) -> None:
     page.get_by_role("button", name="Sample", exact=True).click()
     page.locator("#samples .grid-container img").first.wait_for()
     command = page.get_by_role("textbox", name="Command that makes the same images")
@@ -190,7 +190,7 @@ def painted_by(page: Any) -> list[list[int]]:
     return rows
 
 
-def test_a_user_uploads_a_picture_and_grows_it(app: App, page: Any, tmp_path: Path) -> None:
+def test_a_user_uploads_an_image_and_grows_it(app: App, page: Any, tmp_path: Path) -> None:
     page.get_by_role("tab", name="Grow").click()
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG no picture")
