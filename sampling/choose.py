@@ -37,7 +37,7 @@ class Filter(Idle):
     """True: the filter receives logits, before the softmax. False: it receives the probabilities that the former
     filters have left, not renormalised; a filter with an absolute threshold must first divide by the row's sum."""
     beside: str = "tokenizer"
-    reason: str = "it filters codes, and there are none"
+    reason: str = "it filters codes, and this tokenizer has none"
 
 
 def keep_top_k(logits: Tensor, k: int | None) -> Tensor:
@@ -79,9 +79,9 @@ class ChooseConfig(Config):
 
     temperature: Annotated[float, AlwaysShown()] = Field(1.0, ge=0.0, allow_inf_nan=False)
     """Divides the logits: below 1 makes likely codes more likely, above 1 less; 0 always takes the most likely code."""
-    temperature_end: Annotated[
-        float | None, Idle(beside="tokenizer", reason="there are no positions one after the other")
-    ] = Field(None, ge=0.0, allow_inf_nan=False)
+    temperature_end: Annotated[float | None, Idle(beside="tokenizer", reason="noise has no positions in an order")] = (
+        Field(None, ge=0.0, allow_inf_nan=False)
+    )
     """Temperature at the last position of the image; `temperature` is the one at the first position, and
     `temperature_schedule` says how it changes between them. null: the same temperature at all positions."""
     temperature_schedule: Literal["linear", "cosine"] = "linear"

@@ -98,8 +98,9 @@ def validation_names(kind: str, n: int) -> list[str]:
 
 
 def png_names(names: Sequence[str]) -> list[str]:
-    """Return a name with the extension .png for each file name, no two of which any file system takes for the same:
-    `a.jpg` and `a.png` become `a.png` and `a-2.png`. Names that leave no room for a number are shortened."""
+    """Return a name with the extension .png for each file name: `a.jpg` and `a.png` become `a.png` and `a-2.png`. The
+    results are different on every file system, also where upper and lower case are the same. Long names are shortened.
+    """
     used, results = set[str](), list[str]()
     for name in names:
         path, number = Path(name), 1

@@ -1,4 +1,4 @@
-"""Images from a tokenizer alone: standard normal noise is decoded. Only for a continuous latent with a known prior.
+"""Images from a tokenizer alone: standard normal noise is decoded. Only for a latent with a known distribution (kl).
 
 noise (n, c, h, w) ~ N(0, temperature^2), a function of (seed, i) -> bottleneck.sample -> z_q -> decoder -> images
 """

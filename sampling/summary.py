@@ -30,7 +30,7 @@ class SummaryConfig(CommandConfig):
     tokenizer: str | None = None
     """Folder of the stage-one run, for its metrics; null: the run under runs/stage1 with this prior's tokenizer."""
     samples: NonNegativeInt = 500
-    """Number of samples, each of a class, that the classifier judges; 0: no classifier."""
+    """Number of samples for the classifier, of all classes in turn; 0: no classifier."""
     classifier_steps: PositiveInt = 300
     """Steps for which the classifier is trained on the train split."""
     seed: int = 1
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def last_metrics(run: Path, needed: str, step: int | None = None) -> dict[str, float]:
-    """Return the newest entry of a run's metrics.jsonl that has the metric `needed`, at `step` if there is such one.
+    """Return the newest entry of a run's metrics.jsonl that has the metric `needed`, that of `step` if it exists.
 
     Raises:
         ConfigError: no entry has it.

@@ -61,11 +61,14 @@ class Page:
             gr.HTML(f"<h1>Tessera</h1><p>{about}</p>", elem_classes="head")
             with gr.Tabs():
                 with gr.Tab("Sample"):
+                    gr.HTML("<p>Generate new images.</p>", padding=False)
                     self._sample_tab()
                 with gr.Tab("Complete"):
+                    gr.HTML("<p>Paint over a part of an image, and generate this part again.</p>", padding=False)
                     self._complete_tab()
                 if playground.can_be_larger:
                     with gr.Tab("Grow"):
+                        gr.HTML("<p>Generate pixels around an image.</p>", padding=False)
                         self._grow_tab()
             self.blocks.load(None, None, None, js=ADD_LABELS, api_visibility="private")
         self.blocks.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
@@ -142,9 +145,7 @@ class Page:
                 mask = without_checks(gr.Textbox(visible=False))
                 own: dict[str, gr.components.Component] = {"class": self._class_choice("the image's own, or none")}
                 own["variants"] = number("Completions", min(4, playground.limits.images), 1, playground.limits.images)
-                own["paste"] = without_checks(
-                    gr.Checkbox(True, label="Keep the pixels that are not painted exactly as they are")
-                )
+                own["paste"] = without_checks(gr.Checkbox(True, label="Keep unpainted pixels exactly as they are"))
                 settings = Settings(own | self._common_settings())
                 run = gr.Button("Complete", variant="primary")
             with gr.Column(scale=2, min_width=320):
