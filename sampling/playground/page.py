@@ -107,7 +107,7 @@ class Page:
             with gr.Column(scale=1, min_width=320):
                 own: dict[str, gr.components.Component] = {"class": self._class_choice("all classes in turn")}
                 with gr.Row(elem_classes="sizes"):
-                    own["n"] = number("Number", min(8, playground.limits.images), 1, playground.limits.images)
+                    own["n"] = self._image_count("Number", 8)
                     if playground.can_be_larger:
                         side = {"step": playground.factor, "low": playground.factor, "high": playground.limits.side}
                         own["height"] = number(f"Height (≤ {side['high']})", playground.size[0], **side)
@@ -144,7 +144,7 @@ class Page:
                 )
                 mask = without_checks(gr.Textbox(visible=False))
                 own: dict[str, gr.components.Component] = {"class": self._class_choice("the image's own, or none")}
-                own["variants"] = number("Completions", min(4, playground.limits.images), 1, playground.limits.images)
+                own["variants"] = self._image_count("Completions", 4)
                 own["paste"] = without_checks(gr.Checkbox(True, label="Keep unpainted pixels exactly as they are"))
                 settings = Settings(own | self._common_settings())
                 run = gr.Button("Complete", variant="primary")
@@ -182,7 +182,7 @@ class Page:
                         start = playground.factor * 2 if name == "right" else 0
                         own[name] = number(name.capitalize(), min(start, most), 0, most, playground.factor)
                 own["class"] = self._class_choice("the image's own, or none")
-                own["variants"] = number("Results", min(2, playground.limits.images), 1, playground.limits.images)
+                own["variants"] = self._image_count("Results", 2)
                 own["paste"] = without_checks(
                     gr.Checkbox(True, label="Keep the image's own pixels exactly as they are")
                 )
@@ -220,6 +220,11 @@ class Page:
                 codebook_size = self._playground.prior.model.shape.V
                 controls[name] = filter_control(name, SamplingConfig.model_fields[name], codebook_size)
         return controls
+
+    def _image_count(self, label: str, default: int) -> gr.components.Component:
+        """Return a field for the number of images to make."""
+        most = self._playground.limits.images
+        return number(label, min(default, most), 1, most)
 
     def _class_choice(self, default: str) -> gr.components.Component:
         """Return a list of the prior's classes; `default` is the text of the first entry, which is no class."""
