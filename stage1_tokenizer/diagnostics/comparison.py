@@ -23,7 +23,7 @@ from stage1_tokenizer.metrics import pixel_variance
 from stage1_tokenizer.objective import PixelConfig, reconstruction_loss
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
-from stage1_tokenizer.validation import pairs, validate
+from stage1_tokenizer.validation import reconstruct_pairs, validate
 
 COLUMNS = (
     "preset",
@@ -126,7 +126,7 @@ def measure(
     )
     if not n:
         return row, None
-    shown = pairs(tokenizer, split, n, accelerator.device).cpu()  # (2n, C, H, W), each original and its reconstruction
+    shown = reconstruct_pairs(tokenizer, split, n, accelerator.device).cpu()  # (2n, C, H, W)
     return row, Reconstructions(row, shown[::2], shown[1::2])
 
 

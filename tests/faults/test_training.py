@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stage1_tokenizer import objective
+from stage1_tokenizer import objective, validation
 from stage1_tokenizer.data import OpenData
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError
@@ -170,16 +170,18 @@ def exploding(names: Names, _: int, factor: float) -> None:
         return total * factor, terms
 
     vars(objective)["reconstruction_loss"] = scaled
-    vars(objective)["adversarial_loss"] = lambda critic, image, kind: judge(critic, image, kind) + image.sum() * 0.0
+    vars(objective)["adversarial_loss"] = lambda discriminator, image, kind: (
+        judge(discriminator, image, kind) + image.sum() * 0.0
+    )
 
 
-def silent_critic(names: Names, _: int) -> None:
+def silent_discriminator(names: Names, _: int) -> None:
     """The discriminator says nothing about the image: the last layer's gradient is 0, and lambda is divided by it."""
-    vars(objective)["adversarial_loss"] = lambda critic, image, kind: (image * 0.0).sum()
+    vars(objective)["adversarial_loss"] = lambda discriminator, image, kind: (image * 0.0).sum()
 
 
 @pytest.mark.parametrize(
-    ("change", "largest"), [(partial(exploding, factor=1e15), LARGEST_WEIGHT), (silent_critic, LARGEST_WEIGHT)]
+    ("change", "largest"), [(partial(exploding, factor=1e15), LARGEST_WEIGHT), (silent_discriminator, LARGEST_WEIGHT)]
 )
 def test_fault_17_exploding_loss_and_lambda(tmp_path: Path, change: Any, largest: float) -> None:
     """Fault 17: lambda ends at its clamp, finite; gradients are clipped, and the log counts how often; the weights stay
@@ -311,7 +313,7 @@ def damaged_validation(names: Names, _: int) -> None:
     def damaged(*_: Any, **__: Any) -> None:
         raise BadFileError("9 of 9 pictures cannot be read")
 
-    names["validate"] = damaged
+    vars(validation)["validate"] = damaged
 
 
 def test_fault_18_bad_validation_pictures_lose_no_work(tmp_path: Path) -> None:

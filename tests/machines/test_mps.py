@@ -82,7 +82,7 @@ def test_use_of_codes_and_bottlenecks() -> None:
     with simulated_mps():
         there = on_mps(CodeUse(1, 8, torch.device("cpu")))
         there.add(torch.tensor([[1], [3], [3]]).to("mps"))
-        assert there.figures() == use.figures()
+        assert there.metrics() == use.metrics()
         assert torch.equal(draw_places(weights.to("mps"), 4, 0).cpu(), draw_places(weights, 4, 0))
         assert torch.equal(largest_eigenvalue(gram.to("mps")).cpu(), largest_eigenvalue(gram))
 

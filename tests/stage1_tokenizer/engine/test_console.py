@@ -136,10 +136,10 @@ def test_the_summarys_figures_are_the_logs_and_its_commands_run(
     assert f"{last['validation/code_usage']:.0%}" in summary
     assert re.search(r"^  alarms +none$", summary, flags=re.M)
     commands = dict(re.findall(r"^([a-z ]+): (\S*python\S* .*)$", summary, flags=re.M))
-    assert commands.keys() == {"next", "pictures that explain it"}
+    assert commands.keys() == {"next", "diagnostic images"}
     expected = {
         "next": ("stage2_prior/train.py", "TrainPriorConfig"),
-        "pictures that explain it": ("stage1_tokenizer/analyze.py", "AnalyzeConfig"),
+        "diagnostic images": ("stage1_tokenizer/analyze.py", "AnalyzeConfig"),
     }
     for what, line in commands.items():
         _, script, *arguments = shlex.split(line)

@@ -166,14 +166,14 @@ def spoilt_pixels(names: dict[str, Any], rank: int, on_rank: int) -> None:
 
 
 def spoilt_from_the_start(names: dict[str, Any], _: int) -> None:
-    build = names["Tokenizer"]
+    build = names["build_tokenizer"]
 
     def spoilt(*args: Any) -> nn.Module:
         tokenizer: nn.Module = build(*args)
         cast("Tensor", tokenizer.get_parameter("encoder.0.weight")).data[0, 0] = NAN
         return tokenizer
 
-    names["Tokenizer"] = spoilt
+    names["build_tokenizer"] = spoilt
 
 
 def spoilt_gradient(names: dict[str, Any], rank: int) -> None:
