@@ -25,7 +25,7 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import counted, say
 from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
 from stage1_tokenizer.engine.lock import mark_folder
-from stage1_tokenizer.perceptual import SMALLEST, Perceptual, PerceptualConfig
+from stage1_tokenizer.perceptual import SMALLEST_SIDE, Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
@@ -75,7 +75,7 @@ def main() -> None:
             else:
                 say(f"{begin}: training")
                 train(out / name, command, preset)
-            smallest = SMALLEST[config.lpips_net]
+            smallest = SMALLEST_SIDE[config.lpips_net]
             row, images = comparison.measure(name, out / name, config.batch_size, lpips, smallest, config.pictures)
         except UserError as error:
             rows.append(Failure(name, " ".join(f"failed: {error}".split())))  # on one line, as rows are

@@ -122,7 +122,7 @@ class Tokenizer(nn.Module):
         """
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.shape.V:
             raise ValueError(f"codes must lie in 0..{self.shape.V - 1}, got {int(codes.min())}..{int(codes.max())}")
-        return self.decode(self.bottleneck.vectors(codes))  # z_q (B, D, h, w) -> (B, C, H, W)
+        return self.decode(self.bottleneck.codes_to_latents(codes))  # z_q (B, D, h, w) -> (B, C, H, W)
 
 
 def build_tokenizer(

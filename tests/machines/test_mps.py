@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from sampling.choose import ChooseConfig, choose
 from stage1_tokenizer.bottlenecks.dictionary import largest_eigenvalue
-from stage1_tokenizer.bottlenecks.group import draw as draw_places
+from stage1_tokenizer.bottlenecks.process_group import draw_places
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.precision import device_of_float64, float64
 from stage1_tokenizer.metrics import CodeUse

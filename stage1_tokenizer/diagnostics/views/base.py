@@ -269,7 +269,7 @@ def decode(tokenizer: Tokenizer, z_q: Tensor) -> Tensor:
 @torch.inference_mode()
 def vectors(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
     """codes (N, h, w, K) -> z_q (N, D, h, w) on the CPU."""
-    return in_batches(lambda part: tokenizer.bottleneck.vectors(part).float(), codes, device_of(tokenizer))
+    return in_batches(lambda part: tokenizer.bottleneck.codes_to_latents(part).float(), codes, device_of(tokenizer))
 
 
 def code_use(codes: Tensor, codebook_size: int) -> CodeUse:

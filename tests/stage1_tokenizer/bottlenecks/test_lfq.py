@@ -170,7 +170,7 @@ def test_codes_give_back_exactly_what_forward_decodes(
     """Traps 2 and 5: the forward value is exactly the code, so ids -> vectors equals the forward pass bit for bit."""
     lfq = quantizer(latent_channels=latent_channels, spherical=spherical).eval()
     out = lfq(latents(*size, D=latent_channels))
-    assert torch.equal(lfq.vectors(out.codes), out.z_q)
+    assert torch.equal(lfq.codes_to_latents(out.codes), out.z_q)
     assert out.z_q.shape == (size[0], latent_channels, *size[1:])
     assert out.codes.shape == (size[0], *size[1:], 1)
 
