@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.config.base import Config, Tree, config_from_json
-from stage1_tokenizer.config.messages import shortened, shown
-from stage1_tokenizer.config.trees import parse_json
-from stage1_tokenizer.config.value_forms import Size
+from stage1_tokenizer.config.error_messages import quote_value
+from stage1_tokenizer.config.value_types import Size
+from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.engine.checkpoint import load_strict, read_weights
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.networks import NetworkConfig, build_network
 
 TOKENIZER_FILE = "tokenizer.safetensors"
@@ -193,7 +193,7 @@ def saved_step(header: Mapping[str, str], source: str) -> int:
     """
     step = header.get("step", "0")
     if not (step.isascii() and step.isdecimal() and len(step) <= 18):
-        raise BadFileError(f"{source}: its header says step {shown(step)}, which is not a number of steps")
+        raise BadFileError(f"{source}: its header says step {quote_value(step)}, which is not a number of steps")
     return int(step)
 
 
@@ -229,8 +229,8 @@ def resolve(path: str | Path, name: str, option: str) -> Path:
         file = path / name if folder else path
         found = file.is_file()
     except OSError as error:  # a name too long, or a folder on the way that is closed to us
-        raise ConfigError(f"{option} {shortened(str(path))}: {error.strerror}") from None
+        raise ConfigError(f"{option} {shorten(str(path))}: {error.strerror}") from None
     if not found:
         hint = f"the folder holds no {name}" if folder else "there is no such file or folder"
-        raise ConfigError(f"{option} {located(path)}: {hint}")
+        raise ConfigError(f"{option} {describe_path(path)}: {hint}")
     return file

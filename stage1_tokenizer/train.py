@@ -28,19 +28,18 @@ from stage1_tokenizer.diagnostics.alarms.latents import Codes
 from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
 from stage1_tokenizer.discriminator import PatchDiscriminator
-from stage1_tokenizer.engine.averages import mean, means, over_processes
 from stage1_tokenizer.engine.checkpoint import write_weights
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.compiling import Compiling
-from stage1_tokenizer.engine.console import command
+from stage1_tokenizer.engine.console import format_command
 from stage1_tokenizer.engine.finite import FiniteGuard, Tally
-from stage1_tokenizer.engine.launch import check_batch_size, check_share, on_main, start_accelerator
-from stage1_tokenizer.engine.learner import Learner
+from stage1_tokenizer.engine.launch import check_batch_size, check_validation_size, run_on_main, start_accelerator
 from stage1_tokenizer.engine.optim import Ema, OptimConfig
-from stage1_tokenizer.engine.run import OpenedRun
+from stage1_tokenizer.engine.run import Run
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
+from stage1_tokenizer.engine.training_step import TrainedNetwork, average_over_processes, mean_part, mean_parts
 from stage1_tokenizer.metrics import CodeUse, pixel_variance
 from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
@@ -53,7 +52,7 @@ from stage1_tokenizer.validation import FIGURES, pairs, validate
 class TrainTokenizerConfig(RunConfig):
     """Train a tokenizer. The defaults are the quickstart: a VQ-VAE on drawn shapes, minutes on two CPU cores."""
 
-    figures = FIGURES
+    console_metrics = FIGURES
 
     steps: PositiveInt = 1300
     """Optimizer steps."""
@@ -83,21 +82,21 @@ def main() -> None:
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check(config, processes)
     opened = open_data(config.data)
-    folder = OpenedRun(config, accelerator, TOKENIZER_FILE, opened)
+    run = Run(config, accelerator, TOKENIZER_FILE, opened)
     train_set, validation_set = (
-        opened.image_batches(split, config.seed, device, folder.path / BAD_FILES) for split in ("train", "validation")
+        opened.image_batches(split, config.seed, device, run.folder / BAD_FILES) for split in ("train", "validation")
     )
-    check_share(len(validation_set), processes)
+    check_validation_size(len(validation_set), processes)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     tokenizer = build_tokenizer(config, train_set, processes).to(device)
     bottleneck, ema = tokenizer.bottleneck, Ema(tokenizer, config.optim.ema_decay)
     objective = build_objective(config, tokenizer, accelerator)
     compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=objective.is_adaptive)
-    generator = Learner(accelerator, tokenizer, config.optim, config.steps)
+    generator = TrainedNetwork(accelerator, tokenizer, config.optim, config.steps)
     critic = None
     if objective.critic:
-        critic = Learner(accelerator, objective.critic, config.optim, config.steps, peak=config.adversarial.lr)
+        critic = TrainedNetwork(accelerator, objective.critic, config.optim, config.steps, peak=config.adversarial.lr)
     use, tally = CodeUse(bottleneck.depth, bottleneck.codebook_size, device), Tally().to(device)
 
     parts: dict[str, Part] = {"tokenizer": tokenizer, "ema": ema.module, "optimizer": generator.optimizer}
@@ -107,16 +106,16 @@ def main() -> None:
     header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
     codes = Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
-    run = folder.resume(
+    run.resume(
         parts,
         watch=build_alarms(config.bottleneck, config.adversarial, config.optim, codes),
-        write_weights=partial(write_tokenizer, accelerator, folder.path / TOKENIZER_FILE, ema, header),
+        write_weights=partial(write_tokenizer, accelerator, run.folder / TOKENIZER_FILE, ema, header),
         before_saving=lambda: use.gather(accelerator),
     )
     use.keep_on_main(accelerator)
 
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
-    batches = training_batches(train_set, order, run.first, config.steps, config.data.workers)
+    batches = training_batches(train_set, order, run.first_step, config.steps, config.data.workers)
     variance = pixel_variance(train_set)
     guarding = partial(FiniteGuard, accelerator, run.folder, tally=tally, skips=config.skips, alarm=run.alarm)
     guard = guarding(objective.modules, lambda x, is_adversarial: objective.generator(x, is_adversarial).loss)
@@ -124,7 +123,7 @@ def main() -> None:
         critic_guard = guarding({"discriminator": critic.module}, objective.discriminator, counter="critic_in_a_row")
     stop, has_learned = StopRequest(), bool(tally.learned)
 
-    for step, (pixels, labels) in zip(range(run.first, config.steps), run.protected_batches(batches), strict=True):
+    for step, (pixels, labels) in zip(range(run.first_step, config.steps), run.fetch_batches(batches), strict=True):
         compiling.begin_step()
         generator.begin_step(step)
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W)
@@ -147,7 +146,7 @@ def main() -> None:
                 codes_of.append(bottlenecked.codes)
             parts_of.append(loss.parts)
         inputs: list[tuple[Any, ...]] = [(x, is_adversarial) for x in micro_batches]
-        checked = guard.check(step + 1, mean("total", parts_of), inputs, seed, batch, stop.asked)
+        checked = guard.check(step + 1, mean_part("total", parts_of), inputs, seed, batch, stop.asked)
         generator.learn(checked, tally)
         if checked.finite:
             has_learned = True
@@ -166,25 +165,25 @@ def main() -> None:
                 loss = objective.discriminator(x, x_hat, critic.model)
                 accelerator.backward(loss.total / config.accumulation)
                 critic_parts.append(loss.parts)
-            critic.learn(critic_guard.check(step + 1, mean("total", critic_parts), inputs, seed, batch), tally)
+            critic.learn(critic_guard.check(step + 1, mean_part("total", critic_parts), inputs, seed, batch), tally)
 
-        run.advance(config.batch_size)
+        run.count_step(config.batch_size)
         done, is_last = step + 1, step + 1 == config.steps
         is_saved = done % config.save_every == 0 or is_last
         if (done % config.log_every == 0 or is_saved) and checked.finite:
-            scalars = means("train", parts_of) | {"train/gradient_norm": checked.norm}
-            values = over_processes(accelerator, scalars | means("discriminator", critic_parts))
+            scalars = mean_parts("train", parts_of) | {"train/gradient_norm": checked.norm}
+            values = average_over_processes(accelerator, scalars | mean_parts("discriminator", critic_parts))
             values |= {"train/nmse": values["train/l2"] / variance}
             values |= {f"train/{name}": figure for name, figure in use.taken(accelerator).items()}
             values |= tally.entry() | {"train/lr": generator.rate, "train/images_per_second": run.images_per_second}
             run.log(done, values, show=("train/total",))
         if done % config.validate_every == 0 or is_last:
-            with run.protected(done):
+            with run.save_on_error(done):
                 figures = validate(
                     accelerator, ema.module, validation_set, config.batch_size, variance, objective.distance
                 )
                 run.log(done, {f"validation/{name}": figure for name, figure in figures.items()})
-                run.validated(done, figures)
+                run.print_validation(done, figures)
                 if config.pictures:
                     grid = pairs(ema.module, validation_set, config.pictures, device)
                     run.log_images(done, "reconstructions", grid, columns=8)
@@ -193,11 +192,11 @@ def main() -> None:
         if checked.stop and not is_last:
             run.interrupt(done)
 
-    run.finish()
+    run.close()
     nexts = [("next", "stage2_prior/train.py")] * bool(bottleneck.depth)
     nexts += [("next", "sampling/generate.py")] * bool(bottleneck.noise_channels)
     nexts += [("pictures that explain it", "stage1_tokenizer/analyze.py")]
-    run.summarise(*((what, command(script, "--tokenizer", run.folder)) for what, script in nexts))
+    run.print_summary(*((what, format_command(script, "--tokenizer", run.folder)) for what, script in nexts))
     report_at_end(accelerator, config.report, run.folder, tokenizer_page)
 
 
@@ -246,7 +245,7 @@ def write_tokenizer(
 ) -> None:
     """Write the averaged weights of so many steps."""
     described = {**header, "step": str(done)}
-    on_main(accelerator, lambda: write_weights(path, ema.module, "tokenizer", described))
+    run_on_main(accelerator, lambda: write_weights(path, ema.module, "tokenizer", described))
 
 
 @torch.no_grad()

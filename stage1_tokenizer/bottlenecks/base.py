@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Channels, Config
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.value_types import Channels
 
 Trouble = Literal["unused codes", "commitment", "posterior"]
 """Troubles of a bottleneck that alarms see: codes without use, a commitment term that grows, a KL of about 0."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Beta
 from stage1_tokenizer.bottlenecks.group import Group, draw
 from stage1_tokenizer.bottlenecks.nearest import nearest
-from stage1_tokenizer.config.base import Codes, Count
+from stage1_tokenizer.config.value_types import CodebookSize, Count
 from stage1_tokenizer.engine.seeds import derive_seed
 
 EPSILON = 1e-5
@@ -38,7 +38,7 @@ KMEANS_ROUNDS = 16
 class CodebookConfig(BaseBottleneckConfig):
     """How a codebook starts, learns, and keeps its codes in use."""
 
-    codebook_size: Codes = 256
+    codebook_size: CodebookSize = 256
     """V, the number of codes."""
     update: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: running means of the vectors assigned to each code, or the codebook loss."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig, Beta, Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.config.base import Codes
+from stage1_tokenizer.config.value_types import CodebookSize
 from stage1_tokenizer.engine.precision import float64
 
 
@@ -30,9 +30,9 @@ class DictionaryConfig(BaseBottleneckConfig):
     """Sparse combinations of learned atoms; the latent is continuous, so there are no codes and no prior over them."""
 
     kind: Literal["dictionary"] = "dictionary"
-    atoms: Codes = 512
+    atoms: CodebookSize = 512
     """Vectors in the dictionary."""
-    top: Codes = 100
+    top: CodebookSize = 100
     """Atoms per position that may have a coefficient other than 0: those with the largest ones."""
     code: Literal["softmax", "ista"] = "softmax"
     """How coefficients are found: a learned linear map and a softmax (fast, never negative), or ISTA."""

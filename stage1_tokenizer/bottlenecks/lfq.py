@@ -34,14 +34,14 @@ from torch import Tensor
 from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Beta
 from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.config.base import Codes
+from stage1_tokenizer.config.value_types import CodebookSize
 
 
 class LfqConfig(BaseBottleneckConfig):
     """Lookup-free quantizer: one bit per coordinate, and entropy terms that spread the codes."""
 
     kind: Literal["lfq"] = "lfq"
-    codebook_size: Codes = 1024
+    codebook_size: CodebookSize = 1024
     """V, a power of two; the code vectors have log2 V coordinates. The entropy terms take memory for 2 N sqrt(V) + V
     numbers, with N the vectors of a batch in one process: some 20 MiB at V = 2^18 and N = 4096."""
     spherical: Annotated[
