@@ -24,7 +24,7 @@ from benchmarks.measure import compare
 from benchmarks.memory import peak_of
 from benchmarks.record import RESULTS, Results
 from stage1_tokenizer.bottlenecks.nearest import find_nearest
-from stage1_tokenizer.engine.log_file import log_entries
+from stage1_tokenizer.engine.log_file import read_log
 from stage1_tokenizer.engine.optim import Ema, OptimConfig, build_optimizer
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
@@ -192,7 +192,7 @@ def together() -> list[Row]:
             settings = [f"--{key}={value}" for key, value in {**often, **little}.items()]
             script = ["stage1_tokenizer/train.py", *settings, f"--out={folder}/run"]
             subprocess.run([*command, *script], cwd=ROOT, check=True, capture_output=True)
-            log = log_entries(Path(folder) / "run" / "metrics.jsonl")
+            log = read_log(Path(folder) / "run" / "metrics.jsonl")
         rates = {entry["step"]: entry["train/images_per_second"] for entry in log if "train/images_per_second" in entry}
         first, last = min(rates), max(rates)  # what the run did until the first entry warmed it up
         rate = (last - first) / (last / rates[last] - first / rates[first])

@@ -17,12 +17,12 @@ from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views import VIEWS
 from stage1_tokenizer.diagnostics.views.base import Measured, NothingToShowError, Subject, View, code_use, measured_of
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind, check_projection
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.console import counted, say
+from stage1_tokenizer.engine.console import say, show_progress
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
+from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.engine.lock import mark_folder
-from stage1_tokenizer.engine.log_file import Events
+from stage1_tokenizer.engine.log_file import EventWriter
 from stage1_tokenizer.tokenizer import resolve_tokenizer
 
 EVENTS = ".analysis"
@@ -67,14 +67,14 @@ def main() -> None:
         )
     describe(measured)
     mark_folder(out)
-    events = Events(out, None, say, EVENTS)
+    events = EventWriter(out, None, say, EVENTS)
     drawn = [view for view in VIEWS if view.draw]
-    for view in counted(drawn, len(drawn), "image", "drawing"):
+    for view in show_progress(drawn, len(drawn), "image", "drawing"):
         say(write_view(view, subject, out, events))
     events.close()
 
 
-def write_view(view: View, subject: Subject, out: Path, events: Events) -> str:
+def write_view(view: View, subject: Subject, out: Path, events: EventWriter) -> str:
     """Write a view's PNG and JSON. Return a message for the console: its path, or why the view was left out."""
     path = out / f"{view.name}.png"
     try:
@@ -87,7 +87,7 @@ def write_view(view: View, subject: Subject, out: Path, events: Events) -> str:
     write_file(path, png)
     with Image.open(io.BytesIO(png)) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
-    events.image(measured_of(subject).loaded.step, f"analysis/{view.name}", pixels)
+    events.add_image(measured_of(subject).loaded.step, f"analysis/{view.name}", pixels)
     return str(path)
 
 

@@ -18,11 +18,11 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line, read_yaml
-from stage1_tokenizer.config.presets import find_presets, short_schedule
 from stage1_tokenizer.diagnostics import comparison
 from stage1_tokenizer.diagnostics.comparison import Failure, Row
+from stage1_tokenizer.diagnostics.presets import find_presets, short_schedule
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.console import counted, say
+from stage1_tokenizer.engine.console import say, show_progress
 from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
 from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.perceptual import SMALLEST_SIDE, Perceptual, PerceptualConfig
@@ -70,7 +70,9 @@ def main() -> None:
 
     rows: list[Row | Failure] = []
     reconstructions: list[comparison.Reconstructions] = []
-    for number, (name, preset) in counted(enumerate(presets.items(), start=1), len(presets), "preset", "comparing"):
+    for number, (name, preset) in show_progress(
+        enumerate(presets.items(), start=1), len(presets), "preset", "comparing"
+    ):
         begin = f"[{number}/{len(presets)}] {name}"
         try:
             command = training_command(preset, out / name, config, passed_on)

@@ -18,8 +18,9 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
+from stage1_tokenizer.engine.checkpoint import read_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.files import file_sha256, require_file
 
 SMALLEST_SIDE = {"vgg": 16, "alex": 31}
 """Smallest side of an image, in pixels."""
@@ -129,7 +130,7 @@ def check_download(name: str) -> None:
     if not path.exists():
         return
     promised = path.stem.rpartition("-")[2]
-    found = sha256_of(path)
+    found = file_sha256(path)
     if not found.startswith(promised):
         raise BadFileError(
             f"{path}: is damaged or was replaced: its SHA-256 begins with {found[: len(promised)]}, not with "
@@ -145,7 +146,7 @@ def read_backbone(given: str) -> dict[str, Tensor]:
         BadFileError: it is damaged, or not safetensors.
     """
     key = "perceptual.weights"
-    return read_tensors(existing(Path(given), key, CHOICES), key, "features.")[0]
+    return read_tensors(require_file(Path(given), key, CHOICES), key, "features.")[0]
 
 
 class _Distance(torch.autograd.Function):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.config.base import Config, Tree, config_from_json
-from stage1_tokenizer.config.value_forms import Size
+from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.engine.checkpoint import read_weights, write_weights
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights

@@ -25,14 +25,13 @@ from stage1_tokenizer.diagnostics.alarms import build_alarms
 from stage1_tokenizer.diagnostics.alarms.latents import Codes
 from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
-from stage1_tokenizer.engine import averages, launch
+from stage1_tokenizer.engine import launch, training_step
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.compiling import Compiling
-from stage1_tokenizer.engine.console import command
+from stage1_tokenizer.engine.console import format_command
 from stage1_tokenizer.engine.finite import FiniteGuard, Tally
-from stage1_tokenizer.engine.learner import Learner
 from stage1_tokenizer.engine.optim import Ema, OptimConfig
-from stage1_tokenizer.engine.run import OpenedRun
+from stage1_tokenizer.engine.run import Run
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
@@ -47,7 +46,7 @@ from stage1_tokenizer.tokenizer import TOKENIZER_FILE, build_tokenizer, save_tok
 class TrainTokenizerConfig(RunConfig):
     """Train a tokenizer. The defaults are the quickstart: a VQ-VAE on drawn shapes, minutes on two CPU cores."""
 
-    figures = validation.FIGURES
+    console_metrics = validation.METRICS
 
     steps: PositiveInt = 1300
     """Optimizer steps."""
@@ -85,11 +84,11 @@ def main() -> None:
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     config.check(processes)
     data = open_data(config.data)
-    folder = OpenedRun(config, accelerator, TOKENIZER_FILE, data)
+    run = Run(config, accelerator, TOKENIZER_FILE, data)
     train_set, validation_set = (
-        data.image_batches(split, config.seed, device, folder.path / BAD_FILES) for split in ("train", "validation")
+        data.image_batches(split, config.seed, device, run.folder / BAD_FILES) for split in ("train", "validation")
     )
-    launch.check_share(len(validation_set), processes)
+    launch.check_validation_size(len(validation_set), processes)
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     image_size, channels = config.data.image_size, train_set.channels
@@ -97,10 +96,12 @@ def main() -> None:
     bottleneck, ema = tokenizer.bottleneck, Ema(tokenizer, config.optim.ema_decay)
     objective = build_objective(tokenizer, config.pixel, config.perceptual, config.adversarial, accelerator)
     compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=objective.is_adaptive)
-    generator = Learner(accelerator, tokenizer, config.optim, config.steps)
+    generator = training_step.TrainedNetwork(accelerator, tokenizer, config.optim, config.steps)
     discriminator = None
     if objective.discriminator:
-        discriminator = Learner(accelerator, objective.discriminator, config.optim, config.steps, config.adversarial.lr)
+        discriminator = training_step.TrainedNetwork(
+            accelerator, objective.discriminator, config.optim, config.steps, config.adversarial.lr
+        )
     use, tally = CodeUse(bottleneck.depth, bottleneck.codebook_size, device), Tally().to(device)
 
     parts: dict[str, Part] = {"tokenizer": tokenizer, "ema": ema.module, "optimizer": generator.optimizer}
@@ -109,11 +110,11 @@ def main() -> None:
     parts |= {"code_use": use, "tally": tally}
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
     codes = Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
-    write = partial(save_tokenizer, folder.path / TOKENIZER_FILE, ema.module, config.data)
-    run = folder.resume(
+    write = partial(save_tokenizer, run.folder / TOKENIZER_FILE, ema.module, config.data)
+    run.resume(
         parts,
         watch=build_alarms(config.bottleneck, config.adversarial, config.optim, codes),
-        write_weights=lambda step: launch.on_main(accelerator, lambda: write(step)),
+        write_weights=lambda step: launch.run_on_main(accelerator, lambda: write(step)),
         before_saving=lambda: use.gather(accelerator),
     )
     use.keep_on_main(accelerator)
@@ -123,11 +124,11 @@ def main() -> None:
         discriminator_modules = {"discriminator": discriminator.module}
         discriminator_guard = build_guard(discriminator_modules, objective.discriminate, counter="critic_in_a_row")
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
-    batches = training_batches(train_set, order, run.first, config.steps, config.data.workers)
+    batches = training_batches(train_set, order, run.first_step, config.steps, config.data.workers)
     variance = pixel_variance(train_set)
     stop, has_learned = StopRequest(), bool(tally.learned)
 
-    for step, (pixels, labels) in zip(range(run.first, config.steps), run.protected_batches(batches), strict=True):
+    for step, (pixels, labels) in zip(range(run.first_step, config.steps), run.fetch_batches(batches), strict=True):
         compiling.begin_step()
         generator.begin_step(step)
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W) float32 in [-1, 1]
@@ -151,7 +152,7 @@ def main() -> None:
                 all_codes.append(bottlenecked.codes)  # (b, h, w, K)
             generator_parts.append(loss.parts)  # {name: ()}
         inputs = [(x, is_adversarial) for x in micro_batches]
-        total = averages.mean("total", generator_parts)  # ()
+        total = training_step.mean_part("total", generator_parts)  # ()
         checked = guard.check(step + 1, total, inputs, seed, describe_batch, stop.asked)
         generator.learn(checked, tally)
         if checked.finite:
@@ -171,27 +172,27 @@ def main() -> None:
                 loss = objective.discriminate(x, x_hat, discriminator.model)
                 accelerator.backward(loss.total / config.accumulation)
                 discriminator_parts.append(loss.parts)  # {name: ()}
-            total = averages.mean("total", discriminator_parts)  # ()
+            total = training_step.mean_part("total", discriminator_parts)  # ()
             discriminator.learn(discriminator_guard.check(step + 1, total, pairs, seed, describe_batch), tally)
 
-        run.advance(config.batch_size)
+        run.count_step(config.batch_size)
         done, is_last = step + 1, step + 1 == config.steps
         is_saved = done % config.save_every == 0 or is_last
         if (done % config.log_every == 0 or is_saved) and checked.finite:
-            scalars = averages.means("train", generator_parts) | {"train/gradient_norm": checked.norm}
-            scalars |= averages.means("discriminator", discriminator_parts)
-            values = averages.over_processes(accelerator, scalars)
+            scalars = training_step.mean_parts("train", generator_parts) | {"train/gradient_norm": checked.norm}
+            scalars |= training_step.mean_parts("discriminator", discriminator_parts)
+            values = training_step.average_over_processes(accelerator, scalars)
             values |= {"train/nmse": values["train/l2"] / variance}
             values |= {f"train/{name}": value for name, value in use.take_metrics(accelerator).items()}
             values |= tally.entry() | {"train/lr": generator.rate, "train/images_per_second": run.images_per_second}
             run.log(done, values, show=("train/total",))
         if done % config.validate_every == 0 or is_last:
-            with run.protected(done):
+            with run.save_on_error(done):
                 metrics = validation.validate(
                     accelerator, ema.module, validation_set, config.batch_size, variance, objective.reconstruction_loss
                 )
                 run.log(done, {f"validation/{name}": value for name, value in metrics.items()})
-                run.validated(done, metrics)
+                run.print_validation(done, metrics)
                 if config.pictures:
                     grid = validation.reconstruct_pairs(ema.module, validation_set, config.pictures, device)
                     run.log_images(done, "reconstructions", grid, columns=8)
@@ -200,8 +201,8 @@ def main() -> None:
         if checked.stop and not is_last:
             run.interrupt(done)
 
-    run.finish()
-    run.summarise(*next_commands(run.folder, has_codes=bottleneck.depth > 0, samples=bottleneck.noise_channels > 0))
+    run.close()
+    run.print_summary(*next_commands(run.folder, has_codes=bottleneck.depth > 0, samples=bottleneck.noise_channels > 0))
     report_at_end(accelerator, config.report, run.folder, tokenizer_page)
 
 
@@ -210,7 +211,7 @@ def next_commands(folder: Path, has_codes: bool, samples: bool) -> list[tuple[st
     scripts = [("next", "stage2_prior/train.py")] if has_codes else []
     scripts += [("next", "sampling/generate.py")] if samples else []
     scripts += [("diagnostic images", "stage1_tokenizer/analyze.py")]
-    return [(purpose, command(script, "--tokenizer", folder)) for purpose, script in scripts]
+    return [(purpose, format_command(script, "--tokenizer", folder)) for purpose, script in scripts]
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from stage1_tokenizer.data.image_batches import ImageBatches, normalise
 from stage1_tokenizer.data.order import validation_batches
-from stage1_tokenizer.engine.console import Figure, counted
+from stage1_tokenizer.engine.console import ConsoleMetric, show_progress
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage1_tokenizer.objective import generator_loss
 from stage1_tokenizer.tokenizer import Tokenizer
 
-FIGURES = (
-    Figure("psnr", "PSNR", "{:.2f} dB", 1),
-    Figure("code_usage", "codes in use", "{:.0%}", 1),
-    Figure("perceptual", "LPIPS", "{:.4f}", -1),
-    Figure("total", "loss", "{:.4g}", -1),
+METRICS = (
+    ConsoleMetric("psnr", "PSNR", "{:.2f} dB", 1),
+    ConsoleMetric("code_usage", "codes in use", "{:.0%}", 1),
+    ConsoleMetric("perceptual", "LPIPS", "{:.4f}", -1),
+    ConsoleMetric("total", "loss", "{:.4g}", -1),
 )
 """Metrics of a tokenizer's training that the console shows, if the run logs them."""
 ReconstructionLoss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -47,7 +47,7 @@ def validate(
     size = max(1, batch_size // accelerator.num_processes)
     batches = validation_batches(split, size, accelerator.process_index, accelerator.num_processes)
     count = -(-len(split) // (size * accelerator.num_processes))
-    for pixels, _ in counted(batches, count, "batch", "validating", within=True):
+    for pixels, _ in show_progress(batches, count, "batch", "validating", nested=True):
         x = normalise(pixels.to(device))  # (B, C, H, W)
         with accelerator.autocast():
             x_hat, bottlenecked = tokenizer(x)

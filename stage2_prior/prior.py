@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config, Tree, config_from_json
-from stage1_tokenizer.config.trees import LARGEST_JSON
+from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON
 from stage1_tokenizer.engine.checkpoint import read_weights
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights

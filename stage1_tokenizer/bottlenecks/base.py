@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Channels, Config
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.value_types import Channels
 
 Trouble = Literal["unused codes", "commitment", "posterior"]
 """Problems that alarms detect: many codes are never used, the commitment term grows, or the KL is near 0."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Beta
 from stage1_tokenizer.bottlenecks.nearest import find_nearest
 from stage1_tokenizer.bottlenecks.process_group import ProcessGroup, draw_places
-from stage1_tokenizer.config.base import Codes, Count
+from stage1_tokenizer.config.value_types import CodebookSize, Count
 from stage1_tokenizer.engine.seeds import derive_seed
 
 EPSILON = 1e-5
@@ -40,7 +40,7 @@ KMEANS_ROUNDS = 16
 class CodebookConfig(BaseBottleneckConfig):
     """The part of a config that says how a codebook starts, learns, and keeps its codes in use."""
 
-    codebook_size: Codes = 256
+    codebook_size: CodebookSize = 256
     """V, the number of codes."""
     update: Literal["ema", "gradient"] = "ema"
     """`ema`: each codebook vector is the running mean of the vectors assigned to it; `gradient`: the codebook loss."""

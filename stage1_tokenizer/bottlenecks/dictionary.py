@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig, Beta, Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight_through import straight_through
-from stage1_tokenizer.config.base import Codes
+from stage1_tokenizer.config.value_types import CodebookSize
 from stage1_tokenizer.engine.precision import float64
 
 
@@ -32,9 +32,9 @@ class DictionaryConfig(BaseBottleneckConfig):
     """Sparse combinations of learned atoms; the latent is continuous, so there are no codes and no prior over them."""
 
     kind: Literal["dictionary"] = "dictionary"
-    atoms: Codes = 512
+    atoms: CodebookSize = 512
     """Number of atoms in the dictionary."""
-    top: Codes = 100
+    top: CodebookSize = 100
     """Largest number of atoms per position with a coefficient other than 0; those with the largest ones are kept."""
     code: Literal["softmax", "ista"] = "softmax"
     """Method for the coefficients: `softmax`, a learned linear map and a softmax (fast, never negative), or `ista`."""

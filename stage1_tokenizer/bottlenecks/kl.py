@@ -13,8 +13,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Bottleneck, Bottlenecked
-from stage1_tokenizer.config.base import Channels
-from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.config.field_facts import Mark
+from stage1_tokenizer.config.value_types import Channels
 
 LOG_VARIANCE = (-30.0, 20.0)
 """Range to which log variances are clamped, as in the latent diffusion code; exp stays finite in float32."""

@@ -37,14 +37,14 @@ from torch import Tensor
 from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Beta
 from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight_through import straight_through
-from stage1_tokenizer.config.base import Codes
+from stage1_tokenizer.config.value_types import CodebookSize
 
 
 class LfqConfig(BaseBottleneckConfig):
     """Lookup-free quantizer: one bit per coordinate, and entropy terms that spread the codes."""
 
     kind: Literal["lfq"] = "lfq"
-    codebook_size: Codes = 1024
+    codebook_size: CodebookSize = 1024
     """V, a power of two; the codebook vectors have log2 V coordinates. The entropy terms need memory for
     2 N sqrt(V) + V numbers, with N vectors in a batch of one process: about 20 MiB for V = 2^18 and N = 4096."""
     spherical: Annotated[

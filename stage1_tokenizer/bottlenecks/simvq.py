@@ -20,14 +20,14 @@ from stage1_tokenizer.bottlenecks.nearest import find_nearest
 from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight_through import rotation_trick, straight_through
 from stage1_tokenizer.bottlenecks.vq import quantizer_stats, vq_loss
-from stage1_tokenizer.config.base import Codes
+from stage1_tokenizer.config.value_types import CodebookSize
 
 
 class SimVqConfig(BaseBottleneckConfig):
     """Vector quantizer whose codebook is a learned linear map of frozen random vectors; a large one stays in use."""
 
     kind: Literal["simvq"] = "simvq"
-    codebook_size: Codes = 1024
+    codebook_size: CodebookSize = 1024
     """V, the number of codes."""
     code_dim: CodeDim = None
     """Dimension of the codebook vectors; null: that of the latent."""

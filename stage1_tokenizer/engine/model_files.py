@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.config.messages import shortened, shown
-from stage1_tokenizer.config.trees import parse_json
+from stage1_tokenizer.config.error_messages import quote_value
+from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.engine.checkpoint import load_strict
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -32,10 +32,10 @@ def resolve_weights(path: str | Path, name: str, option: str) -> Path:
         file = path / name if is_folder else path
         exists = file.is_file()
     except OSError as error:  # the name is too long, or a folder above it cannot be opened
-        raise ConfigError(f"{option} {shortened(str(path))}: {error.strerror}") from None
+        raise ConfigError(f"{option} {shorten(str(path))}: {error.strerror}") from None
     if not exists:
         hint = f"the folder holds no {name}" if is_folder else "there is no such file or folder"
-        raise ConfigError(f"{option} {located(path)}: {hint}")
+        raise ConfigError(f"{option} {describe_path(path)}: {hint}")
     return file
 
 
@@ -47,7 +47,7 @@ def read_step(header: Mapping[str, str], source: str) -> int:
     """
     step = header.get("step", "0")
     if not (step.isascii() and step.isdecimal() and len(step) <= 18):
-        raise BadFileError(f"{source}: its header says step {shown(step)}, which is not a number of steps")
+        raise BadFileError(f"{source}: its header says step {quote_value(step)}, which is not a number of steps")
     return int(step)
 
 

@@ -10,8 +10,7 @@ from einops.layers.torch import Rearrange
 from pydantic import Field
 from torch import nn
 
-from stage1_tokenizer.config.base import Channels
-from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.config.value_types import Channels, Side
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 

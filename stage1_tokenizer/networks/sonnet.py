@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Blocks, Channels
-from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.config.value_types import Blocks, Channels, Side
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 

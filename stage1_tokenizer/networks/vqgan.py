@@ -11,7 +11,7 @@ from einops import rearrange
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Blocks, Channels
+from stage1_tokenizer.config.value_types import Blocks, Channels
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 

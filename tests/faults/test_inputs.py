@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
 from stage1_tokenizer.config.base import config_from_json
-from stage1_tokenizer.config.trees import parse_yaml
+from stage1_tokenizer.config.yaml_and_json import parse_yaml
 from stage1_tokenizer.data import build_images, data_config
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError
@@ -124,8 +124,8 @@ def test_fault_34_a_file_given_for_another(tmp_path: Path) -> None:
     """Fault 34: a prior as tokenizer and a tokenizer as prior are told what they are, not what they lack."""
     write_prior(tmp_path)
     for script, option, name, message in (
-        (PRIOR, "--tokenizer", PRIOR_FILE, "this is a prior, but a tokenizer is wanted"),
-        (SAMPLER, "--prior", TOKENIZER_FILE, "this is a tokenizer, but a prior is wanted"),
+        (PRIOR, "--tokenizer", PRIOR_FILE, "this is a prior, but a tokenizer is needed"),
+        (SAMPLER, "--prior", TOKENIZER_FILE, "this is a tokenizer, but a prior is needed"),
     ):
         ended = run(names_of(script)["main"], option, tmp_path / name, "--out", tmp_path / "out")
         refused(ended, 3, f"{name}: {message}")

@@ -109,7 +109,7 @@ def test_which_device_is_asked_for(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert launch.best_device().type == device
+    assert launch.choose_device().type == device
 
 
 def test_a_command_that_computes_in_float64_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

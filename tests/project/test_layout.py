@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -68,6 +69,34 @@ def test_imports_go_one_way() -> None:
         tops = {module.split(".")[0] for module in imports(path)}
         wrong += [f"{name_of(path)}: {top}" for top in tops & {*PACKAGES, "configs", "tests"} - {*allowed}]
     assert not wrong
+
+
+INNER_LAYERS = {
+    "config": {"config", "engine.console", "engine.errors", "engine.file_names", "engine.files"},
+    "engine": {"config", "engine"},
+}
+"""Folders of stage one that know nothing of images and data sets, with the modules that each may import. The modules of
+the engine that config may import do not import config: else neither could be read first."""
+
+
+@pytest.mark.parametrize("folder", INNER_LAYERS)
+def test_machinery_knows_no_images(folder: str) -> None:
+    """engine and config serve any training: a change of data sets, networks or reports never reaches them."""
+    wrong = []
+    for path in (ROOT / "stage1_tokenizer" / folder).glob("*.py"):
+        ours = {module.removeprefix("stage1_tokenizer.") for module in imports(path) if module.startswith("stage1_")}
+        allowed = tuple(f"{layer}." for layer in INNER_LAYERS[folder])
+        ours -= {"config", "engine"}  # `from stage1_tokenizer.engine import console` gives engine and engine.console
+        wrong += [f"{name_of(path)}: {module}" for module in ours if not f"{module}.".startswith(allowed)]
+    assert not wrong
+
+
+def test_machinery_has_no_import_cycles() -> None:
+    """engine imports config, and config the lowest modules of engine: in a cycle none could be imported first."""
+    paths = [path for folder in INNER_LAYERS for path in (ROOT / "stage1_tokenizer" / folder).glob("*.py")]
+    modules = {name_of(path).removesuffix(".py").replace("/", "."): path for path in paths}
+    graph = {name: modules.keys() & set(imports(path)) for name, path in modules.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
 
 
 def test_imports_are_absolute() -> None:

@@ -14,12 +14,12 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree, merge, parse_command_line, read_yaml, write_yaml
-from stage1_tokenizer.config.presets import FOLDER, find_presets, short_schedule
+from stage1_tokenizer.diagnostics.presets import PRESETS_FOLDER, find_presets, short_schedule
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.run import Run
 from tests.helpers.commands import ROOT, names_of, run
 
-STAGE1 = sorted(FOLDER.glob("*.yaml"))
+STAGE1 = sorted(PRESETS_FOLDER.glob("*.yaml"))
 STAGE2 = sorted((ROOT / "configs" / "stage2").glob("*.yaml"))
 LARGE = {"imagenet256_vqgan", "imagenet256_llamagen", "shapes64_vqgan"}  # more than five seconds
 
@@ -174,19 +174,19 @@ def test_every_preset_is_in_the_table_of_stated_values() -> None:
 @pytest.mark.parametrize("name", STATED)
 def test_holds_what_its_source_states(name: str, train_config: type[CommandConfig]) -> None:
     """In the resolved config, so that a changed default of ours does not silently change a reproduction."""
-    tree = resolved(train_config, FOLDER / f"{name}.yaml")
+    tree = resolved(train_config, PRESETS_FOLDER / f"{name}.yaml")
     assert {key: value(tree, key) for key in STATED[name]} == STATED[name]
 
 
 def test_the_learning_rate_of_the_vqgan_is_its_base_rate_times_the_batch(train_config: type[CommandConfig]) -> None:
     """Esser et al.'s code multiplies 4.5e-6 by the batch; our `lr` is the product."""
-    tree = resolved(train_config, FOLDER / "imagenet256_vqgan.yaml")
+    tree = resolved(train_config, PRESETS_FOLDER / "imagenet256_vqgan.yaml")
     assert tree["optim"]["lr"] == pytest.approx(4.5e-6 * tree["batch_size"])
 
 
 def test_the_two_mnist_presets_differ_in_the_quantizer_alone() -> None:
     """Each is the other's oracle, which a second difference would spoil."""
-    ours, theirs = (read_yaml(FOLDER / f"{name}.yaml") for name in ("mnist_mlp_vq", "mnist_mlp_vq_library"))
+    ours, theirs = (read_yaml(PRESETS_FOLDER / f"{name}.yaml") for name in ("mnist_mlp_vq", "mnist_mlp_vq_library"))
     assert ours.pop("bottleneck") | {"kind": "vq_library"} == theirs.pop("bottleneck")
     assert ours == theirs
 
@@ -253,7 +253,7 @@ def test_a_prior_names_a_tokenizer_that_there_is(path: Path) -> None:
     """Its command follows that of a stage-one preset, whose run has the preset's name, or that of the defaults."""
     config = parse_command_line(names_of("stage2_prior/train.py")["TrainPriorConfig"], ["--config", str(path)])
     defaults = parse_command_line(names_of("stage1_tokenizer/train.py")["TrainTokenizerConfig"], [])
-    runs = {str(defaults.folder), *(f"runs/stage1/{preset.stem}" for preset in FOLDER.glob("*.yaml"))}
+    runs = {str(defaults.folder), *(f"runs/stage1/{preset.stem}" for preset in PRESETS_FOLDER.glob("*.yaml"))}
     assert config.tree()["tokenizer"] in runs
 
 
@@ -268,7 +268,7 @@ def test_presets_are_found_by_name_or_path(tmp_path: Path) -> None:
         find_presets(["cifar10_vqave"])
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         find_presets([str(tmp_path / "nowhere.yaml")])
-    with pytest.raises(ConfigError, match="two are named mine"):
+    with pytest.raises(ConfigError, match="two have the name mine"):
         find_presets([str(own), str(own)])
 
 

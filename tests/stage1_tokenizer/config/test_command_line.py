@@ -7,7 +7,7 @@ import pytest
 from pydantic_settings import CliPositionalArg
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.config.value_forms import Limit, Size, Texts
+from stage1_tokenizer.config.value_types import Limit, Size, Texts
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.shapes import ShapesConfig

@@ -20,7 +20,7 @@ from stage1_tokenizer.config.base import (
     parse_command_line,
     write_yaml,
 )
-from stage1_tokenizer.config.value_forms import Size
+from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.networks import NetworkConfig

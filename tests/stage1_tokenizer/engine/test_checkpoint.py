@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stage1_tokenizer.engine.checkpoint import load_strict, read_weights, write_file, write_weights
+from stage1_tokenizer.engine.checkpoint import load_strict, read_weights, write_weights
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
+from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 
@@ -86,7 +87,7 @@ def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
 def test_the_kind_must_be_right(tmp_path: Path) -> None:
     """A prior given as a tokenizer, and a stranger's file, are called what they are."""
     write_weights(tmp_path / "prior", model(), "prior", {})
-    with pytest.raises(BadFileError, match="this is a prior, but a tokenizer is wanted"):
+    with pytest.raises(BadFileError, match="this is a prior, but a tokenizer is needed"):
         read_weights(tmp_path / "prior", "tokenizer")
     with pytest.raises(BadFileError, match="this is a prior"):
         LoadedTokenizer.load(tmp_path / "prior")

@@ -19,7 +19,7 @@ import pytest
 from sampling.report_comparison import MEANINGS
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.engine import console
-from stage1_tokenizer.validation import FIGURES
+from stage1_tokenizer.validation import METRICS
 from tests.helpers.artefacts import write_prior, write_tokenizer
 from tests.helpers.commands import ROOT, Ended, names_of, run
 from tests.helpers.prior_training import flags
@@ -61,8 +61,8 @@ def on_terminal(code: str, columns: int = 100) -> str:
 COUNTING = """
 import sys, time
 sys.path.insert(0, {root!r})
-from stage1_tokenizer.engine.console import counted, say
-for place in counted(range(30), 30, "image", "reading"):
+from stage1_tokenizer.engine.console import say, show_progress
+for place in show_progress(range(30), 30, "image", "reading"):
     time.sleep(0.02)
     if place == 15:
         say("half of it")
@@ -93,9 +93,9 @@ def test_other_processes_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several on one terminal only the first."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("RANK", "1")
-    assert console.bar(3, "step").disable
+    assert console.progress_bar(3, "step").disable
     monkeypatch.setenv("RANK", "0")
-    first = console.bar(3, "step")
+    first = console.progress_bar(3, "step")
     assert not first.disable
     first.close()
 
@@ -178,7 +178,7 @@ def test_the_time_left_is_by_the_average(monkeypatch: pytest.MonkeyPatch) -> Non
     """A validation between two steps lets it not jump: after ten steps of a second each and one of eleven, two seconds
     a step."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    shown = console.bar(110, "step")
+    shown = console.progress_bar(110, "step")
     now = shown.start_t
     monkeypatch.setattr(shown, "_time", lambda: now)
     for step in range(1, 11):
@@ -199,12 +199,12 @@ def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     alarm = {"step": 20, "alarm": "collapse", "message": "m"}
     (tmp_path / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
-    said = console.summary(tmp_path, FIGURES, 0, 20, 200.0, "tokenizer.safetensors", [("next", "python x.py")])
+    said = console.format_summary(tmp_path, METRICS, 0, 20, 200.0, "tokenizer.safetensors", [("next", "python x.py")])
     assert "20 steps in 3 min 20 s" in said
     assert "PSNR      20.00 dB (best 21.00 dB at step 10)" in said
     assert "loss      0.4\n" in said
     assert "alarms    1: collapse at step 20; alarms.jsonl says what to change" in said
-    assert "left out  3 steps that were not finite" in said
+    assert "skipped   3 steps that were not finite" in said
     assert said.endswith("\nnext: python x.py")
 
 
@@ -212,21 +212,21 @@ def test_the_console_and_the_report_call_the_same_better() -> None:
     """Each has a table of the figures."""
     signs = {"higher": 1, "lower": -1, None: 0}
     trainings = {"stage1_tokenizer/train.py": "TrainTokenizerConfig", "stage2_prior/train.py": "TrainPriorConfig"}
-    figures = [figure for script, config in trainings.items() for figure in names_of(script)[config].figures]
+    figures = [figure for script, config in trainings.items() for figure in names_of(script)[config].console_metrics]
     both = [(figure, MEANINGS.get(f"validation/{figure.name}")) for figure in figures]
     assert sum(meaning is not None for _, meaning in both) > 3
-    assert [figure.name for figure, meaning in both if meaning and signs[meaning.better] != figure.sign] == []
+    assert [figure.name for figure, meaning in both if meaning and signs[meaning.better] != figure.direction] == []
 
 
 def test_a_command_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From where it is said: with this interpreter where the path has another, and the script's place."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    assert console.command("sampling/generate.py", "-n", 4) == "python sampling/generate.py -n 4"
+    assert console.format_command("sampling/generate.py", "-n", 4) == "python sampling/generate.py -n 4"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert shlex.split(console.command("sampling/generate.py"))[0] == console.near(Path(sys.executable))
+    assert shlex.split(console.format_command("sampling/generate.py"))[0] == console.relative_path(Path(sys.executable))
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(console.command("sampling/generate.py", "--prior", "it's a run"))
+    words = shlex.split(console.format_command("sampling/generate.py", "--prior", "it's a run"))
     assert words[1:] == [str(ROOT / "sampling/generate.py"), "--prior", "it's a run"]
     assert Path(words[1]).is_file()
 
@@ -236,7 +236,7 @@ def test_a_command_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [(0.04, "0.0 s"), (9.9, "9.9 s"), (12.4, "12 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599.6, "1 h 0 min")],
 )
 def test_durations_read_as_people_say_them(seconds: float, said: str) -> None:
-    assert console.duration(seconds) == said
+    assert console.format_duration(seconds) == said
 
 
 def test_sampling_that_is_not_on_a_terminal_draws_nothing(tmp_path: Path) -> None:

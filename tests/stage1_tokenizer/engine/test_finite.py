@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stage1_tokenizer import objective
 from stage1_tokenizer.engine.errors import DivergedError
 from stage1_tokenizer.engine.finite import SMALLEST_SCALE, FiniteGuard, Tally
-from stage1_tokenizer.engine.run import OpenedRun, Run
+from stage1_tokenizer.engine.run import Run
 from tests.helpers.commands import lone_accelerator
 from tests.helpers.processes import run_processes
 from tests.helpers.training import part, train
@@ -205,18 +205,18 @@ def diverge(
     parts: dict[str, Any] = {}
 
     def changed(names: dict[str, Any], rank: int) -> None:
-        resume, batches = OpenedRun.resume, names["training_batches"]
+        resume, batches = Run.resume, names["training_batches"]
 
-        def watched(folder: OpenedRun, given: dict[str, Any], *args: Any, **kwargs: Any) -> Run:
+        def watched(run: Run, given: dict[str, Any], *args: Any, **kwargs: Any) -> None:
             parts.update(given)
-            return resume(folder, given, *args, **kwargs)
+            resume(run, given, *args, **kwargs)
 
         def recorded(*args: Any) -> Any:
             for pixels, labels in batches(*args):
                 kept["batches"].append((pixels.numpy().copy(), labels.numpy().copy()))
                 yield pixels, labels
 
-        setattr(OpenedRun, "resume", watched)  # noqa: B010
+        setattr(Run, "resume", watched)  # noqa: B010
         names["training_batches"] = recorded
         change(names, rank)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 from stage1_tokenizer.engine.optim import OptimConfig, build_optimizer
-from stage1_tokenizer.engine.state import Part, load_state, newest_state, save_state
+from stage1_tokenizer.engine.state import Part, find_newest_state, load_state, save_state
 
 
 def parts(seed: int = 0, steps: int = 3) -> dict[str, Part]:
@@ -62,7 +62,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     saved = parts()
     save_state(tmp_path, 12, saved, {"best": 0.25})
     fresh = parts(seed=1, steps=0)
-    newest = newest_state(tmp_path, quiet)
+    newest = find_newest_state(tmp_path, quiet)
     assert newest is not None
     assert load_state(newest, fresh) == (12, {"best": 0.25})
     assert same(saved, fresh)
@@ -104,7 +104,7 @@ def test_the_newest_is_so_by_its_step(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         save_state(tmp_path, step, parts(), {}, keep=9)
     os.utime(tmp_path / "step-00000009", (2**33, 2**33))
-    assert newest_state(tmp_path, quiet) == tmp_path / "step-00000100"
+    assert find_newest_state(tmp_path, quiet) == tmp_path / "step-00000100"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
@@ -121,7 +121,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path, file: str
     else:
         path.unlink()
     warnings: list[str] = []
-    assert newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
+    assert find_newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
     assert file in warnings[0]
@@ -141,7 +141,7 @@ def test_an_incomplete_state_is_passed_over(tmp_path: Path, manifest: str | None
     else:
         (newer / "manifest.json").write_text(manifest)
     warnings: list[str] = []
-    assert newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
+    assert find_newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
     assert len(warnings) == 1
 
 
@@ -152,17 +152,17 @@ def test_a_manifest_of_another_step_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "step-00000002" / "manifest.json"
     path.write_text(path.read_text().replace('"step": 2', '"step": 6'))
     warnings: list[str] = []
-    assert newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
+    assert find_newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
     assert warnings
 
 
 def test_no_state_is_a_new_run(tmp_path: Path) -> None:
     """Neither a folder that is not there, nor temporary ones, nor strangers are states."""
-    assert newest_state(tmp_path / "gone", quiet) is None
+    assert find_newest_state(tmp_path / "gone", quiet) is None
     save_state(tmp_path, 1, parts(), {})
     (tmp_path / "step-00000001").rename(tmp_path / ".tmp-step-00000001-99")
     (tmp_path / "step-latest").mkdir()
-    assert newest_state(tmp_path, quiet) is None
+    assert find_newest_state(tmp_path, quiet) is None
 
 
 def test_two_are_kept(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_two_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 3):
         save_state(tmp_path, step, parts(), {}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
-    assert newest_state(tmp_path, quiet) is not None
+    assert find_newest_state(tmp_path, quiet) is not None
 
 
 def test_what_was_just_saved_is_kept(tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_what_was_just_saved_is_kept(tmp_path: Path) -> None:
         save_state(tmp_path, step, parts(), {}, keep=3)
     for step in (20, 25):
         flip(tmp_path / f"step-{step:08d}" / "model.safetensors", -5)
-    assert newest_state(tmp_path, lambda _: None) == tmp_path / "step-00000005"
+    assert find_newest_state(tmp_path, lambda _: None) == tmp_path / "step-00000005"
     saved = save_state(tmp_path, 10, parts(), {}, keep=2)
-    assert newest_state(tmp_path, lambda _: None) == saved
+    assert find_newest_state(tmp_path, lambda _: None) == saved
 
 
 @pytest.mark.parametrize(("step", "nth"), [("fsync", 1), ("fsync", 2), ("fsync", 5), ("replace", 3), ("rename", 1)])
@@ -202,7 +202,7 @@ def test_a_failed_save_leaves_the_former_state(
     with pytest.raises(StorageError, match="No space left on device"):
         save_state(tmp_path, 2, parts(seed=1), {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert newest_state(tmp_path, quiet) == tmp_path / "step-00000001"
+    assert find_newest_state(tmp_path, quiet) == tmp_path / "step-00000001"
 
 
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:

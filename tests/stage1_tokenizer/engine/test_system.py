@@ -29,9 +29,9 @@ def test_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "container_limits", lambda: iter([6000]))
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert system.memory_share() == 6000
+    assert system.memory_per_process() == 6000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert system.memory_share() == 2000
+    assert system.memory_per_process() == 2000
     monkeypatch.undo()
     monkeypatch.delattr("os.sysconf")
     assert system.machine_memory() == system.UNKNOWN

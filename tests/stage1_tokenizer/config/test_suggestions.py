@@ -5,8 +5,8 @@ from functools import cache
 import pytest
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.config.hints import OF_ACCELERATE, OTHER_NAMES
-from stage1_tokenizer.config.messages import _keys
+from stage1_tokenizer.config.error_messages import _keys
+from stage1_tokenizer.config.suggestions import ACCELERATE_NAMES, OTHER_NAMES
 from stage1_tokenizer.engine.errors import ConfigError
 from tests.helpers.commands import names_of
 
@@ -67,7 +67,7 @@ def test_a_hint_names_what_there_is() -> None:
     known = {key for script in COMMANDS for key in _keys(config_of(script))}
     assert sorted(OTHER_NAMES.keys() - known) == []
     assert [key for key, names in OTHER_NAMES.items() if key in names] == []
-    assert set(OF_ACCELERATE)
+    assert set(ACCELERATE_NAMES)
     assert all(len(set(names)) == len(names) for names in OTHER_NAMES.values())
 
 

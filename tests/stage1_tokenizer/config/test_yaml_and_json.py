@@ -27,7 +27,7 @@ BAD_YAML = {
     "an object": ("!!python/object/apply:os.getcwd []", "is not YAML"),
     "not UTF-8": ("count: \udcff", "is not YAML"),
     "twice": ("count: 1\nfruit: {worms: 1, worms: 2}", "worms is given 2 times"),
-    "a list": ("- count", "holds a list"),
+    "a list": ("- count", "is a list"),
 }
 
 
