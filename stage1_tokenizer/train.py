@@ -96,12 +96,10 @@ def main() -> None:
     bottleneck, ema = tokenizer.bottleneck, Ema(tokenizer, config.optim.ema_decay)
     objective = build_objective(tokenizer, config.pixel, config.perceptual, config.adversarial, accelerator)
     compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=objective.is_adaptive)
-    generator = training_step.TrainedNetwork(accelerator, tokenizer, config.optim, config.steps)
-    discriminator = None
+    prepare = partial(training_step.TrainedNetwork, accelerator, config=config.optim, steps=config.steps)
+    generator, discriminator = prepare(tokenizer), None
     if objective.discriminator:
-        discriminator = training_step.TrainedNetwork(
-            accelerator, objective.discriminator, config.optim, config.steps, config.adversarial.lr
-        )
+        discriminator = prepare(objective.discriminator, peak=config.adversarial.lr)
     use, tally = CodeUse(bottleneck.depth, bottleneck.codebook_size, device), Tally().to(device)
 
     parts: dict[str, Part] = {"tokenizer": tokenizer, "ema": ema.module, "optimizer": generator.optimizer}
@@ -129,6 +127,7 @@ def main() -> None:
     stop, has_learned = StopRequest(), bool(tally.learned)
 
     for step, (pixels, labels) in zip(range(run.first_step, config.steps), run.fetch_batches(batches), strict=True):
+        done, is_last = step + 1, step + 1 == config.steps
         compiling.begin_step()
         generator.begin_step(step)
         images = normalise(pixels.to(device, non_blocking=True))  # (B, C, H, W) float32 in [-1, 1]
@@ -137,11 +136,11 @@ def main() -> None:
             with accelerator.autocast():
                 start_codebook(tokenizer, micro_batches)
             if too_few := codes.too_few(config.bottleneck):
-                run.alarm(step + 1, "few vectors", too_few)
+                run.alarm(done, "few vectors", too_few)
 
         seed = derive_seed(config.seed, "model", step, rank)
         torch.manual_seed(seed)
-        describe_batch = partial(order.describe_batch, step, pixels, labels)
+        describe = partial(order.describe_batch, step, pixels, labels)
         is_adversarial = objective.is_adversarial(step)
         x_hats, all_codes, generator_parts, discriminator_parts = [], [], [], []
         for x in generator.micro_batches(micro_batches):  # (b, C, H, W)
@@ -151,9 +150,8 @@ def main() -> None:
             if bottlenecked.codes is not None:
                 all_codes.append(bottlenecked.codes)  # (b, h, w, K)
             generator_parts.append(loss.parts)  # {name: ()}
-        inputs = [(x, is_adversarial) for x in micro_batches]
         total = training_step.mean_part("total", generator_parts)  # ()
-        checked = guard.check(step + 1, total, inputs, seed, describe_batch, stop.asked)
+        checked = guard.check(done, total, [(x, is_adversarial) for x in micro_batches], seed, describe, stop.asked)
         generator.learn(checked, tally)
         if checked.finite:
             has_learned = True
@@ -173,10 +171,9 @@ def main() -> None:
                 accelerator.backward(loss.total / config.accumulation)
                 discriminator_parts.append(loss.parts)  # {name: ()}
             total = training_step.mean_part("total", discriminator_parts)  # ()
-            discriminator.learn(discriminator_guard.check(step + 1, total, pairs, seed, describe_batch), tally)
+            discriminator.learn(discriminator_guard.check(done, total, pairs, seed, describe), tally)
 
         run.count_step(config.batch_size)
-        done, is_last = step + 1, step + 1 == config.steps
         is_saved = done % config.save_every == 0 or is_last
         if (done % config.log_every == 0 or is_saved) and checked.finite:
             scalars = training_step.mean_parts("train", generator_parts) | {"train/gradient_norm": checked.norm}
