@@ -9,7 +9,7 @@ Near its edges a tile gives other results than the whole image. A network withou
 depends only on what lies within its `reach`. If this much is dropped at the edges of tiles, the result is that of the
 whole image, up to rounding. With GroupNorm and attention (vqgan) each result depends on the whole tile, so there is no
 such equality. Its tiles have the size of the training images, for which it works best: a VQGAN trained on CIFAR-10
-(32x32 pixels) reconstructed photographs of 128x128 with 24.7 dB in tiles, and with 21.5 dB whole.
+(32x32 pixels) reconstructed images of 128x128 with 24.7 dB in tiles, and with 21.5 dB whole.
 
 Memory beyond weights, image and result: about 6 x channels x 4 bytes per pixel of a tile and image of a batch, for a
 few activations at full resolution; 200 MB for 256x256 pixels and 128 channels.

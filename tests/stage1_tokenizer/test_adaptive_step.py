@@ -57,7 +57,7 @@ def textbook(
 
 
 def distances(accelerator: Accelerator, out: Path, options: dict[str, Any]) -> list[float]:
-    """How far train.py's total, lambda and gradients are from the textbook's, relative to those.
+    """Return the relative distances of train.py's total, lambda and gradients from the textbook's.
 
     No gradient's norm counts as less than 1/100 of that of all: a bias before a norm has none but rounding."""
     caught: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The PatchGAN: a grid of logits whose batches do not see each other."""
+"""The discriminator: a grid of logits whose batches do not see each other."""
 
 from typing import Any
 

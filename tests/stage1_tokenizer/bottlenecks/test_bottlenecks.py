@@ -1,4 +1,4 @@
-"""What every kind of bottleneck keeps to, whatever it does with the latent."""
+"""The contract of all bottlenecks, tested for every kind."""
 
 import copy
 from typing import Any, get_args

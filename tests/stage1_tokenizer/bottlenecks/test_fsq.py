@@ -19,7 +19,7 @@ MANY_LEVELS = [(8, 5, 5, 5), (3,), (4,), (7, 6), (3, 4, 5, 6, 7), (8, 8, 8, 6, 5
 
 
 def quantizer(levels: tuple[int, ...] = LEVELS, latent_channels: int | None = None) -> FiniteScalarQuantizer:
-    """Without projections, unless the latent has another number of channels than there are levels."""
+    """Build a quantizer; it has projections only if the latent's channels differ from the number of levels."""
     torch.manual_seed(0)
     return FiniteScalarQuantizer(FsqConfig(levels=levels), latent_channels or len(levels))
 

@@ -21,7 +21,7 @@ SIZES = [(4, 5, 3), (1, 1, 1), (1, 1, 7), (3, 8, 1), (5, 1, 1)]
 
 
 def quantizer(bits: int = BITS, latent_channels: int | None = None, **options: Any) -> LookupFreeQuantizer:
-    """Without projections, unless the latent has another number of channels than there are bits."""
+    """Build a quantizer; it has projections only if the latent's channels differ from the number of bits."""
     torch.manual_seed(0)
     return LookupFreeQuantizer(LfqConfig(**{"codebook_size": 2**bits, **options}), latent_channels or bits)
 

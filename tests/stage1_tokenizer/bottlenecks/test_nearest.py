@@ -1,4 +1,4 @@
-"""The nearest code: the right one, never by way of a matrix of all vectors by all codes."""
+"""The search for the nearest code: correct, and without a matrix of all vectors by all codes."""
 
 import pytest
 import torch

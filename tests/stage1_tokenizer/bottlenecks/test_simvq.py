@@ -144,7 +144,7 @@ def test_a_step_moves_every_code() -> None:
 
 
 def test_training_puts_a_codebook_in_the_wrong_place_to_use() -> None:
-    """Of a codebook ten times too short few codes are used; learning the linear map brings them in."""
+    """A codebook ten times too short uses few codes; learning the linear map brings the others into use."""
     vq = quantizer(codebook_size=64)
     with torch.no_grad():
         vq.transform.weight.mul_(0.1)

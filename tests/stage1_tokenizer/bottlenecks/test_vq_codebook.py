@@ -1,4 +1,4 @@
-"""How a codebook lives: its start, its running means, revival, and what survives a save; ours and the library's."""
+"""The codebook's start, running means, revival and saved state; ours and the library's."""
 
 import copy
 from typing import Any
@@ -188,7 +188,7 @@ def test_draws_are_in_proportion_to_their_weights() -> None:
 
 
 def test_kmeans_looks_at_vectors_from_everywhere() -> None:
-    """Of a large first batch only some vectors are looked at; every eighth of a grid of eight would be one column."""
+    """k-means uses only some vectors of a large first batch; every eighth of a grid of eight would be one column."""
     z = torch.zeros(64, D, 8, 8)
     z += 10.0 * torch.arange(8)  # each column is a cluster of its own
     vq = quantizer(kmeans_init=True, codebook_size=8)
