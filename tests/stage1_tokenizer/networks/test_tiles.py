@@ -179,7 +179,7 @@ def test_a_fully_connected_network_takes_its_own_size_alone() -> None:
     tiles = tiles_for(model.config)
     assert encode_codes(model, drawn(16, 24), tiles).shape == (2, 4, 6, 1)
     for size in ((32, 24), (16, 20)):
-        with pytest.raises(ConfigError, match=rf"{size[0]}x{size[1]}: .*multilayer perceptron.*16x24 alone"):
+        with pytest.raises(ConfigError, match=rf"{size[0]}x{size[1]}: .*multilayer perceptron.*only 16x24"):
             encode_codes(model, drawn(*size), tiles)
     with pytest.raises(ConfigError, match="multilayer perceptron"):
         decode_codes(model, torch.zeros(1, 8, 6, 1, dtype=torch.long), tiles)
