@@ -1,6 +1,6 @@
-"""The repository's own rules, read from its files: who imports whom, which names a file may have, what is never loaded.
+"""Rules of the repository, checked on its files: imports between packages, names of files, no pickles.
 
-Nothing here imports the packages, so the tests take a second and hold even while the code does not run.
+The tests do not import the packages, so they take a second and also work while the code does not run.
 """
 
 import ast
@@ -33,7 +33,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Each module that the file imports: `from a.b import c` gives a.b and a.b.c, a relative import begins with "."."""
+    """Yield each module that a file imports: `from a.b import c` gives a.b and a.b.c, a relative import begins with "."."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -45,7 +45,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @cache
 def repository_files() -> tuple[Path, ...]:
-    """What is tracked or would be: `git ls-files` and what it does not ignore."""
+    """Return the tracked files and the untracked files that git does not ignore."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
