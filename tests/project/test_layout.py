@@ -143,7 +143,7 @@ def test_nothing_is_unpickled() -> None:
 
 
 def test_no_file_names_a_registry() -> None:
-    """Where packages come from is the machine's affair: a host in a file breaks every install behind a mirror."""
+    """The machine decides where packages come from: a host in a file breaks every install behind a mirror."""
     # In pieces, for this file is searched too.
     registry = re.compile("index" + r"[-_]url|https?://\S*/(simple|packages)/|python" + r"hosted\.org", re.IGNORECASE)
     wrong = []
@@ -201,7 +201,7 @@ def test_functions_can_be_read(path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["stage1_tokenizer", "stage2_prior"])
 def test_a_package_shows_the_paper(package: str) -> None:
-    """Machinery is behind doors: who opens the folder sees the model, its parts and its commands."""
+    """The top folder has the model, its parts and its commands; the machinery is in sub-folders."""
     entries = {path.name for path in (ROOT / package).iterdir() if path.suffix in {".py", ""}}
     most = {"stage1_tokenizer": 16, "stage2_prior": 22}[package]
     assert len(entries - {"__init__.py", "__pycache__"}) <= most, sorted(entries)

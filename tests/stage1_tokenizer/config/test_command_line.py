@@ -100,7 +100,7 @@ def test_keys_of_a_file_that_do_not_count_are_said(tmp_path: Path, capsys: pytes
     ).data
     assert (found.kind, found.flip, found.image_size) == ("shapes", False, (16, 16))
     said = capsys.readouterr().err
-    assert "data.kind shapes takes the place of cifar10" in said
+    assert "data.kind shapes replaces cifar10" in said
     assert "data.flip true" in said
     assert "image_size" not in said
     same = parse_command_line(Command, ["--config", str(file), "--data.workers", "2"]).data
