@@ -1,4 +1,4 @@
-"""The files in configs/: each names its source, has the values that the source states, builds, and takes a step on CPU."""
+"""The files in configs/: each names its source, has its values, builds, and takes a step on CPU."""
 
 import re
 from pathlib import Path
@@ -208,7 +208,7 @@ def test_takes_a_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The script trains on a few images of the preset's size, with LPIPS and the discriminator if the preset has them."""
+    """The script trains on a few images of the preset's size, with LPIPS and the discriminator if it has them."""
     tree = resolved(train_config, path)
     # The networks of the largest know no image size, and 256x256 would take minutes.
     height, width = (min(side, 128) for side in tree["data"]["image_size"])
