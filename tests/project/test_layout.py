@@ -33,7 +33,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield each module that a file imports: `from a.b import c` gives a.b and a.b.c; a relative one begins with "."."""
+    """Yield the modules that a file imports: `from a.b import c` gives a.b and a.b.c, relative ones begin with "."."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
