@@ -28,13 +28,13 @@ from sampling.option_facts import AlwaysShown
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from sampling.saved_images import Shape
 from stage1_tokenizer.config.base import CommandConfig, Config
-from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.config.value_forms import Texts
+from stage1_tokenizer.config.field_facts import Mark
+from stage1_tokenizer.config.value_types import Texts
 from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import resize
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.file_names import describe_path
 from stage2_prior.class_names import labels_in_turn
 from stage2_prior.prior import labels_for
 
@@ -60,7 +60,7 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     images: str | None = None
     """Image file, or folder of images, to complete; null: the validation images of the prior's own data set."""
     n: Annotated[PositiveInt, AlwaysShown()] = 8
-    """Number of images to complete, counted from the first."""
+    """Number of images to complete, show_progress from the first."""
     keep: Literal["top", "bottom", "left", "right"] | None = None
     """Half of each image to keep. Without keep, box, mask and grow, the top half is kept."""
     box: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None
@@ -229,7 +229,7 @@ def pixels_to_keep(config: CompleteConfig, sampler: Sampler) -> NDArray[np.bool_
 
 def _read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     if not path.is_file():
-        raise ConfigError(f"mask {located(path)}: there is no such file")
+        raise ConfigError(f"mask {describe_path(path)}: there is no such file")
     mask = read_image(path, 1)[:, :, 0]
     if mask.shape != size:
         raise ConfigError(

@@ -17,8 +17,8 @@ from stage1_tokenizer.data.folder.scan import FOLDER, image_files
 from stage1_tokenizer.data.image_batches import ImageArray
 from stage1_tokenizer.data.image_files import USUAL, read_image
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.launch import on_main
-from stage1_tokenizer.engine.names import folded, located
+from stage1_tokenizer.engine.file_names import describe_path, normalise_name
+from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 VALIDATION_IMAGES = 64
@@ -61,7 +61,7 @@ def given_images(accelerator: Accelerator, paths: Sequence[str], n: int | None, 
         readable, errors = split_readable([*names][:n], channels)
         return dict(zip(readable, png_names([names[path] for path in readable]), strict=True)), errors
 
-    file_of_path, errors = on_main(accelerator, find)
+    file_of_path, errors = run_on_main(accelerator, find)
     readable = [*file_of_path]
     if not readable:
         raise bad_files_error(errors)
@@ -106,10 +106,10 @@ def png_names(names: Sequence[str]) -> list[str]:
         path, number = Path(name), 1
         stem = path.with_name(os.fsdecode(os.fsencode(path.stem)[:LONGEST_NAME])).as_posix()
         result = f"{stem}.png"
-        while folded(result).casefold() in used:
+        while normalise_name(result).casefold() in used:
             number += 1
             result = f"{stem}-{number}.png"
-        used.add(folded(result).casefold())
+        used.add(normalise_name(result).casefold())
         results.append(result)
     return results
 
@@ -128,8 +128,8 @@ def image_paths(source: Path, option: str) -> list[Path]:
     if not paths:
         reason = "holds no images" if source.is_dir() else "there is no such file or folder"
         raise ConfigError(
-            f"{option} {located(source)}: {reason} (images are {', '.join(USUAL)} and all other formats that Pillow "
-            "reads, recognised by their content)"
+            f"{option} {describe_path(source)}: {reason} (images are {', '.join(USUAL)} and all other formats "
+            "that Pillow reads, recognised by their content)"
         )
     return paths
 

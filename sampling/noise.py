@@ -14,7 +14,7 @@ from torch import Tensor
 from sampling.sampler import Progress
 from sampling.saved_images import Shape, decode_in_chunks
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 
@@ -91,7 +91,7 @@ class NoiseSource:
 
 def normals(seed: int, indices: NDArray[np.int64], size: tuple[int, int, int]) -> Tensor:
     """Return standard normal noise (n, c, h, w) float32; that of each image is a function of (seed, index) alone."""
-    uniform = uniforms(seed, "noise", np.zeros_like(indices), indices, int(np.prod(size)))  # (n, c*h*w) in [0, 1)
+    uniform = draw_uniforms(seed, "noise", np.zeros_like(indices), indices, int(np.prod(size)))  # (n, c*h*w) in [0, 1)
     # Inverse of the normal distribution function, in float64. It is -inf at exactly 0, so 0 becomes half a step of the
     # generator; the largest number, 1 - 2^-53, is just as far in the other tail.
     return torch.special.ndtri(torch.from_numpy(uniform).clamp_min(2.0**-54)).float().reshape(-1, *size)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from sampling.saved_images import Shape, is_complete_png
 from stage1_tokenizer.config.base import Config, Tree, differences
-from stage1_tokenizer.config.marks import Mark, without_marked
-from stage1_tokenizer.engine.checkpoint import sync_folder, write_file
+from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
-from stage1_tokenizer.engine.launch import on_main
+from stage1_tokenizer.engine.files import sync_folder, write_file
+from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.engine.lock import lock_folder
 
 SETTINGS = "settings.json"
@@ -53,7 +53,7 @@ class Output(NamedTuple):
 def settings_of(config: Config, facts: Mapping[str, object]) -> Tree:
     """Return the settings that the images depend on, in JSON types: the config without the options that change no image
     (`Mark.FREE`), and facts that are known only after loading."""
-    given = without_marked(type(config), config.tree(), Mark.FREE)
+    given = remove_marked(type(config), config.tree(), Mark.FREE)
     tree: Tree = json.loads(json.dumps({**given, **facts, "finished": False}))
     return tree
 
@@ -112,7 +112,7 @@ def open_output(
                 "the processes have loaded different things, perhaps because a file was replaced while they started; "
                 "start again. Different:\n" + _as_list(differences(settings_by_process[0], others))
             )
-    out, missing = on_main(accelerator, lambda: _open(given, parent, settings, images))
+    out, missing = run_on_main(accelerator, lambda: _open(given, parent, settings, images))
     if len(missing) < len(images):
         existing = len(images) - len(missing)
         accelerator.print(f"{existing} of {len(images)} images are there already; making the rest")

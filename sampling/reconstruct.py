@@ -16,7 +16,7 @@ from sampling.input_images import given_images, validation_images
 from sampling.output import close_output, open_output, settings_of
 from sampling.reconstruction import reconstruct_all, write_figures
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import BadFileError
@@ -33,7 +33,7 @@ class ReconstructConfig(CommandConfig):
     pictures: CliPositionalArg[tuple[str, ...]] = ()
     """Image files and folders of images; none: validation images of the tokenizer's own data set."""
     n: PositiveInt | None = None
-    """Number of images, counted from the first; null: all that are given, or 64 validation images."""
+    """Number of images, show_progress from the first; null: all that are given, or 64 validation images."""
     tile: PositiveInt | None = None
     """Side of a tile in pixels; null: the size of training, or more if the network has no normalisation. An image that
     is not larger than a tile is processed whole. Reduce it if memory runs out."""

@@ -15,7 +15,7 @@ from sampling.output import Output, close_output
 from sampling.sampler import Progress, Sampler
 from sampling.saved_images import Shape, arrange_grid, read_png, save_png
 from stage1_tokenizer.data.order import parts_of, share
-from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.console import progress_bar
 from stage2_prior.class_names import labels_in_turn
 from stage2_prior.prior import LoadedPrior
 
@@ -88,9 +88,9 @@ def make_missing(accelerator: Accelerator, source: ImageSource, out: Output, bat
     """Make the images that a folder lacks, each process its share, and wait for all processes. Return the seconds."""
     start = time.monotonic()
     own_share = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
-    with bar(len(own_share) * source.units_per_image, source.unit, source.task) as progress_bar:
+    with progress_bar(len(own_share) * source.units_per_image, source.unit, source.task) as progress:
         for indices in parts_of(own_share, batch_size):
-            images = source.sample(indices, progress_bar.update)
+            images = source.sample(indices, progress.update)
             for index, image in zip(indices, images, strict=True):
                 save_png(out.path / out.names[index], image)
     accelerator.wait_for_everyone()

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from stage1_tokenizer.data.folder.scan import OUR_ENDINGS, png_mark
 from stage1_tokenizer.data.image_batches import to_uint8
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.files import write_file
 
 DECODE_CHUNK = 16
 """Number of images that are decoded at once, always; the last chunk is filled up. Convolutions round differently at

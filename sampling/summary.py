@@ -16,9 +16,9 @@ from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.log_file import log_entries
+from stage1_tokenizer.engine.log_file import read_log
 from stage2_prior.prior import LoadedPrior, load_prior
 
 
@@ -77,7 +77,7 @@ def last_metrics(run: Path, needed: str, step: int | None = None) -> dict[str, f
         ConfigError: no entry has it.
     """
     log = run / "metrics.jsonl"
-    entries = [entry for entry in log_entries(log) if needed in entry]
+    entries = [entry for entry in read_log(log) if needed in entry]
     if not entries:
         raise ConfigError(f"{log}: has no {needed}; the run has not been validated yet")
     return dict(([entry for entry in entries if entry["step"] == step] or entries)[-1])
@@ -125,8 +125,8 @@ def class_lines(config: SummaryConfig, prior: LoadedPrior) -> list[SummaryLine]:
     opened = open_data(data_config(prior.data, str(prior.path)))
     train, validation = opened.image_batches("train", config.seed), opened.image_batches("validation", config.seed)
     sampler = Sampler(prior)
-    with bar(config.samples * sampler.codes_per_image, "code", "sampling") as progress_bar:
-        images = sampler.sample(config.samples, seed=config.seed, progress=progress_bar.update)
+    with progress_bar(config.samples * sampler.codes_per_image, "code", "sampling") as progress:
+        images = sampler.sample(config.samples, seed=config.seed, progress=progress.update)
     missing = [name for name in prior.classes if name not in train.classes]
     if missing:
         raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")

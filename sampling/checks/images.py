@@ -8,7 +8,7 @@ from sampling.checks.finding import Finding
 from stage1_tokenizer.data.bad_files import BadImageError
 from stage1_tokenizer.data.folder.scan import image_files, unreadable
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.console import progress_bar
 
 MOST_FOLDERS = 20
 """Number of sub-folders for which the finding gives the number of images of each."""
@@ -33,8 +33,8 @@ def check_images(folder: Path) -> Iterator[Finding]:
     files = image_files(folder, "inside", also_ours=True)
     count_by_folder = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in files)
     total, broken = count_by_folder.total(), 0
-    with bar(total, "image", folder.name) as progress_bar:
-        for error in unreadable(folder, seen=progress_bar.update):
+    with progress_bar(total, "image", folder.name) as progress:
+        for error in unreadable(folder, seen=progress.update):
             broken += 1
             yield Finding.bad(error.path, error.reason)
     where = f" in {len(count_by_folder)} sub-folders" if len(count_by_folder) > 1 else ""

@@ -12,8 +12,8 @@ from sampling.checks.weights import check_safetensors
 from sampling.output import SETTINGS
 from stage1_tokenizer.data.image_files import EXTENSIONS, is_image
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.names import located
-from stage1_tokenizer.engine.state import STATE_NAME, states
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.state import STATE_NAME, list_states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 from stage2_prior.prior import PRIOR_FILE
 from stage2_prior.tokens import shards_in
@@ -57,7 +57,7 @@ def checks_of(path: Path) -> list[Check]:
     if checks:
         return checks
     if not path.exists():
-        raise ConfigError(f"{located(path)}: there is no such file or folder")
+        raise ConfigError(f"{describe_path(path)}: there is no such file or folder")
     raise ConfigError(f"{path}: is nothing that Tessera writes or reads; -h lists what can be checked")
 
 
@@ -89,9 +89,9 @@ def _check_function(folder: Path) -> CheckFunction | None:
     """Return the function that checks a folder which is one thing, such as a run or a state; None for other folders."""
     if STATE_NAME.fullmatch(folder.name):
         return check_state
-    if states(folder):
+    if list_states(folder):
         return check_states
-    if any((folder / name).exists() for name in RUN_FILES) or states(folder / "state"):
+    if any((folder / name).exists() for name in RUN_FILES) or list_states(folder / "state"):
         return check_run
     if (folder / SETTINGS).exists():
         return check_samples

@@ -10,13 +10,12 @@ from sampling.checks.tokens import check_tokens
 from sampling.checks.weights import check_pair, check_safetensors, tokenizer_of
 from sampling.output import SETTINGS
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
-from stage1_tokenizer.config.trees import is_cut_off
+from stage1_tokenizer.config.yaml_and_json import is_cut_off
 from stage1_tokenizer.data.bad_files import BAD_FILES
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.environment import SESSIONS
-from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.lock import holder_of
-from stage1_tokenizer.engine.state import FORMAT, problem_of, states
+from stage1_tokenizer.engine.environment import SESSIONS_FILE
+from stage1_tokenizer.engine.errors import BadFileError, shorten
+from stage1_tokenizer.engine.lock import find_lock_holder
+from stage1_tokenizer.engine.state import FORMAT, find_problem, list_states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 from stage2_prior.prior import PRIOR_FILE
 from stage2_prior.tokens import shards_in
@@ -31,7 +30,7 @@ LAST_KEYS_OF_FORMER_VERSIONS = {"pictures", "samples"}
 
 def check_run(folder: Path) -> Iterator[Finding]:
     """Check everything that a training writes; note other files that concern the run."""
-    holder = holder_of(folder)
+    holder = find_lock_holder(folder)
     if holder is not None:
         yield Finding.note(folder, f"is in use by a running process ({holder}); what it is writing is not judged")
     tree, findings = _read_config(folder)
@@ -41,13 +40,13 @@ def check_run(folder: Path) -> Iterator[Finding]:
     tokenizer = tokenizer_of(folder / TOKENS)
     # A configuration of stage two holds the fingerprint of its tokenizer; one of stage one holds none.
     if tokenizer is not None and tree.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
-        other = f"of a run on the tokenizer {brief(tree['tokenizer'])}, but beside it is {tokenizer.fingerprint}"
+        other = f"of a run on the tokenizer {shorten(tree['tokenizer'])}, but beside it is {tokenizer.fingerprint}"
         yield Finding.bad(folder / CONFIG, f"is that {other}")
     weights = folder / (PRIOR_FILE if "tokenizer" in tree else TOKENIZER_FILE)
     if not weights.is_file():
         yield Finding.note(weights, "is not there; a run writes it with each state")
     yield from check_token_folder(folder / TOKENS)
-    for name in ("metrics.jsonl", "alarms.jsonl", SESSIONS):
+    for name in ("metrics.jsonl", "alarms.jsonl", SESSIONS_FILE):
         if (folder / name).exists():
             yield _check_log(folder / name)
     if (folder / BAD_FILES).exists():
@@ -64,21 +63,21 @@ def check_run(folder: Path) -> Iterator[Finding]:
 
 def check_token_folder(folder: Path) -> Iterator[Finding]:
     """Check the token files of a run, and whether its tokenizer made them."""
-    holder = holder_of(folder.absolute().parent)
+    holder = find_lock_holder(folder.absolute().parent)
     yield from check_tokens(shards_in(folder), tokenizer_of(folder), busy=holder is not None)
     yield from check_leftovers(folder, holder)
 
 
 def check_state(state: Path) -> Iterator[Finding]:
     """Check one state, a folder step-XXXXXXXX."""
-    problem = problem_of(state)
+    problem = find_problem(state)
     yield Finding.ok(state, f"whole by its checksums, format {FORMAT}") if not problem else Finding.bad(state, problem)
 
 
 def check_states(folder: Path) -> Iterator[Finding]:
     """Check all states in a folder, the newest first. A running training may delete one during the check."""
     usable = None
-    for state in states(folder):
+    for state in list_states(folder):
         (finding,) = check_state(state)
         if finding.verdict == "bad" and not state.exists():
             continue
@@ -86,16 +85,16 @@ def check_states(folder: Path) -> Iterator[Finding]:
             usable = state
             finding = Finding.ok(state, f"{finding.text}; a resume takes this one")
         yield finding
-    if usable is None and states(folder):
+    if usable is None and list_states(folder):
         yield Finding.bad(folder, "none of its states can be used, so a resume is refused")
-    yield from check_leftovers(folder, holder_of(folder.absolute().parent))
+    yield from check_leftovers(folder, find_lock_holder(folder.absolute().parent))
 
 
 def _read_config(folder: Path) -> tuple[Tree, list[Finding]]:
     """Return the run's configuration, empty if it cannot be read, and the findings on it."""
     path = folder / CONFIG
     if not path.exists():  # weights alone need none
-        return {}, [Finding.bad(path, "is missing, so a resume is refused")] * bool(states(folder / "state"))
+        return {}, [Finding.bad(path, "is missing, so a resume is refused")] * bool(list_states(folder / "state"))
     try:
         tree = read_saved_yaml(path)
     except BadFileError as error:
@@ -105,7 +104,9 @@ def _read_config(folder: Path) -> tuple[Tree, list[Finding]]:
         cut_off = not LAST_KEYS_OF_FORMER_VERSIONS & tree.keys()
     if cut_off or not tree.keys() >= TRAINING_KEYS:
         return {}, [Finding.bad(path, "is cut off, or is no training's configuration")]
-    return tree, [Finding.ok(path, f"can be read; {brief(tree['steps'])} steps of {brief(tree['batch_size'])} images")]
+    return tree, [
+        Finding.ok(path, f"can be read; {shorten(tree['steps'])} steps of {shorten(tree['batch_size'])} images")
+    ]
 
 
 def _check_log(path: Path) -> Finding:

@@ -14,12 +14,12 @@ from sampling.checks.finding import Finding, check_leftovers
 from sampling.checks.images import check_images, holds_images
 from sampling.output import SETTINGS, image_names
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.engine.lock import holder_of
+from stage1_tokenizer.engine.lock import find_lock_holder
 
 
 def check_samples(folder: Path) -> Iterator[Finding]:
     """Check settings.json, the other JSON files, .npz files and images of a folder of samples."""
-    holder = holder_of(folder)
+    holder = find_lock_holder(folder)
     settings = _read_json(folder / SETTINGS)
     yield settings if isinstance(settings, Finding) else _check_progress(folder, settings, holder)
     for path in sorted(folder.glob("*.json")):

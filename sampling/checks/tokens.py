@@ -8,8 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sampling.checks.finding import Finding
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.errors import BadFileError, shorten
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.tokens import Shard, read_shard
 
@@ -46,7 +45,7 @@ def check_tokens(
 
 def _check_shard(path: Path, shard: Shard, tokenizer: LoadedTokenizer | None) -> Finding:
     """Check that an undamaged shard was made by the tokenizer beside it."""
-    maker = brief(shard.provenance.get("tokenizer"))
+    maker = shorten(shard.provenance.get("tokenizer"))
     if tokenizer is not None and tokenizer.fingerprint != maker:
         beside = f"but beside it is {tokenizer.fingerprint}"
         return Finding.bad(path, f"made by the tokenizer {maker}, {beside}; {CONSEQUENCE}")

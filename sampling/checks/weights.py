@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sampling.checks.finding import Finding, Verdict
 from sampling.checks.tokens import check_tokens
-from stage1_tokenizer.engine.checkpoint import SUM, Header, brief, read_tensors
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.state import STATE_NAME, problem_of
+from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, Header, read_tensors
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.state import STATE_NAME, find_problem
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, SavedPrior
 from stage2_prior.tokens import PROVENANCE
@@ -21,7 +21,7 @@ def check_safetensors(path: Path) -> Iterator[Finding]:
     header = _read_header(path)
     kind = {TOKENIZER_FILE: "tokenizer", PRIOR_FILE: "prior"}.get(path.name, header.get("kind"))
     if STATE_NAME.fullmatch(path.parent.name):
-        problem = problem_of(path.parent)
+        problem = find_problem(path.parent)
         part = f"is a part of the state {path.parent.name}"
         yield Finding.bad(path, f"{part}: {problem}") if problem else Finding.ok(path, f"{part}, whole")
     elif kind == "tokenizer":
@@ -100,10 +100,10 @@ def _check_other(path: Path) -> Finding:
         return Finding.of_error(path, error)
     size = f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()):,} bytes"
     if header.get("kind") == "batch":
-        step, found = brief(header.get("step")), brief(header.get("found"))
+        step, found = shorten(header.get("step")), shorten(header.get("found"))
         return Finding.note(path, f"can be read, carries no checksum; the batch of step {step}, left out for {found}")
-    if SUM in header:
-        return Finding.note(path, f"is whole, of the unknown kind {brief(header.get('kind'))}; {size}")
+    if CHECKSUM_KEY in header:
+        return Finding.note(path, f"is whole, of the unknown kind {shorten(header.get('kind'))}; {size}")
     return Finding.note(path, f"can be read, but carries no checksum, and Tessera did not write it; {size}")
 
 
@@ -119,7 +119,7 @@ def _read_header(path: Path) -> Header:
 
 def _integrity(header: Header) -> str:
     """Say how far a file that was read without an error can be trusted, and its format."""
-    trust = "whole by its checksum" if SUM in header else "can be read, but carries no checksum"
+    trust = "whole by its checksum" if CHECKSUM_KEY in header else "can be read, but carries no checksum"
     return f"{trust}, format {header.get('format')}"
 
 
