@@ -149,7 +149,7 @@ def show_kept(images: ImageArrays, keep: NDArray[np.bool_] | None, margins: Marg
     return np.pad(images, ((0, 0), (up, down), (left, right), (0, 0)), constant_values=HIDDEN_GREY)
 
 
-def count_codes(sampler: Sampler, margins: Margins) -> int:
+def count_generated_codes(sampler: Sampler, margins: Margins) -> int:
     """Count the codes that one completion goes through: those of its grid, or of the larger grid of each pass."""
     (height, width), depth, total = sampler.grid, sampler.prior.model.shape.K, 0
     for _, _, down, right in margins.passes:

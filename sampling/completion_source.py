@@ -17,7 +17,7 @@ from sampling.completion import (
     Margins,
     Task,
     complete,
-    count_codes,
+    count_generated_codes,
     grow,
     kept_codes,
     margins_in_codes,
@@ -150,7 +150,7 @@ class CompletionSource:
     @property
     def units_per_image(self) -> int:
         """Number of codes that are generated or fed in for one completion, those of all its candidates."""
-        return self.config.candidates * count_codes(self.sampler, self.margins)
+        return self.config.candidates * count_generated_codes(self.sampler, self.margins)
 
     def settings(self) -> dict[str, object]:
         """Return what the completions depend on beside the config, for settings.json."""

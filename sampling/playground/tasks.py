@@ -20,7 +20,7 @@ from sampling.completion import (
     Margins,
     Task,
     complete,
-    count_codes,
+    count_generated_codes,
     grow,
     kept_codes,
     margins_in_codes,
@@ -185,7 +185,7 @@ class Playground:
         margins = margins_in_codes(pixels, sampler)
         if not any(margins):
             raise ConfigError("all four margins are 0: give at least one side some pixels")
-        progress = self._progress(config.variants * count_codes(sampler, margins), report)
+        progress = self._progress(config.variants * count_generated_codes(sampler, margins), report)
         grown = grow(sampler, task, margins, config.paste, progress)
         return show_kept(task.images[:1], None, margins, self.factor)[0], grown
 
