@@ -18,9 +18,10 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.config.run_config import RunConfig
-from stage1_tokenizer.data import DataConfig, open_data
+from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.image_batches import ImageBatches, normalise
+from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.alarms import build_alarms
@@ -260,7 +261,7 @@ def start_codebook(tokenizer: Tokenizer, micro_batches: tuple[Tensor, ...], acce
 
 def batch_for_record(order: BatchOrder, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """A batch that was not learned from, as the guard saves it."""
-    indices, epochs = map(torch.from_numpy, order.places(step))
+    indices, epochs = map(torch.from_numpy, order.indices(step))
     return {"pixels": pixels, "labels": labels, "indices": indices, "epochs": epochs}
 
 

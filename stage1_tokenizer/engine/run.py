@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from stage1_tokenizer.config.base import Tree, write_yaml
 from stage1_tokenizer.config.run_config import RunConfig
-from stage1_tokenizer.data import OpenData
 from stage1_tokenizer.data.folder.scan import check_is_no_data
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.engine import console
 from stage1_tokenizer.engine.checkpoint import storage_error, write_file

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from stage1_tokenizer.data.colour import LARGEST
-from stage1_tokenizer.data.image_batches import ImageArray
+from stage1_tokenizer.data.base import ImageArray
+from stage1_tokenizer.data.colour import MAX_PIXELS
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.errors import BadFileError
 
@@ -118,7 +118,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     bomb = tmp_path / "bomb.png"
-    for width, height in [(60000, 60000), (LARGEST // 8000 + 1, 8000), (1, 2_000_000_000)]:
+    for width, height in [(60000, 60000), (MAX_PIXELS // 8000 + 1, 8000), (1, 2_000_000_000)]:
         bomb.write_bytes(png_claiming(width, height))
         with pytest.raises(BadFileError, match=r"bomb\.png.*(limit|large)"):
             read_image(bomb, 3)

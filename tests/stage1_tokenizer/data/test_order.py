@@ -8,8 +8,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stage1_tokenizer.data import build_image_batches
-from stage1_tokenizer.data.order import BatchOrder, share, training_batches, validation_batches
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.order import BatchOrder, rank_range, training_batches, validation_batches
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.engine.errors import ConfigError
 
@@ -19,7 +19,7 @@ CASES = [(20, 4), (21, 4), (17, 8), (3, 8), (1, 4)]
 
 def stream(order: BatchOrder, first: int, last: int) -> NDArray[np.int64]:
     """(epoch, index) of each picture of some steps, in order: (n, 2)."""
-    places = [order.places(step) for step in range(first, last)]
+    places = [order.indices(step) for step in range(first, last)]
     return np.concatenate([np.stack([epochs, indices], axis=1) for indices, epochs in places])
 
 
@@ -52,9 +52,9 @@ def test_the_batch_is_the_same_on_any_number_of_processes(n: int, batch_size: in
     one = BatchOrder(n, batch_size, seed=2)
     ranks = [BatchOrder(n, batch_size, 2, rank, processes) for rank in range(processes)]
     for step in (0, 1, 2, 11):
-        parts = [order.places(step) for order in ranks]
+        parts = [order.indices(step) for order in ranks]
         assert [len(indices) for indices, _ in parts] == [batch_size // processes] * processes
-        for whole, shares in zip(one.places(step), zip(*parts, strict=True), strict=True):
+        for whole, shares in zip(one.indices(step), zip(*parts, strict=True), strict=True):
             assert np.array_equal(np.concatenate(shares), whole)
 
 
@@ -71,8 +71,8 @@ def test_a_resumed_run_continues_with_the_next_batch(n: int, batch_size: int) ->
 
 def test_training_batches_are_those_of_the_order() -> None:
     """Resumed at step k, the pictures themselves are those of the uninterrupted run, augmentation included."""
-    made = build_image_batches(
-        ShapesConfig(train_images=10, image_size=(16, 16), flip=True, random_crop=True), "train", seed=0
+    made = open_data(ShapesConfig(train_images=10, image_size=(16, 16), flip=True, random_crop=True)).image_batches(
+        "train", seed=0
     )
     whole = list(training_batches(made, BatchOrder(10, 4, seed=0), 0, 8, workers=0))
     resumed = list(training_batches(made, BatchOrder(10, 4, seed=0), 5, 8, workers=0))
@@ -80,7 +80,7 @@ def test_training_batches_are_those_of_the_order() -> None:
         assert torch.equal(pixels, same)
         assert torch.equal(labels, too)
     for step, (pixels, labels) in enumerate(whole):
-        expected, named = made.batch(*BatchOrder(10, 4, seed=0).places(step))
+        expected, named = made.batch(*BatchOrder(10, 4, seed=0).indices(step))
         assert torch.equal(pixels, expected)
         assert torch.equal(labels, named)
     assert len({pixels.numpy().tobytes() for pixels, _ in whole}) == 8
@@ -97,7 +97,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 def test_a_share_is_a_partition(n: int) -> None:
     """Each index falls to exactly one process, in the order of the ranks, and shares differ by one at most."""
     for processes in (1, 2, 3, 4, 7):
-        shares = [share(n, rank, processes) for rank in range(processes)]
+        shares = [rank_range(n, rank, processes) for rank in range(processes)]
         assert [index for part in shares for index in part] == list(range(n))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -106,7 +106,7 @@ def test_a_share_is_a_partition(n: int) -> None:
 def test_validation_sees_each_picture_once(processes: int) -> None:
     """Trap 26: samplers pad their last batch with pictures they have seen, which biases every figure."""
     config = ShapesConfig(validation_images=10, image_size=(16, 16), flip=True, random_crop=True)
-    made = build_image_batches(config, "validation", seed=0)
+    made = open_data(config).image_batches("validation", seed=0)
     plain = made.batch(np.arange(10))[0]
     assert len({picture.numpy().tobytes() for picture in plain}) == 10
     for batch_size in (1, 3, 10, 64):
@@ -121,6 +121,6 @@ def test_validation_sees_each_picture_once(processes: int) -> None:
 def test_an_order_can_be_sent_to_a_worker() -> None:
     """Where workers are not forked (macOS, Windows, Python 3.14 everywhere) the loader pickles what they work with."""
     order = BatchOrder(20, 4, seed=3, rank=1, processes=2)
-    order.places(3)
+    order.indices(3)
     copy: BatchOrder = pickle.loads(pickle.dumps(order))
     assert np.array_equal(stream(copy, 0, 9), stream(order, 0, 9))

@@ -8,8 +8,8 @@ import pytest
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from stage1_tokenizer.data.base import BaseDataConfig, ImageArray, Split
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.image_batches import ImageArray, SizedConfig, Split
 from stage1_tokenizer.data.shapes import KINDS, Mask, Shapes, ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import Cifar10Config
 from stage1_tokenizer.engine.errors import ConfigError
@@ -220,7 +220,7 @@ def test_each_kind_is_as_large_as_the_lectures() -> None:
         assert np.abs(np.diff(np.mean(sides, axis=0))) < 1.0, kind
 
 
-class Dots(SizedConfig):
+class Dots(BaseDataConfig):
     """A kind of somebody's own, whose images are computed."""
 
     kind: Literal["dots"] = "dots"

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torchvision
 
-from stage1_tokenizer.data import build_image_batches, build_images
-from stage1_tokenizer.data.image_batches import ImageSet, Split
+from stage1_tokenizer.data import build_splits
+from stage1_tokenizer.data.base import DataSplit, Split
+from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.torchvision_sets import READERS, Cifar10, Cifar10Config, FashionMnistConfig, MnistConfig
 from stage1_tokenizer.engine.errors import ConfigError
 
@@ -28,16 +29,16 @@ CONFIGS: dict[str, type[Cifar10Config | MnistConfig | FashionMnistConfig]] = {
 
 
 @pytest.fixture(scope="module")
-def cifar10(real_data: Path) -> list[ImageSet]:
-    return [build_images(Cifar10Config(root=str(real_data / "cifar10")), split) for split in SPLITS]
+def cifar10(real_data: Path) -> list[DataSplit]:
+    return [build_splits(Cifar10Config(root=str(real_data / "cifar10")))[split] for split in SPLITS]
 
 
 @pytest.fixture(scope="module")
-def mnist(real_data: Path) -> list[ImageSet]:
-    return [build_images(MnistConfig(root=str(real_data / "mnist")), split) for split in SPLITS]
+def mnist(real_data: Path) -> list[DataSplit]:
+    return [build_splits(MnistConfig(root=str(real_data / "mnist")))[split] for split in SPLITS]
 
 
-def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[ImageSet]) -> None:
+def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[DataSplit]) -> None:
     """Each picture and label of the published batches, the rows of a record being channels first, in their order."""
     train, test = cifar10
     assert (len(train), len(test)) == (50_000, 10_000)
@@ -54,7 +55,7 @@ def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[ImageSet]) 
     assert train.classes[:3] == ("airplane", "automobile", "bird")
 
 
-def test_mnist_is_the_published_one(real_data: Path, mnist: list[ImageSet]) -> None:
+def test_mnist_is_the_published_one(real_data: Path, mnist: list[DataSplit]) -> None:
     """Every picture and label of the idx files, with one channel, white on black as published."""
     raw = real_data / "mnist" / "MNIST" / "raw"
     for images, name, n in zip(mnist, ("train", "t10k"), (60_000, 10_000), strict=True):
@@ -71,7 +72,7 @@ def test_mnist_is_the_published_one(real_data: Path, mnist: list[ImageSet]) -> N
 def test_batches_keep_pictures_and_labels_together(real_data: Path, name: str, channels: int) -> None:
     """Through resize and cache, batch row i is picture and label indices[i], with the data set's own channels."""
     config = CONFIGS[name].from_tree({"root": str(real_data / name), "image_size": 32, "cache": "none"})
-    pictures, images = build_image_batches(config, "validation", seed=0), build_images(config, "validation")
+    pictures, images = open_data(config).image_batches("validation", seed=0), build_splits(config)["validation"]
     indices = np.array([9_999, 3, 3, 0])
     pixels, labels = pictures.batch(indices)
     assert pixels.shape == (4, channels, 32, 32)
@@ -96,7 +97,7 @@ def test_a_missing_set_is_an_error_with_the_option_that_gets_it(tmp_path: Path, 
     config = CONFIGS[kind](root=str(tmp_path / "none"))
     for split in SPLITS:
         with pytest.raises(ConfigError, match=rf"{kind}.*--data\.download.*--data\.root") as caught:
-            build_images(config, split)
+            build_splits(config)[split]
         assert str(tmp_path / "none") in str(caught.value)
     assert not (tmp_path / "none").exists()
 
@@ -110,7 +111,7 @@ def test_a_failed_download_is_the_users_to_mend(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setitem(READERS, "mnist", reader)
     with pytest.raises(ConfigError, match=r"Name or service not known.*network"):
-        build_images(MnistConfig(root=str(tmp_path), download=True), "train")
+        build_splits(MnistConfig(root=str(tmp_path), download=True))["train"]
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
@@ -120,7 +121,7 @@ def test_a_truncated_set_is_refused(real_data: Path, tmp_path: Path, kept: float
     labels = tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[: int(10_008 * kept)])
     with pytest.raises(ConfigError, match="mnist"):
-        build_images(MnistConfig(root=str(tmp_path)), "validation")
+        build_splits(MnistConfig(root=str(tmp_path)))["validation"]
 
 
 def test_a_damaged_batch_is_refused(real_data: Path, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_damaged_batch_is_refused(real_data: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     (tmp_path / name / "test_batch").write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(ConfigError, match="cifar10"):
-        build_images(Cifar10Config(root=str(tmp_path)), "validation")
+        build_splits(Cifar10Config(root=str(tmp_path)))["validation"]
     assert not canary.exists()
 
 
@@ -145,7 +146,7 @@ def test_fault_28_a_crafted_batch_is_not_unpickled(real_data: Path, tmp_path: Pa
     (tmp_path / name / file).unlink()
     (tmp_path / name / file).write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(ConfigError, match="cifar10"):
-        build_images(Cifar10Config(root=str(tmp_path)), "train")
+        build_splits(Cifar10Config(root=str(tmp_path)))["train"]
     assert not canary.exists()
 
 
@@ -187,7 +188,7 @@ def test_fault_28_a_tampered_archive_is_not_unpacked(tmp_path: Path, monkeypatch
     """Fault 28: a download is unpacked only if it is the published archive."""
     serve(archive_of([(f"{BATCHES}/data_batch_1", b"1")]), monkeypatch)
     with pytest.raises(ConfigError, match=r"File not found or corrupted.*network"):
-        build_images(Cifar10Config(root=str(tmp_path), download=True), "train")
+        build_splits(Cifar10Config(root=str(tmp_path), download=True))["train"]
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
@@ -206,7 +207,7 @@ def test_fault_28_no_member_leaves_the_folder(case: str, tmp_path: Path, monkeyp
     serve(content, monkeypatch)
     monkeypatch.setattr(Cifar10, "tgz_md5", hashlib.md5(content).hexdigest())
     with pytest.raises(ConfigError, match="does not hold it"):
-        build_images(Cifar10Config(root=str(root), download=True), "train")
+        build_splits(Cifar10Config(root=str(root), download=True))["train"]
     assert [path.name for path in (root.parent).iterdir()] == ["root"]
     assert not (root / BATCHES).is_symlink()
     written = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
@@ -222,8 +223,8 @@ def test_a_downloaded_archive_is_read(real_data: Path, tmp_path: Path, monkeypat
     content = archive_of([(f"{BATCHES}/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())])
     serve(content, monkeypatch)
     monkeypatch.setattr(Cifar10, "tgz_md5", hashlib.md5(content).hexdigest())
-    images = build_images(Cifar10Config(root=str(tmp_path), download=True), "validation")
-    published = build_images(Cifar10Config(root=str(real_data / "cifar10")), "validation")
+    images = build_splits(Cifar10Config(root=str(tmp_path), download=True))["validation"]
+    published = build_splits(Cifar10Config(root=str(real_data / "cifar10")))["validation"]
     assert len(images) == len(published)
     assert np.array_equal(images[9_999][0], published[9_999][0])
 
@@ -243,7 +244,7 @@ def test_fault_28_damaged_mnist_files_are_a_plain_error(tmp_path: Path) -> None:
     """Files cut off anywhere, of another type or with labels that are none end in the one error, and not in whatever
     torchvision's reader stumbles over; sound ones are read."""
     write_mnist(tmp_path, PICTURES, LABELS)
-    assert len(build_images(MnistConfig(root=str(tmp_path)), "train")) == 6
+    assert len(build_splits(MnistConfig(root=str(tmp_path)))["train"]) == 6
     damaged = [PICTURES[:n] for n in (0, 3, 9, 15, 16, 20, len(PICTURES) - 1)]
     damaged += [struct.pack(">I", magic) + PICTURES[4:] for magic in (0x801, 0xA03, 0xD03, 0x8FF, 0, 0x1F8B0808)]
     cases = [(pictures, LABELS) for pictures in damaged]
@@ -252,7 +253,7 @@ def test_fault_28_damaged_mnist_files_are_a_plain_error(tmp_path: Path) -> None:
     for pictures, labels in cases:
         write_mnist(tmp_path, pictures, labels)
         with pytest.raises(ConfigError, match=r"data\.kind mnist: "):
-            build_images(MnistConfig(root=str(tmp_path)), "train")
+            build_splits(MnistConfig(root=str(tmp_path)))["train"]
 
 
 def test_fault_28_pickles_of_old_torchvision_are_not_read(tmp_path: Path) -> None:
@@ -263,5 +264,5 @@ def test_fault_28_pickles_of_old_torchvision_are_not_read(tmp_path: Path) -> Non
     for name in ("training.pt", "test.pt"):
         (processed / name).write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(ConfigError, match=r"processed holds pickles.*move that folder away"):
-        build_images(MnistConfig(root=str(tmp_path)), "train")
+        build_splits(MnistConfig(root=str(tmp_path)))["train"]
     assert not canary.exists()

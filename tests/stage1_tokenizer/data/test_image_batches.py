@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches, SizedConfig, normalise, resize, to_uint8
+from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise, resize, to_uint8
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.engine.errors import ConfigError
 
@@ -17,10 +18,9 @@ from stage1_tokenizer.engine.errors import ConfigError
 may_fork = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-class Fixed:
-    """An ImageSet of given pictures, labelled by their index."""
+class Fixed(DataSplit):
+    """Given images, labelled by their index."""
 
-    classes: tuple[str, ...] = ()
     identity = ""
 
     def __init__(self, *pictures: ImageArray) -> None:
@@ -45,7 +45,7 @@ def noise(n: int, height: int = 12, width: int = 9, channels: int = 3) -> Fixed:
 
 
 def pictures(images: Fixed, seed: int = 0, **options: Any) -> ImageBatches:
-    return ImageBatches(images, SizedConfig(**{"image_size": (8, 6), "cache": "none", **options}), seed)
+    return ImageBatches(images, BaseDataConfig(**{"image_size": (8, 6), "cache": "none", **options}), seed)
 
 
 def global_generators() -> tuple[object, ...]:
@@ -151,9 +151,9 @@ def test_resize_to_sets_the_short_side() -> None:
     for height, width in [(30, 50), (50, 30), (7, 9)]:
         assert min(resize(map_of(height, width), (8, 6), 20).shape[:2]) == 20
     with pytest.raises(ConfigError, match="resize_to"):
-        SizedConfig.from_tree({"image_size": [8, 30], "resize_to": 20})
+        BaseDataConfig.from_tree({"image_size": [8, 30], "resize_to": 20})
     with pytest.raises(ConfigError, match="image_size"):
-        SizedConfig.from_tree({"image_size": [8, 0]})
+        BaseDataConfig.from_tree({"image_size": [8, 0]})
     with pytest.raises(ConfigError, match="no images"):
         pictures(Fixed())
 
@@ -212,7 +212,7 @@ def test_only_the_pictures_asked_for_are_read(cache: Literal["memory", "none"]) 
             return super().__getitem__(index)
 
     images = Counted(*(np.full((9 + i % 2 * 4, 8, 3), i, dtype=np.uint8) for i in range(12)))
-    config = SizedConfig(image_size=(8, 8), cache=cache, flip=True, random_crop=True)
+    config = BaseDataConfig(image_size=(8, 8), cache=cache, flip=True, random_crop=True)
     part, whole = ImageBatches(images, config, 0, only=range(5, 9)), ImageBatches(Fixed(*images._pictures), config, 0)
     indices, epochs = np.arange(5, 9), np.full(4, 3)
     for mine, all_ in zip(part.batch(indices, epochs), whole.batch(indices, epochs), strict=True):

@@ -1,0 +1,77 @@
+"""A data set whose files were listed once: its splits, a summary for the user, and its batches."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from stage1_tokenizer.data import DataConfig, build_splits
+from stage1_tokenizer.data.bad_files import BadFiles, BadFilesOfSplit, BadImageError, read_errors
+from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.image_batches import ImageBatches
+from stage1_tokenizer.data.record import DataSummary, announce
+
+
+class OpenData:
+    """Both splits of a data set, listed once."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """List the files. Errors are those of the data set's own class."""
+        self.config = config
+        self.splits = build_splits(config)
+        self._bad: BadFiles | None = None
+
+    @property
+    def summary(self) -> DataSummary:
+        """Number of images of each split and class, and of the other files beside them."""
+        train, validation = self.splits["train"], self.splits["validation"]
+        classes = dict(train.class_sizes)
+        if not self._is_shared:
+            for name, number in classes.items():
+                classes[name] = None if number is None else number + (validation.class_sizes[name] or 0)
+        return DataSummary(
+            train.origin, len(train), len(validation), self._is_shared, classes, train.ignored, train.notes
+        )
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The identity of each split: what the config does not say of its content. It does not depend on the place."""
+        return {split: images.identity for split, images in self.splits.items()}
+
+    def image_batches(
+        self,
+        split: Split,
+        seed: int,
+        device: torch.device | str = "cpu",
+        bad_list: Path | None = None,
+        only: range | None = None,
+    ) -> ImageBatches:
+        """Prepare one split for batches; see `ImageBatches` for the parameters and the errors.
+
+        bad_list: the file that lists images that cannot be read; None: they are only printed. Both splits together
+        decide whether too many cannot be read.
+        """
+        if self._bad is None:
+            self._bad = BadFiles(bad_list, self.config.tolerated_bad_share, self.summary.images, self._find_bad)
+        first = 0 if split == "train" or self._is_shared else len(self.splits["train"])
+        bad = BadFilesOfSplit(self._bad, first)
+        return ImageBatches(self.splits[split], self.config, seed, device, bad, only)
+
+    @property
+    def _is_shared(self) -> bool:
+        return self.splits["train"] is self.splits["validation"]
+
+    def _find_bad(self) -> Iterator[tuple[int, BadImageError]]:
+        """Read the images of both splits, and yield the bad ones with their place in the data set."""
+        first = 0
+        for images in dict.fromkeys(self.splits.values()):
+            errors = read_errors(images.__getitem__, range(len(images)))
+            yield from ((first + place, error) for place, error in enumerate(errors) if error)
+            first += len(images)
+
+
+def open_data(config: DataConfig) -> OpenData:
+    """List the files of a data set once, and print what was found."""
+    opened = OpenData(config)
+    announce(opened.summary)
+    return opened
