@@ -7,10 +7,10 @@ function of (seed, epoch, index), and the processes need not tell each other abo
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.system import in_threads, lock
@@ -44,17 +44,17 @@ class BadFiles:
         path: Path | None,
         tolerated_share: float,
         n: int,
-        find_all: Callable[[], Iterable[tuple[int, BadImageError]]] = tuple,
+        find_all: Callable[[], Iterable[tuple[Hashable, BadImageError]]] = tuple,
     ) -> None:
         """Start without a bad file.
 
         path: the list, with one line `file<TAB>reason` for each bad file. The first bad file creates it; None: no list.
         tolerated_share: share of the n images, 0..1, that may be bad.
-        find_all: reads all images and yields the bad ones with their places; it is called before bad files end a run.
+        find_all: reads all images, and yields the bad ones with their keys; called before bad files end a run.
         """
         self._path, self._tolerated_share, self.n = path, tolerated_share, n
         self._find_all = find_all
-        self._errors: dict[int, BadImageError] = {}  # by place in the data set
+        self._errors: dict[Hashable, BadImageError] = {}
         self._listed: set[bytes] = set()
         self._read_bytes = 0  # length of the part of the list that `_listed` knows
         self._is_complete = False
@@ -67,26 +67,28 @@ class BadFiles:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), _find_all=tuple)
 
-    def __contains__(self, place: int) -> bool:
-        return place in self._errors
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._errors
 
-    def add(self, place: int, error: BadImageError) -> None:
-        """Report the bad image at `place` if it is new. Safe to call from any thread.
+    def add(self, key: Hashable, error: BadImageError) -> None:
+        """Report a bad image if it is new. Safe to call from any thread.
+
+        key: identifies the image within the data set.
 
         Raises:
             BadFileError: more images than the tolerated share are bad, or all of them.
         """
-        is_new = self._report(place, error)
+        is_new = self._report(key, error)
         number = len(self._errors)
         if is_new and (number / self.n > self._tolerated_share or number == self.n):
             raise self.verdict()
 
-    def _report(self, place: int, error: BadImageError) -> bool:
+    def _report(self, key: Hashable, error: BadImageError) -> bool:
         """Print and list a bad image; return True if it is new."""
         with self._lock:
-            if place in self._errors:
+            if key in self._errors:
                 return False
-            self._errors[place] = error
+            self._errors[key] = error
             number = len(self._errors)
             if number <= MAX_PRINTED:
                 more = "; further bad images are not printed" if number == MAX_PRINTED else ""
@@ -99,8 +101,8 @@ class BadFiles:
         with self._lock:
             is_complete, self._is_complete = self._is_complete, True
         if not is_complete:  # otherwise a thread is reading all images, or has done so
-            for place, error in self._find_all():
-                self._report(place, error)
+            for key, error in self._find_all():
+                self._report(key, error)
         with self._lock:
             errors = list(self._errors.values())
         lines = [f"  {one_line(str(error))}" for error in errors[:MAX_QUOTED]]
@@ -152,24 +154,6 @@ class BadFiles:
         self._read_bytes += len(whole)
         self._listed.update(line.split(b"\t", 1)[0] for line in whole.splitlines())
         return len(whole) < len(tail)
-
-
-class BadFilesOfSplit(NamedTuple):
-    """The bad files of one split, whose first image has the place `first` in the data set."""
-
-    files: BadFiles
-    first: int
-
-    def __contains__(self, place: object) -> bool:
-        return isinstance(place, int) and self.first + place in self.files
-
-    def add(self, place: int, error: BadImageError) -> None:
-        """Report the bad image at a place of the split.
-
-        Raises:
-            BadFileError: as `BadFiles.add`.
-        """
-        self.files.add(self.first + place, error)
 
 
 def read_errors(read: Callable[[T], object], things: Iterable[T]) -> Iterator[BadImageError | None]:

@@ -22,8 +22,6 @@ WHITE = (255, 255, 255)
 DARK_BITS = 14
 """Files with 16 bits per pixel are reported if they use at most this many bits: they come out with a quarter of the
 brightness or less."""
-FROM_16_BITS = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-"""Table from 0..65535 to 0..255, rounded."""
 
 
 class FileWarnings:
@@ -80,20 +78,21 @@ def _scale_16_bits(grey: NDArray[Any], options: ReadingOptions, path: Path) -> N
     greatest = int(grey.max())
     if grey.min() < 0 or greatest >= 1 << 16:
         raise ValueError("its pixels are integers beyond 16 bits, and nothing says which is white; store 8 or 16 bits")
-    if options.bits == 16:
-        used_bits = greatest.bit_length()
-        if 0 < used_bits <= DARK_BITS:
-            bits, brightness = max(9, used_bits), "nearly black" if used_bits < 13 else "dark"
-            text = f"its pixels of 16 bits are at most {greatest:,}, so it comes out {brightness}"
-            options.warnings.warn_once(
-                "bits", path, f"{text}; if white is {(1 << bits) - 1:,}, give --data.bits {bits}"
-            )
-        return FROM_16_BITS[grey]
     white = (1 << options.bits) - 1
     if greatest > white:
         raise ValueError(f"its pixels are up to {greatest:,}, more than the {white:,} of data.bits {options.bits}")
-    table = ((np.arange(1 << options.bits) * 510 + white) // (2 * white)).astype(np.uint8)  # rounded
-    return table[grey]
+    if options.bits == 16 and 0 < greatest < 1 << DARK_BITS:
+        bits = max(9, greatest.bit_length())
+        brightness = "nearly black" if bits < 13 else "dark"
+        text = f"its pixels of 16 bits are at most {greatest:,}, so it comes out {brightness}"
+        options.warnings.warn_once("bits", path, f"{text}; if white is {(1 << bits) - 1:,}, give --data.bits {bits}")
+    return _table_to_8_bits(options.bits)[grey]
+
+
+@lru_cache(maxsize=8)
+def _table_to_8_bits(bits: int) -> NDArray[np.uint8]:
+    white = (1 << bits) - 1
+    return ((np.arange(1 << bits) * 510 + white) // (2 * white)).astype(np.uint8)  # rounded
 
 
 def _convert_to_srgb(image: Image.Image, profile: bytes, options: ReadingOptions, path: Path) -> Image.Image:

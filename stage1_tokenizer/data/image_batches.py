@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_tokenizer.data.bad_files import BadFiles, BadFilesOfSplit, BadImageError
+from stage1_tokenizer.data.bad_files import BadFiles, BadImageError
 from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray
 from stage1_tokenizer.data.image_tensor import ImageTensor, device_with_room
 from stage1_tokenizer.engine.console import counted
@@ -34,7 +34,7 @@ class ResizedImages:
     """The images of a split, each read and resized on access. The next readable image, with its own label, replaces one
     that cannot be read; the first image follows the last."""
 
-    def __init__(self, images: DataSplit, config: BaseDataConfig, bad: BadFilesOfSplit) -> None:
+    def __init__(self, images: DataSplit, config: BaseDataConfig, bad: BadFiles) -> None:
         self._images, self._config, self._bad = images, config, bad
 
     def __getitem__(self, index: int) -> LabelledImage:
@@ -45,15 +45,16 @@ class ResizedImages:
         """
         n = len(self._images)
         for place in chain(range(index, n), range(index)):
-            if place in self._bad:
+            key = self._images, place
+            if key in self._bad:
                 continue
             try:
                 image, label = self._images[place]
             except BadImageError as error:
-                self._bad.add(place, error)
+                self._bad.add(key, error)
             else:
                 return resize(image, self._config.image_size, self._config.resize_to), label
-        raise self._bad.files.verdict()
+        raise self._bad.verdict()
 
 
 class ImageBatches:
@@ -65,7 +66,7 @@ class ImageBatches:
         config: BaseDataConfig,
         seed: int,
         device: torch.device | str = "cpu",
-        bad: BadFilesOfSplit | None = None,
+        bad: BadFiles | None = None,
         only: range | None = None,
     ) -> None:
         """Read the images that are to be cached.
@@ -73,7 +74,7 @@ class ImageBatches:
         seed: selects the crops and flips.
         device: place for the images and their batches, if the images are cached, have one size and leave the device
             enough room. Otherwise the CPU; the batches are the same.
-        bad: the record of images that cannot be read; None: they are only printed.
+        bad: the images of both splits that cannot be read; None: only those of this split count.
         only: indices that will be asked for, so that only these images are cached; None: all.
 
         Raises:
@@ -84,19 +85,19 @@ class ImageBatches:
             raise ConfigError(f"the data set ({config!r}) has no images in this split")
         self.classes = images.classes
         self._config, self._seed, self._length = config, seed, len(images)
-        bad = bad or BadFilesOfSplit(BadFiles(None, config.tolerated_bad_share, len(images)), 0)
+        bad = bad or BadFiles(None, config.tolerated_bad_share, len(images))
         resized = ResizedImages(images, config, bad)
         first_image, _ = resized[0]
         self.channels: int = first_image.shape[2]
         self._items: ResizedImages | list[LabelledImage] | ImageTensor = resized
         self._first = 0  # index of the first item
         indices = range(len(images)) if only is None else only
-        number = bad.files.n if only is None else len(only)
+        number = bad.n if only is None else len(only)
         fits = config.cache == "auto" and first_image.nbytes * number < memory_share() // 4
         if indices and (config.cache == "memory" or fits):
             self._items = _read_images(resized, indices, config.image_size, torch.device(device))
             self._first = indices.start
-            if summary := bad.files.summary():
+            if summary := bad.summary():
                 print(summary, file=sys.stderr)
 
     def __len__(self) -> int:

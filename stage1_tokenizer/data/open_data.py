@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from stage1_tokenizer.data import DataConfig, build_splits
-from stage1_tokenizer.data.bad_files import BadFiles, BadFilesOfSplit, BadImageError, read_errors
-from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.bad_files import BadFiles, BadImageError, read_errors
+from stage1_tokenizer.data.base import DataSplit, Split
 from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.record import DataSummary, announce
 
@@ -25,13 +25,11 @@ class OpenData:
     def summary(self) -> DataSummary:
         """Number of images of each split and class, and of the other files beside them."""
         train, validation = self.splits["train"], self.splits["validation"]
-        classes = dict(train.class_sizes)
-        if not self._is_shared:
-            for name, number in classes.items():
-                classes[name] = None if number is None else number + (validation.class_sizes[name] or 0)
-        return DataSummary(
-            train.origin, len(train), len(validation), self._is_shared, classes, train.ignored, train.notes
-        )
+        is_shared, classes = train is validation, dict(train.class_sizes)
+        if not is_shared:
+            sizes = validation.class_sizes
+            classes = {name: None if size is None else size + (sizes[name] or 0) for name, size in classes.items()}
+        return DataSummary(train.origin, len(train), len(validation), is_shared, classes, train.ignored, train.notes)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -53,21 +51,13 @@ class OpenData:
         """
         if self._bad is None:
             self._bad = BadFiles(bad_list, self.config.tolerated_bad_share, self.summary.images, self._find_bad)
-        first = 0 if split == "train" or self._is_shared else len(self.splits["train"])
-        bad = BadFilesOfSplit(self._bad, first)
-        return ImageBatches(self.splits[split], self.config, seed, device, bad, only)
+        return ImageBatches(self.splits[split], self.config, seed, device, self._bad, only)
 
-    @property
-    def _is_shared(self) -> bool:
-        return self.splits["train"] is self.splits["validation"]
-
-    def _find_bad(self) -> Iterator[tuple[int, BadImageError]]:
-        """Read the images of both splits, and yield the bad ones with their place in the data set."""
-        first = 0
-        for images in dict.fromkeys(self.splits.values()):
+    def _find_bad(self) -> Iterator[tuple[tuple[DataSplit, int], BadImageError]]:
+        """Read the images of both splits, and yield the bad ones with the keys that `ResizedImages` gives them."""
+        for images in dict.fromkeys(self.splits.values()):  # once if both splits are the same images
             errors = read_errors(images.__getitem__, range(len(images)))
-            yield from ((first + place, error) for place, error in enumerate(errors) if error)
-            first += len(images)
+            yield from (((images, place), error) for place, error in enumerate(errors) if error)
 
 
 def open_data(config: DataConfig) -> OpenData:
