@@ -74,7 +74,7 @@ BAD = {
 
 
 def fill(root: Path, n: int = 30) -> list[Path]:
-    """`n` pictures in each of two classes; the blue of picture number k is k, and its red tells the class."""
+    """`n` images in each of two classes; the blue of image number k is k, and its red tells the class."""
     paths = []
     for number in range(2 * n):
         label, place = divmod(number, n)
@@ -90,7 +90,7 @@ def config(root: Path, **options: Any) -> FolderConfig:
 
 
 def seen(made: ImageBatches) -> list[tuple[int, int]]:
-    """(number, label) of each picture of a split that `fill` wrote."""
+    """(number, label) of each image of a split that `fill` wrote."""
     pixels, labels = made.batch(np.arange(len(made)))
     return list(zip(pixels[:, 2, 0, 0].tolist(), labels.tolist(), strict=True))
 
@@ -105,8 +105,8 @@ def train_on(root: Path, out: Path, **options: Any) -> Ended:
 
 @may_fork
 def test_fault_18_unreadable_files_are_skipped_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fault 18: each is named once in the list, and the next picture stands in for it with its own label: the same one
-    with and without a cache, with workers, and after a restart, so a place in the order is never another picture."""
+    """Fault 18: each is named once in the list, and the next image replaces it with its own label: the same one
+    with and without a cache, with workers, and after a restart, so a place in the order is never another image."""
     paths = fill(tmp_path / "set")
     whole = seen(open_data(config(tmp_path / "set")).image_batches("train", 0))
     # The first, the last, and two neighbours.
@@ -150,7 +150,7 @@ def test_fault_18_the_list_survives_a_torn_line_and_any_name(tmp_path: Path) -> 
 def test_fault_18_a_list_that_cannot_be_written_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fault 18: what cannot be listed, once for all, is printed still."""
+    """Fault 18: if the list cannot be written, bad files are printed all the same."""
     for path in fill(tmp_path / "set")[:4]:
         path.write_bytes(b"")
     made = open_data(config(tmp_path / "set")).image_batches(
@@ -201,8 +201,8 @@ def test_fault_18_a_failing_machine_is_no_bad_picture(
     outcome: type[Exception] | None,
     words: str,
 ) -> None:
-    """Fault 18: a disk, a network or a memory that fails would have sound pictures left out, and others stand in for
-    them, on this machine alone: it ends the run, after one more try."""
+    """Fault 18: a failing disk, network or memory ends the run, after one more try. Otherwise sound images would be
+    replaced by others, on this machine alone."""
     (tmp_path / "x.png").write_bytes(PNG)
     faults, load = iter([fault] * times), PngImageFile.load
 
@@ -228,14 +228,14 @@ class Slow(dict[int, BadImageError]):
         return super().__len__()
 
 
-@pytest.mark.parametrize("what", ["one picture", "many"])
+@pytest.mark.parametrize("what", ["one image", "many"])
 def test_fault_18_threads_report_each_picture_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     """Fault 18: a cache is filled by many threads; none prints or lists what another one does."""
     bad = BadFiles(tmp_path / "list", 0.9, 100)
     bad = pickle.loads(pickle.dumps(bad))  # as it goes to workers
-    places = [0] * 60 if what == "one picture" else list(range(60))
+    places = [0] * 60 if what == "one image" else list(range(60))
     together = threading.Barrier(len(places))
 
     def report(place: int) -> None:
@@ -261,7 +261,7 @@ def test_fault_19_a_damaged_png_ends_no_process(tmp_path: Path) -> None:
 
 def test_fault_20_grey_of_16_bits_keeps_its_brightness(tmp_path: Path) -> None:
     """Fault 20: a ramp over all 16-bit levels is a ramp, where Pillow makes it white; 32 bits without a white are no
-    picture, for a guess at their brightness would differ from file to file."""
+    image, for a guess at their brightness would differ from file to file."""
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     Image.fromarray(ramp).save(tmp_path / "x.png")
     assert abs(read_image(tmp_path / "x.png", 3) / 255.0 - ramp[..., None] / 65535.0).max() <= 1 / 255
@@ -290,19 +290,19 @@ def test_fault_21_every_mode_becomes_rgb(
     if mode == "P":
         image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / f"x.{suffix}")
-    picture = read_image(tmp_path / f"x.{suffix}", 3)
-    assert picture.shape == (4, 5, 3)
-    assert abs(picture.astype(int) - expected).max() <= 1
+    pixels = read_image(tmp_path / f"x.{suffix}", 3)
+    assert pixels.shape == (4, 5, 3)
+    assert abs(pixels.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])
 def test_fault_22_the_first_frame_is_the_picture(tmp_path: Path, suffix: str) -> None:
-    """Fault 22: animations and pages are three-dimensional pictures, of their first frame."""
+    """Fault 22: animations and pages are three-dimensional images, of their first frame."""
     frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue", "lime")]
     frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
-    picture = read_image(tmp_path / f"x.{suffix}", 3)
-    assert picture.shape == (4, 5, 3)
-    assert abs(picture.astype(int) - [255, 0, 0]).max() <= 1
+    pixels = read_image(tmp_path / f"x.{suffix}", 3)
+    assert pixels.shape == (4, 5, 3)
+    assert abs(pixels.astype(int) - [255, 0, 0]).max() <= 1
 
 
 def test_fault_23_all_orientations_are_one_picture(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_fault_23_all_orientations_are_one_picture(tmp_path: Path) -> None:
 
 
 def test_fault_24_any_size_becomes_the_image_size(tmp_path: Path) -> None:
-    """Fault 24: a single pixel, a line of 5000, and a picture smaller than the crop are scaled up; nothing fails."""
+    """Fault 24: a single pixel, a line of 5000, and an image smaller than the crop are scaled up; nothing fails."""
     sizes = [(1, 1), (5000, 1), (1, 5000), (3, 2), (4000, 7)]
     for number, size in enumerate(sizes * 6):
         Image.new("RGB", size, (10, 20, 30)).save(tmp_path / f"{number}.png")
@@ -382,8 +382,8 @@ def test_fault_25_and_29_bombs_are_refused_in_little_memory(tmp_path: Path) -> N
 
 
 def test_fault_26_what_is_no_readable_file_is_skipped_and_listed(tmp_path: Path) -> None:
-    """Fault 26: links to nowhere and to themselves, folders, pipes and files without permission, each with a picture's
-    name, are listed with their reasons; the classes, the identity and the other pictures are as without them."""
+    """Fault 26: links to nowhere and to themselves, folders, pipes and files without permission, each with an image's
+    name, are listed with their reasons; the classes, the identity and the other images are as without them."""
     fill(tmp_path / "set")
     before = open_data(config(tmp_path / "set")).image_batches("train", 0)
     odd = tmp_path / "set" / "class 0"
@@ -461,7 +461,7 @@ def test_fault_26_a_folder_that_cannot_be_listed_ends_the_run(tmp_path: Path, mo
     with pytest.raises(BadFileError, match=r"class 1 cannot be listed \(Permission denied\)"):
         build_splits(config(tmp_path / "set"))["train"]
     with pytest.raises(BadFileError, match=r"class 1 cannot be listed"):
-        image_paths(tmp_path / "set", "pictures")
+        image_paths(tmp_path / "set", "images")
 
 
 def test_fault_27_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def test_fault_27_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_fault_27_fewer_pictures_than_a_batch_train(tmp_path: Path) -> None:
-    """Fault 27: batches go on over the ends of epochs, so that a few pictures fill a batch of sixteen: it works."""
+    """Fault 27: batches go on over the ends of epochs, so that a few images fill a batch of sixteen: it works."""
     fill(tmp_path / "set", 4)
     ended = train_on(tmp_path / "set", tmp_path / "run", **{"data.validation_share": 0.5, "batch_size": 16})
     assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err

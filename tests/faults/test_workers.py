@@ -87,7 +87,7 @@ def test_fault_30_an_error_of_our_own_keeps_its_traceback() -> None:
 
 def test_fault_30_workers_are_forked() -> None:
     """Fault 30: where another way is the default, as from Python 3.14 on, each worker would be sent a copy of all the
-    pictures. These cannot be sent at all."""
+    images. These cannot be sent at all."""
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     try:

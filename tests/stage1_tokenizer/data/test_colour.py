@@ -55,10 +55,10 @@ def test_transparent_pixels_show_the_background(tmp_path: Path, given: str, seen
     pixels[:, :10, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "x.png")
     config = FolderConfig.from_tree({"root": str(tmp_path), "background": given, "validation_share": 0})
-    picture = read_image(tmp_path / "x.png", 3, config.reading_options)
-    assert picture[0, 0].tolist() == seen
-    assert picture[0, 15].tolist() == [255] * 3
-    assert (len(np.unique(picture[:, :10, 0])) > 1) == (given == "checker")
+    image = read_image(tmp_path / "x.png", 3, config.reading_options)
+    assert image[0, 0].tolist() == seen
+    assert image[0, 15].tolist() == [255] * 3
+    assert (len(np.unique(image[:, :10, 0])) > 1) == (given == "checker")
 
 
 def test_a_background_is_a_colour() -> None:

@@ -35,7 +35,7 @@ def split_of(root: Path, **options: Any) -> dict[Split, dict[int, int]]:
     for split in SPLITS:
         images = build_splits(FolderConfig(root=str(root), **options))[split]
         items = [images[i] for i in range(len(images))]
-        found[split] = {int(picture[0, 0, 0]) * 256 + int(picture[0, 0, 1]): label for picture, label in items}
+        found[split] = {int(image[0, 0, 0]) * 256 + int(image[0, 0, 1]): label for image, label in items}
         assert len(found[split]) == len(images)
     return found
 
@@ -141,8 +141,8 @@ def test_a_damaged_image_is_named(tmp_path: Path, cache: str) -> None:
 
     def load_all() -> None:
         for split in SPLITS:
-            pictures = ImageBatches(build_splits(config)[split], config, seed=0)
-            pictures.batch(np.arange(len(pictures)))
+            batches = ImageBatches(build_splits(config)[split], config, seed=0)
+            batches.batch(np.arange(len(batches)))
 
     with pytest.raises(BadFileError) as caught:  # one in sixty is more than data.bad_share
         load_all()
@@ -221,8 +221,8 @@ def test_a_class_of_refused_links_keeps_its_label(tmp_path: Path) -> None:
     labels = {}
     for place in range(len(images)):
         with suppress(BadFileError):
-            picture, label = images[place]
-            labels[int(picture[0, 0, 1])] = label
+            image, label = images[place]
+            labels[int(image[0, 0, 1])] = label
     assert labels == {number: label for number, label in before["train"].items() if label != 1}
 
 
@@ -236,7 +236,7 @@ def test_the_name_of_a_class_is_text(tmp_path: Path) -> None:
 
 
 def test_photographs_load(real_data: Path) -> None:
-    """Real JPEG files in class folders: the classes by name, each image once, and pictures with something on them."""
+    """Real JPEG files in class folders: the classes by name, each image once, and images with something on them."""
     config = FolderConfig.from_tree({"root": str(real_data / "flowers"), "image_size": [64, 48], "cache": "none"})
     sets = [build_splits(config)[split] for split in SPLITS]
     assert sets[0].classes == sets[1].classes == ("daisy", "dandelion", "rose", "sunflower", "tulip")

@@ -1,4 +1,4 @@
-"""Images that are kept as one tensor: the batches are those of a loop over the pictures, bit for bit."""
+"""Images that are kept as one tensor: the batches are those of a loop over the images, bit for bit."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -29,7 +29,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(8, 6), (12, 9), (1, 1), (5, 9)])
 def test_a_batch_is_that_of_a_loop(size: tuple[int, int], channels: int, options: dict[str, Any], device: str) -> None:
-    """Uncached pictures go through the loop. Crops at every edge, epochs mixed within a batch, pictures repeated."""
+    """Uncached images go through the loop. Crops at every edge, epochs mixed within a batch, images repeated."""
     images = noise(30, channels=channels)
     slow = ImageBatches(images, BaseDataConfig(image_size=size, cache="none", **options), seed=3)
     fast = ImageBatches(images, BaseDataConfig(image_size=size, cache="memory", **options), seed=3, device=device)
@@ -47,20 +47,20 @@ def test_a_batch_is_that_of_a_loop(size: tuple[int, int], channels: int, options
 
 def test_the_edges_can_be_reached() -> None:
     """The first and the last place of a crop, up to draws just below one."""
-    pictures = np.arange(2 * 5 * 4, dtype=np.uint8).reshape(2, 5, 4, 1)
-    resident = ImageTensor(pictures, np.array([7, 8]), (3, 2), torch.device("cpu"))
+    images = np.arange(2 * 5 * 4, dtype=np.uint8).reshape(2, 5, 4, 1)
+    tensor = ImageTensor(images, np.array([7, 8]), (3, 2), torch.device("cpu"))
     last = 1.0 - 2.0**-53
     draws = np.array([[0.0, 0.0, 0.5], [last, last, last], [last, 0.0, 0.0]])
-    batch, labels = resident.batch(np.array([0, 1, 1]), draws)
+    batch, labels = tensor.batch(np.array([0, 1, 1]), draws)
     assert labels.tolist() == [7, 8, 8]
-    expected = [pictures[0, :3, :2], pictures[1, 2:, 2:], pictures[1, 2:, 1::-1]]
+    expected = [images[0, :3, :2], images[1, 2:, 2:], images[1, 2:, 1::-1]]
     assert np.array_equal(batch.permute(0, 2, 3, 1).numpy(), np.stack(expected))
-    assert resident.batch(np.array([], dtype=np.int64), np.empty((0, 3)))[0].shape == (0, 1, 3, 2)
+    assert tensor.batch(np.array([], dtype=np.int64), np.empty((0, 3)))[0].shape == (0, 1, 3, 2)
 
 
 @pytest.mark.parametrize("different", [0, 1, 4])
-def test_pictures_of_several_sizes_are_cached_one_by_one(different: int) -> None:
-    """A folder's pictures only cover the image size, each by its own shape; wherever the first other one comes."""
+def test_images_of_several_sizes_are_cached_one_by_one(different: int) -> None:
+    """A folder's images only cover the image size, each by its own shape; wherever the first other one comes."""
     rng = np.random.default_rng(0)
     sizes = [(12, 9) if index == different else (12, 6) for index in range(5)]
     images = Fixed(*(rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes))
@@ -81,7 +81,7 @@ def test_a_gpu_keeps_only_what_leaves_it_room(monkeypatch: pytest.MonkeyPatch) -
     assert device_with_room(torch.device("mps"), 1) == cpu
 
 
-def test_pictures_on_a_gpu_are_not_sent_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_on_a_gpu_are_not_sent_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forked process cannot use the parent's GPU, so the batches are made in this one, whatever `workers` says."""
     made = open_data(ShapesConfig(train_images=8, image_size=(8, 8))).image_batches("train", seed=0)
     monkeypatch.setattr(ImageBatches, "device", torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""Which folders become classes and splits, what is left out, and that all of it is said."""
+"""The folders that become classes and splits, the files that are left out, and the notes about them."""
 
 import json
 import os

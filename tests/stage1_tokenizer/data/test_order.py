@@ -1,4 +1,4 @@
-"""Which pictures make up which batch."""
+"""The order of the data: the images of each batch."""
 
 import pickle
 from collections import Counter
@@ -13,19 +13,19 @@ from stage1_tokenizer.data.order import BatchOrder, rank_range, training_batches
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.engine.errors import ConfigError
 
-# (pictures, batch size): epochs end between batches, within them, and several times in one.
+# (images, batch size): epochs end between batches, within them, and several times in one.
 CASES = [(20, 4), (21, 4), (17, 8), (3, 8), (1, 4)]
 
 
 def stream(order: BatchOrder, first: int, last: int) -> NDArray[np.int64]:
-    """(epoch, index) of each picture of some steps, in order: (n, 2)."""
+    """(epoch, index) of each image of some steps, in order: (n, 2)."""
     places = [order.indices(step) for step in range(first, last)]
     return np.concatenate([np.stack([epochs, indices], axis=1) for indices, epochs in places])
 
 
 @pytest.mark.parametrize(("n", "batch_size"), CASES)
 def test_every_epoch_is_a_permutation(n: int, batch_size: int) -> None:
-    """Each picture comes once before any comes again, and no batch is short or dropped at an epoch's end."""
+    """Each image comes once before any comes again, and no batch is short or dropped at an epoch's end."""
     epochs = 6
     steps = -(-n * epochs // batch_size)
     places = stream(BatchOrder(n, batch_size, seed=1), 0, steps)
@@ -36,7 +36,7 @@ def test_every_epoch_is_a_permutation(n: int, batch_size: int) -> None:
 
 
 def test_each_epoch_and_each_seed_has_its_own_order() -> None:
-    """A fixed order would show the same batches over and over; and any place is equally likely for any picture."""
+    """A fixed order would show the same batches over and over; and any place is equally likely for any image."""
     orders = [stream(BatchOrder(50, 50, seed), 0, 40)[:, 1].reshape(40, 50) for seed in range(20)]
     every = np.concatenate(orders)
     assert len(np.unique(every, axis=0)) == 800
@@ -70,7 +70,7 @@ def test_a_resumed_run_continues_with_the_next_batch(n: int, batch_size: int) ->
 
 
 def test_training_batches_are_those_of_the_order() -> None:
-    """Resumed at step k, the pictures themselves are those of the uninterrupted run, augmentation included."""
+    """Resumed at step k, the images themselves are those of the uninterrupted run, augmentation included."""
     made = open_data(ShapesConfig(train_images=10, image_size=(16, 16), flip=True, random_crop=True)).image_batches(
         "train", seed=0
     )
@@ -87,14 +87,14 @@ def test_training_batches_are_those_of_the_order() -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    """Ranks with batches of different sizes would weigh pictures differently, or wait for each other for ever."""
+    """Ranks with batches of different sizes would weigh images differently, or wait for each other for ever."""
     with pytest.raises(ConfigError, match=r"batch_size 6 .* 4 processes"):
         BatchOrder(20, 6, 0, 0, 4)
     BatchOrder(20, 6, 0, 2, 3)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 10, 1000])
-def test_a_share_is_a_partition(n: int) -> None:
+def test_the_ranges_of_all_ranks_are_a_partition(n: int) -> None:
     """Each index falls to exactly one process, in the order of the ranks, and shares differ by one at most."""
     for processes in (1, 2, 3, 4, 7):
         shares = [rank_range(n, rank, processes) for rank in range(processes)]
@@ -103,12 +103,12 @@ def test_a_share_is_a_partition(n: int) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_validation_sees_each_picture_once(processes: int) -> None:
-    """Trap 26: samplers pad their last batch with pictures they have seen, which biases every figure."""
+def test_validation_sees_each_image_once(processes: int) -> None:
+    """Trap 26: samplers pad their last batch with images they have seen, which biases every figure."""
     config = ShapesConfig(validation_images=10, image_size=(16, 16), flip=True, random_crop=True)
     made = open_data(config).image_batches("validation", seed=0)
     plain = made.batch(np.arange(10))[0]
-    assert len({picture.numpy().tobytes() for picture in plain}) == 10
+    assert len({image.numpy().tobytes() for image in plain}) == 10
     for batch_size in (1, 3, 10, 64):
         ranks = [list(validation_batches(made, batch_size, rank, processes)) for rank in range(processes)]
         sizes = [len(pixels) for batches in ranks for pixels, _ in batches]

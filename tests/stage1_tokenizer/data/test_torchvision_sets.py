@@ -1,4 +1,4 @@
-"""CIFAR-10, MNIST and Fashion-MNIST: the pictures and labels are those of the published files."""
+"""CIFAR-10, MNIST and Fashion-MNIST: the images and labels are those of the published files."""
 
 import hashlib
 import io
@@ -39,7 +39,7 @@ def mnist(real_data: Path) -> list[DataSplit]:
 
 
 def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[DataSplit]) -> None:
-    """Each picture and label of the published batches, the rows of a record being channels first, in their order."""
+    """Each image and label of the published batches, the rows of a record being channels first, in their order."""
     train, test = cifar10
     assert (len(train), len(test)) == (50_000, 10_000)
     folder = real_data / "cifar10" / "cifar-10-batches-py"
@@ -47,8 +47,8 @@ def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[DataSplit])
         with (folder / file).open("rb") as opened:
             record: dict[str, Any] = pickle.load(opened, encoding="latin1")
         for place in [0, 1, 2, 4999, 9999]:
-            picture, label = images[start + place]
-            assert np.array_equal(picture, record["data"][place].reshape(3, 32, 32).transpose(1, 2, 0))
+            image, label = images[start + place]
+            assert np.array_equal(image, record["data"][place].reshape(3, 32, 32).transpose(1, 2, 0))
             assert label == record["labels"][place]
         assert [images[start + place][1] for place in range(10_000)] == record["labels"]
     assert train.classes == test.classes
@@ -56,27 +56,27 @@ def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[DataSplit])
 
 
 def test_mnist_is_the_published_one(real_data: Path, mnist: list[DataSplit]) -> None:
-    """Every picture and label of the idx files, with one channel, white on black as published."""
+    """Every image and label of the idx files, with one channel, white on black as published."""
     raw = real_data / "mnist" / "MNIST" / "raw"
     for images, name, n in zip(mnist, ("train", "t10k"), (60_000, 10_000), strict=True):
         pixels = np.fromfile(raw / f"{name}-images-idx3-ubyte", dtype=np.uint8)[16:].reshape(n, 28, 28, 1)
         labels = np.fromfile(raw / f"{name}-labels-idx1-ubyte", dtype=np.uint8)[8:]
         items = [images[i] for i in range(len(images))]
-        assert np.array_equal(np.stack([picture for picture, _ in items]), pixels)
+        assert np.array_equal(np.stack([image for image, _ in items]), pixels)
         assert [label for _, label in items] == labels.tolist()
         assert [name.split(" ")[0] for name in images.classes] == [str(digit) for digit in range(10)]
         assert 20 < pixels.mean() < 50
 
 
 @pytest.mark.parametrize(("name", "channels"), [("mnist", 1), ("cifar10", 3)])
-def test_batches_keep_pictures_and_labels_together(real_data: Path, name: str, channels: int) -> None:
-    """Through resize and cache, batch row i is picture and label indices[i], with the data set's own channels."""
+def test_batches_keep_images_and_labels_together(real_data: Path, name: str, channels: int) -> None:
+    """Through resize and cache, batch row i is image and label indices[i], with the data set's own channels."""
     config = CONFIGS[name].from_tree({"root": str(real_data / name), "image_size": 32, "cache": "none"})
-    pictures, images = open_data(config).image_batches("validation", seed=0), build_splits(config)["validation"]
+    batches, images = open_data(config).image_batches("validation", seed=0), build_splits(config)["validation"]
     indices = np.array([9_999, 3, 3, 0])
-    pixels, labels = pictures.batch(indices)
+    pixels, labels = batches.batch(indices)
     assert pixels.shape == (4, channels, 32, 32)
-    assert pictures.channels == channels
+    assert batches.channels == channels
     assert labels.tolist() == [images[int(i)][1] for i in indices]
     for row, i in zip(pixels, indices, strict=True):
         assert abs(row.float().mean() - images[int(i)][0].mean()) < 2.0
@@ -229,11 +229,11 @@ def test_a_downloaded_archive_is_read(real_data: Path, tmp_path: Path, monkeypat
     assert np.array_equal(images[9_999][0], published[9_999][0])
 
 
-def write_mnist(root: Path, pictures: bytes, labels: bytes) -> None:
+def write_mnist(root: Path, images: bytes, labels: bytes) -> None:
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for part in ("train", "t10k"):
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(pictures)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(images)
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
 
 
@@ -247,11 +247,11 @@ def test_fault_28_damaged_mnist_files_are_a_plain_error(tmp_path: Path) -> None:
     assert len(build_splits(MnistConfig(root=str(tmp_path)))["train"]) == 6
     damaged = [PICTURES[:n] for n in (0, 3, 9, 15, 16, 20, len(PICTURES) - 1)]
     damaged += [struct.pack(">I", magic) + PICTURES[4:] for magic in (0x801, 0xA03, 0xD03, 0x8FF, 0, 0x1F8B0808)]
-    cases = [(pictures, LABELS) for pictures in damaged]
+    cases = [(images, LABELS) for images in damaged]
     cases += [(PICTURES, labels) for labels in (LABELS[:-1], b"", LABELS[:-1] + b"\x0a", PICTURES)]
     cases += [(PICTURES, struct.pack(">II", 0x801, 5) + bytes(5))]
-    for pictures, labels in cases:
-        write_mnist(tmp_path, pictures, labels)
+    for images, labels in cases:
+        write_mnist(tmp_path, images, labels)
         with pytest.raises(ConfigError, match=r"data\.kind mnist: "):
             build_splits(MnistConfig(root=str(tmp_path)))["train"]
 
