@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sampling.checks.finding import Finding, bad, note, ok
 from stage1_tokenizer.data.bad_files import BadImageError
-from stage1_tokenizer.data.folder.scan import find_bad_images, find_images
+from stage1_tokenizer.data.folder.scan import find_images, try_images
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.console import bar
 
@@ -34,9 +34,11 @@ def check_images(folder: Path) -> Iterator[Finding]:
     found = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in files)
     broken = 0
     with bar(found.total(), "image", folder.name) as shown:
-        for error in find_bad_images(folder, progress=shown.update):
-            broken += 1
-            yield bad(error.path, error.reason)
+        for error in try_images(folder):
+            shown.update()
+            if error:
+                broken += 1
+                yield bad(error.path, error.reason)
     where = f" in {len(found)} sub-folders" if len(found) > 1 else ""
     if 1 < len(found) <= MOST_CLASSES:
         numbers = (f"{name or 'itself'} {number:,}" for name, number in sorted(found.items()))

@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
 
@@ -50,14 +51,11 @@ class DataSummary:
         """Return the lines for the console: images, classes and ignored files; the splits; one line for each note."""
         classes = "without classes"
         if self.classes:
-            sizes = list(self.classes.items())[:MAX_NAMED]
-            named = [name if number is None else f"{name} {number:,}" for name, number in sizes]
-            classes = f"in {number_of(len(self.classes), 'class', 'classes')} ({_listed(named, len(self.classes))})"
+            classes = f"in {number_of(len(self.classes), 'class', 'classes')} ({_name_first(self.classes.items())})"
         first = f"{number_of(self.images, 'image', 'images')} {classes} {self.origin}"
         if total := sum(self.ignored.values()):
             kinds = sorted(self.ignored.items(), key=lambda pair: -pair[1])
-            named = [f"{kind} {number:,}" for kind, number in kinds[:MAX_NAMED]]
-            first += f"; {number_of(total, 'file', 'files')} ignored ({_listed(named, len(kinds))})"
+            first += f"; {number_of(total, 'file', 'files')} ignored ({_name_first(kinds)})"
         if self.shared:
             second = "all are trained on, and validated on too"
         else:
@@ -77,8 +75,9 @@ def number_of(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def _listed(named: list[str], total: int) -> str:
-    return ", ".join([*named, f"and {total - len(named):,} more"] if total > len(named) else named)
+def _name_first(sizes: Collection[tuple[str, int | None]]) -> str:
+    named = [name if number is None else f"{name} {number:,}" for name, number in islice(sizes, MAX_NAMED)]
+    return ", ".join([*named, f"and {len(sizes) - MAX_NAMED:,} more"] if len(sizes) > MAX_NAMED else named)
 
 
 class DataRecord(NamedTuple):

@@ -27,6 +27,10 @@ from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.names import folded, natural
 
 Layout = Literal["auto", "classes", "flat", "splits"]
+Groups = dict[str, list[str]]
+"""The images of each folder, by the folder's name."""
+NamedSplits = dict[str, tuple[NamedSplit, str]]
+"""The split of each folder that is named as one, and the class that the rest of its name says."""
 
 
 class Membership(NamedTuple):
@@ -165,7 +169,7 @@ def _pass_through(
         depth += 1
 
 
-def _group_by_folder(names: Iterable[str], depth: int) -> tuple[dict[str, list[str]], list[str]]:
+def _group_by_folder(names: Iterable[str], depth: int) -> tuple[Groups, list[str]]:
     """Return the images by their folder at a depth, and the images that lie in none."""
     groups, loose = defaultdict[str, list[str]](list), list[str]()
     for name in names:
@@ -182,13 +186,7 @@ def _split_path(name: str, at_most: int = -1) -> list[str]:
     return name.replace("\\", "/").split("/", at_most)
 
 
-def _add_splits(
-    result: Arrangement,
-    groups: dict[str, list[str]],
-    splits: dict[str, tuple[NamedSplit, str]],
-    folders: Collection[str],
-    depth: int,
-) -> None:
+def _add_splits(result: Arrangement, groups: Groups, splits: NamedSplits, folders: Collection[str], depth: int) -> None:
     """Add the images of each split, with the classes in its folder."""
     folders_of_split: dict[NamedSplit, list[str]] = defaultdict(list)
     have_no_classes = _have_nothing_in_common(groups, splits, depth)
@@ -219,9 +217,7 @@ def _add_splits(
     result.notes.append("splits: " + ", ".join(listed))
 
 
-def _have_nothing_in_common(
-    groups: dict[str, list[str]], splits: dict[str, tuple[NamedSplit, str]], depth: int
-) -> bool:
+def _have_nothing_in_common(groups: Groups, splits: NamedSplits, depth: int) -> bool:
     """Return True if the sub-folders of splits cannot be classes: cities or patients, each in one split alone."""
     trained, others = set[str](), set[str]()
     for name, (split, _) in splits.items():

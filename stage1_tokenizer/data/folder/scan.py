@@ -7,7 +7,7 @@ import heapq
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,24 +27,10 @@ NOT_A_FILE = (FOLDER, NOT_REGULAR, LINKED_FOLDER)
 """Beginnings of the reasons for refusing something that is no file. Anything else that is refused is a file, and counts
 for its class."""
 PERMIT = "--data.links anywhere permits that"
-SYSTEM_FOLDERS = frozenset(
-    {
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "@eadir",
-        "@recycle",
-        "@tmp",
-        "__macosx",
-        "__pycache__",
-        "found.000",
-        "lost+found",
-        "network trash folder",
-        "recycler",
-        "system volume information",
-        "temporary items",
-    }
-)
+SYSTEM_FOLDERS = frozenset({"#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recycle", "@tmp", "__macosx"}) | {
+    *("__pycache__", "found.000", "lost+found", "network trash folder", "recycler", "system volume information"),
+    "temporary items",
+}
 """Folders of operating systems, archives and network disks, in lower case."""
 PHOTO_MANAGER_ENDINGS = (".aplibrary", ".lrdata", ".photoslibrary", ".photolibrary")
 """Endings of folders that hold a photo manager's own files, previews among them."""
@@ -211,12 +197,8 @@ def _is_inside(path: str, home: str) -> bool:
     return os.path.join(os.path.realpath(path), "").startswith(home)
 
 
-def find_bad_images(
-    root: Path, links: Links = "inside", progress: Callable[[], object] = lambda: None
-) -> Iterator[BadImageError]:
-    """Read all images below a folder, and yield the error of each that a training could not read.
-
-    progress: called once for each file, good or bad.
+def try_images(root: Path, links: Links = "inside") -> Iterator[BadImageError | None]:
+    """Read all images below a folder as a training does, and yield the error of each; None for one that can be read.
 
     Raises:
         BadFileError: a folder cannot be listed.
@@ -228,10 +210,7 @@ def find_bad_images(
             raise BadImageError(root / name, reason)
         read_image(root / name, channels=3)
 
-    for error in read_errors(read, find_images(root, links, also_ours=True)):
-        progress()
-        if error:
-            yield error
+    return read_errors(read, find_images(root, links, also_ours=True))
 
 
 def check_is_no_data(folder: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from stage1_tokenizer.data import build_splits
 from stage1_tokenizer.data.base import Split
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.folder.scan import find_bad_images, find_images
+from stage1_tokenizer.data.folder.scan import find_images, try_images
 from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -157,13 +157,13 @@ def test_all_unreadable_files_are_found_ahead(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "set" / "0" / "3.png").write_bytes(b"")
     (tmp_path / "set" / "1" / "x.png").symlink_to(tmp_path / "outside.png")
     (tmp_path / "set" / "readme.txt").write_text("no image")
-    found = {
-        error.path.relative_to(tmp_path / "set").as_posix(): error.reason for error in find_bad_images(tmp_path / "set")
-    }
+    errors = list(try_images(tmp_path / "set"))
+    assert len(errors) == 41
+    found = {error.path.relative_to(tmp_path / "set").as_posix(): error.reason for error in errors if error}
     assert found.keys() == {"0/3.png", "1/x.png"}
     assert found["0/3.png"] == "the file is empty"
     assert "leads out of the folder" in found["1/x.png"]
-    assert [error.path.name for error in find_bad_images(tmp_path / "set", "anywhere")] == ["3.png"]
+    assert [error.path.name for error in try_images(tmp_path / "set", "anywhere") if error] == ["3.png"]
 
 
 def test_links_to_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
