@@ -32,7 +32,7 @@ class BaseDataConfig(Config):
     flip: Annotated[bool, Mark.VIEW] = False
     """Mirror a training image left to right with probability 1/2."""
     cache: Annotated[Literal["auto", "memory", "none"], Mark.FREE] = "auto"
-    """Keep the decoded uint8 images in memory. `auto` does so if the images of both splits, in all processes of this
+    """Keep the images in memory as uint8. `auto` does so if the images of both splits, in all processes of this
     machine, take less than a quarter of the memory of the machine or its container. If they also have one size and take
     less than an eighth of the GPU's memory, training keeps them on the GPU and makes its batches there."""
     workers: Annotated[NonNegativeInt, Mark.FREE] = 0

@@ -44,12 +44,12 @@ class ResizedImages:
             BadFileError: too many images cannot be read.
         """
         n = len(self._images)
-        for place in chain(range(index, n), range(index)):
-            key = self._images, place
+        for candidate in chain(range(index, n), range(index)):
+            key = self._images, candidate
             if key in self._bad:
                 continue
             try:
-                image, label = self._images[place]
+                image, label = self._images[candidate]
             except BadImageError as error:
                 self._bad.add(key, error)
             else:

@@ -1,7 +1,7 @@
 """The reader of image files: pixels that are upright, 8 bits, sRGB, opaque, and of the first frame.
 
-It reads all formats that the installed Pillow decodes, and recognises them by their content. With the extra `heic`
-(pillow-heif) these include the HEIC files of phones. Only Pillow decodes files, after a look at the header:
+It reads all formats that the installed Pillow reads, and recognises them by their content. With the extra `heic`
+(pillow-heif) these include the HEIC files of phones. Only Pillow reads pixels, after our look at the header:
 torchvision's decoder crashes the process on a damaged PNG. Pillow's own limits stay on beneath ours: on frames larger
 than their header says, and on compressed text and colour profiles.
 """
@@ -33,7 +33,7 @@ with suppress(ImportError):
 Image.init()
 
 NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-"""Formats that Pillow knows but does not decode itself: EPS would start another program, the others have no decoder."""
+"""Formats that Pillow knows but does not read itself: EPS would start another program, the others have no decoder."""
 SIGNED_FORMATS = tuple(sorted(name for name, (_, accept) in Image.OPEN.items() if accept and name not in NOT_READ))
 """Formats with a signature in the first bytes. A file may have any of these formats, whatever its name is."""
 FORMAT_OF_EXTENSION = {
@@ -95,7 +95,7 @@ MAX_BYTES_PER_PIXEL = 10
 """Limit of a file's size, per pixel of the pixel limit: eight bytes for four channels of 16 bits, and room for the
 rest. Some decoders read a file as a whole."""
 REDUCTION_MARGIN = 2
-"""A JPEG is decoded at a half, a quarter or an eighth of its size if the result is at least this many times the wanted
+"""A JPEG is read at a half, a quarter or an eighth of its size if the result is at least this many times the wanted
 size. docs/data.md has the measured difference."""
 TargetSize = Callable[[int, int], tuple[int, int] | None]
 """(height, width) of an upright image -> the size that it will be scaled to; None if it is not only scaled."""
@@ -139,7 +139,7 @@ def read_image(
 ) -> ImageArray:
     """Read a file as (h', w', channels) uint8: upright by its EXIF tag, first frame, sRGB, opaque, 16 bits scaled to 8.
 
-    target_size: the wanted size. A JPEG much larger than this is decoded at a part of its size, and returned in the
+    target_size: the wanted size. A JPEG much larger than this is read at a part of its size, and returned in the
         wanted size; other files are not scaled.
 
     Raises:
@@ -171,10 +171,10 @@ def _read_once(path: Path, channels: int, options: ReadingOptions, target_size: 
             if image.width * image.height > options.max_pixels:
                 shape = f"{image.width}x{image.height} pixels"
                 raise BadImageError(path, f"{shape} are more than the limit of {options.max_pixels:,}; {RAISE_LIMIT}")
-            if image.format == "PNG":  # Pillow skips the checksums of the pixels when it decodes
+            if image.format == "PNG":  # Pillow skips the checksums of the pixels when it loads them
                 image.verify()
                 file.seek(0)
-                image = Image.open(file, formats=formats)  # a verified image cannot be decoded any more
+                image = Image.open(file, formats=formats)  # a verified image cannot be loaded any more
             size, box = _reduce(image, target_size)
             try:
                 image.load()  # before the EXIF data is read, so that an error after this line is not about the pixels
@@ -205,7 +205,7 @@ def _read_once(path: Path, channels: int, options: ReadingOptions, target_size: 
 
 
 def _check_file(path: Path, file: BinaryIO, options: ReadingOptions) -> None:
-    """Check an open file before it is decoded.
+    """Check an open file before its pixels are read.
 
     Raises:
         BadImageError: it is no regular file, is empty, or has more bytes than the allowed pixels need.
@@ -224,7 +224,7 @@ Box = tuple[float, float, float, float]
 
 
 def _reduce(image: Image.Image, target_size: TargetSize | None) -> tuple[tuple[int, int], Box] | tuple[None, None]:
-    """Have Pillow decode a JPEG at a part of its size if it is much larger than wanted; call this before loading it.
+    """Have Pillow read a JPEG at a part of its size if it is much larger than wanted; call this before loading it.
 
     Returns:
         The (width, height) to scale the stored image to, and the box of the reduced image to take: its last column and

@@ -57,7 +57,7 @@ class OpenData:
         """Read the images of both splits, and yield the bad ones with the keys that `ResizedImages` gives them."""
         for images in dict.fromkeys(self.splits.values()):  # once if both splits are the same images
             errors = read_errors(images.__getitem__, range(len(images)))
-            yield from (((images, place), error) for place, error in enumerate(errors) if error)
+            yield from (((images, index), error) for index, error in enumerate(errors) if error)
 
 
 def open_data(config: DataConfig) -> OpenData:

@@ -72,7 +72,7 @@ class FolderConfig(BaseDataConfig):
     truncated: Literal["skip", "fill"] = "skip"
     """Treatment of a JPEG file that ends early. `skip`: it counts as unreadable. `fill`: its missing part is grey."""
     largest_pixels: int = Field(MAX_PIXELS, ge=1, le=2**31)
-    """Greatest number of pixels of a file. Each pixel takes up to 8 bytes of memory while the file is decoded, in each
+    """Greatest number of pixels of a file. Each pixel takes up to 8 bytes of memory while the file is read, in each
     thread: 64 million pixels take 0.5 GB, a thousand million 8 GB."""
     background: Annotated[str, BeforeValidator(_parse_background)] = "white"
     """Background under transparent pixels: `white`, `black`, `checker` (grey squares), or R,G,B of 0..255."""
@@ -151,10 +151,10 @@ def hash_of_files(items: Sequence[Item]) -> str:
     """Hash the names, classes and sizes of files in their order, and the content of some."""
     digest = hashlib.blake2b(digest_size=16)
     stride = max(1, len(items) // HASHED_FILES)
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         line = f"{folded(item.name)}\t{item.class_}\t{_file_size(item)}\n"
         digest.update(line.encode(errors="surrogateescape"))
-        if place % stride == 0 and not item.refusal:
+        if index % stride == 0 and not item.refusal:
             digest.update(_read_ends(item))
     return digest.hexdigest()
 
