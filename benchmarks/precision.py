@@ -15,8 +15,9 @@ from einops import rearrange
 from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage2_prior.base import PreparedPrior
 from stage2_prior.generation import generate
 from stage2_prior.likelihood import bits, nats_of
@@ -39,7 +40,7 @@ def logits_of(prepared: PreparedPrior, codes: Tensor, labels: Tensor) -> Tensor:
 @torch.inference_mode()
 def validation_codes(prior: LoadedPrior, n: int) -> tuple[Tensor, Tensor]:
     """Codes (n, h, w, K) and labels (n,) of the first validation images."""
-    pictures = build_image_batches(data_config(prior.data, str(prior.path)), "validation", seed=0)
+    pictures = open_data(parse_data_config(prior.data, str(prior.path))).image_batches("validation", seed=0)
     pixels, own = pictures.batch(np.arange(min(n, len(pictures))))
     return prior.tokenizer.tokenizer.encode_codes(normalise(pixels)), torch.from_numpy(
         labels_for(prior, pictures.classes)

@@ -24,9 +24,10 @@ from sampling.saved_images import DECODE_CHUNK, image_paths, in_chunks, readable
 from stage1_tokenizer.config.base import CommandConfig, Config
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Texts
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise, resize
 from stage1_tokenizer.data.image_files import read_image
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.seeds import derive_seed
@@ -160,8 +161,8 @@ def read_originals(
         names, own = [str(path) for path in paths], labels_for(sampler.prior, ())
         labels = np.resize(own, len(paths)) if given is None else given[: len(paths)]
         return Originals(pictures, labels, names)
-    data = data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": size})
-    split = build_image_batches(data, "validation", seed)
+    data = parse_data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": size})
+    split = open_data(data).image_batches("validation", seed)
     indices = np.arange(min(n, len(split)), dtype=np.int64)
     pixels, data_labels = split.batch(indices)
     names = [f"validation picture {index} of {data.kind}" for index in indices]

@@ -26,7 +26,7 @@ from sampling.option_facts import AlwaysShown, Idle
 from sampling.saved_images import Shape, to_images
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Size
-from stage1_tokenizer.data.order import parts_of
+from stage1_tokenizer.data.order import split_evenly
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.seeds import draw_uniforms
@@ -187,7 +187,7 @@ class Sampler:
             raise ConfigError(f"n is {n}, but at least one picture must be asked for")
         indices = np.arange(n, dtype=np.int64)
         labels = self.labels(indices, classes)
-        parts = parts_of(indices, self.config.batch_size)
+        parts = split_evenly(indices, self.config.batch_size)
         return np.concatenate([self.images(part, labels[part], seed, progress) for part in parts])
 
     def labels(

@@ -23,10 +23,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.config.base import CommandConfig, Tree, parse_command_line
-from stage1_tokenizer.data import DataConfig, build_image_batches, data_config
-from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
-from stage1_tokenizer.data.order import parts_of, share
-from stage1_tokenizer.data.partial_options import with_own_data
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.order import rank_range, split_evenly
+from stage1_tokenizer.data.saved_config import complete_data_options, parse_data_config
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -59,7 +61,7 @@ class ScoreConfig(CommandConfig):
     @classmethod
     def complete(cls, tree: Tree) -> Tree:
         """The tree with a whole data set where only some of the prior's keys are changed."""
-        return with_own_data(tree, lambda: prior_file(tree.get("prior")))
+        return complete_data_options(tree, lambda: prior_file(tree.get("prior")))
 
 
 class Scores(NamedTuple):
@@ -80,11 +82,11 @@ def main() -> None:
     config = parse_command_line(ScoreConfig)
     accelerator = start_accelerator(exact=True)
     prior = load_prior(config.prior, accelerator.device)
-    data = config.data or data_config(prior.data, str(prior.path))
+    data = config.data or parse_data_config(prior.data, str(prior.path))
     check_fits(prior.tokenizer, data)
     if config.by_class and not prior.classes:
         raise ConfigError("by_class: this prior has no classes")
-    pictures = build_image_batches(data, config.split, seed=0)
+    pictures = open_data(data).image_batches(config.split, seed=0)
     channels = prior.tokenizer.tokenizer.config.image_channels
     if pictures.channels != channels:
         raise ConfigError(f"the images have {pictures.channels} channels, but the tokenizer was trained on {channels}")
@@ -119,9 +121,9 @@ def score(
     classes = len(prior.classes) if config.by_class else 0
     table = torch.zeros(number, 3 + classes, dtype=torch.float64, device=device)  # label, nats, psnr, nats by class
     use = CodeUse(model.shape.K, model.shape.V, device)
-    mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    mine = np.asarray(rank_range(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     shown = progress_bar(len(mine), "image", "scoring")
-    for indices in parts_of(mine, config.batch_size):
+    for indices in split_evenly(mine, config.batch_size):
         pixels, own = pictures.batch(indices)
         x = normalise(pixels.to(device))
         codes = tokenizer.encode_codes(x)  # (b, h, w, K)

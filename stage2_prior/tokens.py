@@ -20,11 +20,13 @@ from torch import Tensor
 
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.config.yaml_and_json import parse_json
-from stage1_tokenizer.data import DataConfig, OpenData
+from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.bad_files import BAD_FILES
-from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
-from stage1_tokenizer.data.order import Places, parts_of, share
-from stage1_tokenizer.data.resident import roomy
+from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise
+from stage1_tokenizer.data.image_tensor import device_with_room
+from stage1_tokenizer.data.open_data import OpenData
+from stage1_tokenizer.data.order import BatchIndices, rank_range, split_evenly
 from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, read_tensors, write_tensors
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
@@ -49,14 +51,14 @@ class TokenSet(NamedTuple):
     """(N,) int32."""
     classes: tuple[str, ...]
 
-    def batch(self, places: Places) -> tuple[Tensor, Tensor]:
+    def batch(self, places: BatchIndices) -> tuple[Tensor, Tensor]:
         """Codes (B, h, w, K) and labels (B,), int64, at (indices, epochs); each epoch takes the next view."""
         indices, epochs = torch.from_numpy(np.stack(places)).to(self.codes.device, non_blocking=True)
         return self.codes[indices, epochs % self.codes.shape[1]].long(), self.labels[indices].long()
 
     def on(self, device: torch.device) -> "TokenSet":
         """The same on a device, if they leave it enough room: then only indices travel there. Else as they are."""
-        where = roomy(device, self.codes.nbytes)
+        where = device_with_room(device, self.codes.nbytes)
         return TokenSet(self.codes.to(where), self.labels.to(where), self.classes)
 
 
@@ -72,7 +74,7 @@ def load_or_extract(
     """The tokens of a split: from `folder` if they are there and were made from just this, else extracted into it."""
     data = opened.config
     check_fits(tokenizer, data)
-    images = opened.images(split)
+    images = opened.splits[split]
     check_classes(images.classes)
     provenance = _provenance(tokenizer, data, split, views, seed) | {"identity": images.identity}
     accelerator.wait_for_everyone()
@@ -84,7 +86,7 @@ def load_or_extract(
     ):
         assert found is not None
         return found
-    mine = share(len(images), accelerator.process_index, accelerator.num_processes)
+    mine = rank_range(len(images), accelerator.process_index, accelerator.num_processes)
     pictures = opened.image_batches(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
     if pictures.channels != tokenizer.tokenizer.config.image_channels:
         raise ConfigError(
@@ -172,11 +174,11 @@ def _extract(
 ) -> None:
     """Write this process's shard."""
     rank, processes = accelerator.process_index, accelerator.num_processes
-    mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
+    mine = np.asarray(rank_range(len(pictures), rank, processes), dtype=np.int64)
     h, w, depth, _ = tokenizer.tokenizer.shape
     codes, labels = [torch.empty(0, views, h, w, depth, dtype=torch.int32)], [torch.empty(0, dtype=torch.int32)]
     shown = progress_bar(len(mine) * views, "image", "extracting codes")
-    for indices in parts_of(mine, AT_ONCE):
+    for indices in split_evenly(mine, AT_ONCE):
         per_view = []
         for view in range(views):
             pixels, batch_labels = pictures.batch(indices, None if view == 0 else np.full_like(indices, view))
@@ -188,7 +190,7 @@ def _extract(
     header = {
         PROVENANCE: json.dumps(provenance, sort_keys=True),
         "classes": json.dumps(pictures.classes),
-        "start": str(share(len(pictures), rank, processes).start),
+        "start": str(rank_range(len(pictures), rank, processes).start),
         "total": str(len(pictures)),
     }
     path = stem.with_name(f"{stem.name}-{rank:05d}-of-{processes:05d}.safetensors")

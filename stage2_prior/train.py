@@ -19,10 +19,11 @@ from stage1_tokenizer.config.base import Tree, parse_command_line
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.config.value_types import Limit
-from stage1_tokenizer.data import DataConfig, OpenData, data_config, open_data
-from stage1_tokenizer.data.image_batches import Split
-from stage1_tokenizer.data.order import BatchOrder, Places
-from stage1_tokenizer.data.partial_options import own_data, with_own_data
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.open_data import OpenData, open_data
+from stage1_tokenizer.data.order import BatchIndices, BatchOrder
+from stage1_tokenizer.data.saved_config import complete_data_options, parse_data_config, read_data_config
 from stage1_tokenizer.diagnostics.alarms.base import Alarms
 from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.engine.checkpoint import write_weights
@@ -78,11 +79,15 @@ class TrainPriorConfig(RunConfig):
     def complete(cls, tree: Tree) -> Tree:
         """The tree with a whole data set where only some of the tokenizer's keys are changed."""
         path = tree.get("tokenizer")
-        return with_own_data(tree, lambda: resolve_tokenizer(path) if isinstance(path, str) else None)
+        return complete_data_options(tree, lambda: resolve_tokenizer(path) if isinstance(path, str) else None)
 
     def resolve_saved(self, saved: Tree) -> Tree:
         """The saved config of a run, with the data set of the tokenizer where none was given."""
-        return saved if saved.get("data") else {**saved, "data": own_data(resolve_tokenizer(self.tokenizer)).tree()}
+        return (
+            saved
+            if saved.get("data")
+            else {**saved, "data": read_data_config(resolve_tokenizer(self.tokenizer)).tree()}
+        )
 
     @property
     def folder(self) -> Path:
@@ -98,7 +103,7 @@ def main() -> None:
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     check_batch_size(config.batch_size, config.accumulation, processes)
     tokenizer = LoadedTokenizer.load(config.tokenizer, device)
-    data = config.data or data_config(tokenizer.data, str(tokenizer.path))
+    data = config.data or parse_data_config(tokenizer.data, str(tokenizer.path))
     check_fits(tokenizer, data)
     opened = open_data(data)
     replaced = {"tokenizer": tokenizer.fingerprint, "data": data.tree()}
@@ -138,7 +143,7 @@ def main() -> None:
         torch.manual_seed(seed)
         compiling.begin_step()
         learner.begin_step(step)
-        places = order.places(step)
+        places = order.indices(step)
         codes, labels = (part.to(device, non_blocking=True) for part in train_set.batch(places))  # (B, h, w, K), (B,)
         withheld = draw_uniforms(config.seed, "label", places[1], places[0], 1)[:, 0] < config.prior.label_dropout
         labels = labels.masked_fill(torch.from_numpy(withheld).to(device, non_blocking=True), prior.null_label)
@@ -236,7 +241,7 @@ def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:
         raise BadFileError(f"{tokenizer.path}: has changed since it was loaded; is it still in training? Start again")
 
 
-def batch_for_record(places: Places, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def batch_for_record(places: BatchIndices, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """A batch that was not learned from, as the guard saves it."""
     indices, views = map(torch.from_numpy, places)
     return {"codes": codes, "labels": labels, "indices": indices, "views": views}

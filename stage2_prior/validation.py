@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stage1_tokenizer.data.order import parts_of, share
+from stage1_tokenizer.data.order import rank_range, split_evenly
 from stage1_tokenizer.engine.console import ConsoleMetric, progress_bar, show_progress
 from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.seeds import draw_uniforms
@@ -29,10 +29,12 @@ def validate(
 ) -> dict[str, float]:
     """Cross entropy over the whole split, each image once over all processes, with its class given."""
     device, shape = accelerator.device, prior.shape
-    mine = np.asarray(share(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    mine = np.asarray(
+        rank_range(len(split.labels), accelerator.process_index, accelerator.num_processes), dtype=np.int64
+    )
     total = torch.zeros((), dtype=torch.float64, device=device_of_float64(device))
     use = CodeUse(shape.K, shape.V, device)
-    batches = parts_of(mine, batch_size)
+    batches = split_evenly(mine, batch_size)
     for indices in show_progress(batches, len(batches), "batch", "validating", nested=True):
         codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
         with accelerator.autocast():

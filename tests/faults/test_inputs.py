@@ -18,7 +18,8 @@ from torchvision.models import alexnet
 
 from stage1_tokenizer.config.base import config_from_json
 from stage1_tokenizer.config.yaml_and_json import parse_yaml
-from stage1_tokenizer.data import build_images, data_config
+from stage1_tokenizer.data import build_splits
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.perceptual import DOWNLOADED
@@ -290,16 +291,16 @@ def test_fault_28_a_header_downloads_nothing(tmp_path: Path, monkeypatch: pytest
     """Fault 28: a stranger's weights say which data they were trained on; nobody has asked to have these put into a
     folder of the stranger's choice."""
     monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", lambda _: (tmp_path / "MNIST").mkdir())
-    data = data_config({"kind": "mnist", "root": str(tmp_path), "download": True}, "x")
+    data = parse_data_config({"kind": "mnist", "root": str(tmp_path), "download": True}, "x")
     with pytest.raises(ConfigError, match="does not hold it"):
-        build_images(data, "validation")
+        build_splits(data)["validation"]
     assert not [*tmp_path.iterdir()]
 
 
 def test_fault_31_a_header_enlarges_nothing_without_end() -> None:
     """Fault 31: a picture's side, of which resizing would fill any memory, has a bound as all that is built has."""
     with pytest.raises(BadFileError, match="resize_to"):
-        data_config({"kind": "folder", "root": "x", "resize_to": 10**9}, "x")
+        parse_data_config({"kind": "folder", "root": "x", "resize_to": 10**9}, "x")
 
 
 def test_fault_03_a_signal_while_yaml_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_a_worker_that_cannot_tell_who_stops_it_goes_on_for_a_while() -> None:
     if hasattr(signal, "sigwaitinfo"):
         del signal.sigwaitinfo
     from stage1_tokenizer.data import order
-    order.GRACE = 1.0
+    order.GRACE_SECONDS = 1.0
     order._leave_signals_to_parent(0)
     print("ready", flush=True)
     time.sleep(60)

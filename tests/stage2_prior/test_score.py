@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_tokenizer.data import build_image_batches
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
 from stage2_prior.likelihood import nats_of
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior, labels_for
 from stage2_prior.score import main
@@ -39,7 +39,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def by_hand(prior: LoadedPrior) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels, and nats (N, classes) of the seven validation shapes under each class, one image at a time."""
-    pixels, labels = build_image_batches(shapes(), "validation", 0).batch(np.arange(7))
+    pixels, labels = open_data(shapes()).image_batches("validation", 0).batch(np.arange(7))
     nats = torch.zeros(7, 5, dtype=torch.float64)
     for index in range(7):
         codes = prior.tokenizer.tokenizer.encode_codes(normalise(pixels[index : index + 1]))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
-from stage1_tokenizer.data import DataConfig, OpenData
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.tokens import TokenSet, load_or_extract, relabel

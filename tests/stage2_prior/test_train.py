@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sampling import generate
-from stage1_tokenizer.data import OpenData, data_config
-from stage1_tokenizer.data.image_batches import Split
+from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.data.order import BatchOrder
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.gpt.model import Gpt
@@ -72,7 +73,7 @@ def test_the_bigram_stands_beside_each_validation(tokenizer: Path, tmp_path: Pat
     loaded, splits = LoadedTokenizer.load(tokenizer), []
     wanted_of: tuple[tuple[Split, int], ...] = (("train", 2), ("validation", 1))
     for split, views in wanted_of:
-        data = data_config(loaded.data, "")
+        data = parse_data_config(loaded.data, "")
         splits.append(load_or_extract(lone_accelerator(), loaded, OpenData(data), split, views, 0, tmp_path / "tokens"))
     validations = [entry for entry in log(tmp_path) if "validation/bits_per_token" in entry]
     assert [entry["step"] for entry in validations] == [2, 4]
@@ -109,7 +110,7 @@ def test_which_labels_are_withheld_depends_on_seed_epoch_and_index(tokenizer: Pa
         for stop in [stop_after, None] if stop_after else [None]:
             train(out, tokenizer, stop, lambda names: names.update(build_prior=Recording), **options)
         order = BatchOrder(23, batch_size, seed)
-        places = [zip(*order.places(step), strict=True) for step in range(steps)]
+        places = [zip(*order.indices(step), strict=True) for step in range(steps)]
         flat = [(int(epoch), int(index)) for step in places for index, epoch in step]
         return dict(zip(flat, torch.cat(seen).tolist(), strict=True))
 
