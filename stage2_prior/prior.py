@@ -39,7 +39,7 @@ from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
 MOST_CLASSES = 40_000
-"""A header holds their names, in less JSON than trees.py reads."""
+"""A header holds their names, in less JSON than yaml_and_json.py reads."""
 LONGEST_NAMES = LARGEST_JSON - 100_000
 """Characters of JSON that they may have together: the rest is for what else the header says."""
 PriorConfig = Annotated[GptConfig | PixelCnnConfig, Field(discriminator="kind")]

@@ -210,8 +210,8 @@ def explain_dropped_keys(file: Tree, given: Mapping[str, Any], prefix: str = "")
             yield from explain_dropped_keys(value, new, f"{prefix}{key}.")
         elif lost := [f"{prefix}{key}.{name} {json.dumps(old)}" for name, old in value.items() if name not in new]:
             yield (
-                f"{prefix}{key}.kind {new['kind']} takes the place of {value.get('kind')} in the file, whose "
-                f"{', '.join(lost)} do not count"
+                f"{prefix}{key}.kind {new['kind']} replaces {value.get('kind')} of the file, so these keys of the file "
+                f"do not count: {', '.join(lost)}"
             )
 
 

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stage1_tokenizer.engine import checkpoint, state
+from stage1_tokenizer.engine import checkpoint, files, state
 from stage1_tokenizer.engine.checkpoint import read_weights, write_weights
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 from stage1_tokenizer.engine.lock import LOCK_FILE
@@ -58,7 +58,7 @@ def silent(message: str) -> None:
 
 
 POINTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-    "after the first file": (checkpoint, "sync_folder", lambda folder: ".tmp-step-00000003" in str(folder)),
+    "after the first file": (files, "sync_folder", lambda folder: ".tmp-step-00000003" in str(folder)),
     "the manifest under its temporary name": (
         Path,
         "replace",
@@ -407,7 +407,7 @@ def test_a_state_that_the_user_names(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped / "run", tmp_path / "run")
     ((code, err),) = run_processes(1, trained, tmp_path / "run", {**OPTIONS, "resume": "step-00000099"})
     assert code == 3
-    check(err, "there are: step-00000003, step-00000002")
+    check(err, "are: step-00000003, step-00000002")
     elsewhere = {**OPTIONS, "resume": str(stopped / "whole/state/step-00000004")}
     ((code, err),) = run_processes(1, trained, tmp_path / "run", elsewhere)
     assert code == 3

@@ -124,7 +124,7 @@ def test_a_command_that_computes_in_float64_stays_on_the_cpu(monkeypatch: pytest
         raise RefusedError
 
     monkeypatch.setattr(launch, "Accelerator", make)
-    monkeypatch.setattr(launch, "best_device", lambda: MPS)
+    monkeypatch.setattr(launch, "choose_device", lambda: MPS)
     for exact in (False, True):
         with pytest.raises(RefusedError):
             launch.start_accelerator(exact)

@@ -1,6 +1,6 @@
-"""The repository's own rules, read from its files: who imports whom, which names a file may have, what is never loaded.
+"""Rules of the repository, checked on its files: imports between packages, names of files, no pickles.
 
-Nothing here imports the packages, so the tests take a second and hold even while the code does not run.
+The tests do not import the packages, so they take a second and also work while the code does not run.
 """
 
 import ast
@@ -33,7 +33,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Each module that the file imports: `from a.b import c` gives a.b and a.b.c, a relative import begins with "."."""
+    """Yield the modules that a file imports: `from a.b import c` gives a.b and a.b.c, relative ones begin with "."."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -45,7 +45,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @cache
 def repository_files() -> tuple[Path, ...]:
-    """What is tracked or would be: `git ls-files` and what it does not ignore."""
+    """Return the tracked files and the untracked files that git does not ignore."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -143,7 +143,7 @@ def test_nothing_is_unpickled() -> None:
 
 
 def test_no_file_names_a_registry() -> None:
-    """Where packages come from is the machine's affair: a host in a file breaks every install behind a mirror."""
+    """The machine decides where packages come from: a host in a file breaks every install behind a mirror."""
     # In pieces, for this file is searched too.
     registry = re.compile("index" + r"[-_]url|https?://\S*/(simple|packages)/|python" + r"hosted\.org", re.IGNORECASE)
     wrong = []
@@ -201,7 +201,7 @@ def test_functions_can_be_read(path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["stage1_tokenizer", "stage2_prior"])
 def test_a_package_shows_the_paper(package: str) -> None:
-    """Machinery is behind doors: who opens the folder sees the model, its parts and its commands."""
+    """The top folder has the model, its parts and its commands; the machinery is in sub-folders."""
     entries = {path.name for path in (ROOT / package).iterdir() if path.suffix in {".py", ""}}
     most = {"stage1_tokenizer": 16, "stage2_prior": 22}[package]
     assert len(entries - {"__init__.py", "__pycache__"}) <= most, sorted(entries)

@@ -1,4 +1,4 @@
-"""What commands say: bars on a terminal alone, a line per validation, and a summary whose commands run."""
+"""Console output of commands: bars on terminals only, a line per validation, and a summary whose commands run."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ SMALL = {key: value for key, value in TINY.items() if not isinstance(value, bool
 
 
 def on_terminal(code: str, columns: int = 100) -> str:
-    """What Python code writes to a terminal that is so wide."""
+    """Return the output of Python code on a terminal of this width."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     found: list[bytes] = []
@@ -90,7 +90,7 @@ def test_elsewhere_there_is_no_bar() -> None:
 
 
 def test_other_processes_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several on one terminal only the first."""
+    """Only the first of several processes draws on the terminal."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("RANK", "1")
     assert console.progress_bar(3, "step").disable
@@ -108,7 +108,7 @@ def trained(tmp_path: Path, **options: Any) -> Ended:
 
 
 def test_a_training_that_is_not_on_a_terminal_says_plain_lines(tmp_path: Path) -> None:
-    """One that says what begins, one for each validation, and the summary; nothing that draws."""
+    """There is one line at the start, one per validation, and the summary, without control characters."""
     ended = trained(tmp_path, validate_every=2)
     assert ended.code == 0, ended.err
     assert ended.err == ""
@@ -166,7 +166,7 @@ def test_a_priors_summary_leads_to_samples(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_finished_training_that_is_started_again_says_so(tmp_path: Path) -> None:
-    """And not how fast it did nothing."""
+    """The summary has no duration, since nothing was trained."""
     assert trained(tmp_path).code == 0
     again = trained(tmp_path)
     assert again.code == 0
@@ -175,8 +175,8 @@ def test_a_finished_training_that_is_started_again_says_so(tmp_path: Path) -> No
 
 
 def test_the_time_left_is_by_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A validation between two steps lets it not jump: after ten steps of a second each and one of eleven, two seconds
-    a step."""
+    """A validation between two steps does not make the time jump: with ten steps of one
+    second and one of eleven seconds, a step takes two seconds."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shown = console.progress_bar(110, "step")
     now = shown.start_t
@@ -189,7 +189,7 @@ def test_the_time_left_is_by_the_average(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
-    """A run whose figures were better half-way, with alarms and steps left out."""
+    """The run has better metrics half-way, an alarm, and skipped steps."""
     entries: list[dict[str, Any]] = [
         {"step": 10, "train/skipped": 2.0},
         {"step": 10, "validation/psnr": 21.0, "validation/total": 0.5},
@@ -201,15 +201,15 @@ def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
     (tmp_path / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
     said = console.format_summary(tmp_path, METRICS, 0, 20, 200.0, "tokenizer.safetensors", [("next", "python x.py")])
     assert "20 steps in 3 min 20 s" in said
-    assert "PSNR      20.00 dB (best 21.00 dB at step 10)" in said
-    assert "loss      0.4\n" in said
-    assert "alarms    1: collapse at step 20; alarms.jsonl says what to change" in said
-    assert "skipped   3 steps that were not finite" in said
+    assert "PSNR     20.00 dB (best 21.00 dB at step 10)" in said
+    assert "loss     0.4\n" in said
+    assert "alarms   1: collapse at step 20; alarms.jsonl says what to change" in said
+    assert "skipped  3 steps that were not finite" in said
     assert said.endswith("\nnext: python x.py")
 
 
 def test_the_console_and_the_report_call_the_same_better() -> None:
-    """Each has a table of the figures."""
+    """Each has its own table of the metrics."""
     signs = {"higher": 1, "lower": -1, None: 0}
     trainings = {"stage1_tokenizer/train.py": "TrainTokenizerConfig", "stage2_prior/train.py": "TrainPriorConfig"}
     figures = [figure for script, config in trainings.items() for figure in names_of(script)[config].console_metrics]
@@ -219,7 +219,7 @@ def test_the_console_and_the_report_call_the_same_better() -> None:
 
 
 def test_a_command_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From where it is said: with this interpreter where the path has another, and the script's place."""
+    """The command has the right interpreter and the script's path from the current folder."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert console.format_command("sampling/generate.py", "-n", 4) == "python sampling/generate.py -n 4"
