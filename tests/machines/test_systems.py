@@ -108,7 +108,7 @@ def test_without_locks_a_folder_is_used_and_the_user_is_told(
     monkeypatch.setattr(system, "fcntl", None)
     lock_folder(tmp_path / "run")
     unlock_folders()
-    assert "do not start two commands on it at once" in capsys.readouterr().err
+    assert "Do not start two commands on it" in capsys.readouterr().err
     assert find_lock_holder(tmp_path / "run") is None
 
 
