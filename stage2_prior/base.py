@@ -7,7 +7,8 @@ Quantization", 2022, equation 5):
     codes (B, h, w, K) -> embedding -> contexts (B, h*w, width) -> head -> logits (B, h*w*K, V)
 
 The context of a position knows all codes before the position; a kind of prior (`gpt/`, `pixelcnn/`) is a way to
-compute contexts. The head (`head.py`) turns a context, and the position's own codes so far, into logits. So training,
+compute contexts. The output head (`output_head.py`) turns a context, and the position's own codes so far, into logits. So
+training,
 likelihood and sampling share one factorisation, for both kinds and for any K.
 
 `Prior.forward` computes the logits of codes that are all given. Where the codes are still to be chosen,
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Channels, Config, Count
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.head import build_head
-from stage2_prior.products import Precision
+from stage2_prior.fast_linear import Precision
+from stage2_prior.output_head import build_head
 
 Grid = tuple[int, int]
 """Rows and columns of codes."""

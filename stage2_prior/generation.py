@@ -30,7 +30,7 @@ class NotFiniteError(DivergedError, ValueError):
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownCodes:
     """Codes that are given."""
 
     codes: Tensor
@@ -39,7 +39,7 @@ class Known:
     """(h, w) bool."""
 
 
-def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
+def draw_codes(probabilities: Tensor, noise: Tensor) -> Tensor:
     """Codes (B,) from probabilities (B, V), by inverting the distribution function at noise (B,) in [0, 1).
 
     One number per code decides, so what an image becomes depends on its own noise and not on its batch. A code of
@@ -53,7 +53,7 @@ def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
 def sample_softmax(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
     """The prior's own distribution, unfiltered: logits (B, V), noise (B,) -> codes (B,)."""
     del progress
-    return draw(logits.softmax(dim=-1), noise)
+    return draw_codes(logits.softmax(dim=-1), noise)
 
 
 class _FiniteLogits:
@@ -85,7 +85,7 @@ def generate(
     guidance: Guidance = NO_GUIDANCE,
     canvas: Canvas = TRAINED,
     *,
-    known: Known | None = None,
+    known: KnownCodes | None = None,
     progress: Callable[[int], object] | None = None,
     prepared: PreparedPrior | None = None,
 ) -> Tensor:

@@ -16,7 +16,7 @@ MOST_TOKENS = 4_000_000
 """Training tokens that are counted: enough for the pairs of a thousand codes, and seconds of work."""
 
 
-def nats_of(logits: Tensor, codes: Tensor) -> Tensor:
+def token_nats(logits: Tensor, codes: Tensor) -> Tensor:
     """-ln p of each code (B, L): logits (B, L, V), codes (B, h, w, K). In float32 whatever the logits are."""
     losses = F.cross_entropy(logits.float().flatten(0, 1), rearrange(codes, "B h w K -> (B h w K)"), reduction="none")
     return losses.view(logits.shape[:2])
@@ -24,13 +24,13 @@ def nats_of(logits: Tensor, codes: Tensor) -> Tensor:
 
 def token_loss(logits: Tensor, codes: Tensor) -> Tensor:
     """Mean cross entropy () in nats over all L codes, the first included: logits (B, L, V), codes (B, h, w, K)."""
-    return nats_of(logits, codes).mean()
+    return token_nats(logits, codes).mean()
 
 
 @torch.inference_mode()
 def image_nats(prior: Prior, codes: Tensor, labels: Tensor) -> Tensor:
     """-ln p(codes | label) of each image, in nats, float64: codes (B, h, w, K), labels (B,) -> (B,)."""
-    return float64(nats_of(prior(codes, labels), codes)).sum(dim=1)
+    return float64(token_nats(prior(codes, labels), codes)).sum(dim=1)
 
 
 @torch.inference_mode()

@@ -16,8 +16,15 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
 from stage2_prior.gpt.model import GptConfig
-from stage2_prior.planning.costs import BYTES, Counts, DecodingCounts, count, count_decoding
-from stage2_prior.planning.devices import LAUNCH, PUBLISHED, SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH, Device, device_of
+from stage2_prior.planning.costs import BYTES, GenerationCounts, TrainingCounts, count_generation, count_training
+from stage2_prior.planning.devices import (
+    LAUNCH,
+    PUBLISHED,
+    SHARE_OF_ARITHMETIC,
+    SHARE_OF_BANDWIDTH,
+    Device,
+    resolve_device,
+)
 from stage2_prior.prior import PriorConfig
 
 SAMPLED_AT_ONCE = (1, 16)
@@ -70,10 +77,12 @@ def main() -> None:
     config = parse_command_line(PlanConfig)
     shape = shape_of(config)
     micro_batch = config.batch_size // config.accumulation
-    counted, in_bf16 = (count(config.prior, shape, config.classes, micro_batch, each) for each in ("float32", "bf16"))
+    counted, in_bf16 = (
+        count_training(config.prior, shape, config.classes, micro_batch, each) for each in ("float32", "bf16")
+    )
     report(config, shape, counted, in_bf16)
     if config.device is not None:
-        device = device_of(config.device, config.prior)
+        device = resolve_device(config.device, config.prior)
         bf16 = (config.precision or ("bf16" if config.device in PUBLISHED else "float32")) == "bf16"
         report_times(config, shape, in_bf16 if bf16 else counted, device)
 
@@ -92,29 +101,29 @@ def shape_of(config: PlanConfig) -> TokenShape:
 
 def disk(config: PlanConfig, shape: TokenShape, parameters: int) -> Disk:
     """Codes and labels are int32 (tokens.py); a state is weights, their running mean, the best of
-    these (best.py) and Adam's two means."""
+    these (best_weights.py) and Adam's two means."""
     codes = (config.images * config.views + config.validation_images) * shape.length
     labels = config.images + config.validation_images
     weights = BYTES * parameters
     return Disk(4 * (codes + labels), weights, 5 * weights * config.keep)
 
 
-def step_seconds(counted: Counts, accumulation: int, device: Device) -> float:
+def step_seconds(counted: TrainingCounts, accumulation: int, device: Device) -> float:
     """A training step, without validation and saving."""
     return device.training_seconds(counted.step) * accumulation + device.training_seconds([counted.update])
 
 
-def image_seconds(counted: DecodingCounts, shape: TokenShape, batch: int, device: Device) -> float:
+def image_seconds(counted: GenerationCounts, shape: TokenShape, batch: int, device: Device) -> float:
     """To draw the codes of an image, of `batch` at once; the tokenizer's decoder comes after that."""
-    traced = device.decoding_seconds(counted.operations, counted.turn_bytes)
+    traced = device.generation_seconds(counted.operations, counted.reread_bytes)
     return traced / counted.positions * shape.h * shape.w / batch
 
 
-def report(config: PlanConfig, shape: TokenShape, counted: Counts, in_bf16: Counts) -> None:
+def report(config: PlanConfig, shape: TokenShape, counted: TrainingCounts, in_bf16: TrainingCounts) -> None:
     per_token = counted.forward_flops / shape.length
     micro = config.batch_size // config.accumulation
     on_disk = disk(config, shape, counted.parameters)
-    cache = count_decoding(config.prior, shape, config.classes, 1).cache_bytes
+    cache = count_generation(config.prior, shape, config.classes, 1).cache_bytes
     tokens = f"{size(on_disk.tokens)} for the tokens, " if on_disk.tokens else ""
     copies = 2 if config.prior.copies_weights else 1
     lines = {
@@ -134,10 +143,10 @@ def report(config: PlanConfig, shape: TokenShape, counted: Counts, in_bf16: Coun
     show(lines)
 
 
-def report_times(config: PlanConfig, shape: TokenShape, counted: Counts, device: Device) -> None:
+def report_times(config: PlanConfig, shape: TokenShape, counted: TrainingCounts, device: Device) -> None:
     step = step_seconds(counted, config.accumulation, device)
     each = [
-        (batch, image_seconds(count_decoding(config.prior, shape, config.classes, batch), shape, batch, device))
+        (batch, image_seconds(count_generation(config.prior, shape, config.classes, batch), shape, batch, device))
         for batch in SAMPLED_AT_ONCE
     ]
     source = {

@@ -95,7 +95,7 @@ class SavedPrior:
         )
 
 
-def saved_classes(folder: Path) -> tuple[str, ...]:
+def read_saved_classes(folder: Path) -> tuple[str, ...]:
     """The class map of the prior saved in a run's folder, which labels keep for good; empty where there is none yet."""
     file = folder / PRIOR_FILE
     return SavedPrior.read(file).header.classes if file.exists() else ()
@@ -133,7 +133,7 @@ def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu
         ConfigError: one of the two does not exist.
         BadFileError: one is damaged, of another kind, or they do not belong together.
     """
-    file = prior_file(path)
+    file = find_prior_file(path)
     saved = SavedPrior.read(file)
     tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
     if tokenizer.fingerprint != saved.header.tokenizer:
@@ -146,12 +146,12 @@ def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu
     return LoadedPrior(model, tokenizer, saved.header.classes, saved.data, file, saved.step)
 
 
-def prior_file(given: str | Path | None) -> Path:
+def find_prior_file(given: str | Path | None) -> Path:
     """Find the weights of the prior that an option names, or of the newest run. Raises ConfigError: there are none."""
-    return resolve(given or newest_run(), PRIOR_FILE, "--prior")
+    return resolve(given or find_newest_run(), PRIOR_FILE, "--prior")
 
 
-def newest_run(folder: Path = Path("runs/stage2")) -> Path:
+def find_newest_run(folder: Path = Path("runs/stage2")) -> Path:
     """Find the run whose prior was written last. Raises ConfigError: there is none."""
     files = sorted(folder.glob(f"*/{PRIOR_FILE}"), key=lambda file: file.stat().st_mtime)
     if not files:
@@ -178,7 +178,7 @@ def check_classes(classes: tuple[str, ...]) -> None:
         )
 
 
-def labels_for(prior: LoadedPrior, classes: tuple[str, ...]) -> NDArray[np.int64]:
+def match_labels(prior: LoadedPrior, classes: tuple[str, ...]) -> NDArray[np.int64]:
     """The prior's label for each label of a data set with these classes, matched by name: (max(1, classes),).
 
     Raises:
@@ -197,5 +197,5 @@ def labels_for(prior: LoadedPrior, classes: tuple[str, ...]) -> NDArray[np.int64
     return np.array(labels, dtype=np.int64)
 
 
-def parameters_of(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

@@ -32,7 +32,7 @@ from stage1_tokenizer.diagnostics.views.reconstructions import over_training, tr
 from stage1_tokenizer.engine.checkpoint import brief
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.tokenizer import config_tree, saved_step
-from stage2_prior.best import BEST_BY
+from stage2_prior.best_weights import BEST_BY
 from stage2_prior.prior import PRIOR_FILE, PriorHeader
 
 FIGURES = {

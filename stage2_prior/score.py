@@ -34,8 +34,8 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.launch import start_accelerator
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class
-from stage2_prior.prior import LoadedPrior, labels_for, load_prior, prior_file
-from stage2_prior.tokens import check_fits
+from stage2_prior.prior import LoadedPrior, find_prior_file, load_prior, match_labels
+from stage2_prior.tokens import check_data_fits
 
 
 class ScoreConfig(CommandConfig):
@@ -59,7 +59,7 @@ class ScoreConfig(CommandConfig):
     @classmethod
     def completed(cls, tree: Tree) -> Tree:
         """The tree with a whole data set where only some of the prior's keys are changed."""
-        return with_own_data(tree, lambda: prior_file(tree.get("prior")))
+        return with_own_data(tree, lambda: find_prior_file(tree.get("prior")))
 
 
 class Scores(NamedTuple):
@@ -81,14 +81,14 @@ def main() -> None:
     accelerator = start_accelerator(exact=True)
     prior = load_prior(config.prior, accelerator.device)
     data = config.data or data_config(prior.data, str(prior.path))
-    check_fits(prior.tokenizer, data)
+    check_data_fits(prior.tokenizer, data)
     if config.by_class and not prior.classes:
         raise ConfigError("by_class: this prior has no classes")
     pictures = build_image_batches(data, config.split, seed=0)
     channels = prior.tokenizer.tokenizer.config.image_channels
     if pictures.channels != channels:
         raise ConfigError(f"the images have {pictures.channels} channels, but the tokenizer was trained on {channels}")
-    labels = labels_for(prior, pictures.classes)
+    labels = match_labels(prior, pictures.classes)
     number = min(config.n or len(pictures), len(pictures))
     out = Path(config.out) if config.out else prior.path.parent / "scores" / f"{data.kind}-{config.split}"
     accelerator.print(f"scoring {number} {config.split} images of {data.kind} with {prior.path} (step {prior.step})")

@@ -71,7 +71,7 @@ def load_or_extract(
 ) -> TokenSet:
     """The tokens of a split: from `folder` if they are there and were made from just this, else extracted into it."""
     data = opened.config
-    check_fits(tokenizer, data)
+    check_data_fits(tokenizer, data)
     images = opened.images(split)
     check_classes(images.classes)
     provenance = _provenance(tokenizer, data, split, views, seed) | {"identity": images.identity}
@@ -93,7 +93,7 @@ def load_or_extract(
         )
     accelerator.print(f"extracting the codes of {len(pictures)} {split} images")
     if accelerator.is_main_process:
-        for old in shards_in(folder, split):
+        for old in list_shards(folder, split):
             old.unlink()
     accelerator.wait_for_everyone()
     in_all(accelerator, lambda: _extract(accelerator, tokenizer, pictures, views, provenance, folder / split))
@@ -103,7 +103,7 @@ def load_or_extract(
     return tokens
 
 
-def check_fits(tokenizer: LoadedTokenizer, data: DataConfig) -> None:
+def check_data_fits(tokenizer: LoadedTokenizer, data: DataConfig) -> None:
     """Raises ConfigError unless the tokenizer has codes and was trained on images of this data set's size."""
     _ = tokenizer.tokenizer.shape  # raises where the bottleneck is continuous
     wanted = tokenizer.tokenizer.config.image_size
@@ -133,14 +133,14 @@ def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
     return TokenSet(tokens.codes, mapping[tokens.labels.long()], classes)
 
 
-def seen_classes(*parts: TokenSet) -> tuple[str, ...]:
+def classes_with_images(*parts: TokenSet) -> tuple[str, ...]:
     """The classes that an image of any part is of. One whose images are all unreadable would be sampled though never
     seen."""
     used = {label for tokens in parts for label in tokens.labels.tolist()}
     return tuple(name for label, name in enumerate(parts[0].classes) if label in used)
 
 
-def of_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
+def keep_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
     """The images of some of the classes, which are all that there are then."""
     if tokens.classes == classes:
         return tokens
@@ -215,7 +215,7 @@ class Shard(NamedTuple):
         return self.start == sum(shard.n for shard in former) and all(shard[2:] == self[2:] for shard in former)
 
 
-def shards_in(folder: Path, split: str = "*") -> list[Path]:
+def list_shards(folder: Path, split: str = "*") -> list[Path]:
     """The files of tokens in a folder, those of a split in their order."""
     return sorted(path for path in folder.glob(f"{split}-*.safetensors") if SHARD_NAME.fullmatch(path.name))
 
@@ -224,7 +224,7 @@ def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str
     """The tokens in a folder, or None where there are none, or not all, or damaged ones, or of another provenance."""
     shards: list[Shard] = []
     parts: list[TokenSet] = []
-    for path in shards_in(folder, split):
+    for path in list_shards(folder, split):
         try:
             shard, part = read_shard(path)
         except BadFileError as error:

@@ -40,12 +40,12 @@ from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, resolve_tokenizer
 from stage2_prior.base import Prior
-from stage2_prior.best import COMPARED, Best, Overfitting
+from stage2_prior.best_weights import COMPARED, Best, Overfitting
 from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import bigram_bits, bits, token_loss
-from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, parameters_of, saved_classes
+from stage2_prior.prior import PRIOR_FILE, PriorConfig, PriorHeader, build_prior, count_parameters, read_saved_classes
 from stage2_prior.report import prior_page
-from stage2_prior.tokens import TokenSet, check_fits, load_or_extract, of_classes, relabel, seen_classes
+from stage2_prior.tokens import TokenSet, check_data_fits, classes_with_images, keep_classes, load_or_extract, relabel
 from stage2_prior.validation import FIGURES, sample, validate
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     check_batch_size(config.batch_size, config.accumulation, processes)
     tokenizer = LoadedTokenizer.load(config.tokenizer, device)
     data = config.data or data_config(tokenizer.data, str(tokenizer.path))
-    check_fits(tokenizer, data)
+    check_data_fits(tokenizer, data)
     opened = open_data(data)
     known_by = {"tokenizer": tokenizer.fingerprint, "data": data.tree()}
     folder = OpenedRun(config, accelerator, PRIOR_FILE, opened, known_by, fast_paths=["onednn"])
@@ -123,7 +123,7 @@ def main() -> None:
         write_weights=partial(write_prior, accelerator, folder.path / PRIOR_FILE, ema, best, described),
         newer=best.parts,
     )
-    run.say(f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}")
+    run.say(f"prior: {count_parameters(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}")
 
     order = BatchOrder(len(train_set.labels), config.batch_size, config.seed, rank, processes)
     guard = FiniteGuard(
@@ -196,11 +196,11 @@ def open_tokens(
         load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, folder.path / "tokens")
         for split, views in splits
     ]
-    seen = seen_classes(*tokens)
+    seen = classes_with_images(*tokens)
     if unseen := [name for name in tokens[0].classes if name not in seen]:
         folder.say(f"note: no readable image of {', '.join(unseen)}, so no class of the prior")
-        tokens = [of_classes(part, seen) for part in tokens]
-    classes = saved_classes(folder.path) or seen
+        tokens = [keep_classes(part, seen) for part in tokens]
+    classes = read_saved_classes(folder.path) or seen
     train_set, validation_set = (relabel(part, classes) for part in tokens)
     return train_set, validation_set, classes
 

@@ -19,7 +19,7 @@ from stage1_tokenizer.engine.lock import holder_of
 from stage1_tokenizer.engine.state import FORMAT, problem_of, states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE
-from stage2_prior.tokens import shards_in
+from stage2_prior.tokens import list_shards
 
 CONFIG = "config.yaml"
 TOKENS = "tokens"
@@ -64,7 +64,7 @@ def check_run(folder: Path) -> Iterator[Finding]:
 def check_token_folder(folder: Path) -> Iterator[Finding]:
     """The token files of a run, and whether they are its tokenizer's."""
     holder = holder_of(folder.absolute().parent)
-    yield from check_tokens(shards_in(folder), tokenizer_of(folder), busy=holder is not None)
+    yield from check_tokens(list_shards(folder), tokenizer_of(folder), busy=holder is not None)
     yield from check_leftovers(folder, holder)
 
 

@@ -44,7 +44,7 @@ from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.launch import on_main
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.prior import LoadedPrior, labels_for, load_prior
+from stage2_prior.prior import LoadedPrior, load_prior, match_labels
 from stage2_prior.score import ScoreConfig, score
 
 DEFAULT_SAMPLES = 10_000
@@ -90,7 +90,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
     if config.samples is None:
         prior = load_prior(config.prior, accelerator.device)
         data = data_set(config, prior.tokenizer, prior.data, prior.path)
-        labels = labels_for(prior, data.image_batches(config.measured_split).classes)
+        labels = match_labels(prior, data.image_batches(config.measured_split).classes)
         maker = PriorSource(Sampler(prior, config.sampling), None, config.seed)
         reference = reference_named(measuring, config.reference, data)  # what is wrong with it shows before sampling
         samples = sampled(accelerator, maker, config.n or DEFAULT_SAMPLES, config.sampling.batch_size)

@@ -3,7 +3,7 @@
 x-transformers' layers are written for whole sequences. Here the same sums are computed for the positions that are new,
 with what is fixed taken out of the loop: keys and values lie in memory that is allocated once (`kv_cache.py`); query,
 key and value are one product; the gains of RMSNorm are part of the weights behind it; rotations are looked up; the
-weights lie as the processor reads them (`products.py`). A layer, for n new positions of B sequences and H heads of
+weights lie as the processor reads them (`fast_linear.py`). A layer, for n new positions of B sequences and H heads of
 width d:
 
     x (B*n, D) -> normalised -> query, key, value (B, n, 3 H, d) -> turned -> attention over the cache -> + x
@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage2_prior.base import Generation, Grid, PreparedPrior, Prior
+from stage2_prior.fast_linear import Precision, Product, prepare
 from stage2_prior.gpt.kv_cache import FixedKvCache, KvCache
 from stage2_prior.gpt.layer import query_key_value_weight
-from stage2_prior.products import Precision, Product, prepare
 
 TINY = 1e-12
 """A vector whose root mean square is smaller than this is not lengthened to one."""

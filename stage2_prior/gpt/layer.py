@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stage2_prior.fast_linear import linear, use_onednn_linear
 from stage2_prior.gpt.fused import attend, gated, scaled_unit
-from stage2_prior.products import give_to_onednn, linear
 
 with warnings.catch_warnings():  # x-transformers calls torch.jit.script at import, deprecated since torch 2.11
     warnings.filterwarnings("ignore", message=".*torch.jit.script")
@@ -78,5 +78,5 @@ def layer(width: int, heads: int, head_width: int, inner: int, dropout: float = 
         ff_dropout=dropout,
         verbose=False,
     )
-    give_to_onednn(decoder)
+    use_onednn_linear(decoder)
     return decoder

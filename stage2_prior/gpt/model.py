@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from stage1_tokenizer.config.base import Channels, Count
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Grid, Prior
+from stage2_prior.fast_linear import Precision
 from stage2_prior.gpt.generation import PreparedGpt
 from stage2_prior.gpt.layer import layer
-from stage2_prior.products import Precision
 
 ROTARY_BASE = 100.0
 """Slowest rotation, in positions: grids are short (Heo et al., "Rotary Position Embedding for Vision Transformer",

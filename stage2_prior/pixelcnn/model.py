@@ -18,9 +18,9 @@ from stage1_tokenizer.config.value_forms import Side
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Grid, Prior
+from stage2_prior.fast_linear import Precision
 from stage2_prior.pixelcnn.generation import PreparedPixelCnn
 from stage2_prior.pixelcnn.layer import GatedLayer
-from stage2_prior.products import Precision
 
 
 class PixelCnnConfig(BasePriorConfig):

@@ -15,7 +15,7 @@ from stage2_prior.base import Prior
 from stage2_prior.generation import sample_softmax
 from stage2_prior.likelihood import token_loss
 from stage2_prior.planning.operations import Operation, Trace
-from stage2_prior.prior import PriorConfig, build_prior, parameters_of
+from stage2_prior.prior import PriorConfig, build_prior, count_parameters
 
 BYTES = 4
 """Of a number in float32."""
@@ -23,7 +23,7 @@ Precision = Literal["float32", "bf16"]
 """What training computes its products in."""
 
 
-class Counts(NamedTuple):
+class TrainingCounts(NamedTuple):
     """What a prior costs in training and decoding, whatever it runs on."""
 
     parameters: int
@@ -51,7 +51,7 @@ class Counts(NamedTuple):
         return self.state_bytes + self.peak_bytes
 
 
-class DecodingCounts(NamedTuple):
+class GenerationCounts(NamedTuple):
     """What drawing codes costs."""
 
     operations: list[Operation]
@@ -59,25 +59,25 @@ class DecodingCounts(NamedTuple):
     positions: int
     cache_bytes: int
     """What is kept per image beside the weights."""
-    turn_bytes: int
+    reread_bytes: int
     """What each position reads anew: the weights of all products, and half of a full cache of all images."""
 
 
-def count(
+def count_training(
     config: PriorConfig,
     shape: TokenShape,
     classes: int,
     micro_batch: int,
     precision: Precision = "float32",
-) -> Counts:
+) -> TrainingCounts:
     """Count a training step of a prior of this kind, shape and number of classes."""
     with FakeTensorMode():
         prior = build_prior(config, shape, classes)
-        parameters = parameters_of(prior)
+        parameters = count_parameters(prior)
         with Trace() as forward, torch.no_grad():
-            prior.eval()(*step_inputs(shape, 1))
+            prior.eval()(*zero_batch(shape, 1))
         prior.train()
-        batch = step_inputs(shape, micro_batch)
+        batch = zero_batch(shape, micro_batch)
         kept = Kept(prior)
         with Trace() as step:
             with kept.counting(), autocast(precision):
@@ -85,7 +85,7 @@ def count(
             kept.release()
             loss.backward()  # type: ignore[no-untyped-call]
         tensors = len(list(prior.parameters()))
-    return Counts(
+    return TrainingCounts(
         parameters,
         forward.flops,
         step.flops,
@@ -108,11 +108,11 @@ def autocast(precision: Precision) -> AbstractContextManager[object]:
     return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def count_decoding(config: PriorConfig, shape: TokenShape, classes: int, batch: int) -> DecodingCounts:
+def count_generation(config: PriorConfig, shape: TokenShape, classes: int, batch: int) -> GenerationCounts:
     """Count how the codes of `batch` images are drawn, position by position, unfiltered and without guidance."""
     with FakeTensorMode(), torch.no_grad():
         prior = build_prior(config, shape, classes).eval()
-        codes, labels = step_inputs(shape, batch)
+        codes, labels = zero_batch(shape, batch)
         noise = torch.zeros(batch)
         decoding = prior.begin(labels)
 
@@ -130,11 +130,11 @@ def count_decoding(config: PriorConfig, shape: TokenShape, classes: int, batch: 
                 position()
         looked_up = sum(each.weight.numel() for each in prior.modules() if isinstance(each, nn.Embedding))
     cache = BYTES * config.cached_numbers((shape.h, shape.w))
-    weights = BYTES * (parameters_of(prior) - looked_up)
-    return DecodingCounts(trace.operations, positions, cache, weights + batch * cache // 2)
+    weights = BYTES * (count_parameters(prior) - looked_up)
+    return GenerationCounts(trace.operations, positions, cache, weights + batch * cache // 2)
 
 
-def step_inputs(shape: TokenShape, batch: int) -> tuple[Tensor, Tensor]:
+def zero_batch(shape: TokenShape, batch: int) -> tuple[Tensor, Tensor]:
     """Codes (B, h, w, K) and labels (B,), on the present device."""
     return torch.zeros(batch, *shape[:3], dtype=torch.int64), torch.zeros(batch, dtype=torch.int64)
 
@@ -149,7 +149,7 @@ class Kept:
         self.bytes = 0
 
     def counting(self) -> AbstractContextManager[None]:
-        """Counts what a forward pass in this context keeps."""
+        """TrainingCounts what a forward pass in this context keeps."""
         hooks: AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(self._count, lambda kept: kept)
         return hooks
 

@@ -32,7 +32,7 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
 from stage2_prior.likelihood import token_loss
 from stage2_prior.pixelcnn.generation import one_thread
-from stage2_prior.planning.costs import count, count_decoding, step_inputs
+from stage2_prior.planning.costs import count_generation, count_training, zero_batch
 from stage2_prior.planning.operations import Kind, Operation
 from stage2_prior.prior import PriorConfig, build_prior
 
@@ -71,7 +71,7 @@ class Device:
     """Bytes per second of products that read a matrix once, by the bytes that take turns in the cache."""
     training_call: float
     """Seconds that an operation costs whatever its size, in a training step."""
-    decoding_call: float
+    generation_call: float
     overlaps: bool
     """Whether calls are queued while the former ones compute, as on a GPU."""
 
@@ -79,20 +79,20 @@ class Device:
         """Of these operations, in a training step."""
         return self._seconds(operations, self.training_call, 0.0)
 
-    def decoding_seconds(self, operations: Iterable[Operation], turn_bytes: float) -> float:
-        """Of these operations; `turn_bytes`: weights and caches that each position reads anew."""
-        return self._seconds(operations, self.decoding_call, turn_bytes)
+    def generation_seconds(self, operations: Iterable[Operation], reread_bytes: float) -> float:
+        """Of these operations; `reread_bytes`: weights and caches that each position reads anew."""
+        return self._seconds(operations, self.generation_call, reread_bytes)
 
-    def _seconds(self, operations: Iterable[Operation], call: float, turn_bytes: float) -> float:
+    def _seconds(self, operations: Iterable[Operation], call: float, reread_bytes: float) -> float:
         computing = calling = 0.0
         for each in operations:
-            computing += self._computing(each, turn_bytes)
+            computing += self._computing(each, reread_bytes)
             calling += call * each.calls
         return max(computing, calling) if self.overlaps else computing + calling
 
-    def _computing(self, each: Operation, turn_bytes: float) -> float:
+    def _computing(self, each: Operation, reread_bytes: float) -> float:
         if each.flops:
-            bandwidth = at(self.reading, max(each.bytes, turn_bytes))
+            bandwidth = at(self.reading, max(each.bytes, reread_bytes))
         else:
             bandwidth = at(self.moving if each.kind == "moving" else self.memory, each.bytes)
         return max(self.arithmetic(each), each.bytes / bandwidth)
@@ -116,7 +116,7 @@ def at(curve: Curve, size: float) -> float:
     return curve[-1][1]
 
 
-def device_of(name: str, prior: PriorConfig) -> Device:
+def resolve_device(name: str, prior: PriorConfig) -> Device:
     """`here`, a name of PUBLISHED, or FLOP/s, bytes/s and seconds a call as three numbers with commas.
 
     Raises:
@@ -128,7 +128,7 @@ def device_of(name: str, prior: PriorConfig) -> Device:
         float32, bf16, bandwidth = PUBLISHED[name]
         reached = SHARE_OF_ARITHMETIC * float32
         published = flat(reached, SHARE_OF_BANDWIDTH * bandwidth, LAUNCH, bf16 / float32, overlaps=True)
-        return replace(published, decoding_call=REPLAY) if prior.replays else published
+        return replace(published, generation_call=REPLAY) if prior.replays else published
     try:
         rate, bandwidth, call = (float(part) for part in name.split(","))
         if min(rate, bandwidth) <= 0.0 or call < 0.0:
@@ -255,14 +255,14 @@ def _calls(config: PriorConfig, device: torch.device) -> tuple[float, float]:
     """Seconds an operation, training and decoding: of a prior so small that nothing else counts."""
     tiny, shape = config.smallest(), TokenShape(8, 8, 1, 16)
     prior = build_prior(tiny, shape, 0).to(device)
-    codes, labels = (part.to(device) for part in step_inputs(shape, 1))
+    codes, labels = (part.to(device) for part in zero_batch(shape, 1))
     noise = torch.zeros(1, shape.length, device=device)
 
     def train() -> None:
         token_loss(prior(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
 
-    training = sum(each.calls for each in count(tiny, shape, 0, 1).step)
-    decoding = count_decoding(tiny, shape, 0, 1)
+    training = sum(each.calls for each in count_training(tiny, shape, 0, 1).step)
+    decoding = count_generation(tiny, shape, 0, 1)
     calls = sum(each.calls for each in decoding.operations) * shape.length / decoding.positions
     in_training = seconds(train, least=0.4)
     prepared = prior.eval().prepare()

@@ -8,8 +8,8 @@ from x_transformers import Decoder
 
 from sampling.generate import main
 from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.fast_linear import Precision
 from stage2_prior.gpt.layer import DecoderLayer, layer
-from stage2_prior.products import Precision
 from tests.helpers.artefacts import gpt, pictures_of, write_prior
 from tests.helpers.commands import run
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import Grid, PreparedPrior, Prior
-from stage2_prior.generation import Known, generate, sample_softmax
+from stage2_prior.generation import KnownCodes, generate, sample_softmax
 from stage2_prior.guidance import Guidance, mix
 from stage2_prior.windows import Canvas
 from tests.helpers.artefacts import MAKERS, noise_of
@@ -52,7 +52,7 @@ def codes_of(grid: Grid, K: int, batch: int = B, seed: int = 1) -> Tensor:
 
 
 def masks_of(grid: Grid) -> dict[str, Tensor]:
-    """Known parts of a picture: the top with half a row, the left, a hole in the middle, and any."""
+    """KnownCodes parts of a picture: the top with half a row, the left, a hole in the middle, and any."""
     row, column = torch.arange(grid[0])[:, None], torch.arange(grid[1])[None]
     return {
         "top": row * grid[1] + column < grid[1] + grid[1] // 2,
@@ -177,7 +177,7 @@ def check_generation(
     """`choose` sees at every unknown code the logits of a forward pass on the window that is cut out for it."""
     grid, window, stride, guidance = case
     prior, noise, seen = prior_of(kind, K), noise_of(B, grid[0] * grid[1] * K), Recorder()
-    known = None if mask is None else Known(codes_of(grid, K), mask)
+    known = None if mask is None else KnownCodes(codes_of(grid, K), mask)
     codes = generate(prior, LABELS, noise, seen, guidance, Canvas(grid, window, stride), known=known)
     if known is not None:
         assert torch.equal(codes[:, known.mask], known.codes[:, known.mask])
@@ -231,7 +231,7 @@ def test_what_stands_at_unknown_places_is_not_read(kind: str, case: str) -> None
     assert not torch.equal(codes, garbage)
     one, other = (
         generate(prior_of(kind, 1), LABELS, noise, guidance=guidance, canvas=Canvas(grid, window, stride), known=k)
-        for k in (Known(codes, mask), Known(garbage, mask))
+        for k in (KnownCodes(codes, mask), KnownCodes(garbage, mask))
     )
     assert torch.equal(one, other)
 
@@ -241,12 +241,12 @@ def test_unknown_codes_follow_from_those_before_them(kind: str) -> None:
     """A known code changes what comes later and nothing earlier, and not the caller's own tensors."""
     prior, mask, noise = prior_of(kind, 1), masks_of(TRAINED)["any"], noise_of(64, H * W)
     labels, codes = torch.arange(64) % 2, codes_of(TRAINED, 1, 64)
-    before, kept = generate(prior, labels, noise, known=Known(codes, mask)).flatten(1), codes.clone()
+    before, kept = generate(prior, labels, noise, known=KnownCodes(codes, mask)).flatten(1), codes.clone()
     assert torch.equal(codes, kept)
     for t in mask.flatten().nonzero().flatten().tolist():
         changed = codes.clone()
         changed.view(64, -1)[:, t] = (changed.view(64, -1)[:, t] + 1) % V
-        after = generate(prior, labels, noise, known=Known(changed, mask)).flatten(1)
+        after = generate(prior, labels, noise, known=KnownCodes(changed, mask)).flatten(1)
         assert torch.equal(after[:, :t], before[:, :t])
         assert (after[:, t + 1 :] != before[:, t + 1 :]).any() == (~mask.flatten()[t + 1 :]).any()
 
@@ -260,7 +260,7 @@ def test_progress_counts_every_code(K: int, grid: Grid, window: Grid | None, str
     with mock.patch.object(PreparedPrior, "begin", return_value=generation):
         for mask in (None, *masks_of(grid).values(), whole, ~whole):
             counted: list[int] = []
-            known = None if mask is None else Known(codes_of(grid, K), mask)
+            known = None if mask is None else KnownCodes(codes_of(grid, K), mask)
             noise = noise_of(B, grid[0] * grid[1] * K)
             canvas, progress = Canvas(grid, window, stride), counted.append
             generate(prior, LABELS, noise, sample_softmax, guidance, canvas, known=known, progress=progress)
@@ -271,7 +271,7 @@ def test_progress_counts_every_code(K: int, grid: Grid, window: Grid | None, str
 def test_a_whole_picture_that_is_known_costs_nothing(kind: str) -> None:
     """Nothing is left to choose, so no network runs."""
     prior, codes, choose = prior_of(kind, 3), codes_of((5, 7), 3), mock.Mock(side_effect=AssertionError)
-    known = Known(codes, torch.ones(5, 7, dtype=torch.bool))
+    known = KnownCodes(codes, torch.ones(5, 7, dtype=torch.bool))
     with mock.patch.object(PreparedPrior, "begin", choose):
         assert torch.equal(
             generate(prior, LABELS, noise_of(B, 105), choose, GUIDANCE, Canvas((5, 7)), known=known), codes

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Generation, Grid, PreparedPrior, Prior
-from stage2_prior.products import Precision
+from stage2_prior.fast_linear import Precision
 
 
 class BagConfig(BasePriorConfig):

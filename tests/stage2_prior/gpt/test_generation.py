@@ -10,9 +10,9 @@ from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import PreparedPrior
+from stage2_prior.fast_linear import Precision
 from stage2_prior.generation import generate
 from stage2_prior.gpt.model import Gpt
-from stage2_prior.products import Precision
 from tests.helpers.artefacts import gpt, noise_of, pixelcnn, write_prior
 
 V = 11

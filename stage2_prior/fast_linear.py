@@ -146,7 +146,7 @@ class OneDnnLinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def give_to_onednn(module: nn.Module) -> None:
+def use_onednn_linear(module: nn.Module) -> None:
     """Make each nn.Linear within a module, which may be another library's, a OneDnnLinear; in place."""
     for each in module.modules():
         if type(each) is nn.Linear:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sampling import summary
 from stage1_tokenizer.diagnostics.alarms.base import Alarms
 from stage1_tokenizer.engine.state import MANIFEST, _checksum
-from stage2_prior.best import MARGIN, Overfitting
+from stage2_prior.best_weights import MARGIN, Overfitting
 from stage2_prior.prior import PRIOR_FILE, load_prior
 from tests.helpers.artefacts import write_tokenizer
 from tests.helpers.commands import Ended

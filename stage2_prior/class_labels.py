@@ -16,7 +16,7 @@ LONGEST_NUMBER = 18
 """Digits of a class's number: of thousands Python makes none."""
 
 
-def label_of(name: str, classes: tuple[str, ...]) -> int:
+def parse_class(name: str, classes: tuple[str, ...]) -> int:
     """A class given by its name, in any normal form, or by its number -> its label. Where names are numbers themselves
     (folders 1, 2, 10), a number is always a name.
 
@@ -29,7 +29,7 @@ def label_of(name: str, classes: tuple[str, ...]) -> int:
     return label
 
 
-def labels_of(names: str | Sequence[str], classes: tuple[str, ...]) -> list[int]:
+def parse_classes(names: str | Sequence[str], classes: tuple[str, ...]) -> list[int]:
     """The labels of one or several classes. A text that is no class is several with commas between them; where names
     hold commas themselves, it is cut into the longest ones.
 
@@ -37,7 +37,7 @@ def labels_of(names: str | Sequence[str], classes: tuple[str, ...]) -> list[int]
         ConfigError: there is no such class.
     """
     if not isinstance(names, str):
-        return [label for name in names for label in labels_of(name, classes)]
+        return [label for name in names for label in parse_classes(name, classes)]
     labels, numbered = _labels(classes), _are_numbered(classes)
     whole = _found(names, labels, numbered)
     if whole is not None:
@@ -58,11 +58,11 @@ def labels_of(names: str | Sequence[str], classes: tuple[str, ...]) -> list[int]
     raise _unknown(unknown[0] if 0 < len(unknown) < len(parts) else names, classes)
 
 
-def labels_in_turn(
+def assign_labels(
     names: str | Sequence[str], classes: tuple[str, ...], indices: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The label of each image, by its number, where images have these classes in turn; see `labels_of`."""
-    labels = np.array(labels_of(names, classes), dtype=np.int64)
+    """The label of each image, by its number, where images have these classes in turn; see `parse_classes`."""
+    labels = np.array(parse_classes(names, classes), dtype=np.int64)
     return labels[indices % len(labels)]
 
 

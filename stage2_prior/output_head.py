@@ -16,17 +16,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.fast_linear import OneDnnLinear, Precision, prepare
 from stage2_prior.gpt.layer import layer
-from stage2_prior.products import OneDnnLinear, Precision, prepare
 
-NextLogits = Callable[[Tensor, Tensor], Tensor]
+StepLogits = Callable[[Tensor, Tensor], Tensor]
 """(context (B, width), the k codes that were chosen at its position, embedded (B, k, width)) -> logits (B, V)."""
 
 HEAD_WIDTH = 64
 """Of an attention head, about: the width of the prior need not be a multiple of it."""
 
 
-class CodeHead(nn.Module):
+class LinearHead(nn.Module):
     """One code per position."""
 
     def __init__(self, width: int, shape: TokenShape) -> None:
@@ -38,13 +38,13 @@ class CodeHead(nn.Module):
         del embedded  # the only code of a position depends on the context alone
         return self.output(contexts)[:, :, None]
 
-    def prepare(self, precision: Precision) -> NextLogits:
+    def prepare(self, precision: Precision) -> StepLogits:
         """The same for one position: its context (B, width) and no code of it yet (B, 0, width) -> logits (B, V)."""
         product = prepare(self.output.weight, None, precision)
         return lambda context, chosen: product(context)
 
 
-class DepthHead(nn.Module):
+class DepthTransformerHead(nn.Module):
     """K codes per position."""
 
     def __init__(self, width: int, layers: int, shape: TokenShape) -> None:
@@ -64,7 +64,7 @@ class DepthHead(nn.Module):
         logits = torch.stack([output(hidden[:, k]) for k, output in enumerate(self.outputs)], dim=1)
         return rearrange(logits, "(B n) K V -> B n K V", B=len(contexts))
 
-    def prepare(self, precision: Precision) -> NextLogits:
+    def prepare(self, precision: Precision) -> StepLogits:
         """The same for code k of one position. In float32 whatever the precision: K is small."""
         del precision
         return self._next
@@ -83,6 +83,6 @@ class DepthHead(nn.Module):
         return self.norm(x)
 
 
-def build_head(width: int, layers: int, shape: TokenShape) -> CodeHead | DepthHead:
+def build_head(width: int, layers: int, shape: TokenShape) -> LinearHead | DepthTransformerHead:
     """The head for a shape's K."""
-    return CodeHead(width, shape) if shape.K == 1 else DepthHead(width, layers, shape)
+    return LinearHead(width, shape) if shape.K == 1 else DepthTransformerHead(width, layers, shape)
