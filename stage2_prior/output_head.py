@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.fast_linear import OneDnnLinear, Precision, prepare
-from stage2_prior.gpt.layer import layer
+from stage2_prior.gpt.layer import build_layer
 
 StepLogits = Callable[[Tensor, Tensor], Tensor]
 """(context (B, width), the k codes that were chosen at its position, embedded (B, k, width)) -> logits (B, V)."""
@@ -51,7 +51,7 @@ class DepthTransformerHead(nn.Module):
         super().__init__()
         heads = max(1, width // HEAD_WIDTH)
         self.depths = nn.Parameter(torch.randn(shape.K, width) * width**-0.5)
-        self.layers = nn.ModuleList(layer(width, heads, width // heads, 4 * width) for _ in range(layers))
+        self.layers = nn.ModuleList(build_layer(width, heads, width // heads, 4 * width) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
         # One for each depth: the code books of a residual quantizer are different ones.
         self.outputs = nn.ModuleList(OneDnnLinear(width, shape.V, bias=False) for _ in range(shape.K))

@@ -64,7 +64,7 @@ class PixelCnnGeneration(Generation):
             self._columns_done = column + 1
             return F.relu(F.linear(F.relu(self._features), *self._output))
 
-    def _take(self, embedded: Tensor) -> None:
+    def _add_positions(self, embedded: Tensor) -> None:
         first = self._layers[0]
         while embedded.shape[1]:
             row, column = divmod(self._position, self._w)

@@ -52,5 +52,5 @@ class BagGeneration(Generation):
         context: Tensor = self._bag.layer(self._sum)
         return context
 
-    def _take(self, embedded: Tensor) -> None:
+    def _add_positions(self, embedded: Tensor) -> None:
         self._sum = self._sum + embedded.sum(dim=1)

@@ -9,7 +9,7 @@ from x_transformers import Decoder
 
 from stage2_prior.gpt import fused
 from stage2_prior.gpt.fused import SHORT
-from stage2_prior.gpt.layer import DecoderLayer, layer
+from stage2_prior.gpt.layer import DecoderLayer, build_layer
 
 WIDTH, HEADS = 24, 2
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -17,7 +17,7 @@ ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 
 def random_layer(dropout: float = 0.0) -> DecoderLayer:
     torch.manual_seed(0)
-    made = layer(WIDTH, HEADS, WIDTH // HEADS, 40, dropout)
+    made = build_layer(WIDTH, HEADS, WIDTH // HEADS, 40, dropout)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.4)
@@ -64,7 +64,7 @@ def test_numbers_and_gradients_are_the_library_s(
     """By our own backward passes, by torch's operators as on a GPU, and compiled; whichever way attention is computed.
     To 1e-6 of a tensor's norm: the last rounding errors come from sums over all positions."""
     if way == "operators":
-        monkeypatch.setattr(fused, "_in_passes", lambda x: False)
+        monkeypatch.setattr(fused, "_uses_cpu_path", lambda x: False)
     device = way if way == "cuda" else "cpu"
     made, angles = random_layer().to(device), angles_of(n).to(device) if rotated else None
     x = torch.randn(2, n, WIDTH, generator=torch.Generator().manual_seed(1)).to(device)
