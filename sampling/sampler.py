@@ -106,7 +106,7 @@ class Sampler:
         check_image_size(self.size, self.factor, "size")
         self.grid: Grid = (self.size[0] // self.factor, self.size[1] // self.factor)
         self.check_size(self.grid)
-        _, self.window = Canvas(self.grid, self.config.window, self.config.stride).fitted((shape.h, shape.w))
+        _, self.window = Canvas(self.grid, self.config.window, self.config.stride).resolve((shape.h, shape.w))
         self.guidance = Guidance(
             self._scale(), self.config.guidance_schedule, self.config.guidance_interval or (0.0, 1.0)
         )

@@ -89,9 +89,7 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Product:
     if weight.device.type != "cpu":
         raise ConfigError("precision int8: works on a CPU only; use bfloat16 on a GPU")
     if "fbgemm" not in _quantized_engines():
-        raise ConfigError(
-            "precision int8: this build of torch lacks FBGEMM, which int8 needs; use float32"
-        )
+        raise ConfigError("precision int8: this build of torch lacks FBGEMM, which int8 needs; use float32")
     tiny = torch.finfo(torch.float32).tiny
     steps = weight.abs().amax(dim=1).clamp_min(tiny) / 127  # (o,) difference between neighbouring levels
     with warnings.catch_warnings():

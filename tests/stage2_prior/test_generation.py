@@ -195,7 +195,7 @@ def check_generation(
     wanted = []
     for i, (share, here) in enumerate(zip(shares, inside, strict=True)):
         ours = slice(i * B, (i + 1) * B), slice(here * K, (here + 1) * K)
-        wanted.append(mix(conditional[ours], unconditional[ours], guidance.at(share)))
+        wanted.append(mix(conditional[ours], unconditional[ours], guidance.scale_at(share)))
     assert_close(torch.stack(seen.logits, dim=1), torch.cat(wanted, dim=1))
     assert seen.shares == pytest.approx([share for share in shares for _ in range(K)])
     assert torch.equal(torch.stack(seen.noise, dim=1), noise.view(B, -1, K)[:, places].flatten(1))

@@ -132,7 +132,7 @@ def test_the_sampler_takes_the_precision_that_it_is_given(tmp_path: Path) -> Non
 
 def test_a_pixelcnn_knows_float32_alone(tmp_path: Path) -> None:
     """Refused when the sampler is made, not after an hour of sampling."""
-    with pytest.raises(ConfigError, match="precision int8: a PixelCNN decodes in float32 alone"):
+    with pytest.raises(ConfigError, match=r"precision int8: .*float32"):
         pixelcnn(SHAPE).prepare("int8")
     prior = write_prior(tmp_path, kind="pixelcnn")
     with pytest.raises(ConfigError, match="precision bfloat16"):
