@@ -19,6 +19,7 @@ from torchvision.models import alexnet
 from stage1_tokenizer.config.base import config_from_json
 from stage1_tokenizer.config.trees import parse_yaml
 from stage1_tokenizer.data import build_images, data_config
+from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.perceptual import DOWNLOADED
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
@@ -71,10 +72,10 @@ def test_fault_31_a_mistake_in_the_config_costs_nothing(
     monkeypatch.chdir(tmp_path)
     names = names_of(script)
 
-    def begin() -> None:
+    def begin(**_: object) -> None:
         raise AssertionError("the processes were joined")
 
-    names["start_accelerator"] = begin
+    monkeypatch.setattr(launch, "Accelerator", begin)
     words: list[object] = ["--tokenizer", "x"] if script == PRIOR else []
     if source == "yaml":
         *parents, leaf = key.split(".")

@@ -212,7 +212,7 @@ def test_a_batch_is_the_same_on_every_device(device: str) -> None:
     rng = torch.Generator().manual_seed(0)
     codes = torch.randint(16, (23, 3, 2, 3, 1), generator=rng, dtype=torch.int32)
     plain = TokenSet(codes, torch.arange(23, dtype=torch.int32), ("a", "b"))
-    there = plain.on(torch.device(device))
+    there = plain.to_device(torch.device(device))
     assert there.codes.device.type == there.labels.device.type == device
     places = np.array([4, 0, 22, 4]), np.array([0, 7, 5, 1])
     for one, other in zip(plain.batch(places), there.batch(places), strict=True):
