@@ -140,17 +140,17 @@ class Overfitting(Alarm):
         if self._best is None or validation < self._best[0]:
             self._best, self._in_a_row = (validation, training, step), 0
             return None
-        best, training_then, best_step = self._best
+        best, training_then, at = self._best
         overfits = validation > best * (1 + MARGIN) and training < training_then
         self._in_a_row = self._in_a_row + 1 if overfits else 0
         if self._in_a_row < IN_A_ROW:
             return None
         return (
-            f"validation is at {bits(validation):.3f} bits per token, {bits(best):.3f} at best (step {best_step:,}), "
-            f"while training fell from {bits(training_then):.3f} to {bits(training):.3f}: the prior overfits, it learns "
-            "its training images by heart. The weights of the best validation are kept; more steps are unlikely to "
-            "improve them, and --patience 3 ends such a run. Try: more images, more --views of each (with --data.flip, "
-            "--data.random_crop), --prior.dropout 0.1, or a smaller prior"
+            f"validation is at {bits(validation):.3f} bits per token, {bits(best):.3f} at best (step {at:,}), "
+            f"while training fell from {bits(training_then):.3f} to {bits(training):.3f}: the prior overfits, it "
+            "learns its training images by heart. The weights of the best validation are kept; more steps are "
+            "unlikely to improve them, and --patience 3 ends such a run. Try: more images, more --views of each "
+            "(with --data.flip, --data.random_crop), --prior.dropout 0.1, or a smaller prior"
         )
 
 

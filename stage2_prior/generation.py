@@ -93,14 +93,11 @@ def generate(
 ) -> Tensor:
     """Generate codes (B, h, w, K) on the canvas from labels (B,) and uniform noise (B, h*w*K) in [0, 1).
 
-    Args:
-        known: codes that are given.
-        progress: is called with numbers of finished codes, which add up to B*h*w*K.
-        prepared: the prior as `prior.prepare` returned it, for use in several calls; None: prepare it in float32.
+    known: codes that are given. progress: called with numbers of finished codes, which add up to B*h*w*K.
+    prepared: what `prior.prepare` returned, for use in several calls; None: prepare in float32.
 
     Raises:
-        ConfigError: guidance for a prior without classes, or trained without label dropout; or a window larger than the
-            trained grid.
+        ConfigError: the prior does not support guidance, or the window is larger than the trained grid.
         NotFiniteError: the prior's logits are not finite.
     """
     check_guidance(prior.config, prior.classes, guidance)
@@ -115,7 +112,6 @@ def generate(
     is_known = torch.zeros(grid, dtype=torch.bool) if known is None else known.mask.cpu()
     if known is not None:
         codes = torch.where(known.mask[..., None].to(codes.device), known.codes, codes)
-    last = max(height * width - 1, 1)
     noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
 
     finite = _FiniteLogits(labels.device)
@@ -136,7 +132,7 @@ def generate(
             if done < position:
                 before = inside[:, done:position]  # (B, n, K)
                 generation.prefill(before.repeat(2, 1, 1) if guidance.is_needed else before)
-            share = (row * width + column) / last
+            share = (row * width + column) / max(height * width - 1, 1)
             _fill(codes[:, row, column], generation, noise[:, row, column], share, choose, guidance, finite=finite)
             done = position + 1
             if progress is not None:
