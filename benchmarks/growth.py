@@ -32,7 +32,7 @@ from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import token_loss
 from stage2_prior.plan import image_seconds, step_seconds
 from stage2_prior.planning.costs import BYTES, count_generation, count_training, zero_batch
-from stage2_prior.planning.devices import Device, measure_device
+from stage2_prior.planning.devices import DeviceRates, measure_device
 from stage2_prior.planning.operations import Trace
 from stage2_prior.prior import build_prior
 
@@ -129,7 +129,7 @@ def prepared_step(shape: TokenShape, batch: int, device: torch.device) -> Callab
 
 
 def training(
-    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device, memory: bool
+    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates, memory: bool
 ) -> list[Row]:
     counted = count_training(CONFIG, shape, 0, batch)
     taken = compare({"step": step_of(shape, batch, device)}, REPEATS)["step"]
@@ -146,7 +146,7 @@ def training(
     return rows
 
 
-def drawing(curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device) -> Row:
+def drawing(curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates) -> Row:
     prior = build_prior(CONFIG, shape, 0).to(device).eval()
     prepared = prior.prepare()
     noise, labels = torch.rand(batch, shape.length, device=device), zero_batch(shape, batch)[1].to(device)
@@ -167,7 +167,7 @@ def prepared_lookup(codes: int, device: torch.device) -> Callable[[], torch.Tens
     return lambda: nearest(vectors, book)
 
 
-def looking_up(codes: int, device: torch.device, rates: Device) -> list[Row]:
+def looking_up(codes: int, device: torch.device, rates: DeviceRates) -> list[Row]:
     """The nearest of so many codes, for VECTORS vectors of CHANNELS."""
     taken = compare({"nearest": prepared_lookup(codes, device)}, REPEATS)["nearest"]
     with FakeTensorMode(), torch.no_grad(), Trace() as trace:

@@ -14,7 +14,7 @@ from stage2_prior.likelihood import token_loss
 from stage2_prior.pixelcnn.model import PixelCnnConfig
 from stage2_prior.plan import image_seconds, main, step_seconds
 from stage2_prior.planning.costs import count_generation, count_training
-from stage2_prior.planning.devices import at, measure_device, resolve_device
+from stage2_prior.planning.devices import interpolate, measure_device, resolve_device
 from stage2_prior.prior import PriorConfig, build_prior
 from tests.helpers.commands import run
 
@@ -61,8 +61,8 @@ def test_half_of_the_cache_is_read_at_each_position() -> None:
 
 def test_a_rate_between_two_sizes_lies_between_theirs() -> None:
     curve = ((10.0, 1.0), (1000.0, 100.0))
-    assert [at(curve, size) for size in (1.0, 10.0, 1000.0, 1e9)] == [1.0, 1.0, 100.0, 100.0]
-    assert at(curve, 100.0) == pytest.approx(10.0)
+    assert [interpolate(curve, size) for size in (1.0, 10.0, 1000.0, 1e9)] == [1.0, 1.0, 100.0, 100.0]
+    assert interpolate(curve, 100.0) == pytest.approx(10.0)
 
 
 def test_bfloat16_is_faster_where_it_is() -> None:
@@ -73,7 +73,7 @@ def test_bfloat16_is_faster_where_it_is() -> None:
     device = resolve_device("a100", GPT)
     assert device.bf16 == pytest.approx(312 / 19.5)
     assert half.training_flops == plain.training_flops
-    assert sum(map(device.arithmetic, half.step)) < 0.5 * sum(map(device.arithmetic, plain.step))
+    assert sum(map(device.arithmetic_seconds, half.step)) < 0.5 * sum(map(device.arithmetic_seconds, plain.step))
     assert half.peak_bytes < plain.peak_bytes
 
 
@@ -91,7 +91,7 @@ def test_the_command_says_how_long() -> None:
     seconds = count_training(GptConfig(layers=1), TokenShape(4, 6, 1, 32), 0, 8).training_flops / 1e9
     assert f"{seconds / 60 * 1000:.1f} min for 1,000 steps" in ended.out
     assert "per image at batch 16" in ended.out
-    assert "an estimate from what one H200 took" in run(main, *arguments, "--device", "h200").out
+    assert "an estimate from measurements of one H200" in run(main, *arguments, "--device", "h200").out
     assert "time" not in run(main, *arguments).out
     assert run(main, *arguments, "--device", "abacus").code == 2
 

@@ -15,7 +15,7 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import token_loss
 from stage2_prior.pixelcnn.model import PixelCnnConfig
-from stage2_prior.plan import PlanConfig, disk, main
+from stage2_prior.plan import PlanConfig, count_disk, main
 from stage2_prior.planning.costs import count_training
 from stage2_prior.prior import PriorConfig, build_prior, count_parameters
 from tests.helpers.artefacts import write_prior, write_tokenizer
@@ -134,7 +134,7 @@ def test_the_disk_is_that_of_a_run(tmp_path: Path) -> None:
     split = {name: len(labels_of(out, name)) for name in ("train", "validation")}
     config = PlanConfig(images=split["train"], validation_images=split["validation"], views=3, keep=2)
     parameters = numbers_in(out / "prior.safetensors") // 4
-    wanted = disk(config, tokenizer.shape, parameters)
+    wanted = count_disk(config, tokenizer.shape, parameters)
     assert sum(map(numbers_in, out.glob("tokens/*.safetensors"))) == wanted.tokens
     assert numbers_in(out / "prior.safetensors") == wanted.weights
     # AdamW keeps a step's number for each tensor too.
