@@ -154,6 +154,6 @@ class Overfitting(Alarm):
         )
 
 
-def build_alarms() -> Alarms:
+def build_prior_alarms() -> Alarms:
     """Build the alarms of a prior's training."""
     return Alarms([Overfitting()])

@@ -30,7 +30,7 @@ class Guidance:
     scale: float = 1.0
     schedule: GuidanceSchedule = "constant"
     interval: tuple[float, float] = (0.0, 1.0)
-    """For the schedule "interval": first and last progress at which the scale applies; outside it is 1."""
+    """First and last progress at which the schedule "interval" applies the scale; outside the scale is 1."""
 
     @property
     def is_needed(self) -> bool:

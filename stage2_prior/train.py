@@ -25,7 +25,7 @@ from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
 from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.best_weights import BestWeights, build_alarms
+from stage2_prior.best_weights import BestWeights, build_prior_alarms
 from stage2_prior.guidance import withhold_labels
 from stage2_prior.likelihood import bigram_bits, bits, token_loss
 from stage2_prior.prior import PRIOR_FILE, PriorHeader, build_prior, copy_tokenizer, count_parameters
@@ -36,6 +36,7 @@ from stage2_prior.validation import sample_images, validate
 
 
 def main() -> None:
+    """Set up the run, then train, validate, sample and save."""
     config = parse_command_line(TrainPriorConfig)
     accelerator = launch.start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
@@ -61,7 +62,7 @@ def main() -> None:
     write = partial(best.write, folder.path / PRIOR_FILE, header.entries(data.config))
     run = folder.resume(
         parts | best.parts,
-        watch=build_alarms(),
+        watch=build_prior_alarms(),
         write_weights=lambda step: launch.on_main(accelerator, lambda: write(step)),
         newer=best.parts,
     )

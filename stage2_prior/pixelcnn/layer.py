@@ -6,10 +6,10 @@ convolution to that of its horizontal one. So the horizontal stack depends on al
 spot, which a single stack of masked convolutions has (figure 1).
 
         vertical              horizontal
-        . . . . .             . . . . .
-        v v v v v             . . . . .         x: the position.  Only the first layer leaves out the row of x
-        (vertical) v v v v v             . . . . .         or x itself (horizontal). In later layers the feature at x
-        does not . . x . .             h h x . .         depend on the code at x, so their kernels include it.
+        . . . . .             . . . . .         x: the position
+        v v v v v             . . . . .         Only the first layer leaves out the row of x (vertical) or x itself
+        v v v v v             . . . . .         (horizontal). In later layers the feature at x does not depend on
+        . . x . .             h h x . .         the code at x, so their kernels include x.
 
 The original masks the weights of square kernels. Here a kernel has only the rows above, or only the columns to the
 left, and padding at the top or left moves it to its place: the same sums with fewer multiplications.

@@ -141,8 +141,8 @@ def resolve_device(name: str, prior: PriorConfig) -> DeviceRates:
             raise ValueError
     except ValueError:
         raise ConfigError(
-            f"--device {name}: unknown; give here, one of {', '.join(PUBLISHED)}, or three numbers: FLOP per second, bytes "
-            "per second, seconds per call, as in 130e9,20e9,5e-6"
+            f"--device {name}: unknown; give here, one of {', '.join(PUBLISHED)}, or three numbers: FLOP per second, "
+            "bytes per second, seconds per call, as in 130e9,20e9,5e-6"
         ) from None
     return constant_rates(rate, bandwidth, call, 1.0, overlaps=False)
 
@@ -176,8 +176,8 @@ def measure_device(prior: PriorConfig, device: torch.device) -> DeviceRates:
     return DeviceRates(rates, bf16 / plain, memory, moving, tuple(reading), *calls, overlaps=device.type == "cuda")
 
 
-# What `measure_device` measures: shapes of products (rows, inner, columns) and (count, rows, inner, columns), elements of
-# functions, numbers of copies, sides of square matrices.
+# Sizes at which `measure_device` measures: products (rows, inner, columns), batched products (count, rows, inner,
+# columns), elements of functions, numbers of copies, sides of square matrices.
 PRODUCTS = [(16, 256, 256), (256, 256, 256), (4096, 256, 1024)]
 BATCHED = [(256, 1, 32, 64), (256, 16, 16, 32), (256, 64, 64, 32), (64, 256, 256, 64)]
 ELEMENTS = [1 << 14, 1 << 19]
