@@ -2,8 +2,8 @@
 
 The design is that of nanoGPT and LlamaGen: pre-norm blocks of causal attention and a feed-forward network (Radford et
 al., "Language Models are Unsupervised Multitask Learners", 2019), with RMSNorm, SwiGLU and rotary positions along two
-axes (Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation", 2024). The
-class is a start vector in front of the sequence, as in LlamaGen; each position is one element of the sequence:
+axes (Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation", 2024). The class is a
+start vector in front of the sequence, as in LlamaGen; each position of the grid is one element of the sequence:
 
     input      start  x_0  x_1 ... x_{h*w-2}      (B, h*w, width)
     context    of 0   1    2   ... h*w-1          (B, h*w, width)
