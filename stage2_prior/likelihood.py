@@ -1,6 +1,6 @@
 """The likelihood of codes under a prior, and under a bigram model, which a prior must beat.
 
-    nats = -ln p(codes | label) = - sum over the L codes of  ln softmax(logits[l])[codes[l]]         bits = nats / ln 2
+nats = -ln p(codes | label) = - sum over the L codes of  ln softmax(logits[l])[codes[l]]         bits = nats / ln 2
 """
 
 import math

@@ -1,9 +1,9 @@
 """One layer of the gated PixelCNN (van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", 2016).
 
-Two stacks of convolutions run side by side (section 2.2, figure 2). The vertical stack sees the rows above a position.
-The horizontal stack sees the positions to the left in the same row. In each layer, the output of the vertical
-convolution passes a 1x1 convolution and is added to that of the horizontal one. So the horizontal stack depends on all earlier positions and has no blind
-spot, which a single stack of masked convolutions has (figure 1).
+Two stacks of convolutions run side by side (section 2.2, figure 2). The vertical stack sees the rows above a position,
+the horizontal stack the positions to the left in the same row. In each layer, the output of the vertical convolution
+passes a 1x1 convolution and is added to the output of the horizontal one. So the horizontal stack depends on all
+earlier positions and has no blind spot, which a single stack of masked convolutions has (figure 1).
 
         vertical              horizontal
         . . . . .             . . . . .         x: the position

@@ -1,4 +1,4 @@
-"""Classes as people name them: several at once, with commas in their names."""
+"""Classes in options: several at once, with commas in their names."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def test_any_list_of_classes_can_be_given() -> None:
 
 
 def test_the_class_that_does_not_exist_is_named() -> None:
-    """Of two the wrong one; and many commas take no time."""
+    """The error names the unknown class of two; a text of many commas is refused at once."""
     with pytest.raises(ConfigError, match='class "bird": there is no such class'):
         parse_classes("cat,bird", NAMES)
     with pytest.raises(ConfigError, match="there is no such class"):
@@ -48,5 +48,5 @@ def test_the_class_that_does_not_exist_is_named() -> None:
 
 
 def test_images_have_the_classes_in_turn() -> None:
-    """By the number of the image alone, so that any part of them can be made again."""
+    """The label depends on the image's number only, so that any part of the images can be made again."""
     assert assign_labels("dog,cat", NAMES, np.array([0, 1, 2, 7])).tolist() == [1, 0, 1, 0]

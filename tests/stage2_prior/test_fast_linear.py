@@ -1,4 +1,4 @@
-"""Products prepared for decoding: each against the product that it stands for, and what its rounding may depend on."""
+"""Linear maps prepared for generation: against F.linear, and what their rounding may depend on."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""One code after the other, and generation of all: both must say just what a whole forward pass says."""
+"""Generation: its logits at each code equal those of one forward pass."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -52,7 +52,7 @@ def codes_of(grid: Grid, K: int, batch: int = B, seed: int = 1) -> Tensor:
 
 
 def masks_of(grid: Grid) -> dict[str, Tensor]:
-    """KnownCodes parts of a picture: the top with half a row, the left, a hole in the middle, and any."""
+    """Known parts of a image: the top with half a row, the left, a hole in the middle, and any."""
     row, column = torch.arange(grid[0])[:, None], torch.arange(grid[1])[None]
     return {
         "top": row * grid[1] + column < grid[1] + grid[1] // 2,
@@ -83,7 +83,7 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
 
 
 def start_of(place: int, size: int, window: int, stride: int) -> int:
-    """Where the window begins, by trial: it moves on in strides while the place is past its middle, to the border."""
+    """Find the start of the window by trial: it moves on by strides while the position is past its middle."""
     start = 0
     while start + stride <= place - window // 2:
         start += stride
@@ -216,14 +216,14 @@ def test_generation_has_the_logits_of_forward(
 @pytest.mark.parametrize("mask", masks_of(TRAINED))
 @pytest.mark.parametrize("case", ["guidance", "stride 2 and guidance"])
 def test_known_codes_are_read_and_kept(kind: str, K: int, mask: str, case: str) -> None:
-    """Trap 30: a picture's known part is fed in, in any pieces, and each code keeps the noise of its own place."""
+    """Trap 30: a image's known part is fed in, in any pieces, and each code keeps the noise of its own place."""
     check_generation(kind, K, CASES[case], masks_of(CASES[case][0])[mask])
 
 
 @KINDS
 @pytest.mark.parametrize("case", ["guidance", "stride 2"])
 def test_what_stands_at_unknown_places_is_not_read(kind: str, case: str) -> None:
-    """A caller encodes the whole picture, and what was to be painted over must not shine through."""
+    """A caller encodes the whole image, and what was to be painted over must not shine through."""
     grid, window, stride, guidance = CASES[case]
     mask, noise = masks_of(grid)["any"], noise_of(B, grid[0] * grid[1])
     codes, garbage = codes_of(grid, 1), codes_of(grid, 1, seed=2)
@@ -289,7 +289,7 @@ def test_generated_codes_are_in_row_major_order(kind: str) -> None:
 
 @KINDS
 def test_one_position_is_a_picture_too(kind: str) -> None:
-    """Shares of the picture are counted from the first position to the last, which here are the same one."""
+    """Shares of the image are counted from the first position to the last, which here are the same one."""
     seen = Recorder()
     assert generate(prior_of(kind, 1), LABELS, noise_of(B, 1), seen, GUIDANCE, Canvas((1, 1))).shape == (B, 1, 1, 1)
     assert seen.shares == [0.0]

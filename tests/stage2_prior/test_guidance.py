@@ -1,4 +1,4 @@
-"""Guidance: the mix of logits, where in the picture it applies, and the codes that come of it."""
+"""Guidance: the mix of logits, its schedule over the image, and the generated codes."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_a_mix_moves_away_from_no_class(scale: float) -> None:
         ("constant", (5.0, 5.0, 5.0, 5.0)),
         ("linear", (1.0, 2.0, 3.0, 5.0)),
         ("cosine", (1.0, 1.0 + 4.0 * (1.0 - math.sqrt(0.5)) / 2.0, 3.0, 5.0)),
-        ("interval", (5.0, 5.0, 5.0, 5.0)),  # its default is the whole picture
+        ("interval", (5.0, 5.0, 5.0, 5.0)),  # its default is the whole image
     ],
 )
 def test_schedules_at_the_ends_and_between(schedule: GuidanceSchedule, values: tuple[float, ...]) -> None:
@@ -77,7 +77,7 @@ def test_scale_1_is_1_everywhere(schedule: GuidanceSchedule) -> None:
 @pytest.mark.parametrize("scale", [0.0, 4.0])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_rising_schedules_rise_and_are_symmetric(schedule: GuidanceSchedule, scale: float) -> None:
-    """From 1 at the first position to the scale at the last, never back, as far from either end at mirrored places."""
+    """The scale rises from 1 at the first position to its value at the last, symmetrically and never back."""
     values = [Guidance(scale, schedule).scale_at(share) for share in SHARES]
     moved = [(value - 1.0) / (scale - 1.0) for value in values]
     assert moved == sorted(moved)

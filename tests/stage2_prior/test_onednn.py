@@ -1,4 +1,4 @@
-"""Linear maps by oneDNN: equal to torch's, under their names, and absent where they cannot be had."""
+"""Linear maps by oneDNN: equal to torch's, with the same names, and unused where oneDNN is missing."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ SHAPE = TokenShape(8, 9, 1, 33)
 
 @pytest.fixture
 def _preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor whose float32 products are faster by oneDNN."""
+    """Pretend that this processor's float32 products are faster by oneDNN."""
     if not processor.has_onednn():
         pytest.skip("this build of torch has no such operators")
     monkeypatch.setenv(processor.VARIABLE, "onednn")

@@ -1,4 +1,4 @@
-"""The heads: the K codes of a position, one after the other, from its context and what was chosen there so far."""
+"""The output heads: logits of the K codes of a position, from its context and its codes so far."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_a_code_depends_on_those_before_it_in_its_own_position(K: int) -> None:
 
 
 def test_one_code_is_a_linear_map_of_the_context() -> None:
-    """With one code to a position there is nothing to run a transformer over, and its cost would be for nothing."""
+    """With one code per position the head is a linear map without a transformer."""
     head, (contexts, embedded) = head_of(1), inputs(1)
     assert isinstance(head, LinearHead)
     assert torch.allclose(head(contexts, embedded)[:, :, 0], contexts @ head.output.weight.T)
@@ -118,7 +118,7 @@ def test_a_code_is_embedded_by_its_depth(kind: str) -> None:
 
 @KINDS
 def test_a_context_is_told_the_sum_of_a_positions_codes(kind: str) -> None:
-    """What the positions after it know of a position is what the quantizer decoded there: the sum over its depths."""
+    """Later positions depend on the sum over depths of a position's embedded codes, as the quantizer decodes them."""
     model, labels = MAKERS[kind](TokenShape(2, 3, 3, V)), torch.tensor([0, 1])
     codes = torch.randint(V, (2, 2, 3, 3), generator=torch.Generator().manual_seed(0))
     summed = model.embed(codes).sum(dim=3).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""A prior's tokens: how one is drawn, how a sequence is generated, guidance, and what a file must be to be loaded."""
+"""Priors: drawing a code, generating a sequence, guidance, and loading a file."""
 
 import math
 from fractions import Fraction
@@ -90,16 +90,16 @@ def test_a_token_of_probability_zero_is_never_drawn(noise: float, dtype: torch.d
 @KINDS
 @pytest.mark.parametrize(("shape", "n"), [(TokenShape(1, 2, 1, 5), 20_000), (TokenShape(1, 2, 2, 3), 20_000)], ids=str)
 def test_samples_have_the_frequencies_of_their_likelihood(kind: str, shape: TokenShape, n: int) -> None:
-    """Traps 28 and 29: likelihoods of all pictures sum to one and samples follow them, so scoring and sampling agree on
+    """Traps 28 and 29: likelihoods of all images sum to one and samples follow them, so scoring and sampling agree on
     one factorisation, over positions and over the K codes of each (x-transformers keeps a tenth of the top)."""
     model = MAKERS[kind](shape, 2, seed=3)
     every = torch.cartesian_prod(*[torch.arange(shape.V)] * shape.length)  # (V**L, L)
     label = torch.ones((), dtype=torch.int64)
-    pictures = rearrange(every, "n (h w K) -> n h w K", h=shape.h, w=shape.w)
-    spread = model(pictures, label.expand(len(every))).std()
+    images = rearrange(every, "n (h w K) -> n h w K", h=shape.h, w=shape.w)
+    spread = model(images, label.expand(len(every))).std()
     for output in (weight for name, weight in model.head.named_parameters() if "output" in name):
         output.mul_(0.5 / spread)
-    probabilities = (-image_nats(model, pictures, label.expand(len(every)))).exp()
+    probabilities = (-image_nats(model, images, label.expand(len(every)))).exp()
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
     assert probabilities.max() > 3 * probabilities.min(), "a uniform prior would prove little"
     codes = generate(model, label.expand(n), noise_of(n, shape.length))
@@ -206,7 +206,7 @@ def test_a_missing_prior_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_tokenizer_is_named_by_the_option_that_was_given(tmp_path: Path) -> None:
-    """Who gave --prior must not be sent to look for a --tokenizer."""
+    """The error names --prior, the option that was given, and not --tokenizer."""
     write_prior(tmp_path)
     (tmp_path / TOKENIZER_FILE).unlink()
     with pytest.raises(ConfigError, match=f"--prior.*{TOKENIZER_FILE}"):

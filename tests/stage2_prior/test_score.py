@@ -1,4 +1,4 @@
-"""Scores: each image's own, each class's, and the whole set's; the command's files, and what it refuses."""
+"""Scores of images, by class and of a whole set; the command's files and errors."""
 
 import csv
 import errno

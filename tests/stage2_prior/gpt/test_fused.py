@@ -1,4 +1,4 @@
-"""The parts of a layer with backward passes of their own, against plain formulas; gradients against differences."""
+"""Operations of a layer with their own backward pass: against plain formulas, gradients against differences."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 5, 4)], ids=str)
 def test_unit_vectors_are_scaled(shape: tuple[int, ...]) -> None:
-    """With a scale for each channel, and for each channel of each head."""
+    """The scale may be per channel, or per channel of each head."""
     x, scale = random(*shape), random(*shape[2:], seed=1)
     assert torch.allclose(normalise_and_rotate(x, scale), F.normalize(x, dim=-1) * scale)
     assert GRADCHECK(normalise_and_rotate, (x, scale))

@@ -19,7 +19,7 @@ V = 11
 SHAPE = TokenShape(4, 5, 1, V)
 LABELS = torch.tensor([0, 1, 2])
 STEPS = pytest.mark.parametrize("replays", [False, True], ids=["growing cache", "fixed cache"])
-"""A fixed cache is what a GPU's graphs have; here its kernels run one by one."""
+"""True: the fixed cache of a GPU's CUDA graphs, whose kernels run one by one here."""
 
 
 def wild(seed: int = 0, **options: object) -> Gpt:

@@ -1,4 +1,4 @@
-"""The GPT: what a position may see, how it is told places, what it may say, and what checkpointing must not change."""
+"""The GPT: what a position depends on, its position information, its logits, and activation checkpointing."""
 
 import math
 from functools import partial
@@ -40,7 +40,7 @@ def angles_of(model: Gpt) -> Tensor:
 
 
 def place(row: int, column: int) -> int:
-    """Where a position of the large grid stands among the inputs, the start being the first."""
+    """Return the index of a position of the large grid among the inputs; the start is input 0."""
     return 1 + row * LARGE.w + column
 
 

@@ -26,7 +26,7 @@ kinds = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kin
 
 @kinds
 def test_arithmetic_alone(config: PriorConfig) -> None:
-    """Where memory is fast and calls are free, time is FLOPs over rate; each micro-batch takes its own."""
+    """With fast memory and free calls, the time is FLOPs / rate, once per micro-batch."""
     counted, device = count_training(config, SHAPE, 7, 2), resolve_device("1e9,1e30,0", config)
     assert step_seconds(counted, 1, device) == pytest.approx(counted.training_flops / 1e9)
     assert step_seconds(counted, 3, device) == pytest.approx(3 * counted.training_flops / 1e9)
@@ -34,7 +34,7 @@ def test_arithmetic_alone(config: PriorConfig) -> None:
 
 @kinds
 def test_traffic_alone(config: PriorConfig) -> None:
-    """Where arithmetic and calls are free, time is bytes over bandwidth, among them 13 numbers for each parameter:
+    """With free arithmetic and calls, the time is bytes / bandwidth, among them 13 numbers for each parameter:
     one for the norm, two for clipping, seven for AdamW, three for the mean."""
     counted, device = count_training(config, SHAPE, 7, 2), resolve_device("1e30,1e9,0", config)
     traffic = sum(each.bytes for each in counted.step) + 13 * 4 * counted.parameters
@@ -43,7 +43,7 @@ def test_traffic_alone(config: PriorConfig) -> None:
 
 @kinds
 def test_drawing_codes_takes_a_step_for_each_position(config: PriorConfig) -> None:
-    """Arithmetic again: what a decoder does for one image is what a forward pass does for it, but for the attention,
+    """Generation of one image does the arithmetic of a forward pass, except for attention,
     which sees half of the sequence, and what a PixelCNN's forward pass computes and masks."""
     counted, device = count_generation(config, SHAPE, 7, 5), resolve_device("1e9,1e30,0", config)
     forward = count_training(config, SHAPE, 7, 1).forward_flops
@@ -84,7 +84,7 @@ def test_an_unknown_device_is_refused(name: str) -> None:
 
 
 def test_the_command_says_how_long() -> None:
-    """By hand: 2e9 FLOP at 1e9 FLOP/s. Published peaks are called an estimate; without a device there are no times."""
+    """The printed time is FLOP / rate. Published peaks give an estimate; no device, no times."""
     arguments = ("--shape", "4,6,1,32", "--prior.layers", 1, "--steps", 1000, "--batch_size", 8)
     ended = run(main, *arguments, "--device", "1e9,1e30,0")
     assert ended.code == 0, ended.err
@@ -110,7 +110,7 @@ def test_this_machine_can_be_measured(config: PriorConfig) -> None:
 
 
 def step_of(batch: int) -> Callable[[], object]:
-    """For `peak_of`: a training step's forward and backward pass, after a tiny one."""
+    """Return the forward and backward pass of a training step, after a tiny one, for `peak_of`."""
     shape = TokenShape(8, 8, 1, 512)
     prior = build_prior(GptConfig(), shape, 4)
 

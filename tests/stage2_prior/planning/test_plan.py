@@ -1,4 +1,4 @@
-"""The plan: its counts are those of the model that would be made."""
+"""The plan: its counts equal those of the real model."""
 
 import re
 import struct
@@ -41,7 +41,7 @@ def test_parameters_and_state_are_those_of_the_model(config: PriorConfig, depth:
 
 
 def test_arithmetic_is_two_for_each_weight_and_token_and_the_attention() -> None:
-    """By hand for a GPT: 2 per weight of a matrix and token, 4 * width * L^2 per layer for the attention's products."""
+    """Forward FLOPs of a GPT: 2 per weight of a matrix and token, 4 * width * L^2 per layer for attention."""
     config, length = GptConfig(layers=2, width=32, heads=2), SHAPE.length
     matrices = 2 * (4 * 32 * 32 + 3 * 32 * 128) + 32 * SHAPE.V
     counted = count_training(config, SHAPE, 7, micro_batch=3)
@@ -65,7 +65,7 @@ def test_the_products_of_a_trace_are_all_of_its_arithmetic() -> None:
 
 
 def test_checkpointing_keeps_little_and_computes_the_layers_again() -> None:
-    """What `checkpoint` is for, in figures: the memory of a fraction for a third more arithmetic."""
+    """`checkpoint` needs a fraction of the memory and a third more arithmetic."""
     deep = GptConfig(layers=12, width=32, heads=2)
     kept, again = (count_training(deep.model_copy(update={"checkpoint": on}), SHAPE, 7, 8) for on in (False, True))
     assert again.activation_bytes < 0.2 * kept.activation_bytes
@@ -116,7 +116,7 @@ def test_the_command_counts_a_preset_of_that_size() -> None:
 
 
 def test_the_shape_comes_from_a_tokenizer_or_by_hand(tmp_path: Path) -> None:
-    """Without either, the message says how to give one; a shape stands in for a tokenizer that is not there yet."""
+    """Without a shape and a tokenizer, the message says how to give one."""
     write_prior(tmp_path)
     ended = run(main, "--tokenizer", tmp_path, "--prior.layers", 1)
     assert "2x3 positions, 1 of 16 each: 6 tokens" in ended.out
@@ -148,5 +148,5 @@ def numbers_in(path: Path) -> int:
 
 
 def labels_of(out: Path, split: str) -> torch.Tensor:
-    """Of the images of a split, from a run's folder."""
+    """Read the labels of a split's tokens from a run's folder."""
     return torch.cat([load_file(path)["labels"] for path in sorted(out.glob(f"tokens/{split}-*.safetensors"))])
