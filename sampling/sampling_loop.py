@@ -16,7 +16,7 @@ from sampling.sampler import Sampler
 from sampling.saved_images import Shape, grid_of, read_png, save_png
 from stage1_tokenizer.data.order import rank_range, split_evenly
 from stage1_tokenizer.engine.console import progress_bar
-from stage2_prior.class_names import labels_in_turn
+from stage2_prior.class_labels import assign_labels
 from stage2_prior.prior import LoadedPrior
 
 GRID = "grid.png"
@@ -67,7 +67,7 @@ class PriorSource:
         """The label of each picture (n,)."""
         if self.class_ is None:
             return self.sampler.labels(indices)
-        return labels_in_turn(self.class_, self.sampler.prior.classes, indices)
+        return assign_labels(self.class_, self.sampler.prior.classes, indices)
 
     def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object]) -> NDArray[np.uint8]:
         return self.sampler.images(indices, self.labels(indices), self.seed, progress)

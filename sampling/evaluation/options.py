@@ -19,7 +19,7 @@ from stage1_tokenizer.diagnostics.views.base import moved
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
-from stage2_prior.prior import load_prior, prior_file
+from stage2_prior.prior import find_prior_file, load_prior
 
 NOT_SAMPLED = "nothing is sampled"
 NO_RECONSTRUCTIONS = "LPIPS is of reconstructions"
@@ -85,7 +85,7 @@ class EvaluateConfig(CommandConfig):
         def weights() -> Path | None:
             if isinstance(tokenizer, str) and prior is None:
                 return resolve_tokenizer(tokenizer)
-            return prior_file(prior) if samples is None or prior is not None else None
+            return find_prior_file(prior) if samples is None or prior is not None else None
 
         return complete_data_options(tree, weights)
 

@@ -24,7 +24,7 @@ from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.perceptual import DOWNLOADED
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
-from stage2_prior.class_names import label_of
+from stage2_prior.class_labels import parse_class
 from stage2_prior.prior import PRIOR_FILE, PriorHeader, check_classes
 from tests.helpers import prior_training
 from tests.helpers.artefacts import files_of, write_image_folder, write_prior, write_tokenizer
@@ -282,9 +282,9 @@ def test_names_in_a_tuple_are_looked_at() -> None:
 def test_a_class_that_is_none(name: str) -> None:
     """Python makes no number of thousands of digits; and a thousand classes are not all listed."""
     with pytest.raises(ConfigError, match=r"no such class; the classes are: 0 c0, .*, 49 c49 and 950 more$") as caught:
-        label_of(name, tuple(f"c{label}" for label in range(1000)))
+        parse_class(name, tuple(f"c{label}" for label in range(1000)))
     assert len(str(caught.value)) < 2000
-    assert label_of("999", tuple(f"c{label}" for label in range(1000))) == 999
+    assert parse_class("999", tuple(f"c{label}" for label in range(1000))) == 999
 
 
 def test_fault_28_a_header_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

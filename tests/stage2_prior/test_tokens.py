@@ -44,13 +44,13 @@ def extractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def expected(tokenizer: LoadedTokenizer, pictures: ImageBatches, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+def expected(tokenizer: LoadedTokenizer, images: ImageBatches, epoch: int | None = None) -> tuple[Tensor, Tensor]:
     """Codes and labels of a whole split, by a tokenizer that is built anew from the file's weights."""
     weights, _ = read_weights(tokenizer.path, "tokenizer")
     model = Tokenizer(tokenizer.tokenizer.config)
     load_strict(model, weights, "test")
-    indices = np.arange(len(pictures))
-    pixels, labels = pictures.batch(indices, None if epoch is None else np.full_like(indices, epoch))
+    indices = np.arange(len(images))
+    pixels, labels = images.batch(indices, None if epoch is None else np.full_like(indices, epoch))
     with torch.no_grad():
         return model.eval().encode_codes(normalise(pixels)), labels
 
@@ -85,11 +85,11 @@ def test_tokens_are_the_codes_of_the_frozen_tokenizer(tmp_path: Path) -> None:
 
 
 def test_epochs_take_the_views_in_turn(tmp_path: Path) -> None:
-    """Trap 25: view 0 is the plain picture, the others are augmented each in its own way, and none is forgotten."""
+    """Trap 25: view 0 is the plain image, the others are augmented each in its own way, and none is forgotten."""
     data, seed = shapes(**AUGMENTED), 5
-    tokenizer, pictures = write_tokenizer(tmp_path), open_data(data).image_batches("train", seed)
+    tokenizer, images = write_tokenizer(tmp_path), open_data(data).image_batches("train", seed)
     found = load(tmp_path, data, views=3, seed=seed)
-    wanted = [expected(tokenizer, pictures, epoch)[0] for epoch in (None, 1, 2)]
+    wanted = [expected(tokenizer, images, epoch)[0] for epoch in (None, 1, 2)]
     assert not any(torch.equal(wanted[one], wanted[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
     indices = np.array([4, 0, 22, 4])
     for epoch in range(7):
@@ -194,7 +194,7 @@ def test_tokens_are_used_again(tmp_path: Path, extractions: list[str]) -> None:
 
 
 def test_a_picture_that_was_replaced_is_noticed(tmp_path: Path, extractions: list[str]) -> None:
-    """Trap 25: a folder's config does not change when its pictures do."""
+    """Trap 25: a folder's config does not change when its images do."""
     write_image_folder(tmp_path / "images", ("cat", "dog"))
     data = FolderConfig(root=str(tmp_path / "images"), image_size=IMAGE_SIZE, validation_share=0.3)
     write_tokenizer(tmp_path, data=data)
@@ -214,7 +214,7 @@ def test_a_batch_is_the_same_on_every_device(device: str) -> None:
     rng = torch.Generator().manual_seed(0)
     codes = torch.randint(16, (23, 3, 2, 3, 1), generator=rng, dtype=torch.int32)
     plain = TokenSet(codes, torch.arange(23, dtype=torch.int32), ("a", "b"))
-    there = plain.on(torch.device(device))
+    there = plain.to_device(torch.device(device))
     assert there.codes.device.type == there.labels.device.type == device
     places = np.array([4, 0, 22, 4]), np.array([0, 7, 5, 1])
     for one, other in zip(plain.batch(places), there.batch(places), strict=True):

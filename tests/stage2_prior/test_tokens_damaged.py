@@ -121,6 +121,6 @@ def test_an_unknown_class_is_refused() -> None:
 
 
 def test_data_that_has_lost_its_classes_is_refused() -> None:
-    """Trap 34: a picture beside the class folders makes the tree one without classes; that is no label 0."""
+    """Trap 34: a image beside the class folders makes the tree one without classes; that is no label 0."""
     with pytest.raises(ConfigError, match="classes"):
         relabel(token_set((), 0, 0), ("ant", "bee"))

@@ -1,4 +1,4 @@
-"""Training a prior: what a stop, micro-batches and processes may not change, and what is reported and left on disk."""
+"""Training a prior: stops, micro-batches and processes change nothing; its metrics and its files are right."""
 
 import math
 import shutil
@@ -68,7 +68,7 @@ def test_the_saved_prior_is_the_mean_of_the_weights(tokenizer: Path, tmp_path: P
 
 
 def test_the_bigram_stands_beside_each_validation(tokenizer: Path, tmp_path: Path) -> None:
-    """A prior that does not beat it knows nothing of pictures; it follows from the tokens of both splits."""
+    """A prior that does not beat it knows nothing of images; it follows from the tokens of both splits."""
     train(tmp_path, tokenizer, steps=4, validate_every=2, views=2)
     loaded, splits = LoadedTokenizer.load(tokenizer), []
     wanted_of: tuple[tuple[Split, int], ...] = (("train", 2), ("validation", 1))
@@ -124,7 +124,7 @@ def test_which_labels_are_withheld_depends_on_seed_epoch_and_index(tokenizer: Pa
 
 
 def figures_on_a_rank(accelerator: Accelerator, folder: Path, weight: float) -> dict[str, float]:
-    """What `validate` says of random tokens and of a prior whose logits are scaled by `weight`."""
+    """Validate a prior, whose logits are scaled by `weight`, on random tokens."""
     tokenizer = LoadedTokenizer.load(folder)
     prior = gpt(tokenizer.tokenizer.shape, classes=5, label_dropout=0.9)
     dict(prior.named_parameters())["head.output.weight"].mul_(weight)
