@@ -88,7 +88,7 @@ def load_splits(run: OpenedRun, tokenizer: LoadedTokenizer, data: OpenData, view
     """
     splits: tuple[tuple[Split, int], ...] = (("train", views), ("validation", 1))
     tokens = [
-        load_or_extract(run.accelerator, tokenizer, data, split, number, run.config.seed, run.path / "tokens")
+        load_or_encode(run.accelerator, tokenizer, data, split, number, run.config.seed, run.path / "tokens")
         for split, number in splits
     ]
     seen = classes_with_images(*tokens)
@@ -100,7 +100,7 @@ def load_splits(run: OpenedRun, tokenizer: LoadedTokenizer, data: OpenData, view
     return train_set, validation_set
 
 
-def load_or_extract(
+def load_or_encode(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
     opened: OpenData,
@@ -131,12 +131,12 @@ def load_or_extract(
     mine = share(len(images), accelerator.process_index, accelerator.num_processes)
     image_batches = opened.image_batches(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
     check_channels(tokenizer, image_batches, data)
-    accelerator.print(f"extracting the codes of {len(image_batches)} {split} images")
+    accelerator.print(f"encoding {len(image_batches)} {split} images")
     if accelerator.is_main_process:
         for old in list_shards(folder, split):
             old.unlink()
     accelerator.wait_for_everyone()
-    in_all(accelerator, lambda: _extract(accelerator, tokenizer, image_batches, views, provenance, folder / split))
+    in_all(accelerator, lambda: _encode_shard(accelerator, tokenizer, image_batches, views, provenance, folder / split))
     tokens = _read_tokens(folder, split, provenance, accelerator.print)
     if tokens is None:
         raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; check the disk")
@@ -212,7 +212,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
 
 
 @torch.inference_mode()
-def _extract(
+def _encode_shard(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
     images: ImageBatches,
@@ -225,7 +225,7 @@ def _extract(
     mine = np.asarray(share(len(images), rank, processes), dtype=np.int64)
     h, w, depth, _ = tokenizer.tokenizer.shape
     codes, labels = [torch.empty(0, views, h, w, depth, dtype=torch.int32)], [torch.empty(0, dtype=torch.int32)]
-    progress = bar(len(mine) * views, "image", "extracting codes")
+    progress = bar(len(mine) * views, "image", "encoding")
     for indices in parts_of(mine, AT_ONCE):
         per_view = []
         for view in range(views):
