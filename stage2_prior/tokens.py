@@ -93,7 +93,7 @@ def load_splits(
     """
     splits: tuple[tuple[Split, int], ...] = (("train", views), ("validation", 1))
     tokens = [
-        load_or_extract(accelerator, tokenizer, data, split, number, seed, run.folder / "tokens")
+        load_or_encode(accelerator, tokenizer, data, split, number, seed, run.folder / "tokens")
         for split, number in splits
     ]
     seen = classes_with_images(*tokens)
@@ -105,7 +105,7 @@ def load_splits(
     return train_set, validation_set
 
 
-def load_or_extract(
+def load_or_encode(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
     opened: OpenData,

@@ -28,7 +28,7 @@ from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.state import list_states, step_of_state
 from stage1_tokenizer.objective import LARGEST_WEIGHT
-from stage2_prior.tokens import load_or_extract
+from stage2_prior.tokens import load_or_encode
 from tests.helpers.artefacts import edit_weights, files_of, shapes, write_tokenizer
 from tests.helpers.commands import lone_accelerator, names_of, run
 from tests.helpers.faults import (
@@ -343,7 +343,7 @@ def tokens_of(folder: Path, out: Path, say: list[str]) -> tuple[Tensor, Tensor]:
     accelerator = lone_accelerator()
     accelerator.print = lambda *words, **_: say.append(" ".join(map(str, words)))
     loaded = LoadedTokenizer.load(folder)
-    tokens = load_or_extract(accelerator, loaded, OpenData(shapes()), "train", 1, 0, out)
+    tokens = load_or_encode(accelerator, loaded, OpenData(shapes()), "train", 1, 0, out)
     return tokens.codes, tokens.labels
 
 

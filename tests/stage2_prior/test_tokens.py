@@ -20,7 +20,7 @@ from stage1_tokenizer.data.open_data import OpenData, open_data
 from stage1_tokenizer.engine.checkpoint import load_strict, read_weights
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer, fingerprint
 from stage2_prior import tokens
-from stage2_prior.tokens import TokenSet, load_or_extract
+from stage2_prior.tokens import TokenSet, load_or_encode
 from tests.helpers.artefacts import IMAGE_SIZE, shapes, write_image_folder, write_tokenizer
 from tests.helpers.commands import lone_accelerator
 from tests.helpers.processes import run_processes
@@ -65,7 +65,7 @@ def load(
 ) -> TokenSet:
     """The tokens in folder/tokens by the tokenizer in `folder`."""
     tokenizer = LoadedTokenizer.load(folder)
-    return load_or_extract(
+    return load_or_encode(
         accelerator or lone_accelerator(), tokenizer, OpenData(data), split, views, seed, folder / "tokens"
     )
 
@@ -73,7 +73,7 @@ def load(
 def test_tokens_are_the_codes_of_the_frozen_tokenizer(tmp_path: Path) -> None:
     """Trap 25: the codes are those of the saved weights in eval mode, and extracting leaves the weights alone."""
     tokenizer = write_tokenizer(tmp_path)
-    found = load_or_extract(lone_accelerator(), tokenizer, OpenData(shapes()), "train", 1, 0, tmp_path / "tokens")
+    found = load_or_encode(lone_accelerator(), tokenizer, OpenData(shapes()), "train", 1, 0, tmp_path / "tokens")
     codes, labels = expected(tokenizer, open_data(shapes()).image_batches("train", 0))
     assert len(set(codes.flatten().tolist())) > 8, "a tokenizer that uses few codes would prove little"
     assert torch.equal(found.codes[:, 0].long(), codes)

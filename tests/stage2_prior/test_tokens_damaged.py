@@ -12,7 +12,7 @@ from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.tokens import TokenSet, load_or_extract, relabel
+from stage2_prior.tokens import TokenSet, load_or_encode, relabel
 from tests.helpers.artefacts import edit_weights, shapes, write_tokenizer
 from tests.helpers.commands import lone_accelerator
 
@@ -20,7 +20,7 @@ from tests.helpers.commands import lone_accelerator
 def load(folder: Path, data: DataConfig) -> TokenSet:
     """The training tokens in folder/tokens by the tokenizer in `folder`."""
     tokenizer = LoadedTokenizer.load(folder)
-    return load_or_extract(lone_accelerator(), tokenizer, OpenData(data), "train", 1, 0, folder / "tokens")
+    return load_or_encode(lone_accelerator(), tokenizer, OpenData(data), "train", 1, 0, folder / "tokens")
 
 
 def changed(name: str, value: int) -> Callable[[Path, TokenSet], None]:

@@ -22,7 +22,7 @@ from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.gpt.model import Gpt
 from stage2_prior.likelihood import bigram_bits
 from stage2_prior.prior import PRIOR_FILE, load_prior
-from stage2_prior.tokens import TokenSet, load_or_extract
+from stage2_prior.tokens import TokenSet, load_or_encode
 from stage2_prior.validation import validate
 from tests.helpers.artefacts import gpt, shapes, write_tokenizer
 from tests.helpers.commands import lone_accelerator, run, run_script
@@ -74,7 +74,7 @@ def test_the_bigram_stands_beside_each_validation(tokenizer: Path, tmp_path: Pat
     wanted_of: tuple[tuple[Split, int], ...] = (("train", 2), ("validation", 1))
     for split, views in wanted_of:
         data = parse_data_config(loaded.data, "")
-        splits.append(load_or_extract(lone_accelerator(), loaded, OpenData(data), split, views, 0, tmp_path / "tokens"))
+        splits.append(load_or_encode(lone_accelerator(), loaded, OpenData(data), split, views, 0, tmp_path / "tokens"))
     validations = [entry for entry in log(tmp_path) if "validation/bits_per_token" in entry]
     assert [entry["step"] for entry in validations] == [2, 4]
     wanted = bigram_bits(splits[0], splits[1], codebook_size=16)
