@@ -23,7 +23,7 @@ from sampling.option_facts import AlwaysShown, Idle, facts_of_kind
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.engine.precision import float64
-from stage2_prior.generation import draw
+from stage2_prior.generation import draw_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,4 +142,4 @@ def choose(logits: Tensor, noise: Tensor, progress: float, config: ChooseConfig)
     scaled = float64(logits - logits.amax(dim=-1, keepdim=True)) / (temperature or 1.0)
     probabilities = config.apply_filters(scaled, takes_logits=True).softmax(dim=-1)
     probabilities = config.apply_filters(probabilities, takes_logits=False)
-    return draw(probabilities, noise) if temperature else probabilities.argmax(dim=-1)
+    return draw_codes(probabilities, noise) if temperature else probabilities.argmax(dim=-1)

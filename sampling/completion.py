@@ -20,7 +20,7 @@ from sampling.saved_images import DECODE_CHUNK, apply_in_chunks
 from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.seeds import derive_seed
-from stage2_prior.generation import Known
+from stage2_prior.generation import KnownCodes
 
 ImageArrays = NDArray[np.uint8]
 """Images (n, H, W, C) uint8."""
@@ -74,7 +74,7 @@ def complete(
         progress: called with numbers of finished codes.
     """
     mask = torch.from_numpy(kept_codes(keep, sampler.factor))
-    known = Known(encode(sampler, fill_hidden(task.images, keep)), mask)
+    known = KnownCodes(encode(sampler, fill_hidden(task.images, keep)), mask)
     completed = _generate_unknown(sampler, task, known, progress)
     return np.where(keep[None, :, :, None], task.images, completed) if paste else completed
 
@@ -97,13 +97,13 @@ def _grow_down_and_right(
     larger[:, :height, :width] = codes
     mask = torch.zeros(larger.shape[1:3], dtype=torch.bool)
     mask[:height, :width] = True
-    grown = _generate_unknown(sampler, task, Known(larger, mask), progress)
+    grown = _generate_unknown(sampler, task, KnownCodes(larger, mask), progress)
     if paste:
         grown[:, : task.images.shape[1], : task.images.shape[2]] = task.images
     return grown
 
 
-def _generate_unknown(sampler: Sampler, task: Task, known: Known, progress: Progress | None) -> ImageArrays:
+def _generate_unknown(sampler: Sampler, task: Task, known: KnownCodes, progress: Progress | None) -> ImageArrays:
     return sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))
 
 

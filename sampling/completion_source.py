@@ -30,13 +30,14 @@ from sampling.saved_images import Shape
 from stage1_tokenizer.config.base import CommandConfig, Config
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Texts
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import resize
 from stage1_tokenizer.data.image_files import read_image
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.file_names import describe_path
-from stage2_prior.class_names import labels_in_turn
-from stage2_prior.prior import labels_for
+from stage2_prior.class_labels import assign_labels
+from stage2_prior.prior import match_labels
 
 
 class GrowConfig(Config):
@@ -179,7 +180,7 @@ def read_originals(
         BadFileError: files cannot be read; the message lists them, so that all can be removed at once.
     """
     names_of_classes, size = sampler.prior.classes, sampler.size
-    given = None if class_ is None else labels_in_turn(class_, names_of_classes, np.arange(n, dtype=np.int64))
+    given = None if class_ is None else assign_labels(class_, names_of_classes, np.arange(n, dtype=np.int64))
     if source is not None:
         paths = image_paths(Path(source), "images")[:n]
         channels = sampler.prior.tokenizer.tokenizer.config.image_channels
@@ -187,13 +188,13 @@ def read_originals(
         if errors:
             raise bad_files_error(errors)
         images = np.stack([_crop_centre(resize(read_image(path, channels), size), size) for path in paths])
-        labels = np.resize(labels_for(sampler.prior, ()), len(paths)) if given is None else given[: len(paths)]
+        labels = np.resize(match_labels(sampler.prior, ()), len(paths)) if given is None else given[: len(paths)]
         return Originals(images, labels, [str(path) for path in paths])
-    data = data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": size})
-    split = build_image_batches(data, "validation", seed)
+    data = parse_data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": size})
+    split = open_data(data).image_batches("validation", seed)
     indices = np.arange(min(n, len(split)), dtype=np.int64)
     pixels, data_labels = split.batch(indices)
-    labels = labels_for(sampler.prior, split.classes)[data_labels.numpy()] if given is None else given[: len(indices)]
+    labels = match_labels(sampler.prior, split.classes)[data_labels.numpy()] if given is None else given[: len(indices)]
     return Originals(pixels.permute(0, 2, 3, 1).numpy(), labels, validation_names(data.kind, len(indices)))
 
 

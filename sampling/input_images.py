@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from einops import rearrange
 
 from sampling.output import numbered_names
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.folder.scan import FOLDER, image_files
-from stage1_tokenizer.data.image_batches import ImageArray
-from stage1_tokenizer.data.image_files import USUAL, read_image
+from stage1_tokenizer.data.base import ImageArray
+from stage1_tokenizer.data.folder.scan import FOLDER, find_images
+from stage1_tokenizer.data.image_files import USUAL_EXTENSIONS, read_image
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.file_names import describe_path, normalise_name
 from stage1_tokenizer.engine.launch import run_on_main
@@ -77,8 +78,8 @@ def given_images(accelerator: Accelerator, paths: Sequence[str], n: int | None, 
 
 def validation_images(loaded: LoadedTokenizer, n: int | None) -> InputImages:
     """Return the first n images (None: 64) of the validation split of a tokenizer's own data set."""
-    data = data_config(loaded.data, str(loaded.path))
-    split = build_image_batches(data, "validation", seed=0)
+    data = parse_data_config(loaded.data, str(loaded.path))
+    split = open_data(data).image_batches("validation", seed=0)
     count = min(n or VALIDATION_IMAGES, len(split))
 
     def read(index: int) -> ImageArray:
@@ -123,13 +124,13 @@ def image_paths(source: Path, option: str) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    files = image_files(source, "anywhere") if source.is_dir() else ()
+    files = find_images(source, "anywhere") if source.is_dir() else ()
     paths = sorted(source / name for name, reason in files if reason != FOLDER)
     if not paths:
         reason = "holds no images" if source.is_dir() else "there is no such file or folder"
         raise ConfigError(
-            f"{option} {describe_path(source)}: {reason} (images are {', '.join(USUAL)} and all other formats "
-            "that Pillow reads, recognised by their content)"
+            f"{option} {describe_path(source)}: {reason} (images are {', '.join(USUAL_EXTENSIONS)} and all other "
+            "formats that Pillow reads, recognised by their content)"
         )
     return paths
 

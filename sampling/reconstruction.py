@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sampling.input_images import InputImages
 from sampling.saved_images import arrange_rows, save_png
-from stage1_tokenizer.data.image_batches import ImageArray, normalise, to_uint8
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.base import ImageArray
+from stage1_tokenizer.data.image_batches import normalise, to_uint8
+from stage1_tokenizer.data.order import rank_range
 from stage1_tokenizer.engine.console import show_progress
 from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.metrics import psnr, ssim
@@ -66,7 +67,7 @@ def reconstruct_all(
     """
     n = len(images.names)
     table = torch.zeros(n, len(COLUMNS), dtype=torch.float64)
-    own_share = share(n, accelerator.process_index, accelerator.num_processes)
+    own_share = rank_range(n, accelerator.process_index, accelerator.num_processes)
     for index in show_progress(own_share, len(own_share), "image", "reconstructing"):
         image = images.read(index)
         reconstruction, *values = reconstruct_image(accelerator, tokenizer, image, tiles)

@@ -33,19 +33,19 @@ from sampling.option_facts import AlwaysShown, Idle
 from sampling.saved_images import Shape, decode_in_chunks
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Size
-from stage1_tokenizer.data.order import parts_of
+from stage1_tokenizer.data.order import split_evenly
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.networks.tiles import decode_codes, tiles_for
 from stage1_tokenizer.tokenizer import check_image_size
 from stage2_prior.base import Grid
-from stage2_prior.class_names import label_of, labels_in_turn
-from stage2_prior.generation import Known, NotFiniteError, generate
+from stage2_prior.class_labels import assign_labels, parse_class
+from stage2_prior.fast_linear import Precision
+from stage2_prior.generation import KnownCodes, NotFiniteError, generate
 from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
 from stage2_prior.prior import LoadedPrior, load_prior
-from stage2_prior.products import Precision
 from stage2_prior.windows import Canvas
 
 DEFAULT_GUIDANCE = 2.0
@@ -125,7 +125,7 @@ class Sampler:
         check_image_size(self.size, self.factor, "size")
         self.grid: Grid = (self.size[0] // self.factor, self.size[1] // self.factor)
         self.check_size(self.grid)
-        _, self.window = Canvas(self.grid, self.config.window, self.config.stride).fitted((shape.h, shape.w))
+        _, self.window = Canvas(self.grid, self.config.window, self.config.stride).resolve((shape.h, shape.w))
         is_trained_for_guidance = bool(prior.classes) and prior.model.config.label_dropout > 0
         scale = DEFAULT_GUIDANCE if is_trained_for_guidance else 1.0
         self.guidance = Guidance(
@@ -219,7 +219,7 @@ class Sampler:
             raise ConfigError(f"n is {n}, but at least one image must be asked for")
         indices = np.arange(n, dtype=np.int64)
         labels = self.labels(indices, classes)
-        parts = parts_of(indices, self.config.batch_size)
+        parts = split_evenly(indices, self.config.batch_size)
         return np.concatenate([self.images(part, labels[part], seed, progress) for part in parts])
 
     def labels(
@@ -230,10 +230,10 @@ class Sampler:
         if classes is None:
             return indices % max(1, len(names))
         if isinstance(classes, str | int | np.integer):
-            return labels_in_turn(str(classes), names, indices)
+            return assign_labels(str(classes), names, indices)
         if len(classes) != len(indices):
             raise ConfigError(f"{len(classes)} classes for {len(indices)} images: give one for each, or one for all")
-        return np.array([label_of(str(name), names) for name in classes], dtype=np.int64)
+        return np.array([parse_class(str(name), names) for name in classes], dtype=np.int64)
 
     def images(
         self, indices: NDArray[np.int64], labels: NDArray[np.int64], seed: int, progress: Progress | None = None
@@ -247,7 +247,7 @@ class Sampler:
         labels: NDArray[np.int64],
         seed: int,
         variants: NDArray[np.int64] | None = None,
-        known: Known | None = None,
+        known: KnownCodes | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Generate the codes (n, h, w, K) of images; of several candidates for each image, return the best.
@@ -286,7 +286,7 @@ class Sampler:
         labels: Tensor,
         seed: int,
         attempts: NDArray[np.int64],
-        known: Known | None,
+        known: KnownCodes | None,
         progress: Progress | None,
     ) -> Tensor:
         """Generate one candidate of each image: codes (n, h, w, K). The noise depends on (seed, attempt, index)."""

@@ -14,9 +14,9 @@ from sampling.evaluation.npz import write_samples
 from sampling.output import Output, close_output
 from sampling.sampler import Progress, Sampler
 from sampling.saved_images import Shape, arrange_grid, read_png, save_png
-from stage1_tokenizer.data.order import parts_of, share
+from stage1_tokenizer.data.order import rank_range, split_evenly
 from stage1_tokenizer.engine.console import progress_bar
-from stage2_prior.class_names import labels_in_turn
+from stage2_prior.class_labels import assign_labels
 from stage2_prior.prior import LoadedPrior
 
 GRID = "grid.png"
@@ -73,7 +73,7 @@ class PriorSource:
         """Return the label (n,) of each image."""
         if self.class_ is None:
             return self.sampler.labels(indices)
-        return labels_in_turn(self.class_, self.sampler.prior.classes, indices)
+        return assign_labels(self.class_, self.sampler.prior.classes, indices)
 
     def sample(self, indices: NDArray[np.int64], progress: Progress) -> NDArray[np.uint8]:
         """Sample the images with these numbers: (n, H, W, C)."""
@@ -87,9 +87,9 @@ class PriorSource:
 def make_missing(accelerator: Accelerator, source: ImageSource, out: Output, batch_size: int) -> float:
     """Make the images that a folder lacks, each process its share, and wait for all processes. Return the seconds."""
     start = time.monotonic()
-    own_share = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
+    own_share = out.missing[rank_range(len(out.missing), accelerator.process_index, accelerator.num_processes)]
     with progress_bar(len(own_share) * source.units_per_image, source.unit, source.task) as progress:
-        for indices in parts_of(own_share, batch_size):
+        for indices in split_evenly(own_share, batch_size):
             images = source.sample(indices, progress.update)
             for index, image in zip(indices, images, strict=True):
                 save_png(out.path / out.names[index], image)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sampling.checks.finding import Finding
 from stage1_tokenizer.data.bad_files import BadImageError
-from stage1_tokenizer.data.folder.scan import image_files, unreadable
+from stage1_tokenizer.data.folder.scan import find_images, try_images
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.console import progress_bar
 
@@ -16,7 +16,7 @@ MOST_FOLDERS = 20
 
 def holds_images(folder: Path) -> bool:
     """Return True if the folder exists and holds an image file, in itself or below."""
-    return folder.is_dir() and any(True for _ in image_files(folder, "inside", also_ours=True))
+    return folder.is_dir() and any(True for _ in find_images(folder, "inside", also_ours=True))
 
 
 def check_image(path: Path) -> Iterator[Finding]:
@@ -30,13 +30,15 @@ def check_image(path: Path) -> Iterator[Finding]:
 
 def check_images(folder: Path) -> Iterator[Finding]:
     """Check every image in a folder and below: a finding for each unreadable one, then one for all."""
-    files = image_files(folder, "inside", also_ours=True)
+    files = find_images(folder, "inside", also_ours=True)
     count_by_folder = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in files)
     total, broken = count_by_folder.total(), 0
     with progress_bar(total, "image", folder.name) as progress:
-        for error in unreadable(folder, seen=progress.update):
-            broken += 1
-            yield Finding.bad(error.path, error.reason)
+        for error in try_images(folder):
+            progress.update()
+            if error:
+                broken += 1
+                yield Finding.bad(error.path, error.reason)
     where = f" in {len(count_by_folder)} sub-folders" if len(count_by_folder) > 1 else ""
     if 1 < len(count_by_folder) <= MOST_FOLDERS:
         counts = (f"{name or 'itself'} {count:,}" for name, count in sorted(count_by_folder.items()))

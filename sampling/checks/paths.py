@@ -16,7 +16,7 @@ from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.state import STATE_NAME, list_states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 from stage2_prior.prior import PRIOR_FILE
-from stage2_prior.tokens import shards_in
+from stage2_prior.tokens import list_shards
 
 RUN_FILES = (CONFIG, TOKENIZER_FILE, PRIOR_FILE)
 """Files of which one is enough to make a folder a run."""
@@ -95,4 +95,4 @@ def _check_function(folder: Path) -> CheckFunction | None:
         return check_run
     if (folder / SETTINGS).exists():
         return check_samples
-    return check_token_folder if shards_in(folder) else None
+    return check_token_folder if list_shards(folder) else None

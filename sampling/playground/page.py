@@ -33,7 +33,7 @@ from sampling.playground.painter import SCRIPT, SEND_MASK, TEMPLATE, data_url, d
 from sampling.playground.tasks import Chosen, Playground, one_line_message
 from sampling.sampler import SamplingConfig
 from sampling.saved_images import save_png
-from stage1_tokenizer.data.image_batches import ImageArray
+from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 
 KEPT_RESULTS = 32

@@ -30,10 +30,10 @@ from sampling.completion_source import CompleteConfig, read_originals
 from sampling.generate import GenerateConfig
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.data.image_batches import ImageArray
+from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
+from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import LoadedPrior
-from stage2_prior.products import Precision
 
 CONFIG_NAME = "settings of this page"
 """Name of the page's settings in the errors of a config."""
