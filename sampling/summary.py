@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from sampling.agreement import agreement
+from sampling.agreement import measure_agreement
 from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data import data_config, open_data
@@ -117,7 +117,7 @@ def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
         raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")
     # The classifier learns the data's labels as they are now; the prior has those of its training.
     labels = np.array([train.classes.index(name) for name in prior.classes])[sampler.labels(np.arange(config.samples))]
-    found = agreement(train, validation, pictures, labels, config.classifier_steps, config.seed)
+    found = measure_agreement(train, validation, pictures, labels, config.classifier_steps, config.seed)
     return [
         Figure("classifier, right on held-out images", f"{found.held_out:.1%}", "95 %", found.held_out >= 0.95),
         Figure(

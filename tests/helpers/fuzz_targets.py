@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torchvision.models import alexnet
 
-from sampling.evaluation.extractors.base import fit
+from sampling.evaluation.extractors.base import load_weights
 from sampling.evaluation.npz import open_samples, read_moments
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig
@@ -213,7 +213,7 @@ def extractor_target() -> Target:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
 
     def read(path: Path) -> None:
-        fit(network, read_tensors(path, "extractor.weights")[0], str(path))
+        load_weights(network, read_tensors(path, "extractor.weights")[0], str(path))
 
     return Target("extractor", [save(network.state_dict())], read, ".safetensors", (mutate_safetensors,))
 

@@ -228,7 +228,7 @@ def test_the_seed_chooses_among_too_many() -> None:
 
 
 def test_too_few_pictures_say_so() -> None:
-    with pytest.raises(ValueError, match="no 5 neighbours"):
+    with pytest.raises(ValueError, match="needs 5 neighbours"):
         density_coverage(drawn(9), drawn(5))
-    with pytest.raises(ValueError, match="no 3 neighbours"):
+    with pytest.raises(ValueError, match="needs 3 neighbours"):
         precision_recall(drawn(3), drawn(9))

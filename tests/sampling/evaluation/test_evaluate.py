@@ -20,13 +20,13 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from sampling.evaluation.distances import frechet_distance
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.features import Features
-from sampling.evaluation.intervals import grouped, paired_frechet_interval
+from sampling.evaluation.intervals import paired_frechet_interval, random_groups
+from sampling.evaluation.metrics import distance_warnings, sample_metrics
 from sampling.evaluation.moments import moments_of
 from sampling.evaluation.npz import write_moments, write_samples
 from sampling.evaluation.reference import Reference
-from sampling.evaluation.results import Evaluation, Figure, as_json, as_markdown, console_lines
-from sampling.evaluation.sources import some
-from sampling.evaluation.tables import sample_figures, warnings_of
+from sampling.evaluation.results import Evaluation, Metric, console_lines, results_json, results_markdown
+from sampling.evaluation.sources import random_indices
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.saved_images import read_png
 from stage1_tokenizer.bottlenecks.kl import KlConfig
@@ -237,11 +237,11 @@ def test_copies_of_training_images_are_counted_and_shown(prior: Path) -> None:
 
 def test_samples_of_all_classes_are_looked_at(prior: Path) -> None:
     """Samples have their classes in turn, and every tenth of them would be of one class out of ten."""
-    chosen = some(100, 1000, seed=0)
+    chosen = random_indices(100, 1000, seed=0)
     assert len(set(chosen.tolist())) == 100
     assert set(np.bincount(chosen % 10) > 0) == {True}
-    assert not np.array_equal(chosen, some(100, 1000, seed=1))
-    np.testing.assert_array_equal(some(9, 5, seed=0), np.arange(5))
+    assert not np.array_equal(chosen, random_indices(100, 1000, seed=1))
+    np.testing.assert_array_equal(random_indices(9, 5, seed=0), np.arange(5))
 
 
 def test_results_of_different_protocols_have_different_names(prior: Path) -> None:
@@ -252,7 +252,8 @@ def test_results_of_different_protocols_have_different_names(prior: Path) -> Non
     assert len(list(prior.glob("*-to-train-8-*.json"))) == 2
     assert len(list(prior.glob("*-nearest.png"))) == 2
     ended = evaluate("--samples", prior, "--prior", prior, "--nearest", 0, "--out", prior / "out")
-    assert "no pictures" in ended.err  # for those that we wrote are none of them
+    assert ended.code == 2  # the folder has only images that the evaluations wrote, and these are not samples
+    assert f"--samples {prior}" in " ".join(ended.err.split())
 
 
 def with_pictures(folder: Path) -> Path:
@@ -272,7 +273,7 @@ def test_the_moments_of_a_file_with_pictures_are_left_alone(prior: Path) -> None
     assert both["of"]["fd"]["value"] == pytest.approx(split["of"]["fd"]["value"], rel=1e-6)
     with_npz(prior, D)
     assert evaluate(*arguments, "--reference", prior / "moments.npz", "--out", prior / "moments").code == 0
-    assert "how its pictures were resized is not known" in " ".join(result(prior / "moments")["warnings"])
+    assert "how its images were resized is not known" in " ".join(result(prior / "moments")["warnings"])
 
 
 @pytest.mark.parametrize("bottleneck", [KlConfig(), RvqConfig(codebook_size=16, depth=3, kmeans_init=False)])
@@ -350,8 +351,8 @@ def test_only_inceptions_figures_have_its_names(is_inception: bool) -> None:
         features.add(extractor(torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=generator)))
         sets.append(features)
     reference = Reference(sets[1].moments, sets[1].features, sets[1].indices, {}, (8, 8))
-    labels = {figure.name: figure.label for figure in sample_figures(sets[0], reference, extractor, 0)}
-    told = " ".join(warnings_of(60, 60, extractor))
+    labels = {figure.name: figure.label for figure in sample_metrics(sets[0], reference, extractor, 0)}
+    told = " ".join(distance_warnings(60, 60, extractor))
     if is_inception:
         assert {"fid": "FID", "kid": "KID", "is": "inception score"}.items() <= labels.items()
         assert "Tiny" not in told
@@ -371,7 +372,7 @@ def test_the_interval_of_reconstructions_leaves_a_picture_out_of_both_sides() ->
         return frechet_distance(moments_of(made[kept]), moments_of(originals[kept]))
 
     everything = np.arange(90)
-    left_out = np.array([distance(np.setdiff1d(everything, group)) for group in grouped(90, 20, seed=5)])
+    left_out = np.array([distance(np.setdiff1d(everything, group)) for group in random_groups(90, 20, seed=5)])
     error = math.sqrt(19 / 20 * ((left_out - left_out.mean()) ** 2).sum())
     low, high = paired_frechet_interval(torch.from_numpy(made), torch.from_numpy(originals), seed=5)
     assert (low + high) / 2 == pytest.approx(distance(everything), rel=1e-6)
@@ -381,11 +382,11 @@ def test_the_interval_of_reconstructions_leaves_a_picture_out_of_both_sides() ->
 def test_results_are_written_whatever_the_figures_are() -> None:
     """A figure that is no number is null in JSON, which has no such number, and words in Markdown; digits suit the
     interval; a name with a bar does not break the table."""
-    figures = [Figure("a", "a|b", float("nan")), Figure("b", "B", 3.14159, unit="dB", better="higher", note="c")]
+    figures = [Metric("a", "a|b", float("nan")), Metric("b", "B", 3.14159, unit="dB", better="higher", note="c")]
     evaluation = Evaluation("prior", figures, {"subject": "S", "data": {"kind": "folder", "root": "x\ny"}}, ["mind"])
-    tree = json.loads(as_json(evaluation))
+    tree = json.loads(results_json(evaluation))
     assert [figure["value"] for figure in tree["figures"]] == [None, 3.14159]
-    text = as_markdown(evaluation)
+    text = results_markdown(evaluation)
     assert "| a\\|b | not a number |" in text
     assert "| B | 3.142 dB |  | higher is better; c |" in text
     assert "> mind" in text

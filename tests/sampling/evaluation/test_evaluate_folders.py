@@ -119,9 +119,9 @@ def test_a_prior_may_be_compared_with_a_folder(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "--reference val: holds no pictures"),
-        (("a.png",), "there is 1 picture to measure"),
-        (("a.png", "wide.png"), "pictures that are measured together have one size"),
+        ((), "--reference val: "),
+        (("a.png",), "there is 1 image to measure"),
+        (("a.png", "wide.png"), "must have one size"),
     ],
     ids=str,
 )

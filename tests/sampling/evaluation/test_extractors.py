@@ -203,7 +203,7 @@ def test_files_that_do_not_fit_are_refused(files: dict[str, Path], tmp_path: Pat
         ({"fc.weight": None}, "no fc.weight"),
         ({"fc.weight": torch.zeros(10, 512)}, r"fc.weight is torch.float32 \(10, 512\), should be \(1000, 512\)"),
         ({"more": torch.zeros(1)}, "it has no more"),
-        ({"fc.bias": torch.full((1000,), torch.nan)}, "fc.bias holds numbers that are not finite"),
+        ({"fc.bias": torch.full((1000,), torch.nan)}, "fc.bias has numbers that are not finite"),
         ({"fc.bias": torch.zeros(1000, dtype=torch.int32)}, "fc.bias is torch.int32"),
     ):
         path = tmp_path / "changed.safetensors"

@@ -11,9 +11,9 @@ from sampling.evaluation.intervals import (
     any_interval,
     bootstrap_mean,
     frechet_interval,
-    grouped,
     jackknife,
     kernel_interval,
+    random_groups,
     score_interval,
     share_interval,
 )
@@ -54,20 +54,20 @@ def test_jackknife_of_a_mean_is_students() -> None:
     """With groups of one, the standard error of a mean is the usual one exactly; with 20 groups of 5, about."""
     x = drawn(40, 1)[:, 0].double().numpy()
     found = jackknife(40, lambda kept: float(x[kept].mean()), seed=0, groups=20)
-    sizes = [len(group) for group in grouped(40, 20, seed=0)]
+    sizes = [len(group) for group in random_groups(40, 20, seed=0)]
     assert sizes == [2] * 20
-    means = np.array([x[group].mean() for group in grouped(40, 20, seed=0)])
+    means = np.array([x[group].mean() for group in random_groups(40, 20, seed=0)])
     reach = 2.093024 * means.std(ddof=1) / 20**0.5  # Student's t of 19 degrees of freedom
     assert found.low == pytest.approx(x.mean() - reach, rel=1e-6)
     assert found.high == pytest.approx(x.mean() + reach, rel=1e-6)
 
 
 def test_groups_are_each_picture_once() -> None:
-    groups = grouped(103, 20, seed=1)
+    groups = random_groups(103, 20, seed=1)
     assert np.array_equal(np.sort(np.concatenate(groups)), np.arange(103))
     assert {len(group) for group in groups} == {5, 6}
     with pytest.raises(ValueError, match="too few"):
-        grouped(39, 20, seed=0)
+        random_groups(39, 20, seed=0)
 
 
 @pytest.mark.parametrize(("n", "d"), [(100, 5), (60, 90)])

@@ -120,16 +120,16 @@ def promising(shape: tuple[int, ...], data: bytes) -> bytes:
 BAD = {
     "no archive": (b"arr_0", "not an .npz"),
     "nothing": (archive({}), "no array arr_0"),
-    "another array": (archive({"mu.npy": npy(np.zeros(3))}), "no array arr_0, but mu.npy"),
+    "another array": (archive({"mu.npy": npy(np.zeros(3))}), "no array arr_0.*mu.npy"),
     "no header": (archive({"arr_0.npy": b"x" * 200}), "damaged"),
     "float": (archive({"arr_0.npy": npy(np.zeros((2, 3, 3, 3)))}), "float64"),
     "grey": (archive({"arr_0.npy": npy(np.zeros((2, 3, 3, 1), dtype=np.uint8))}), r"\(2, 3, 3, 1\)"),
     "empty": (archive({"arr_0.npy": npy(np.zeros((0, 3, 3, 3), dtype=np.uint8))}), r"\(0, 3, 3, 3\)"),
     "objects": (archive({"arr_0.npy": npy(np.array([{}], dtype=object))}), "objects"),
-    "terabytes": (archive({"arr_0.npy": promising((10**6, 1000, 1000, 3), b"")}), "3,000,000,000,000 bytes, not 0"),
+    "terabytes": (archive({"arr_0.npy": promising((10**6, 1000, 1000, 3), b"")}), "3,000,000,000,000 bytes"),
     "negative": (archive({"arr_0.npy": promising((-1, -1, 1, 3), bytes(3))}), "arr_0"),
     "wide": (archive({"arr_0.npy": promising((1, 1, 5000, 3), bytes(15000))}), "4096 a side"),
-    "lzma": (archive({"arr_0.npy": npy(pictures())}, zipfile.ZIP_LZMA), "compressed"),
+    "lzma": (archive({"arr_0.npy": npy(pictures())}, zipfile.ZIP_LZMA), "compression"),
     "cut off": (archive({"arr_0.npy": npy(pictures())})[:300], "damaged"),
 }
 
@@ -160,12 +160,12 @@ def test_bad_statistics_are_refused(tmp_path: Path) -> None:
     lopsided, negative = np.eye(3), np.diag([1.0, 1.0, -1.0])
     lopsided[0, 1] = 0.5
     changes: list[tuple[dict[str, NDArray[Any]], str]] = [
-        ({"sigma": np.eye(4)}, r"sigma is float64 \(4, 4\), should be numbers \(3, 3\)"),
+        ({"sigma": np.eye(4)}, r"sigma is float64 \(4, 4\).*\(3, 3\)"),
         ({"mu": np.zeros((3, 1))}, "mu is float64"),
-        ({"mu": np.full(3, np.nan)}, "mu holds numbers that are not finite"),
+        ({"mu": np.full(3, np.nan)}, "mu has numbers that are not finite"),
         ({"mu": np.array(["a", "b", "c"])}, "mu is <U1"),
-        ({"sigma": lopsided}, "no covariance"),
-        ({"sigma": negative}, "no covariance"),
+        ({"sigma": lopsided}, "not a covariance"),
+        ({"sigma": negative}, "not a covariance"),
     ]
     for change, message in changes:
         changed: dict[str, Any] = {**good, **change}
