@@ -37,8 +37,6 @@ class MeasuredReconstructions(NamedTuple):
     """(N,) float64."""
     squared_error: Tensor
     """(N,) float64: mean over an image's values, on the scale of [-1, 1]."""
-    lpips: Tensor | None
-    """(N,) float64."""
     variance: float
     """Variance of all values of the originals, on the same scale."""
     use: CodeUse
@@ -46,6 +44,8 @@ class MeasuredReconstructions(NamedTuple):
     """Features of the originals; None without an extractor."""
     reconstructed: Features | None
     """Features of the reconstructions; None without an extractor."""
+    lpips: Tensor | None = None
+    """(N,) float64."""
 
 
 def lpips_description(config: PerceptualConfig) -> str:
@@ -85,7 +85,7 @@ def measure_reconstructions(
             "PSNR, SSIM and NMSE of one image, give --extractor.kind none"
         )
     device, bottleneck = accelerator.device, loaded.tokenizer.bottleneck
-    columns: dict[str, ImageMetric] = {"psnr": psnr, "ssim": ssim, "error": _squared_error}
+    columns: dict[str, ImageMetric] = {"psnr": psnr, "ssim": ssim, "squared_error": _squared_error}
     if lpips is not None:
         columns["lpips"] = lpips
     table = torch.zeros(len(source), len(columns) + 2, dtype=torch.float64, device=device)
@@ -115,16 +115,11 @@ def measure_reconstructions(
     use.counts = accelerator.reduce(use.counts, "sum").cpu()
     for side in sides:
         side.merge_over(accelerator)
-    values_of = dict(zip(columns, table.unbind(dim=1), strict=False))
-    mean, square = table[:, -2].mean(), table[:, -1].mean()
+    originals, reconstructed = sides or (None, None)
+    measured = dict(zip(columns, table.unbind(dim=1), strict=False))
+    variance = max(float(table[:, -1].mean() - table[:, -2].mean().square()), 1e-12)
     return MeasuredReconstructions(
-        values_of["psnr"],
-        values_of["ssim"],
-        values_of["error"],
-        values_of.get("lpips"),
-        max(float(square - mean.square()), 1e-12),
-        use,
-        *(sides or (None, None)),
+        variance=variance, use=use, originals=originals, reconstructed=reconstructed, **measured
     )
 
 

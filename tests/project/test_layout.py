@@ -1,4 +1,4 @@
-"""The repository's own rules, read from its files: who imports whom, which names a file may have, what is never loaded.
+"""The repository's own rules, read from its files: imports between packages, file names, forbidden calls, sizes.
 
 Nothing here imports the packages, so the tests take a second and hold even while the code does not run.
 """
@@ -32,7 +32,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Each module that the file imports: `from a.b import c` gives a.b and a.b.c, a relative import begins with "."."""
+    """Yield each imported module: `from a.b import c` gives a.b and a.b.c; a relative import begins with "."."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -44,7 +44,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @cache
 def repository_files() -> tuple[Path, ...]:
-    """What is tracked or would be: `git ls-files` and what it does not ignore."""
+    """Return the files that git tracks, and those that it would track."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -71,13 +71,13 @@ def test_imports_go_one_way() -> None:
 
 
 def test_imports_are_absolute() -> None:
-    """A relative import fails in a file that is started as a script, which has no package."""
+    """A relative import fails in a file that runs as a script, which has no package."""
     wrong = [f"{name_of(path)}: {module}" for path in SOURCES for module in imports(path) if module.startswith(".")]
     assert not wrong
 
 
 def test_nothing_imports_a_train_script() -> None:
-    """train.py runs as `__main__`; imported too, its classes would exist twice, and be different ones."""
+    """train.py runs as `__main__`; an import would define its classes a second time."""
     wrong = [
         name_of(path)
         for path in SOURCES + TESTS
@@ -87,7 +87,7 @@ def test_nothing_imports_a_train_script() -> None:
 
 
 def test_no_file_shadows_a_module() -> None:
-    """`python stage2_prior/train.py` puts that folder first on the path: a types.py there is everybody's `types`."""
+    """`python stage2_prior/train.py` puts that folder first on the path; a types.py there replaces Python's `types`."""
     taken = sys.stdlib_module_names | (packages_distributions().keys() - {*PACKAGES})
     script_folders = {ROOT / package for package in PACKAGES} | {
         path.parent for path in SOURCES if "__main__" in path.read_text(encoding="utf-8")
@@ -98,7 +98,7 @@ def test_no_file_shadows_a_module() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """A pickle runs what it contains, and a checkpoint may come from anybody (Trap 44)."""
+    """Unpickling runs code from the file, and a checkpoint file may come from anybody (Trap 44)."""
     modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.load"}
     keywords = {("weights_only", False), ("allow_pickle", True)}
     wrong = []
@@ -114,8 +114,8 @@ def test_nothing_is_unpickled() -> None:
 
 
 def test_no_file_names_a_registry() -> None:
-    """Where packages come from is the machine's affair: a host in a file breaks every install behind a mirror."""
-    # In pieces, for this file is searched too.
+    """A package host in a file breaks every install behind a mirror; the machine's settings choose the host."""
+    # Split into pieces, because this file is searched too.
     registry = re.compile("index" + r"[-_]url|https?://\S*/(simple|packages)/|python" + r"hosted\.org", re.IGNORECASE)
     wrong = []
     for path in repository_files():
@@ -130,7 +130,7 @@ LOCKS = ["requirements.lock", "benchmarks/requirements.lock", ".ci/lowest.lock",
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_has_hashes_and_no_addresses(lock: str) -> None:
-    """An install must fail on a file that is not the one which was tested."""
+    """An install must fail on a file that differs from the tested one."""
     entries = re.split(r"\n(?=\S)", (ROOT / lock).read_text(encoding="utf-8"))
     assert len(entries) > 1
     for entry in entries:
@@ -149,17 +149,17 @@ def test_the_lowest_versions_are_those_of_the_bounds() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_each_file_says_its_idea(path: Path) -> None:
+def test_each_file_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(parse(path)), "no module docstring"
 
 
 LONGEST = {"stage1_tokenizer/train.py": 125, "stage2_prior/train.py": 125}
-"""Lines of the two loops, each of which is to be seen on one screen with its set-up."""
+"""Lines of the two training loops, which fit on one screen with their set-up."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_functions_can_be_read(path: Path) -> None:
-    """A function of more than 60 lines does several things, and nobody remembers the order of eight arguments."""
+    """A function has at most 60 lines and 7 positional arguments, because longer ones are hard to read and to call."""
     for node in ast.walk(parse(path)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -172,7 +172,7 @@ def test_functions_can_be_read(path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["stage1_tokenizer", "stage2_prior"])
 def test_a_package_shows_the_paper(package: str) -> None:
-    """Machinery is behind doors: who opens the folder sees the model, its parts and its commands."""
+    """A package's folder shows the model, its parts and its commands; other modules are in subfolders."""
     entries = {path.name for path in (ROOT / package).iterdir() if path.suffix in {".py", ""}}
     most = {"stage1_tokenizer": 16, "stage2_prior": 22}[package]
     assert len(entries - {"__init__.py", "__pycache__"}) <= most, sorted(entries)

@@ -1,4 +1,4 @@
-"""Memorisation: planted copies are found and counted, and fresh pictures are counted as rarely as they should be."""
+"""Memorisation: planted copies are found and counted, and fresh images are counted as rarely as expected."""
 
 import io
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ N = 400
 
 
 class Projection(Extractor):
-    """Features: a fixed random projection of the picture at 8x8."""
+    """An extractor: a fixed random projection of the image at 8x8."""
 
     def __init__(self) -> None:
         super().__init__("random projection", 32, (8, 8), "", is_inception=False)
         torch.manual_seed(0)
         self.weights = nn.Parameter(torch.randn(192, 32) / 192**0.5, requires_grad=False)
 
-    def _extract(self, pictures: Tensor) -> Extracted:
-        return Extracted((pictures.flatten(1).float() / 128 - 1) @ self.weights, None)
+    def _extract(self, images: Tensor) -> Extracted:
+        return Extracted((images.flatten(1).float() / 128 - 1) @ self.weights, None)
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +34,25 @@ def extractor() -> Extractor:
 
 
 def fresh(n: int, seed: int) -> Tensor:
-    """Smooth random pictures (n, 3, 16, 16), of which no two are alike."""
+    """Draw different smooth random images (n, 3, 16, 16)."""
     noise = torch.rand(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 255
     return F.interpolate(noise, size=16, mode="bicubic").clamp(0, 255).round().to(torch.uint8)
 
 
-def batches(pictures: Tensor, size: int = 64, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(pictures), size):
-        part = pictures[start : start + size]
+def batches(images: Tensor, size: int = 64, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
         yield part, torch.arange(first + start, first + start + len(part))
 
 
-def jpeg(picture: Tensor) -> Tensor:
+def jpeg(image: Tensor) -> Tensor:
     file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90)
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
 
 
 def test_neighbours_are_those_of_a_loop(extractor: Extractor) -> None:
-    """Whatever the batches, and with features given; the distances by their definitions."""
+    """Neighbours do not depend on batches or on given features, and distances follow their definitions."""
     training, samples = fresh(50, 1), fresh(6, 2)
     features = extractor(training).features
     found = find_nearest(samples, batches(training, 7, first=0), extractor, k=4, training_features=features)
@@ -72,7 +72,7 @@ def test_neighbours_are_those_of_a_loop(extractor: Extractor) -> None:
 
 @pytest.mark.parametrize("measure", ["pixels", "features"])
 def test_copies_are_found_and_counted(extractor: Extractor, measure: str) -> None:
-    """Exact, slightly noised, JPEG-ed: each with its original's index; what is fresh beside them is not counted."""
+    """Exact, noisy and JPEG copies are found with their original's index and counted; fresh images are not."""
     training = fresh(N, 1)
     noise = torch.randint(-4, 5, (3, 16, 16), generator=torch.Generator().manual_seed(5))
     noised = (training[123].int() + noise).clamp(0, 255).to(torch.uint8)
@@ -88,15 +88,15 @@ def test_copies_are_found_and_counted(extractor: Extractor, measure: str) -> Non
 
 
 def test_an_exact_copy_has_no_distance_in_pixels(extractor: Extractor) -> None:
-    """Also of bright pictures: |x|^2 + |y|^2 - 2 x.y would leave 0.1 of a grey level in float32."""
+    """Also for bright images, for which |x|^2 + |y|^2 - 2 x.y has an error of 0.1 of a grey level in float32."""
     training = torch.full((5, 3, 16, 16), 255, dtype=torch.uint8) - torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1)
     found = find_nearest(training, batches(training), extractor, k=2)
     assert found.pixels.distances[:, 0].tolist() == [0] * 5
     assert found.pixels.distances[:, 1].tolist() == [1] * 5
 
 
-def test_fresh_pictures_are_counted_at_the_expected_share(extractor: Extractor) -> None:
-    """1500 of the training's own distribution at a share of 5 %, within four standard errors of both sides' draws."""
+def test_fresh_images_are_counted_at_the_expected_share(extractor: Extractor) -> None:
+    """About 5 % of 1500 images of the training's distribution are counted, within four standard errors."""
     training, share = fresh(N, 1), 0.05
     held_out = find_nearest(fresh(1500, 3), batches(training), extractor)
     found = find_nearest(fresh(1500, 2), batches(training), extractor)
