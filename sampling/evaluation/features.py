@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sampling.evaluation.extractors.base import Extracted, Extractor
-from sampling.evaluation.moments import Array, Moments, RunningMoments, combined
-from sampling.evaluation.results import machine_name, now, versions
+from sampling.evaluation.moments import Moments, RunningMoments
+from sampling.evaluation.results import machine_name, versions
 from sampling.evaluation.sources import ImageSource, Indices, check_count
 from stage1_tokenizer.data.order import share
 from stage1_tokenizer.engine.console import bar
@@ -57,10 +58,9 @@ class Features:
             counts = accelerator.gather(torch.tensor([self._running.count], device=accelerator.device)).tolist()
             means = accelerator.gather(torch.from_numpy(self._running.mean)[None].to(accelerator.device))
             scatters = accelerator.gather(torch.from_numpy(self._running.scatter)[None].to(accelerator.device))
-            parts = [RunningMoments(self._dimension) for _ in counts]
-            for part, count, mean, scatter in zip(parts, counts, means.cpu(), scatters.cpu(), strict=True):
-                part.combine(count, mean.numpy(), scatter.numpy())
-            self._running = combined(parts, self._dimension)
+            self._running = RunningMoments(self._dimension)
+            for count, mean, scatter in zip(counts, means.cpu(), scatters.cpu(), strict=True):
+                self._running.combine(count, mean.numpy(), scatter.numpy())
         self._columns()
 
     @property
@@ -72,16 +72,6 @@ class Features:
     def moments(self) -> Moments:
         """Moments of all images added, kept or not. Raises ValueError: there are fewer than two."""
         return self._running.moments()
-
-    @property
-    def mean(self) -> Array:
-        """(D,) float64: mean of all images added."""
-        return self._running.mean
-
-    @property
-    def covariance(self) -> Array:
-        """(D, D) float64, unbiased: covariance of all images added."""
-        return self.moments.covariance
 
     @property
     def indices(self) -> Tensor:
@@ -172,7 +162,7 @@ class Evaluator:
             "processes": self.accelerator.num_processes,
             "machine": machine_name(self.accelerator.device),
             "versions": versions(),
-            "date": now(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
 

@@ -19,7 +19,7 @@ from sampling.evaluation.intervals import (
     paired_frechet_interval,
     score_interval,
 )
-from sampling.evaluation.reconstructions import MeasuredReconstructions, bits_per_image
+from sampling.evaluation.reconstructions import MeasuredReconstructions
 from sampling.evaluation.reference import Reference
 from sampling.evaluation.results import Metric
 from sampling.evaluation.sources import ImageSource, image_shape
@@ -72,7 +72,8 @@ def _code_metrics(measured: MeasuredReconstructions, tokenizer: Tokenizer) -> li
     if not tokenizer.bottleneck.depth:
         return []
     height, width = tokenizer.config.image_size
-    bits, size, use = bits_per_image(tokenizer), tokenizer.shape.V, measured.use
+    size, use = tokenizer.shape.V, measured.use
+    bits = tokenizer.shape.length * math.log2(size)  # without entropy coding
     return [
         Metric("code_usage", "codes in use", 100.0 * use.usage, None, "%", "higher", f"of {size:,}"),
         Metric("code_perplexity", "codebook perplexity", use.perplexity, None, "", "higher", f"at most {size:,}"),

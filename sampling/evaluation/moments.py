@@ -1,6 +1,5 @@
 """Mean and covariance of features in float64, combined from parts without loss of digits."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,11 +78,3 @@ def running_moments(features: NDArray[np.floating]) -> RunningMoments:
 def moments_of(features: NDArray[np.floating]) -> Moments:
     """Return the moments of features (N, D). Raises ValueError: N is less than 2."""
     return running_moments(features).moments()
-
-
-def combined(parts: Iterable[RunningMoments], dimension: int) -> RunningMoments:
-    """Return the running moments of all parts together."""
-    together = RunningMoments(dimension)
-    for part in parts:
-        together.combine(part.count, part.mean, part.scatter)
-    return together

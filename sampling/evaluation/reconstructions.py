@@ -3,7 +3,6 @@
 x uint8 -> normalise -> tokenizer -> x_hat -> uint8         all metrics are of the rounded image, as it is saved
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -132,12 +131,6 @@ def encode_and_decode(tokenizer: Tokenizer, x: Tensor) -> tuple[Tensor, Tensor |
         return in_chunks(lambda part: tokenizer(part)[0].float(), x, DECODE_CHUNK), None
     codes = in_chunks(tokenizer.encode_codes, x, DECODE_CHUNK)
     return in_chunks(lambda part: tokenizer.decode_codes(part).float(), codes, DECODE_CHUNK), codes
-
-
-def bits_per_image(tokenizer: Tokenizer) -> float:
-    """Return the size of an image's codes without entropy coding: log2 V bits per code."""
-    shape = tokenizer.shape
-    return shape.length * math.log2(shape.V)
 
 
 def _squared_error(x: Tensor, x_hat: Tensor) -> Tensor:

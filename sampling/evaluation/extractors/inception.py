@@ -66,7 +66,10 @@ class InceptionExtractor(Extractor):
         if path.suffix == ".safetensors":
             weights = read_tensors(path, f"{key}.weights")[0]
         elif self.sha256 == SHA256:
-            weights = _unpickled(path)
+            # The hash is known, and even so only tensors are unpickled (weights_only).
+            weights = torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, str(path.parent), "cpu", progress=False, file_name=path.name, weights_only=True
+            )
         else:
             raise BadFileError(
                 f"{source}: this is not the file of Inception's weights: its SHA-256 is {self.sha256}, not {SHA256}; "
@@ -130,11 +133,3 @@ def _download(choices: str) -> Path:
         except (OSError, RuntimeError, HTTPException) as error:
             raise ConfigError(f"Inception's weights cannot be downloaded ({error}); {choices}") from None
     return path
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """Read a file whose hash was checked; weights_only, so that nothing but tensors is unpickled."""
-    weights: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-        URL_INCEPTION_V3, str(path.parent), "cpu", progress=False, file_name=path.name, weights_only=True
-    )
-    return weights

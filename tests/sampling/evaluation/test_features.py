@@ -26,8 +26,8 @@ def test_moments_are_numpys_whatever_the_batches() -> None:
         for part in torch.split(x, size):
             features.add(Extracted(part, None))
         assert features.count == 101
-        np.testing.assert_allclose(features.mean, x.double().mean(dim=0), rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(features.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-10)
+        np.testing.assert_allclose(features.moments.mean, x.double().mean(dim=0), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(features.moments.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-10)
         assert features.features.shape == (0, 5)
 
 
@@ -37,7 +37,7 @@ def test_a_large_mean_costs_no_digits() -> None:
     features = Features(5, keep=None)
     for part in torch.split(x.float(), 32):
         features.add(Extracted(part, None))
-    np.testing.assert_allclose(features.covariance, np.cov(x.float().double().numpy(), rowvar=False), rtol=1e-9)
+    np.testing.assert_allclose(features.moments.covariance, np.cov(x.float().double().numpy(), rowvar=False), rtol=1e-9)
 
 
 def test_what_is_kept_depends_on_index_and_seed_alone() -> None:
@@ -91,7 +91,7 @@ def collected(accelerator: Accelerator, n: int, keep: int | None) -> tuple[int, 
     features.merge_over(accelerator)
     return (
         features.count,
-        torch.from_numpy(features.covariance),
+        torch.from_numpy(features.moments.covariance),
         features.indices,
         features.features,
         features.logits,
