@@ -134,7 +134,7 @@ class Ours(Step):
         assert isinstance(self.perceptual, Perceptual)
         objective = Objective(self.tokenizer, PIXEL, self.perceptual, 1.0, ADVERSARIAL, self.discriminator)
         with self.autocast():
-            x_hat, _, loss = objective.generator(self.x, True, self.model)
+            x_hat, _, loss = objective.reconstruct(self.x, True, self.model)
         torch.autograd.backward(loss.total)
         return x_hat, loss.parts["lambda"]
 

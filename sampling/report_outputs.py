@@ -20,12 +20,12 @@ from sampling.output import NOT_COMPARED
 from sampling.sampler import SamplingConfig
 from sampling.saved_images import rows_of
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.config.trees import LARGEST_JSON, parse_json
+from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON, parse_json
 from stage1_tokenizer.diagnostics.report.embedded_images import LARGEST_SIDE, grid, read
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, listed, plain, plural, table, tag
 from stage1_tokenizer.diagnostics.report.page import Section, attempt, note, or_note, section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
-from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.errors import shorten
 from stage2_prior.report import kind_of
 
 NEWEST = 3
@@ -72,7 +72,7 @@ def json_file(path: Path) -> Tree | str:
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     except ValueError as error:
-        return f"{path.name} cannot be read: {brief(error)}"
+        return f"{path.name} cannot be read: {shorten(error)}"
     return tree if isinstance(tree, dict) else f"{path.name} is no JSON object"
 
 

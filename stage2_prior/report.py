@@ -29,9 +29,8 @@ from stage1_tokenizer.diagnostics.views import atlas, tokens
 from stage1_tokenizer.diagnostics.views.base import Subject, measured_of
 from stage1_tokenizer.diagnostics.views.curves import VALIDATION, pair, show_charts
 from stage1_tokenizer.diagnostics.views.reconstructions import over_training, triple
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.tokenizer import config_tree, saved_step
+from stage1_tokenizer.engine.errors import BadFileError, shorten
+from stage1_tokenizer.engine.model_files import read_data_tree, read_step
 from stage2_prior.best import BEST_BY
 from stage2_prior.prior import PRIOR_FILE, PriorHeader
 
@@ -137,7 +136,7 @@ def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
         facts += [("Data", data_facts(described.data)), ("Parameters", f"{described.parameters:,}")]
         facts.append(("Sequence", f"{h * w * K:,} tokens out of {V:,}"))
         names = ", ".join(header.classes[:12]) + (", ..." if len(header.classes) > 12 else "")
-        facts.append(("Classes", f"{len(header.classes):,}: {brief(names)}" if header.classes else "none"))
+        facts.append(("Classes", f"{len(header.classes):,}: {shorten(names)}" if header.classes else "none"))
         facts.append(("Tokenizer", header.tokenizer))
         chosen = "the best on validation" if described.is_best else "the last"
         facts.append(("Weights", f"of step {described.step:,}, {chosen}"))
@@ -173,9 +172,9 @@ def described_prior(file: Path) -> Described:
             metadata = opened.metadata() or {}
             sizes = [math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise BadFileError(f"{file}: {brief(error)}") from None
+        raise BadFileError(f"{file}: {shorten(error)}") from None
     header = config_from_json(PriorHeader, metadata.get("config"), str(file))
-    data, step = config_tree(metadata.get("data"), str(file)), saved_step(metadata, str(file))
+    data, step = read_data_tree(metadata, str(file)), read_step(metadata, str(file))
     return Described(header, data, sum(sizes), step, BEST_BY in metadata)
 
 

@@ -16,8 +16,8 @@ from sampling.evaluation.moments import Moments, RunningMoments
 from sampling.evaluation.results import machine_name, versions
 from sampling.evaluation.sources import ImageSource, Indices, check_count
 from stage1_tokenizer.data.order import share
-from stage1_tokenizer.engine.console import bar
-from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.console import progress_bar
+from stage1_tokenizer.engine.seeds import draw_uniforms
 
 
 class Features:
@@ -97,7 +97,7 @@ class Features:
         order = np.argsort(indices.numpy(), kind="stable")
         if self._keep is not None and len(order) > self._keep:
             numbers = indices.numpy()[order]
-            drawn = uniforms(self._seed, "kept features", np.zeros_like(numbers), numbers, 1)[:, 0]
+            drawn = draw_uniforms(self._seed, "kept features", np.zeros_like(numbers), numbers, 1)[:, 0]
             order = order[np.sort(np.argsort(drawn, kind="stable")[: self._keep])]
         if not np.array_equal(order, np.arange(len(indices))):
             chosen = torch.from_numpy(order)
@@ -140,7 +140,7 @@ class Evaluator:
         check_count(source, name)
         features = Features(self.extractor.dimension, keep)
         batches = own_batches(self.accelerator, len(source), self.batch_size)
-        with bar(sum(map(len, batches)), "image", name) as progress:
+        with progress_bar(sum(map(len, batches)), "image", name) as progress:
             for indices in batches:
                 extracted = self.extractor(source.read(indices))
                 features.add(extracted if logits else extracted._replace(logits=None), torch.from_numpy(indices))

@@ -26,7 +26,7 @@ from sampling.evaluation.results import Metric
 from sampling.evaluation.sources import ImageSource, random_indices
 from sampling.saved_images import rows_of
 from stage1_tokenizer.data.order import share as share_of
-from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.console import show_progress
 
 SHARE = 0.01
 """Share of the held-out images that lie below the threshold."""
@@ -240,6 +240,6 @@ def _metric(name: str, unit: str, nearest: Tensor, nearest_held_out: Tensor, mem
 def _training_batches(source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all images of a source in batches, with their indices, and count them on a progress bar."""
     starts = range(0, len(source), BATCH)
-    for start in counted(starts, len(starts), "batch", "training images"):
+    for start in show_progress(starts, len(starts), "batch", "training images"):
         indices = np.arange(start, min(start + BATCH, len(source)), dtype=np.int64)
         yield source.read(indices), torch.from_numpy(indices)

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sampling.evaluation.moments import Moments
-from stage1_tokenizer.engine.checkpoint import brief, written_file
-from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.errors import BadFileError, shorten
+from stage1_tokenizer.engine.files import open_atomic
 
 LARGEST_SIDE = 4096
 """Largest height or width of an image, in pixels."""
@@ -140,7 +140,7 @@ def open_samples(path: Path) -> SamplesFile:
     """
     with _opened(path) as archive, _member(path, archive, "arr_0") as (_, shape, dtype):
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
-            raise BadFileError(f"{path}: arr_0 is {dtype} {brief(shape)}; samples must be uint8 (N, H, W, 3)")
+            raise BadFileError(f"{path}: arr_0 is {dtype} {shorten(shape)}; samples must be uint8 (N, H, W, 3)")
         if max(shape[1:3]) > LARGEST_SIDE:
             raise BadFileError(
                 f"{path}: the images are {shape[1]}x{shape[2]}; this version reads at most {LARGEST_SIDE} a side"
@@ -169,7 +169,7 @@ class _Unseekable:
 
 def _write(path: Path, members: Mapping[str, _Member]) -> None:
     """Write arrays as numpy.savez does, but atomically, and equal arrays as equal bytes."""
-    with written_file(path) as whole, zipfile.ZipFile(_Unseekable(whole), "w") as archive:
+    with open_atomic(path) as whole, zipfile.ZipFile(_Unseekable(whole), "w") as archive:
         for name, member in members.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as file:
@@ -186,7 +186,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except DAMAGED as error:
-        raise BadFileError(f"{path}: is damaged or not an .npz file ({brief(error)})") from None
+        raise BadFileError(f"{path}: is damaged or not an .npz file ({shorten(error)})") from None
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def _member(
     """
     names = archive.namelist()
     if f"{name}.npy" not in names:
-        raise BadFileError(f"{path}: has no array {name}; it holds {brief(', '.join(names) or 'nothing')}")
+        raise BadFileError(f"{path}: has no array {name}; it holds {shorten(', '.join(names) or 'nothing')}")
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BadFileError(f"{path}: {name} has a compression that .npz files do not use; save the file with numpy")
@@ -215,7 +215,7 @@ def _member(
         promised, there = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
         if promised != there or min(shape, default=0) < 0:
             raise BadFileError(
-                f"{path}: {name} is {dtype} {brief(shape)}, {promised:,} bytes, but the file has {there:,}"
+                f"{path}: {name} is {dtype} {shorten(shape)}, {promised:,} bytes, but the file has {there:,}"
             )
         yield file, shape, dtype
 
@@ -227,7 +227,9 @@ def _numbers(
     with _member(path, archive, name) as (file, shape, dtype):
         fits = len(shape) == dimensions and (wanted is None or shape == wanted)
         if dtype.kind not in "fiu" or not fits or math.prod(shape) > LARGEST_DIMENSION**2:
-            raise BadFileError(f"{path}: {name} is {dtype} {brief(shape)}; it must be numbers {wanted or ''}".rstrip())
+            raise BadFileError(
+                f"{path}: {name} is {dtype} {shorten(shape)}; it must be numbers {wanted or ''}".rstrip()
+            )
         data = _read_exactly(path, file, math.prod(shape) * dtype.itemsize)
         array = np.frombuffer(data, dtype=dtype).reshape(shape).astype(np.float64)
     if not np.isfinite(array).all():

@@ -78,7 +78,7 @@ class EvaluateConfig(CommandConfig):
     """Path of the results without .json and .md; null: evaluation/NAME in the run, where NAME states the protocol."""
 
     @classmethod
-    def completed(cls, tree: Tree) -> Tree:
+    def complete(cls, tree: Tree) -> Tree:
         """Return the tree with a whole data set, also if it has only keys that change the training's."""
         tokenizer, prior, samples = (tree.get(key) for key in ("tokenizer", "prior", "samples"))
 

@@ -24,13 +24,14 @@ from sampling.evaluation.features import Evaluator
 from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
 from sampling.evaluation.sources import ImageSource, NpzSource, SplitSource, image_shape, open_images
-from stage1_tokenizer.config.marks import Mark, without_marked
+from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.data import DataConfig, OpenData, open_data
 from stage1_tokenizer.data.image_batches import SPLITS, ImageBatches, Split
-from stage1_tokenizer.engine.checkpoint import brief, read_tensors, sha256_of, write_tensors
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.launch import on_main
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.checkpoint import read_tensors, write_tensors
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.files import file_sha256
+from stage1_tokenizer.engine.launch import run_on_main
 
 FORMAT = "1"
 KEPT = 50_000
@@ -74,7 +75,7 @@ def load_or_measure(evaluator: Evaluator, source: ImageSource, data: Provenance,
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
     path = evaluator.references / f"{name}-{digest}.safetensors"
     # The main process decides for all, because they must do the same.
-    if on_main(accelerator, lambda: _read_reference(path, provenance, dimension, size) is not None):
+    if run_on_main(accelerator, lambda: _read_reference(path, provenance, dimension, size) is not None):
         kept = _read_reference(path, provenance, dimension, size)
         if kept is None:
             raise BadFileError(
@@ -92,8 +93,8 @@ def load_or_measure(evaluator: Evaluator, source: ImageSource, data: Provenance,
         "indices": reference.indices,
     }
     header = {"kind": "reference", "format": FORMAT, "provenance": json.dumps(provenance)}
-    on_main(accelerator, lambda: write_tensors(path, tensors, header))
-    on_main(accelerator, lambda: write_moments(path.with_suffix(".npz"), reference.moments))  # for published tools
+    run_on_main(accelerator, lambda: write_tensors(path, tensors, header))
+    run_on_main(accelerator, lambda: write_moments(path.with_suffix(".npz"), reference.moments))  # for published tools
     accelerator.print(f"reference: {path} (kept for the next evaluation)")
     return reference
 
@@ -108,7 +109,7 @@ def npz_reference(evaluator: Evaluator, path: Path) -> Reference:
         BadFileError: the file is damaged, holds neither, or holds moments of another number of features.
     """
     check_reference(str(path))
-    data = {"file": path.name, "sha256": sha256_of(path)}
+    data = {"file": path.name, "sha256": file_sha256(path)}
     if not holds_moments(path):
         return measure_reference(evaluator, NpzSource(open_samples(path)), {**data, "holds": "pictures"})
     moments, extractor = read_moments(path), evaluator.extractor
@@ -129,8 +130,8 @@ def check_reference(name: str) -> None:
         exists = False
     if not exists:
         raise ConfigError(
-            f"reference {located(brief(name))}: there is no such file or folder; give train, validation, an .npz or a "
-            "folder of images"
+            f"reference {describe_path(shorten(name))}: there is no such file or folder; give train, validation, "
+            "an .npz or a folder of images"
         )
 
 
@@ -179,7 +180,7 @@ class DataSet:
 
     def provenance(self, split: Split) -> Provenance:
         """Return everything that a split's images depend on; they are used without augmentation."""
-        tree = without_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
+        tree = remove_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
         identity = self._opened.images(split).identity
         name = "all images of the folder" if self.whole is not None else split
         return tree | {"split": name} | ({"identity": identity} if identity else {})

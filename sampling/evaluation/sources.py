@@ -21,11 +21,11 @@ from sampling.saved_images import image_paths
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.engine.checkpoint import brief, sha256_of
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.launch import on_main
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.files import file_sha256
+from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.engine.lock import is_marked
-from stage1_tokenizer.engine.names import located
 from stage1_tokenizer.engine.seeds import derive_seed
 
 Indices = NDArray[np.int64]
@@ -142,7 +142,7 @@ class SampleSet(NamedTuple):
     def identity(self) -> str:
         """Hash of the contents of all files of the source, in their order."""
         files = self.source.paths if isinstance(self.source, FolderSource) else [self.path]
-        return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:32]
+        return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()[:32]
 
 
 def sample_prior(accelerator: Accelerator, prior: PriorSource, n: int, batch_size: int) -> SampleSet:
@@ -159,7 +159,7 @@ def sample_prior(accelerator: Accelerator, prior: PriorSource, n: int, batch_siz
     folder = prior.loaded.path.parent / "evaluation" / f"samples-{digest}"
     shapes = dict.fromkeys(image_names(settings), prior.image_shape)
     source = FolderSource([folder / name for name in shapes], prior.image_shape[2])
-    if on_main(accelerator, lambda: is_finished(folder)):
+    if run_on_main(accelerator, lambda: is_finished(folder)):
         if missing := [path.name for path in source.paths if not path.is_file()]:
             raise BadFileError(
                 f"{folder}: the folder is finished, but {len(missing):,} of its images are missing, the first is "
@@ -170,7 +170,7 @@ def sample_prior(accelerator: Accelerator, prior: PriorSource, n: int, batch_siz
     out = open_output(accelerator, str(folder), folder.parent, settings, shapes)
     accelerator.print(f"sampling {len(out.missing)} images to {one_line(str(folder))}")
     seconds = make_missing(accelerator, prior, out, batch_size)
-    on_main(accelerator, lambda: assemble(prior.labels(np.arange(n)), out))
+    run_on_main(accelerator, lambda: assemble(prior.labels(np.arange(n)), out))
     return SampleSet(source, folder, n, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None)
 
 
@@ -187,7 +187,7 @@ def open_images(path: Path, n: int | None, seed: int, option: str = "--samples")
     try:
         path = path.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise ConfigError(f"{option} {located(brief(path))}: there is no such file or folder") from None
+        raise ConfigError(f"{option} {describe_path(shorten(path))}: there is no such file or folder") from None
     if path.is_dir() and (path / SAMPLES).is_file():  # contains the samples in order, and not the grid too
         path = (path / SAMPLES).resolve()
     if not path.is_dir():

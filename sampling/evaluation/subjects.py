@@ -37,7 +37,7 @@ from sampling.sampling_loop import PriorSource
 from sampling.saved_images import save_png
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.launch import on_main
+from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.prior import LoadedPrior, labels_for, load_prior
@@ -128,7 +128,7 @@ def evaluate_samples(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Path
     name = f"{samples.path.stem}-to-{compared_with}-{features.count}-{config.extractor.kind}-{digest}"
     stem = Path(config.out) if config.out else folder / name
     image = stem.with_name(stem.name + NEAREST)
-    on_main(accelerator, lambda: image.unlink(missing_ok=True))  # it may be of an earlier evaluation's samples
+    run_on_main(accelerator, lambda: image.unlink(missing_ok=True))  # it may be of an earlier evaluation's samples
     if config.nearest and data is not None:
         found = _memorisation(config, evaluator, samples.source, data, reference)
         if isinstance(found, str):
@@ -136,7 +136,7 @@ def evaluate_samples(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Path
         else:
             metrics += found.metrics
             protocol["memorisation"] = found.description
-            on_main(accelerator, lambda: save_png(image, found.image))
+            run_on_main(accelerator, lambda: save_png(image, found.image))
     return stem, Evaluation("prior" if prior else "samples", metrics, protocol, warnings)
 
 

@@ -18,12 +18,12 @@ from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.data.image_batches import ImageBatches, to_uint8
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.log_file import log_entries
+from stage1_tokenizer.engine.log_file import read_log
 from stage1_tokenizer.metrics import pixel_variance
 from stage1_tokenizer.objective import PixelConfig, reconstruction_loss
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
-from stage1_tokenizer.validation import pairs, validate
+from stage1_tokenizer.validation import reconstruct_pairs, validate
 
 COLUMNS = (
     "preset",
@@ -126,7 +126,7 @@ def measure(
     )
     if not n:
         return row, None
-    shown = pairs(tokenizer, split, n, accelerator.device).cpu()  # (2n, C, H, W), each original and its reconstruction
+    shown = reconstruct_pairs(tokenizer, split, n, accelerator.device).cpu()  # (2n, C, H, W)
     return row, Reconstructions(row, shown[::2], shown[1::2])
 
 
@@ -144,7 +144,7 @@ def latent_numbers(tokenizer: Tokenizer) -> int:
 
 def training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
     """Images per second and seconds of a run, by the last entry of its log, which precedes validation and saving."""
-    entries = [entry for entry in log_entries(folder / "metrics.jsonl") if "train/images_per_second" in entry]
+    entries = [entry for entry in read_log(folder / "metrics.jsonl") if "train/images_per_second" in entry]
     if not entries:
         raise BadFileError(
             f"{folder / 'metrics.jsonl'}: has no entry of the training; delete the folder to train again"

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 
 from sampling.output import is_finished
 from stage1_tokenizer.engine.errors import InterruptionError, StorageError
-from stage1_tokenizer.engine.state import problem_of, states, step_of
+from stage1_tokenizer.engine.state import find_problem, list_states, step_of_state
 from tests.helpers.artefacts import write_prior, write_tokenizer
 from tests.helpers.commands import names_of
 from tests.helpers.faults import ended, prior_trained, trained
@@ -78,7 +78,7 @@ def samples(accelerator: Accelerator, out: Path, given: Path) -> tuple[int, str]
 
 def training_files(out: Path) -> dict[str, bytes]:
     """Return the newest state, the weights, and the log without the entries that depend on time."""
-    newest = states(out / "state")[0]
+    newest = list_states(out / "state")[0]
     found = {path.name: path.read_bytes() for path in [*newest.iterdir(), *out.glob("*.safetensors")]}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in line.items() if not key.endswith("per_second")} for line in lines]
@@ -117,7 +117,7 @@ def life(accelerator: Accelerator, job: Job, out: Path, given: Path, end: str, d
 
 def damage(out: Path, chance: random.Random) -> str | None:
     """Damage a folder between two lives, as a bad disk or a user might. Returns the kind; None: nothing to do."""
-    whole = [state for state in states(out / "state") if problem_of(state) is None]
+    whole = [state for state in list_states(out / "state") if find_problem(state) is None]
     kinds = ["half a line in the log", "leftovers", "an empty state", "an image", "tokens"]
     kind = chance.choice([*kinds, *["a state"] * 5] if len(whole) > 1 else kinds)
     if kind == "half a line in the log" and (out / "metrics.jsonl").exists():
@@ -192,10 +192,10 @@ def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random,
         # stopped before or just after that.
         if job.result is sampling_files and is_finished(out):
             break
-        kept = states(out / "state")
+        kept = list_states(out / "state")
         began = bool(kept) or bool([*out.glob("0*.png")])
         if job.result is training_files and kept:
-            lost = max(0, reached(out) - step_of(kept[0]))
+            lost = max(0, reached(out) - step_of_state(kept[0]))
             counts["lost steps"] += lost
             counts["most steps lost at once"] = max(counts["most steps lost at once"], lost)
             if lost > SAVE_EVERY or len(kept) > 4:

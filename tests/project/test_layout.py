@@ -1,6 +1,6 @@
-"""The repository's own rules, read from its files: imports between packages, file names, forbidden calls, sizes.
+"""Rules of the repository, checked on its files: imports between packages, names of files, no pickles.
 
-Nothing here imports the packages, so the tests take a second and hold even while the code does not run.
+The tests do not import the packages, so they take a second and also work while the code does not run.
 """
 
 import ast
@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield each imported module: `from a.b import c` gives a.b and a.b.c; a relative import begins with "."."""
+    """Yield the modules that a file imports: `from a.b import c` gives a.b and a.b.c, relative ones begin with "."."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -44,7 +45,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @cache
 def repository_files() -> tuple[Path, ...]:
-    """Return the files that git tracks, and those that it would track."""
+    """Return the tracked files and the untracked files that git does not ignore."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -70,14 +71,42 @@ def test_imports_go_one_way() -> None:
     assert not wrong
 
 
+INNER_LAYERS = {
+    "config": {"config", "engine.console", "engine.errors", "engine.file_names", "engine.files"},
+    "engine": {"config", "engine"},
+}
+"""Folders of stage one that know nothing of images and data sets, with the modules that each may import. The modules of
+the engine that config may import do not import config: else neither could be read first."""
+
+
+@pytest.mark.parametrize("folder", INNER_LAYERS)
+def test_machinery_knows_no_images(folder: str) -> None:
+    """engine and config serve any training: a change of data sets, networks or reports never reaches them."""
+    wrong = []
+    for path in (ROOT / "stage1_tokenizer" / folder).glob("*.py"):
+        ours = {module.removeprefix("stage1_tokenizer.") for module in imports(path) if module.startswith("stage1_")}
+        allowed = tuple(f"{layer}." for layer in INNER_LAYERS[folder])
+        ours -= {"config", "engine"}  # `from stage1_tokenizer.engine import console` gives engine and engine.console
+        wrong += [f"{name_of(path)}: {module}" for module in ours if not f"{module}.".startswith(allowed)]
+    assert not wrong
+
+
+def test_machinery_has_no_import_cycles() -> None:
+    """engine imports config, and config the lowest modules of engine: in a cycle none could be imported first."""
+    paths = [path for folder in INNER_LAYERS for path in (ROOT / "stage1_tokenizer" / folder).glob("*.py")]
+    modules = {name_of(path).removesuffix(".py").replace("/", "."): path for path in paths}
+    graph = {name: modules.keys() & set(imports(path)) for name, path in modules.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
+
+
 def test_imports_are_absolute() -> None:
-    """A relative import fails in a file that runs as a script, which has no package."""
+    """A relative import fails in a file that is started as a script, which has no package."""
     wrong = [f"{name_of(path)}: {module}" for path in SOURCES for module in imports(path) if module.startswith(".")]
     assert not wrong
 
 
 def test_nothing_imports_a_train_script() -> None:
-    """train.py runs as `__main__`; an import would define its classes a second time."""
+    """train.py runs as `__main__`; imported too, its classes would exist twice, and be different ones."""
     wrong = [
         name_of(path)
         for path in SOURCES + TESTS
@@ -87,7 +116,7 @@ def test_nothing_imports_a_train_script() -> None:
 
 
 def test_no_file_shadows_a_module() -> None:
-    """`python stage2_prior/train.py` puts that folder first on the path; a types.py there replaces Python's `types`."""
+    """`python stage2_prior/train.py` puts that folder first on the path: a types.py there is everybody's `types`."""
     taken = sys.stdlib_module_names | (packages_distributions().keys() - {*PACKAGES})
     script_folders = {ROOT / package for package in PACKAGES} | {
         path.parent for path in SOURCES if "__main__" in path.read_text(encoding="utf-8")
@@ -98,7 +127,7 @@ def test_no_file_shadows_a_module() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """Unpickling runs code from the file, and a checkpoint file may come from anybody (Trap 44)."""
+    """A pickle runs what it contains, and a checkpoint may come from anybody (Trap 44)."""
     modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.load"}
     keywords = {("weights_only", False), ("allow_pickle", True)}
     wrong = []
@@ -114,8 +143,8 @@ def test_nothing_is_unpickled() -> None:
 
 
 def test_no_file_names_a_registry() -> None:
-    """A package host in a file breaks every install behind a mirror; the machine's settings choose the host."""
-    # Split into pieces, because this file is searched too.
+    """The machine decides where packages come from: a host in a file breaks every install behind a mirror."""
+    # In pieces, for this file is searched too.
     registry = re.compile("index" + r"[-_]url|https?://\S*/(simple|packages)/|python" + r"hosted\.org", re.IGNORECASE)
     wrong = []
     for path in repository_files():
@@ -130,7 +159,7 @@ LOCKS = ["requirements.lock", "benchmarks/requirements.lock", ".ci/lowest.lock",
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_has_hashes_and_no_addresses(lock: str) -> None:
-    """An install must fail on a file that differs from the tested one."""
+    """An install must fail on a file that is not the one which was tested."""
     entries = re.split(r"\n(?=\S)", (ROOT / lock).read_text(encoding="utf-8"))
     assert len(entries) > 1
     for entry in entries:
@@ -149,17 +178,17 @@ def test_the_lowest_versions_are_those_of_the_bounds() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_each_file_has_a_docstring(path: Path) -> None:
+def test_each_file_says_its_idea(path: Path) -> None:
     assert ast.get_docstring(parse(path)), "no module docstring"
 
 
 LONGEST = {"stage1_tokenizer/train.py": 125, "stage2_prior/train.py": 125}
-"""Lines of the two training loops, which fit on one screen with their set-up."""
+"""Lines of the two loops, each of which is to be seen on one screen with its set-up."""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_functions_can_be_read(path: Path) -> None:
-    """A function has at most 60 lines and 7 positional arguments, because longer ones are hard to read and to call."""
+    """A function of more than 60 lines does several things, and nobody remembers the order of eight arguments."""
     for node in ast.walk(parse(path)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -172,7 +201,7 @@ def test_functions_can_be_read(path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["stage1_tokenizer", "stage2_prior"])
 def test_a_package_shows_the_paper(package: str) -> None:
-    """A package's folder shows the model, its parts and its commands; other modules are in subfolders."""
+    """The top folder has the model, its parts and its commands; the machinery is in sub-folders."""
     entries = {path.name for path in (ROOT / package).iterdir() if path.suffix in {".py", ""}}
     most = {"stage1_tokenizer": 16, "stage2_prior": 22}[package]
     assert len(entries - {"__init__.py", "__pycache__"}) <= most, sorted(entries)

@@ -1,4 +1,4 @@
-"""The files in configs/: each names its source, has the values of its source, builds, and makes a step on CPU."""
+"""The files in configs/: each names its source, has its values, builds, and takes a step on CPU."""
 
 import re
 from pathlib import Path
@@ -14,12 +14,12 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree, merge, parse_command_line, read_yaml, write_yaml
-from stage1_tokenizer.config.presets import FOLDER, find_presets, short_schedule
+from stage1_tokenizer.diagnostics.presets import PRESETS_FOLDER, find_presets, short_schedule
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.run import Run
 from tests.helpers.commands import ROOT, names_of, run
 
-STAGE1 = sorted(FOLDER.glob("*.yaml"))
+STAGE1 = sorted(PRESETS_FOLDER.glob("*.yaml"))
 STAGE2 = sorted((ROOT / "configs" / "stage2").glob("*.yaml"))
 LARGE = {"imagenet256_vqgan", "imagenet256_llamagen", "shapes64_vqgan"}  # more than five seconds
 
@@ -136,7 +136,7 @@ def train_config() -> type[CommandConfig]:
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """LPIPS's convolutions with random weights: a step does not depend on their values."""
+    """Make the convolutions of LPIPS with random weights, which are enough for a step."""
     folder = tmp_path_factory.mktemp("weights")
     nets: dict[str, nn.Module] = {"alex": alexnet(weights=None).features, "vgg": make_layers(cfgs["D"])}
     for name, net in nets.items():
@@ -157,7 +157,7 @@ def value(tree: Tree, key: str) -> Any:
 
 @pytest.mark.parametrize("path", STAGE1 + STAGE2, ids=lambda path: path.stem)
 def test_names_its_source_and_its_command(path: Path) -> None:
-    """The first line names the source of a preset's values; a comment has the command that trains it."""
+    """The first line of a preset names the source of its values, and the command that trains it."""
     text = path.read_text(encoding="utf-8")
     if path in STAGE1:
         assert re.match(r"# Source: .+\n", text)
@@ -166,33 +166,33 @@ def test_names_its_source_and_its_command(path: Path) -> None:
 
 
 def test_every_preset_is_in_the_table_of_stated_values() -> None:
-    """A new preset needs a row in STATED, except those with sizes of our own."""
+    """A new preset needs a row. The presets named here have a size of our own."""
     ours = {"cifar10_vqgan", "cifar10_vqgan_gpu", "flowers_vqgan"}
     assert {path.stem for path in STAGE1} - ours == set(STATED)
 
 
 @pytest.mark.parametrize("name", STATED)
 def test_holds_what_its_source_states(name: str, train_config: type[CommandConfig]) -> None:
-    """The resolved config is compared, so that a changed default does not silently change a reproduction."""
-    tree = resolved(train_config, FOLDER / f"{name}.yaml")
+    """The values are compared in the complete config, so that a changed default cannot change a reproduction."""
+    tree = resolved(train_config, PRESETS_FOLDER / f"{name}.yaml")
     assert {key: value(tree, key) for key in STATED[name]} == STATED[name]
 
 
 def test_the_learning_rate_of_the_vqgan_is_its_base_rate_times_the_batch(train_config: type[CommandConfig]) -> None:
-    """Esser et al.'s code multiplies 4.5e-6 by the batch size; our `lr` is the product."""
-    tree = resolved(train_config, FOLDER / "imagenet256_vqgan.yaml")
+    """The code of Esser et al. multiplies 4.5e-6 by the batch size; our `lr` is the product."""
+    tree = resolved(train_config, PRESETS_FOLDER / "imagenet256_vqgan.yaml")
     assert tree["optim"]["lr"] == pytest.approx(4.5e-6 * tree["batch_size"])
 
 
 def test_the_two_mnist_presets_differ_in_the_quantizer_alone() -> None:
-    """Each preset is the reference for the other, so they differ in nothing else."""
-    ours, theirs = (read_yaml(FOLDER / f"{name}.yaml") for name in ("mnist_mlp_vq", "mnist_mlp_vq_library"))
+    """Their results can be compared only if nothing else differs."""
+    ours, theirs = (read_yaml(PRESETS_FOLDER / f"{name}.yaml") for name in ("mnist_mlp_vq", "mnist_mlp_vq_library"))
     assert ours.pop("bottleneck") | {"kind": "vq_library"} == theirs.pop("bottleneck")
     assert ours == theirs
 
 
 def test_every_kind_of_bottleneck_has_a_preset() -> None:
-    """Every kind has a preset, except the grouped residual quantizer, which is `rvq` with one more key."""
+    """All but the grouped residual quantizer, which is `rvq` with one more key."""
     kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(BottleneckConfig)[0])}
     assert kinds - {read_yaml(path)["bottleneck"]["kind"] for path in STAGE1} == {"grouped_rvq"}
 
@@ -208,16 +208,16 @@ def test_takes_a_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The real script makes a step on a few images of the preset's size, with its LPIPS and discriminator."""
+    """The script trains on a few images of the preset's size, with LPIPS and the discriminator if it has them."""
     tree = resolved(train_config, path)
-    # The largest presets' networks take any image size, and 256x256 would take minutes.
+    # The networks of the largest know no image size, and 256x256 would take minutes.
     height, width = (min(side, 128) for side in tree["data"]["image_size"])
     channels = 1 if tree["data"]["kind"] == "mnist" else 3
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for number in range(8):
-        image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
-        Image.fromarray(image.squeeze()).save(tmp_path / "images" / f"{number}.png")
+        picture = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        Image.fromarray(picture.squeeze()).save(tmp_path / "images" / f"{number}.png")
     few: Tree = {
         "out": str(tmp_path / "run"),
         "steps": 1,
@@ -249,16 +249,16 @@ def test_takes_a_step(
 
 
 @pytest.mark.parametrize("path", STAGE2, ids=lambda path: path.stem)
-def test_a_prior_names_an_existing_tokenizer(path: Path) -> None:
-    """Its tokenizer is the run of a stage-one preset, or of the defaults."""
+def test_a_prior_names_a_tokenizer_that_there_is(path: Path) -> None:
+    """The tokenizer in its command is the run of a stage-one preset, or of the defaults."""
     config = parse_command_line(names_of("stage2_prior/train.py")["TrainPriorConfig"], ["--config", str(path)])
     defaults = parse_command_line(names_of("stage1_tokenizer/train.py")["TrainTokenizerConfig"], [])
-    runs = {str(defaults.folder), *(f"runs/stage1/{preset.stem}" for preset in FOLDER.glob("*.yaml"))}
+    runs = {str(defaults.folder), *(f"runs/stage1/{preset.stem}" for preset in PRESETS_FOLDER.glob("*.yaml"))}
     assert config.tree()["tokenizer"] in runs
 
 
 def test_presets_are_found_by_name_or_path(tmp_path: Path) -> None:
-    """Presets keep the order given; the error for a wrong name lists the nearest name and all names."""
+    """The order is that of the names; the message about a wrong name has the nearest name and all names."""
     own = tmp_path / "mine.yaml"
     own.touch()
     assert list(find_presets(["shapes64_ae", str(own), "cifar10_ae"])) == ["shapes64_ae", "mine", "cifar10_ae"]
@@ -268,12 +268,12 @@ def test_presets_are_found_by_name_or_path(tmp_path: Path) -> None:
         find_presets(["cifar10_vqave"])
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         find_presets([str(tmp_path / "nowhere.yaml")])
-    with pytest.raises(ConfigError, match="two are named mine"):
+    with pytest.raises(ConfigError, match="two have the name mine"):
         find_presets([str(own), str(own)])
 
 
 def test_schedules_are_shortened_only_where_they_are_too_long() -> None:
-    """A part of training that begins after the short schedule's end would not be compared."""
+    """In a short run, a term that starts after the last step would not be compared."""
     late: Tree = {
         "optim": {"warmup_steps": 200},
         "adversarial": {"weight": 0.5, "start": 5000},

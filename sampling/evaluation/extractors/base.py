@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.errors import BadFileError, shorten
 
 
 class Extracted(NamedTuple):
@@ -95,7 +94,7 @@ def load_weights(network: nn.Module, given: Mapping[str, Tensor], source: str) -
         if name not in given:
             raise BadFileError(f"{source}: these are not weights of {kind}: no {name}")
         if name not in expected:
-            raise BadFileError(f"{source}: these are not weights of {kind}: it has no {brief(name)}")
+            raise BadFileError(f"{source}: these are not weights of {kind}: it has no {shorten(name)}")
         fits = given[name].shape == expected[name].shape
         if not fits or given[name].is_floating_point() != expected[name].is_floating_point():
             raise BadFileError(

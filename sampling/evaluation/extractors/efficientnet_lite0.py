@@ -14,7 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sampling.evaluation.extractors.base import Extracted, Extractor, load_weights
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
+from stage1_tokenizer.engine.checkpoint import read_tensors
+from stage1_tokenizer.engine.files import file_sha256, require_file
 
 BLOCKS = (
     # kernel, stride, expansion, channels in, channels out, repeats
@@ -60,8 +61,8 @@ class EfficientNetLite0Extractor(Extractor):
 
     def __init__(self, config: EfficientNetLite0Config, key: str) -> None:
         """Load the weights. Raises ConfigError or BadFileError: they are missing or do not fit."""
-        path = existing(Path(config.weights), f"{key}.weights", CHOICES)
-        super().__init__("EfficientNet-Lite0", HEAD, (SIZE, SIZE), sha256_of(path), is_inception=False)
+        path = require_file(Path(config.weights), f"{key}.weights", CHOICES)
+        super().__init__("EfficientNet-Lite0", HEAD, (SIZE, SIZE), file_sha256(path), is_inception=False)
         with torch.device("meta"):
             self.network = EfficientNetLite0()
         load_weights(self.network, read_tensors(path, f"{key}.weights")[0], f"{key}.weights {path}")

@@ -24,8 +24,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 
 from sampling.evaluation.extractors.base import Extracted, Extractor, load_weights
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
+from stage1_tokenizer.engine.checkpoint import read_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.files import file_sha256, require_file
 from stage1_tokenizer.perceptual import check_download
 
 DIMENSION = 2048
@@ -60,8 +61,8 @@ class InceptionExtractor(Extractor):
             f"give {DOWNLOADED}, pt_inception-2015-12-05-6726825d.pth or the same weights as a safetensors file as "
             f"{key}.weights, leave that null to have them downloaded, or take {key}.kind efficientnet_lite0"
         )
-        path = existing(Path(config.weights), f"{key}.weights", choices) if config.weights else _download(choices)
-        super().__init__("Inception-v3 (TensorFlow 2015)", DIMENSION, (299, 299), sha256_of(path), is_inception=True)
+        path = require_file(Path(config.weights), f"{key}.weights", choices) if config.weights else _download(choices)
+        super().__init__("Inception-v3 (TensorFlow 2015)", DIMENSION, (299, 299), file_sha256(path), is_inception=True)
         source = f"{key}.weights {path}"
         if path.suffix == ".safetensors":
             weights = read_tensors(path, f"{key}.weights")[0]

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
-from stage1_tokenizer.config.messages import shortened
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.environment import SESSIONS
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.lock import holder_of
-from stage1_tokenizer.engine.log_file import Curve, log_entries, read_curves
-from stage1_tokenizer.engine.names import located
-from stage1_tokenizer.engine.state import states, step_of
+from stage1_tokenizer.engine.environment import SESSIONS_FILE
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.lock import find_lock_holder
+from stage1_tokenizer.engine.log_file import Curve, read_curves, read_log
+from stage1_tokenizer.engine.state import list_states, step_of_state
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
 CONFIG = "config.yaml"
@@ -63,12 +61,12 @@ class RunFolder:
 
     @cached_property
     def alarms(self) -> list[dict[str, Any]]:
-        return log_entries(self.path / "alarms.jsonl")
+        return read_log(self.path / "alarms.jsonl")
 
     @cached_property
     def sessions(self) -> list[dict[str, Any]]:
         """One entry for each start of the training; none for runs of earlier versions."""
-        return log_entries(self.path / SESSIONS)
+        return read_log(self.path / SESSIONS_FILE)
 
     @cached_property
     def steps(self) -> int | None:
@@ -80,13 +78,13 @@ class RunFolder:
     def done(self) -> int:
         """Steps done, by the log and by the states."""
         logged = [curve.steps[-1] for curve in self.curves.values()]
-        saved = [step_of(state) for state in states(self.path / "state")[:1]]
+        saved = [step_of_state(state) for state in list_states(self.path / "state")[:1]]
         return max([0, *logged, *saved])
 
     @cached_property
     def in_use(self) -> bool:
         """Whether another process has the folder: it is being trained."""
-        return holder_of(self.path) not in (None, "this one")
+        return find_lock_holder(self.path) not in (None, "this one")
 
     def last(self, name: str) -> float | None:
         """The newest value of a scalar."""
@@ -107,7 +105,7 @@ class RunFolder:
         tree: Any = self.config
         for key in keys:
             tree = tree.get(key) if isinstance(tree, dict) else None
-        return default if tree is None else brief(tree)
+        return default if tree is None else shorten(tree)
 
 
 def open_run(path: str | Path, *weights: str) -> RunFolder:
@@ -123,14 +121,14 @@ def open_run(path: str | Path, *weights: str) -> RunFolder:
         if folder.is_file() and folder.suffix == ".safetensors":
             folder = folder.parent
         if not folder.is_dir():
-            raise ConfigError(f"RUN {located(shortened(str(path)))}: there is no such folder")
+            raise ConfigError(f"RUN {describe_path(shorten(str(path)))}: there is no such folder")
         there = [name for name in (CONFIG, TOKENIZER_FILE, *weights) if (folder / name).exists()]
-        if not there and not states(folder / "state"):
+        if not there and not list_states(folder / "state"):
             names = ", ".join([CONFIG, TOKENIZER_FILE, *weights])
             raise ConfigError(
                 f"RUN {folder}: is no run's folder: it holds none of {names} and state/. "
                 "Runs are in runs/stage1 and runs/stage2"
             )
     except OSError as error:
-        raise ConfigError(f"RUN {shortened(str(path))}: {error.strerror}") from None
+        raise ConfigError(f"RUN {shorten(str(path))}: {error.strerror}") from None
     return RunFolder(folder)
