@@ -202,7 +202,7 @@ def _first_calls(run: Run, way: Way, labels: Tensor, tokens: int) -> list[float]
     return [seconds(partial(run, labels, few)) for _ in range(2)]
 
 
-def figures(
+def result_rows(
     size: Size, batch: int, took: dict[Way, list[float]], firsts: dict[Way, list[float]], floors: Floors
 ) -> list[dict[str, Any]]:
     """Return a row of results for each way."""
@@ -248,7 +248,7 @@ def measure(device: torch.device, small: bool) -> Results:
         firsts = {way: _first_calls(runs[way], way, labels, size.tokens) for way in entrants}
         floors = measure_floors(device, small)
         took = rounds(runs, entrants, labels, size.tokens, began + until)
-        rows += figures(size, batch, took, firsts, floors)
+        rows += result_rows(size, batch, took, firsts, floors)
         if batch > 1:
             entrants = fastest(took)
     middle = list(batches)[1]

@@ -84,7 +84,7 @@ class Memorised(NamedTuple):
         return int(self.is_memorised.sum())
 
 
-def find_nearest(
+def find_nearest_training(
     samples: Tensor,
     training: Iterable[tuple[Tensor, Tensor]],
     extractor: Extractor,
@@ -192,7 +192,7 @@ def measure_memorisation(
     chosen = chosen[:, : known.shape[1]]  # an .npz file has three equal channels for grey images
     together, split = torch.cat([chosen, known]), len(chosen)
     own = share_of(len(together), accelerator.process_index, accelerator.num_processes)
-    found = find_nearest(
+    found = find_nearest_training(
         together[own.start : own.stop],
         _training_batches(training),
         evaluator.extractor,
