@@ -32,8 +32,8 @@ from stage2_prior.generation import generate
 from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import token_loss
 from stage2_prior.plan import image_seconds, step_seconds
-from stage2_prior.planning.costs import BYTES, count, count_decoding, step_inputs
-from stage2_prior.planning.devices import Device, measure_device
+from stage2_prior.planning.costs import BYTES, count_generation, count_training, zero_batch
+from stage2_prior.planning.devices import DeviceRates, measure_device
 from stage2_prior.planning.operations import Trace
 from stage2_prior.prior import build_prior
 
@@ -92,9 +92,9 @@ def check_equal() -> None:
     """Check that the plan counts the step that is timed: equal operations for real tensors and for fake ones."""
     prior = build_prior(CONFIG, SHAPE, 0)
     with Trace() as real:
-        codes, labels = step_inputs(SHAPE, 2)
+        codes, labels = zero_batch(SHAPE, 2)
         token_loss(prior(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
-    assert real.flops == count(CONFIG, SHAPE, 0, 2).training_flops
+    assert real.flops == count_training(CONFIG, SHAPE, 0, 2).training_flops
 
 
 def row(curve: str, x: int, what: str, unit: str, measured: float | None, predicted: float, spread: float = 0.0) -> Row:
@@ -113,7 +113,7 @@ def step_of(shape: TokenShape, batch: int, device: torch.device) -> Callable[[],
     prior = build_prior(CONFIG, shape, 0).to(device)
     optim = OptimConfig()
     optimizer, ema = build_optimizer(prior, optim), Ema(prior, optim.ema_decay)
-    codes, labels = (part.to(device) for part in step_inputs(shape, batch))
+    codes, labels = (part.to(device) for part in zero_batch(shape, batch))
 
     def step() -> None:
         token_loss(prior(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
@@ -132,10 +132,10 @@ def prepared_step(shape: TokenShape, batch: int, device: torch.device) -> Callab
 
 
 def measure_training(
-    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device, memory: bool
+    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates, memory: bool
 ) -> list[Row]:
     """Measure a training step, and its memory if wanted."""
-    counted = count(CONFIG, shape, 0, batch)
+    counted = count_training(CONFIG, shape, 0, batch)
     taken = compare({"step": step_of(shape, batch, device)}, REPEATS)["step"]
     predicted = step_seconds(counted, 1, rates)
     tokens = batch * shape.length
@@ -150,15 +150,17 @@ def measure_training(
     return rows
 
 
-def measure_sampling(curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device) -> Row:
+def measure_sampling(
+    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates
+) -> Row:
     """Measure the sampling of images."""
     prior = build_prior(CONFIG, shape, 0).to(device).eval()
     prepared = prior.prepare()
-    noise, labels = torch.rand(batch, shape.length, device=device), step_inputs(shape, batch)[1].to(device)
+    noise, labels = torch.rand(batch, shape.length, device=device), zero_batch(shape, batch)[1].to(device)
     repeats = 1 if shape.length > 1024 else REPEATS
     taken = compare({"draw": lambda: generate(prior, labels, noise, prepared=prepared)}, repeats, warmups=repeats > 1)
     seconds, spread = taken["draw"].median / batch, taken["draw"].spread
-    predicted = image_seconds(count_decoding(CONFIG, shape, 0, batch), shape, batch, rates)
+    predicted = image_seconds(count_generation(CONFIG, shape, 0, batch), shape, batch, rates)
     if curve == "batch":
         return row(curve, x, "sampling", "images/s", 1 / seconds, 1 / predicted, spread)
     return row(curve, x, "drawing an image", "s", seconds, predicted, spread)
@@ -172,7 +174,7 @@ def prepared_lookup(codes: int, device: torch.device) -> Callable[[], torch.Tens
     return lambda: find_nearest(vectors, book)
 
 
-def measure_search(codes: int, device: torch.device, rates: Device) -> list[Row]:
+def measure_search(codes: int, device: torch.device, rates: DeviceRates) -> list[Row]:
     """Measure the search for the nearest of so many codebook vectors, for VECTORS vectors of CHANNELS."""
     taken = compare({"nearest": prepared_lookup(codes, device)}, REPEATS)["nearest"]
     with FakeTensorMode(), torch.no_grad(), Trace() as trace:
@@ -212,7 +214,7 @@ def measure_processes() -> list[Row]:
 def stack(name: str) -> Row:
     """Return the parts of training's memory by the plan, in MiB; the last part is the cache for sampling 16 images."""
     config, shape, batch = STACKS[name]
-    counted, cache = count(config, shape, 0, batch), count_decoding(config, shape, 0, 1).cache_bytes
+    counted, cache = count_training(config, shape, 0, batch), count_generation(config, shape, 0, 1).cache_bytes
     weights = BYTES * counted.parameters
     parts = {
         "weights": weights,

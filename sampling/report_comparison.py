@@ -15,9 +15,9 @@ from stage1_tokenizer.diagnostics.report.run_sections import Meaning, pairs, rea
 from stage1_tokenizer.diagnostics.report.tokenizer import TOKENIZER_FIGURES
 from stage1_tokenizer.diagnostics.views.base import Measured, Subject, measured_of
 from stage2_prior.prior import PRIOR_FILE
-from stage2_prior.report import FIGURES, described_prior, kind_of
+from stage2_prior.report import METRICS, described_prior, kind_of
 
-MEANINGS: dict[str, Meaning] = TOKENIZER_FIGURES | FIGURES
+MEANINGS: dict[str, Meaning] = TOKENIZER_FIGURES | METRICS
 CURVES = {
     "validation/psnr": ("PSNR in validation", "dB, higher is better", False),
     "validation/nmse": ("NMSE in validation", "squared error over the data's variance", True),

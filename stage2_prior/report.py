@@ -31,10 +31,10 @@ from stage1_tokenizer.diagnostics.views.curves import VALIDATION, pair, show_cha
 from stage1_tokenizer.diagnostics.views.reconstructions import over_training, triple
 from stage1_tokenizer.engine.errors import BadFileError, shorten
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step
-from stage2_prior.best import BEST_BY
+from stage2_prior.best_weights import BEST_BY
 from stage2_prior.prior import PRIOR_FILE, PriorHeader
 
-FIGURES = {
+METRICS = {
     "validation/bits_per_token": Meaning(
         "Bits per token", "What the prior needs on average for one code of a picture that it has not seen.", "lower"
     ),
@@ -61,7 +61,7 @@ def prior_page(run: RunFolder, device: torch.device, root: str | None = None, mo
     subject = Subject(run, device, root)
     command = command_of(run, "stage2_prior/train.py", " --tokenizer TOKENIZER")
     sections = [
-        attempt("figures", "Figures", lambda: join(in_words(run), show_figures(run, FIGURES))),
+        attempt("figures", "Figures", lambda: join(in_words(run), show_figures(run, METRICS))),
         *more,
         attempt("samples", "Samples over the training", lambda: _samples(run)),
         attempt("curves", "Curves", lambda: show_charts(run.curves, charts(run))),
@@ -82,7 +82,7 @@ def kind_of(run: RunFolder) -> Literal["tokenizer", "prior"]:
 
 def in_words(run: RunFolder) -> Markup | None:
     """The prior beside the two simplest models."""
-    found = {each.name.partition("/")[2]: each.value for each in readings(run.curves, FIGURES)}
+    found = {each.name.partition("/")[2]: each.value for each in readings(run.curves, METRICS)}
     bits = found.get("bits_per_token")
     if bits is None:
         return None

@@ -15,7 +15,7 @@ from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.moments import Moments, RunningMoments
 from sampling.evaluation.results import machine_name, versions
 from sampling.evaluation.sources import ImageSource, Indices, check_count
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.order import rank_range
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.seeds import draw_uniforms
 
@@ -168,7 +168,7 @@ class Evaluator:
 
 def own_batches(accelerator: Accelerator, count: int, batch_size: int) -> list[Indices]:
     """Return this process's share of 0..count-1, in batches; process 0 has the first share."""
-    own = np.asarray(share(count, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    own = np.asarray(rank_range(count, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
 
 

@@ -25,7 +25,7 @@ from sampling.evaluation.intervals import Interval, share_interval
 from sampling.evaluation.results import Metric
 from sampling.evaluation.sources import ImageSource, random_indices
 from sampling.saved_images import rows_of
-from stage1_tokenizer.data.order import share as share_of
+from stage1_tokenizer.data.order import rank_range as share_of
 from stage1_tokenizer.engine.console import show_progress
 
 SHARE = 0.01

@@ -25,8 +25,10 @@ from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
 from sampling.evaluation.sources import ImageSource, NpzSource, SplitSource, image_shape, open_images
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
-from stage1_tokenizer.data import DataConfig, OpenData, open_data
-from stage1_tokenizer.data.image_batches import SPLITS, ImageBatches, Split
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.base import SPLITS, Split
+from stage1_tokenizer.data.image_batches import ImageBatches
+from stage1_tokenizer.data.open_data import OpenData, open_data
 from stage1_tokenizer.engine.checkpoint import read_tensors, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.file_names import describe_path
@@ -181,7 +183,7 @@ class DataSet:
     def provenance(self, split: Split) -> Provenance:
         """Return everything that a split's images depend on; they are used without augmentation."""
         tree = remove_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
-        identity = self._opened.images(split).identity
+        identity = self._opened.splits[split].identity
         name = "all images of the folder" if self.whole is not None else split
         return tree | {"split": name} | ({"identity": identity} if identity else {})
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sampling.evaluation.features import Evaluator
@@ -36,12 +35,11 @@ from sampling.sampler import Sampler
 from sampling.sampling_loop import PriorSource
 from sampling.saved_images import save_png
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.prior import LoadedPrior, labels_for, load_prior
-from stage2_prior.score import ScoreConfig, score
+from stage2_prior.prior import LoadedPrior, load_prior, match_labels
+from stage2_prior.scoring import score_images
 
 DEFAULT_SAMPLES = 10_000
 """Samples to draw from a prior if no number is given. Published FIDs use 50,000; an FID of fewer samples is larger."""
@@ -145,7 +143,7 @@ def _samples_of_prior(config: EvaluateConfig, evaluator: Evaluator) -> _Comparis
     prior = load_prior(config.prior, evaluator.accelerator.device)
     data = build_data_set(config, prior.tokenizer, prior.data, prior.path)
     # An unusable class or reference ends the evaluation here, before hours of sampling.
-    labels_for(prior, data.image_batches(config.measured_split).classes)
+    match_labels(prior, data.image_batches(config.measured_split).classes)
     reference = load_reference(evaluator, config.reference, data)
     source = PriorSource(Sampler(prior, config.sampling), None, config.seed)
     samples = sample_prior(evaluator.accelerator, source, config.n or DEFAULT_SAMPLES, config.sampling.batch_size)
@@ -173,11 +171,8 @@ def _given_samples(config: EvaluateConfig, evaluator: Evaluator) -> _Comparison:
 def _bits_per_token(config: EvaluateConfig, evaluator: Evaluator, prior: LoadedPrior, data: DataSet) -> Metric:
     """Measure the bits per token that the prior needs for a split. Raises BadFileError: they are not finite."""
     images = data.image_batches(config.measured_split)
-    labels: NDArray[np.int64] = labels_for(prior, images.classes)
-    options = ScoreConfig(batch_size=config.batch_size)
-    scores = score(evaluator.accelerator, prior, images, len(images), labels, options)
-    if not bool(torch.isfinite(scores.nats).all()):
-        raise BadFileError(f"{prior.path}: its scores of images are not finite, so the weights are damaged")
+    labels: NDArray[np.int64] = match_labels(prior, images.classes)
+    scores = score_images(evaluator.accelerator, prior, images, labels, len(images), config.batch_size)
     length, unigram_bits = prior.model.shape.length, scores.use.entropy_bits
     return likelihood_metric(scores.nats, length, unigram_bits, config.measured_split, config.seed)
 

@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
-from stage1_tokenizer.data.image_batches import Split
+from stage1_tokenizer.data.base import Split
 from stage1_tokenizer.diagnostics.alarms.base import Alarm, Entry
 
 SETTLED = 1000

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_tokenizer.data.image_batches import ImageArray, to_uint8
+from stage1_tokenizer.data.base import ImageArray
+from stage1_tokenizer.data.image_batches import to_uint8
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.diagnostics.report.markup import Markup, tag
 

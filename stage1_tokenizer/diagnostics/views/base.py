@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.data import DataConfig, OpenData, data_config
+from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.image_batches import normalise
-from stage1_tokenizer.data.record import Found
+from stage1_tokenizer.data.open_data import OpenData
+from stage1_tokenizer.data.record import DataSummary
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.diagnostics.report.markup import Child
 from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
@@ -125,7 +127,7 @@ class Measured:
 
     loaded: LoadedTokenizer
     data: DataConfig
-    found: Found
+    found: DataSummary
     classes: tuple[str, ...]
     total: int
     """Images of the whole validation split."""
@@ -189,7 +191,7 @@ def measured_of(subject: Subject) -> Measured:
         BadFileError: the weights are damaged, or too many images.
     """
     loaded = LoadedTokenizer.load(subject.tokenizer or subject.run.path, subject.device, option=subject.option)
-    return measure(loaded, moved(data_config(loaded.data, str(loaded.path)), subject.root), subject.images)
+    return measure(loaded, moved(parse_data_config(loaded.data, str(loaded.path)), subject.root), subject.images)
 
 
 @torch.inference_mode()
@@ -222,7 +224,7 @@ def measure(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None
         parts.append(tuple(part.cpu() for part in (x, labels, z.float(), bottlenecked.z_q.float(), codes, x_hat)))
     x, labels, z, z_q, codes, x_hat = (torch.cat(part) for part in zip(*parts, strict=True))
     return Measured(
-        loaded, data, opened.found, split.classes, len(split),
+        loaded, data, opened.summary, split.classes, len(split),
         x, labels, z, z_q, codes if tokenizer.bottleneck.depth else None, x_hat, error_map(x, x_hat), psnr(x, x_hat),
     )  # fmt: skip
 

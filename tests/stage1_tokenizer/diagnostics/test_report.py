@@ -21,8 +21,9 @@ from PIL import Image
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw, linear_ticks, log_ticks, thinned
 from stage1_tokenizer.diagnostics.report.markup import data_block, percent, plain, tag
 from stage1_tokenizer.diagnostics.report.run_folder import open_run
@@ -88,7 +89,7 @@ def test_the_curves_hold_every_point_of_the_log(written: str) -> None:
 def test_the_codes_are_those_of_the_tokenizer(trained: Path, written: str) -> None:
     """In the tables over the pictures, in the data of the script, and how often they are used."""
     loaded = LoadedTokenizer.load(trained)
-    split = build_image_batches(data_config(loaded.data, ""), "validation", 0)
+    split = open_data(parse_data_config(loaded.data, "")).image_batches("validation", 0)
     with torch.inference_mode():
         codes = loaded.tokenizer.encode_codes(normalise(split.batch(np.arange(len(split)))[0]))[..., 0]
     found = re.search(r'<script type="application/json" id="tokens-data">(.*?)</script>', written)
