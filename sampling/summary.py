@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from sampling.agreement import agreement
+from sampling.agreement import measure_agreement
 from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.open_data import open_data
@@ -133,7 +133,7 @@ def class_lines(config: SummaryConfig, prior: LoadedPrior) -> list[SummaryLine]:
         raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")
     # The classifier learns the labels that the data set has now; the prior has those of its training.
     labels = np.array([train.classes.index(name) for name in prior.classes])[sampler.labels(np.arange(config.samples))]
-    accuracy = agreement(train, validation, images, labels, config.classifier_steps, config.seed)
+    accuracy = measure_agreement(train, validation, images, labels, config.classifier_steps, config.seed)
     held_out, samples = accuracy.held_out, accuracy.samples
     asked_for = f"classifier, {config.samples} samples of the class asked for"
     return [

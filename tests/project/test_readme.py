@@ -1,4 +1,4 @@
-"""What the README says: its commands run, its options exist, its files are there."""
+"""README and docs: their commands run, their options and files exist."""
 
 import re
 import shlex
@@ -36,7 +36,7 @@ def documents() -> list[str]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(script, arguments) of each command in the fenced blocks of README and docs, and in the configs' comments."""
+    """Return script and arguments of each command in README, docs and the configs' comments."""
     fenced = [found for text in documents() for found in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S)]
     blocks = [block for language, block in fenced if not language]
     blocks += [path.read_text(encoding="utf-8").replace("#", "") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
@@ -56,14 +56,14 @@ def config_class(script: str) -> type[CommandConfig]:
 
 
 def test_every_command_that_the_documents_show_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command with a misspelt or a removed option would be a command that nobody has run."""
+    """Each command parses, so no option is misspelt or removed."""
     monkeypatch.chdir(ROOT)
     found = commands()
     assert {script for script, _ in found} >= set(SCRIPTS) - {"sampling/summary.py"}
     for script, arguments in found:
         own = arguments[: arguments.index("--")] if "--" in arguments else arguments
         config = parse_command_line(config_class(script), own)
-        for preset in getattr(config, "presets", ()):  # the rest is for each training
+        for preset in getattr(config, "presets", ()):  # the other words are for each training
             words = ["--config", f"configs/stage1/{preset}.yaml", *arguments[len(own) + 1 :]]
             parse_command_line(config_class("stage1_tokenizer/train.py"), words)
 
@@ -78,7 +78,7 @@ def test_every_option_in_the_readmes_table_is_understood(monkeypatch: pytest.Mon
 
 
 def test_every_config_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A preset that does not parse is worse than none."""
+    """Every preset parses."""
     monkeypatch.chdir(ROOT)
     for stage, script in (("stage1", "stage1_tokenizer/train.py"), ("stage2", "stage2_prior/train.py")):
         paths = sorted((ROOT / "configs" / stage).glob("*.yaml"))
@@ -87,8 +87,8 @@ def test_every_config_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
             parse_command_line(config_class(script), ["--config", str(path)])
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
-    """Links, pictures and the map of the code."""
+def test_every_file_that_the_readme_names_exists() -> None:
+    """Links, images and the map of the code point to existing files."""
     for path in (ROOT / "docs").glob("*.md"):
         for name in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / name).exists(), (path.name, name)
@@ -104,7 +104,7 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 def test_the_three_commands_of_daily_use_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The README's own lines, with a few settings that make them small: from nothing to exactly 64 pictures."""
+    """The README's own lines, with a few settings that make them small, make 64 images."""
     monkeypatch.chdir(tmp_path)
     block = README.split("## Three commands of daily use")[1].split("```")[1]
     small = {
