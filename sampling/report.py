@@ -23,7 +23,7 @@ from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.prior import PRIOR_FILE
-from stage2_prior.report import kind_of, prior_page
+from stage2_prior.report import prior_page, run_kind
 
 COMPARISON = "comparison.html"
 MOST = 8
@@ -63,7 +63,7 @@ def main() -> None:
 
 def page_of(run: RunFolder, device: torch.device, root: str | None) -> str:
     """The page of one run, with what was sampled from it since."""
-    make = prior_page if kind_of(run) == "prior" else tokenizer_page
+    make = prior_page if run_kind(run) == "prior" else tokenizer_page
     return make(run, device, root, output_sections(run))
 
 

@@ -22,11 +22,21 @@ from sampling.saved_images import rows_of
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.trees import LARGEST_JSON, parse_json
 from stage1_tokenizer.diagnostics.report.embedded_images import LARGEST_SIDE, grid, read
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, listed, plain, plural, table, tag
-from stage1_tokenizer.diagnostics.report.page import Section, attempt, note, or_note, section
+from stage1_tokenizer.diagnostics.report.markup import (
+    Child,
+    Markup,
+    description_list,
+    fold,
+    format_number,
+    join,
+    plural,
+    table,
+    tag,
+)
+from stage1_tokenizer.diagnostics.report.page import Section, notice, or_notice, section, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.engine.checkpoint import brief
-from stage2_prior.report import kind_of
+from stage2_prior.report import run_kind
 
 NEWEST = 3
 """Folders of a kind that are shown."""
@@ -46,12 +56,12 @@ def output_sections(run: RunFolder) -> list[Section]:
     for name, done in kinds.items():
         title, folders = f"{done} pictures", numbered(run.path / name)
         if folders:
-            sections.append(attempt(name, title, partial(_folders, folders, done)))
-        elif name == "generated" and kind_of(run) == "prior":
+            sections.append(try_section(name, title, partial(_show_folders, folders, done)))
+        elif name == "generated" and run_kind(run) == "prior":
             command = tag("code", f"python sampling/generate.py --prior {run.path}")
-            sections.append(section(name, title, note("None yet; this makes some: ", command)))
+            sections.append(section(name, title, notice("None yet; this makes some: ", command)))
     if (run.path / "evaluation").is_dir():
-        sections.append(attempt("evaluation", "Evaluation", lambda: show_evaluations(run.path / "evaluation")))
+        sections.append(try_section("evaluation", "Evaluation", lambda: show_evaluations(run.path / "evaluation")))
     return sections
 
 
@@ -76,29 +86,29 @@ def json_file(path: Path) -> Tree | str:
     return tree if isinstance(tree, dict) else f"{path.name} is no JSON object"
 
 
-def _folders(folders: list[Path], done: str) -> Child:
+def _show_folders(folders: list[Path], done: str) -> Child:
     """The newest of them."""
     parts: list[Child] = []
     for folder in folders[:NEWEST]:
         parts.append(tag("h3", f"{folder.parent.name}/{folder.name}"))
         settings = json_file(folder / "settings.json")
         if isinstance(settings, str):
-            parts.append(note(settings))
+            parts.append(notice(settings))
             settings = {}
         elif settings.get("finished") is False:
-            parts.append(note("These are not finished; the same command makes the rest."))
-        parts += [_settings(folder, settings), or_note(partial(_picture, folder, settings, done))]
+            parts.append(notice("These are not finished; the same command makes the rest."))
+        parts += [_show_settings(folder, settings), or_notice(partial(_show_images, folder, settings, done))]
     if len(folders) > NEWEST:
-        parts.append(note(f"And {plural(len(folders) - NEWEST, 'older folder')}."))
+        parts.append(notice(f"And {plural(len(folders) - NEWEST, 'older folder')}."))
     return join(parts)
 
 
-def _settings(folder: Path, settings: Tree) -> Markup | None:
+def _show_settings(folder: Path, settings: Tree) -> Markup | None:
     """Those that make a difference, and all of them behind a fold."""
-    facts = [(key.replace("_", " "), _short(value)) for key, value in shown_settings(settings).items()]
+    facts = [(key.replace("_", " "), _shortened(value)) for key, value in shown_settings(settings).items()]
     if not facts:
         return None
-    pairs = ((str(key)[:LONGEST], _short(value)) for key, value in islice(settings.items(), 100))
+    pairs = ((str(key)[:LONGEST], _shortened(value)) for key, value in islice(settings.items(), 100))
     return join(
         tag("p", ", ".join(f"{key} {value}" for key, value in facts), class_="small"),
         fold(
@@ -117,23 +127,23 @@ def shown_settings(settings: Tree) -> Tree:
     return {key: value for key, value in {**shown, "step": settings.get("step")}.items() if value is not None}
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(each)}" for key, each in islice(value.items(), 20) if each)[:LONGEST]
+        return ", ".join(f"{key} {_shortened(each)}" for key, each in islice(value.items(), 20) if each)[:LONGEST]
     if isinstance(value, list):
         more = ", ..." if len(value) > 12 else ""
-        return (", ".join(_short(each) for each in value[:12]) + more)[:LONGEST]
+        return (", ".join(_shortened(each) for each in value[:12]) + more)[:LONGEST]
     return str(value)[:LONGEST]
 
 
-def _picture(folder: Path, settings: Tree, done: str) -> Child:
+def _show_images(folder: Path, settings: Tree, done: str) -> Child:
     """The grid, or of very many pictures the first ones."""
     named = folder.rglob("*.png") if "files" in settings else folder.glob("[0-9]*.png")
     files = [path for path in islice(sorted(named), LARGEST_GRID + 1) if "files" in settings or "-" not in path.stem]
     whole = folder / "grid.png"
     if whole.is_file() and len(files) <= LARGEST_GRID:
         picture = read(whole)
-        what = f"{done}: {_columns(settings)}"
+        what = f"{done}: {_describe_grid(settings)}"
     elif files:
         pictures = [read(path) for path in files[:MOST_FILES]]
         side = max(1, min(16, LARGEST_SIDE // (pictures[0].shape[1] + 2)))
@@ -141,37 +151,41 @@ def _picture(folder: Path, settings: Tree, done: str) -> Child:
         picture = rows_of([pictures[start : start + columns] for start in range(0, len(pictures), columns)])
         what = f"{done}: the first {plural(len(pictures), 'picture')}"
     else:
-        return note("There are no pictures in it.")
+        return notice("There are no pictures in it.")
     return tag("figure", grid(picture, f"{what}, from {folder.parent.name}/{folder.name}"))
 
 
-def _columns(settings: Tree) -> str:
+def _describe_grid(settings: Tree) -> str:
     if "variants" in settings:
         return "in each row an original, what was kept of it, and completions"
-    return f"{_short(settings.get('n', 'some'))} pictures"
+    return f"{_shortened(settings.get('n', 'some'))} pictures"
 
 
 def show_evaluations(folder: Path) -> Child:
     """The newest results, and with those of samples the training pictures that are nearest to them."""
-    files = sorted(folder.glob("*.json"), key=_written, reverse=True)
+    files = sorted(folder.glob("*.json"), key=_modified_at, reverse=True)
     parts: list[Child] = []
     for path in files[:NEWEST]:
         tree = json_file(path)
         parts.append(tag("h3", path.stem) if len(files) > 1 else None)
-        parts.append(note(tree) if isinstance(tree, str) else show_evaluation(tree, path.stem))
+        parts.append(notice(tree) if isinstance(tree, str) else show_evaluation(tree, path.stem))
         nearest = path.with_name(f"{path.stem}-nearest.png")
         if nearest.is_file():
             words = (
                 "The samples that are nearest to training pictures, by pixels on the left and by features on the "
                 "right, each with its three nearest: what looks like a copy would be one."
             )
-            parts += [tag("h4", "Nearest training pictures"), tag("p", words), or_note(partial(_nearest, nearest))]
+            parts += [
+                tag("h4", "Nearest training pictures"),
+                tag("p", words),
+                or_notice(partial(_show_nearest, nearest)),
+            ]
     if len(files) > NEWEST:
-        parts.append(note(f"And {plural(len(files) - NEWEST, 'older file')}."))
-    return join(parts) if files else note("The folder evaluation/ has no results.")
+        parts.append(notice(f"And {plural(len(files) - NEWEST, 'older file')}."))
+    return join(parts) if files else notice("The folder evaluation/ has no results.")
 
 
-def _written(path: Path) -> float:
+def _modified_at(path: Path) -> float:
     """When; a link that leads nowhere counts as the newest, so that it is named."""
     try:
         return path.stat().st_mtime
@@ -179,38 +193,38 @@ def _written(path: Path) -> float:
         return math.inf
 
 
-def _nearest(path: Path) -> Markup:
+def _show_nearest(path: Path) -> Markup:
     return grid(read(path), "Samples beside their nearest training pictures")
 
 
 def show_evaluation(tree: Tree, name: str) -> Markup:
     """Figures with their intervals, the protocol, and what to beware of."""
     figures = tree.get("figures")
-    rows = [_figure(each) for each in (figures if isinstance(figures, list) else [])[:MOST_FIGURES]]
+    rows = [_metric_row(each) for each in (figures if isinstance(figures, list) else [])[:MOST_FIGURES]]
     known = [row for row in rows if row]
     parts: list[Child] = [
         tag("p", tag("strong", "Beware: "), str(words)[:LONGEST_NOTE], class_="warning")
-        for words in _list(tree.get("warnings"))
+        for words in _as_list(tree.get("warnings"))
     ]
     if known:
         head = ["figure", "value and 95 % interval", "better", "what it is"]
         parts.append(table(f"Figures of the evaluation {name}", head, known, "measured", hide=True))
     if len(known) < len(rows) or not rows:
-        parts.append(note("Some of its figures cannot be read." if known else "It has no figures that can be read."))
+        parts.append(notice("Some of its figures cannot be read." if known else "It has no figures that can be read."))
     protocol = tree.get("protocol")
     if isinstance(protocol, dict) and protocol:
         facts: list[tuple[Child, Child]] = [
-            (str(key)[:60].replace("_", " "), _short(value)) for key, value in islice(protocol.items(), 60)
+            (str(key)[:60].replace("_", " "), _shortened(value)) for key, value in islice(protocol.items(), 60)
         ]
-        parts.append(fold("Protocol", listed(facts)))
+        parts.append(fold("Protocol", description_list(facts)))
     return join(parts)
 
 
-def _list(value: Any) -> Iterable[Any]:
+def _as_list(value: Any) -> Iterable[Any]:
     return value[:20] if isinstance(value, list) else []
 
 
-def _figure(entry: Any) -> list[Child] | None:
+def _metric_row(entry: Any) -> list[Child] | None:
     """A row of the table; None where the entry is none."""
     if not isinstance(entry, dict):
         return None
@@ -218,11 +232,11 @@ def _figure(entry: Any) -> list[Child] | None:
     if not _is_number(value):
         return None
     low, high = entry.get("low"), entry.get("high")
-    interval = f"{plain(low)} to {plain(high)}" if _is_number(low) and _is_number(high) else ""
+    interval = f"{format_number(low)} to {format_number(high)}" if _is_number(low) and _is_number(high) else ""
     unit = str(entry.get("unit") or "")[:40]
     better = entry.get("better") if entry.get("better") in ("lower", "higher") else ""
     label = str(entry.get("label") or entry.get("name") or "?")[:LONGEST]
-    number = tag("strong", f"{plain(value)} {unit}".rstrip(), class_="nowrap")
+    number = tag("strong", f"{format_number(value)} {unit}".rstrip(), class_="nowrap")
     shown = join(number, tag("br"), tag("span", interval, class_="small nowrap"))
     return [label, shown, better, str(entry.get("note") or "")[:LONGEST_NOTE]]
 

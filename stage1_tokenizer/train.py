@@ -24,7 +24,7 @@ from stage1_tokenizer.data.image_batches import ImageBatches, normalise
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.alarms import build_alarms
-from stage1_tokenizer.diagnostics.alarms.latents import Codes
+from stage1_tokenizer.diagnostics.alarms.latents import CodeCounts
 from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
 from stage1_tokenizer.discriminator import PatchDiscriminator
@@ -106,7 +106,7 @@ def main() -> None:
     parts |= {"code_use": use, "tally": tally}
     header = {"config": tokenizer.config.model_dump_json(), "data": config.data.model_dump_json()}
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
-    codes = Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
+    codes = CodeCounts(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
     run = folder.resume(
         parts,
         watch=build_alarms(config.bottleneck, config.adversarial, config.optim, codes),
@@ -131,7 +131,7 @@ def main() -> None:
         micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)
         if not has_learned:  # the first step, or those before it were left out
             start_codebook(tokenizer, micro_batches, accelerator)
-            if too_few := codes.too_few(config.bottleneck):
+            if too_few := codes.few_vectors_message(config.bottleneck):
                 run.alarm(step + 1, "few vectors", too_few)
 
         seed = derive_seed(config.seed, "model", step, rank)

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stage1_tokenizer.diagnostics.alarms.base import Alarm, Entry
+from stage1_tokenizer.diagnostics.alarms.base import Alarm, LogEntry
 from stage1_tokenizer.engine.state import Part
 from stage2_prior.base import Prior
 from stage2_prior.likelihood import bits
@@ -115,7 +115,7 @@ class Overfitting(Alarm):
         self._row = 0
         self._message: str | None = None
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         if TRAINING in entry.scalars:
             self._since.append(entry.scalars[TRAINING])
         if COMPARED in entry.scalars and self._since:

@@ -15,7 +15,7 @@ from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.data.partial_options import with_own_data
-from stage1_tokenizer.diagnostics.views.base import moved
+from stage1_tokenizer.diagnostics.views.base import with_root
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
@@ -135,7 +135,7 @@ def data_set(
     header = data_config(tree or tokenizer.data, str(source or tokenizer.path))
     if config.root is not None and (config.data is not None or header.is_drawn):
         raise ConfigError(f"--root {config.root}: the images are drawn, or --data says where they are; leave it out")
-    data = DataSet(config.data or moved(header, config.root))
+    data = DataSet(config.data or with_root(header, config.root))
     if config.root is not None and config.measures_folder and isinstance(data.config, FolderConfig):
         data = DataSet(all_of(data.config), config.root)
     wanted, size = tokenizer.tokenizer.config.image_channels, tokenizer.tokenizer.config.image_size

@@ -78,7 +78,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Reconstructions:
+class PresetImages:
     """Some validation images and what a tokenizer makes of them, (n, C, H, W) in [-1, 1] each."""
 
     row: Row
@@ -86,9 +86,9 @@ class Reconstructions:
     images: Tensor
 
 
-def measure(
+def measure_run(
     preset: str, folder: Path, batch_size: int, lpips: Perceptual | None, smallest: int, n: int
-) -> tuple[Row, Reconstructions | None]:
+) -> tuple[Row, PresetImages | None]:
     """The figures of the tokenizer in a run's folder, and n reconstructions. In float32, whatever it was trained in.
 
     LPIPS is measured on images of at least `smallest` pixels a side.
@@ -108,41 +108,41 @@ def measure(
     variance = pixel_variance(train_split)
     distance = partial(reconstruction_loss, pixel=PixelConfig(), perceptual=perceptual, perceptual_weight=1.0)
     figures = validate(accelerator, tokenizer, split, batch_size, variance, distance)
-    images_per_second, seconds = training_speed(folder, batch_size)
+    images_per_second, seconds = read_training_speed(folder, batch_size)
     row = Row(
         preset=preset,
         data=data.kind,
-        parameters=learned_numbers(tokenizer),
+        parameters=count_learned_numbers(tokenizer),
         nmse=figures["nmse"],
         psnr=figures["psnr"],
         lpips=figures.get("perceptual"),
         usage=figures.get("code_usage"),
         perplexity=figures.get("code_perplexity"),
         bits=figures.get("bits_per_image"),
-        floats=None if tokenizer.bottleneck.depth else latent_numbers(tokenizer),
+        floats=None if tokenizer.bottleneck.depth else count_latent_numbers(tokenizer),
         images_per_second=images_per_second,
         seconds=seconds,
-        trained_on=training_place(folder / "train.log"),
+        trained_on=read_training_place(folder / "train.log"),
     )
     if not n:
         return row, None
     shown = pairs(tokenizer, split, n, accelerator.device).cpu()  # (2n, C, H, W), each original and its reconstruction
-    return row, Reconstructions(row, shown[::2], shown[1::2])
+    return row, PresetImages(row, shown[::2], shown[1::2])
 
 
-def learned_numbers(tokenizer: Tokenizer) -> int:
+def count_learned_numbers(tokenizer: Tokenizer) -> int:
     """Parameters, and the codebooks that are running means: those are buffers, but learned all the same."""
     return sum(tensor.numel() for tensor in [*tokenizer.parameters(), *tokenizer.bottleneck.learned_buffers()])
 
 
-def latent_numbers(tokenizer: Tokenizer) -> int:
+def count_latent_numbers(tokenizer: Tokenizer) -> int:
     """Numbers per image of a continuous latent: those that a VAE draws, else those that the decoder receives."""
     (height, width), network = tokenizer.config.image_size, tokenizer.config.network
     channels = tokenizer.bottleneck.noise_channels or network.latent_channels
     return (height // network.factor) * (width // network.factor) * channels
 
 
-def training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
+def read_training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
     """Images per second and seconds of a run, by the last entry of its log, which precedes validation and saving."""
     entries = [entry for entry in log_entries(folder / "metrics.jsonl") if "train/images_per_second" in entry]
     if not entries:
@@ -154,14 +154,14 @@ def training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
     return images_per_second, last["step"] * batch_size / images_per_second
 
 
-def training_place(log: Path) -> str:
+def read_training_place(log: Path) -> str:
     """The line with which a training begins: processes, device, precision, threads."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line for line in text.splitlines() if line.startswith("processes=")]
     return lines[-1] if lines else "unknown: its train.log does not say"
 
 
-def cells(row: Row) -> list[str]:
+def row_cells(row: Row) -> list[str]:
     """A row as text, "-" for what it does not have."""
     return [
         row.preset,
@@ -177,9 +177,9 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def aligned(rows: Sequence[Row | Failure]) -> str:
+def console_table(rows: Sequence[Row | Failure]) -> str:
     """For the console: names on the left, numbers under each other; what failed says so in place of its numbers."""
-    lines = [list(COLUMNS), *(cells(row) for row in rows if isinstance(row, Row))]
+    lines = [list(COLUMNS), *(row_cells(row) for row in rows if isinstance(row, Row))]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     widths[0] = max(widths[0], *(len(row.preset) for row in rows))
 
@@ -188,16 +188,17 @@ def aligned(rows: Sequence[Row | Failure]) -> str:
         return "  ".join([words[0].ljust(widths[0]), *padded[1:]])
 
     texts = [
-        line(cells(row)) if isinstance(row, Row) else f"{row.preset.ljust(widths[0])}  {row.message}" for row in rows
+        line(row_cells(row)) if isinstance(row, Row) else f"{row.preset.ljust(widths[0])}  {row.message}"
+        for row in rows
     ]
     return "\n".join([line(COLUMNS), *texts])
 
 
-def markdown(rows: Sequence[Row | Failure], caption: str) -> str:
+def markdown_table(rows: Sequence[Row | Failure], caption: str) -> str:
     """The table, and the caption under it."""
     head = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:]))]
     body = [
-        cells(row)
+        row_cells(row)
         if isinstance(row, Row)
         else [row.preset, row.message.replace("|", "\\|"), *("" for _ in COLUMNS[2:])]
         for row in rows
@@ -205,19 +206,19 @@ def markdown(rows: Sequence[Row | Failure], caption: str) -> str:
     return "\n".join("| " + " | ".join(words) + " |" for words in [*head, *body]) + f"\n\n{caption}\n"
 
 
-def as_json(rows: Sequence[Row | Failure], settings: Tree) -> str:
+def json_table(rows: Sequence[Row | Failure], settings: Tree) -> str:
     """All figures in full, the settings and the machine."""
-    tree = {"settings": settings, "machine": machine(), "rows": [dataclasses.asdict(row) for row in rows]}
+    tree = {"settings": settings, "machine": machine_facts(), "rows": [dataclasses.asdict(row) for row in rows]}
     return json.dumps(tree, indent=2) + "\n"
 
 
-def machine() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """Where and with what the figures were made."""
-    facts = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
+    facts = {"processor": processor_name(), "python": platform.python_version(), "torch": torch.__version__}
     return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name, as far as the system tells it."""
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -226,9 +227,9 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def draw(measured: Sequence[Reconstructions], path: Path) -> None:
+def write_image(measured: Sequence[PresetImages], path: Path) -> None:
     """Write the picture. Presets of the same data set stand under one row of its images."""
-    rows = labelled_rows(measured)
+    rows = image_rows(measured)
     columns = max(len(images) for _, images in rows)
     figure = Figure(figsize=(INCHES * (columns + 3), INCHES * len(rows)), dpi=120, layout="constrained")
     for axes, (label, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
@@ -241,9 +242,9 @@ def draw(measured: Sequence[Reconstructions], path: Path) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
-def labelled_rows(measured: Sequence[Reconstructions]) -> list[tuple[str, Tensor]]:
+def image_rows(measured: Sequence[PresetImages]) -> list[tuple[str, Tensor]]:
     """(label, images (n, C, H, W)) from top to bottom: each data set's images, then the presets trained on it."""
-    groups: list[list[Reconstructions]] = []
+    groups: list[list[PresetImages]] = []
     for one in measured:
         same = [group for group in groups if torch.equal(group[0].originals, one.originals)]
         if same:

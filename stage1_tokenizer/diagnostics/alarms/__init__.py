@@ -10,7 +10,7 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.diagnostics.alarms.adversarial import DiscriminatorSilent, DiscriminatorWinning, LambdaAtItsClamp
 from stage1_tokenizer.diagnostics.alarms.base import Alarm, Alarms
 from stage1_tokenizer.diagnostics.alarms.latents import (
-    Codes,
+    CodeCounts,
     Collapse,
     CommitmentExploding,
     DeadCodes,
@@ -27,7 +27,7 @@ and the commitment term grows two hundredfold from near 0."""
 
 
 def build_alarms(
-    bottleneck: BottleneckConfig, adversarial: AdversarialConfig, optim: OptimConfig, codes: Codes
+    bottleneck: BottleneckConfig, adversarial: AdversarialConfig, optim: OptimConfig, codes: CodeCounts
 ) -> Alarms:
     """Those that have a meaning in this run."""
     beginning = BEGINNING + 2 * optim.warmup_steps

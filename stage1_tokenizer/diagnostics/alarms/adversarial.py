@@ -2,7 +2,7 @@
 
 import math
 
-from stage1_tokenizer.diagnostics.alarms.base import Alarm, Entry
+from stage1_tokenizer.diagnostics.alarms.base import Alarm, LogEntry
 from stage1_tokenizer.objective import LARGEST_WEIGHT, AdversarialConfig
 
 UNDECIDED = {"hinge": 1.0, "vanilla": math.log(2.0)}
@@ -18,7 +18,7 @@ class LambdaAtItsClamp(Alarm):
     def __init__(self, adversarial: AdversarialConfig) -> None:
         self._largest = adversarial.weight * LARGEST_WEIGHT
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         value = entry.scalars["train/lambda"]
         if 0.0 < value < 0.999 * self._largest:  # of a mean over processes, rounded
             return None
@@ -48,7 +48,7 @@ class DiscriminatorWinning(Alarm):
     def __init__(self, adversarial: AdversarialConfig) -> None:
         self._undecided = UNDECIDED[adversarial.loss]
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         loss, real, fake = (entry.scalars[name] for name in self.reads)
         if loss >= self.NEAR_0 * self._undecided or real <= fake:
             return None
@@ -73,7 +73,7 @@ class DiscriminatorSilent(Alarm):
     def __init__(self, adversarial: AdversarialConfig) -> None:
         self._undecided, self._start = UNDECIDED[adversarial.loss], adversarial.start
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         loss, real, fake = (entry.scalars[name] for name in self.reads)
         learning = entry.step - self._start
         # From above too: what is worse than a guess tells nothing either, unless the logits are far apart.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     step: int
     interval: int
     """Steps since the last entry on training, over which codes were counted."""
@@ -23,7 +23,7 @@ class Alarm(ABC):
     """Scalars without which an entry says nothing."""
 
     @abstractmethod
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         """What is seen, what it means and what to do; None where all is well."""
 
 
@@ -39,7 +39,7 @@ class Alarms:
     def look(self, step: int, scalars: Mapping[str, float]) -> list[tuple[str, str]]:
         """The log entry of a step -> the name and message of each alarm that begins with it."""
         known = {name: value for name, value in scalars.items() if math.isfinite(value)}
-        entry = Entry(step, step - self._last, known)
+        entry = LogEntry(step, step - self._last, known)
         if "train/total" in scalars:
             self._last = step
         begun = []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.data.image_batches import Split
-from stage1_tokenizer.diagnostics.alarms.base import Alarm, Entry
+from stage1_tokenizer.diagnostics.alarms.base import Alarm, LogEntry
 
 SETTLED = 1000
 """Steps until codes that were left behind by an encoder in its first steps are in use again: with a decay of 0.99, a
@@ -20,7 +20,7 @@ TOKENS_PER_PERPLEXITY = 5
 """Tokens per code in use from which perplexity can: n tokens of K codes give a factor of exp(-K / 2n), 0.9, too few."""
 
 
-class Codes(NamedTuple):
+class CodeCounts(NamedTuple):
     """How many codes there are, and how many are seen (of each codebook, where there are several)."""
 
     size: int
@@ -30,7 +30,7 @@ class Codes(NamedTuple):
     validation: int
     """In the validation split."""
 
-    def too_few(self, bottleneck: BottleneckConfig) -> str | None:
+    def few_vectors_message(self, bottleneck: BottleneckConfig) -> str | None:
         """What to say before the first step where k-means has fewer vectors than it is to make codes of."""
         if not bottleneck.starts_from_batch or self.per_step >= self.size:
             return None
@@ -48,10 +48,10 @@ class Collapse(Alarm):
     FALLEN = 0.5  # of the best; what a new discriminator or a revived code does to a healthy run is far less
     ONE_CODE = 1.05  # 99.3 % of the tokens are one code; drawn shapes, mostly background, have 1.6 at their worst
 
-    def __init__(self, bottleneck: BottleneckConfig, codes: Codes, beginning: int) -> None:
+    def __init__(self, bottleneck: BottleneckConfig, codes: CodeCounts, beginning: int) -> None:
         self._bottleneck, self._codes, self._beginning, self._best = bottleneck, codes, beginning, 0.0
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         usage, perplexity = (entry.scalars[name] for name in self.reads)
         enough = entry.interval * self._codes.per_step >= TOKENS_PER_PERPLEXITY * self._best
         if entry.step > self._beginning and enough:
@@ -72,11 +72,11 @@ class DeadCodes(Alarm):
     name = "dead codes"
     USED = 0.5  # below it a codebook of half the size would do; our trials on photographs end above 90 %
 
-    def __init__(self, split: Split, bottleneck: BottleneckConfig, codes: Codes) -> None:
+    def __init__(self, split: Split, bottleneck: BottleneckConfig, codes: CodeCounts) -> None:
         self.reads = (f"{split}/code_usage",)
         self._split, self._bottleneck, self._codes = split, bottleneck, codes
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         usage = entry.scalars[self.reads[0]]
         seen = self._codes.validation if self._split == "validation" else entry.interval * self._codes.per_step
         if entry.step < SETTLED or seen < TOKENS_PER_CODE * self._codes.size or usage >= self.USED:
@@ -105,7 +105,7 @@ class CommitmentExploding(Alarm):
         self._advice, self._beginning = sentence(["lower --optim.lr", *bottleneck.advice("commitment")]), beginning
         self._earlier: deque[float] = deque(maxlen=self.REMEMBERED)
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         value = entry.scalars["train/commitment"]
         if entry.step <= self._beginning:  # latents begin near 0, and so does their distance from the codes
             return None
@@ -130,7 +130,7 @@ class PosteriorCollapse(Alarm):
     def __init__(self, bottleneck: BottleneckConfig, beginning: int) -> None:
         self._advice, self._beginning = sentence(bottleneck.advice("posterior")), beginning
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         active, kl = (entry.scalars[name] for name in self.reads)
         if entry.step <= self._beginning or active >= self.ACTIVE:
             return None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from stage1_tokenizer.diagnostics.report.markup import Markup, fold, join, plain, table, tag
+from stage1_tokenizer.diagnostics.report.markup import Markup, fold, format_number, join, table, tag
 from stage1_tokenizer.engine.log_file import Curve
 
 POINTS = 300
@@ -83,7 +83,7 @@ class Frame:
         return linear_ticks(*self.x, most=5), log_ticks(*self.y) if self.log else linear_ticks(*self.y)
 
 
-def thinned(curve: Curve, most: int = POINTS) -> Curve:
+def thin_curve(curve: Curve, most: int = POINTS) -> Curve:
     """At most `most` points, of each stretch the first, lowest, highest and last one: no peak is lost."""
     n = len(curve.steps)
     if n <= most:
@@ -123,7 +123,7 @@ def tick_label(tick: float) -> str:
     return f"{tick:,.6f}".rstrip("0").rstrip(".") if abs(tick) < 1000 else f"{tick:,.0f}"
 
 
-def frame_of(chart: Chart) -> Frame:
+def fit_frame(chart: Chart) -> Frame:
     """Axes that hold all of the curves."""
     xs = [float(x) for series in chart.series for x in series.curve.steps]
     ys = [y for series in chart.series for y in series.curve.values] + ([chart.level[1]] if chart.level else [])
@@ -141,7 +141,7 @@ def frame_of(chart: Chart) -> Frame:
     return Frame((left, right if right > left else left + 1.0), (low, high), chart.log)
 
 
-def drawable(chart: Chart) -> Chart | None:
+def with_drawable_points(chart: Chart) -> Chart | None:
     """The chart with the points that its axes can hold, in order, and a colour for each curve; None: there are none."""
     kept = []
     for number, series in enumerate(chart.series):
@@ -152,13 +152,13 @@ def drawable(chart: Chart) -> Chart | None:
     return replace(chart, series=kept) if kept else None
 
 
-def draw(asked: Chart) -> Markup | None:
+def chart_html(asked: Chart) -> Markup | None:
     """The chart as a figure; None where there is nothing to draw."""
-    chart = drawable(asked)
+    chart = with_drawable_points(asked)
     if chart is None:
         return None
-    frame = frame_of(chart)
-    shown = [replace(each, curve=thinned(each.curve)) for each in chart.series]
+    frame = fit_frame(chart)
+    shown = [replace(each, curve=thin_curve(each.curve)) for each in chart.series]
     x_ticks, y_ticks = frame.ticks()
     legend = [
         tag("li", tag("span", class_=f"swatch c{each.colour}{' dotted' if each.dots else ''}"), each.name)
@@ -173,7 +173,9 @@ def draw(asked: Chart) -> Markup | None:
         tag("span", tick_label(tick), style=f"left:{100 * place:.2f}%", class_="last" if place > 0.95 else None)
         for tick, place in ((tick, frame.across(tick)) for tick in x_ticks)
     ]
-    area = tag("div", _drawing(chart, shown, frame, x_ticks, y_ticks), class_="area", data_chart=_data(shown, frame))
+    area = tag(
+        "div", _drawing(chart, shown, frame, x_ticks, y_ticks), class_="area", data_chart=_readout_data(shown, frame)
+    )
     return tag(
         "figure",
         tag("figcaption", tag("h3", chart.title), tag("p", chart.unit, class_="unit")),
@@ -187,7 +189,7 @@ def draw(asked: Chart) -> Markup | None:
             class_="plot",
         ),
         tag("p", chart.x_name, class_="x-name", aria_hidden="true"),
-        fold("The numbers", _numbers(chart)),
+        fold("The numbers", _number_table(chart)),
         class_="chart",
     )
 
@@ -196,13 +198,13 @@ def _fits(value: float, log: bool) -> bool:
     return (value >= SMALLEST if log else value == 0 or abs(value) >= SMALLEST) and abs(value) <= LARGEST
 
 
-def summary(series: Series) -> str:
+def describe_series(series: Series) -> str:
     """A curve in words."""
     steps, values = series.curve
     low, high = min(values), max(values)
     return (
-        f"{series.name}: {plain(values[0])} at {steps[0]:,}, {plain(values[-1])} at {steps[-1]:,}; lowest {plain(low)} "
-        f"at {steps[values.index(low)]:,}, highest {plain(high)} at {steps[values.index(high)]:,}"
+        f"{series.name}: {format_number(values[0])} at {steps[0]:,}, {format_number(values[-1])} at {steps[-1]:,}; lowest {format_number(low)} "
+        f"at {steps[values.index(low)]:,}, highest {format_number(high)} at {steps[values.index(high)]:,}"
     )
 
 
@@ -227,13 +229,13 @@ def _drawing(
         parts.append(tag("path", d=line, class_=f"line c{series.colour}"))
         if series.dots or len(places) == 1:
             parts.append(tag("path", d="".join(f"M{place}h0" for place in places), class_=f"dots c{series.colour}"))
-    words = "; ".join(map(summary, shown))
+    words = "; ".join(map(describe_series, shown))
     scale = " on a logarithmic axis" if frame.log else ""
     label = f"{chart.title}. Line chart of {chart.unit}{scale} over {chart.x_name}. {words}."
     return tag("svg", parts, viewBox=f"0 0 {SIDE} {SIDE}", preserveAspectRatio="none", role="img", aria_label=label)
 
 
-def _data(shown: Sequence[Series], frame: Frame) -> str:
+def _readout_data(shown: Sequence[Series], frame: Frame) -> str:
     """What the readout needs."""
     curves = [
         {"name": each.name, "x": each.curve.steps, "y": [float(f"{value:.5g}") for value in each.curve.values]}
@@ -242,7 +244,7 @@ def _data(shown: Sequence[Series], frame: Frame) -> str:
     return json.dumps({"x": frame.x, "y": frame.y, "log": frame.log, "series": curves}, separators=(",", ":"))
 
 
-def _numbers(chart: Chart) -> Markup:
+def _number_table(chart: Chart) -> Markup:
     """A table of some of the steps, of validations where there are some, evenly spaced, the last one among them; and of
     the extremes in words. Where steps had to be left out, a curve without a value at a row's has its nearest one."""
     kept = chart.series
@@ -256,10 +258,14 @@ def _numbers(chart: Chart) -> Markup:
         after = bisect_left(series.curve.steps, step)
         places = [place for place in (after - 1, after) if 0 <= place < len(series.curve.steps)]
         place = min(places, key=lambda place: abs(series.curve.steps[place] - step))
-        return plain(series.curve.values[place]) if abs(series.curve.steps[place] - step) <= reach else "\N{EN DASH}"
+        return (
+            format_number(series.curve.values[place])
+            if abs(series.curve.steps[place] - step) <= reach
+            else "\N{EN DASH}"
+        )
 
     body = [[f"{step:,}", *(at(series, step) for series in kept)] for step in rows]
-    extremes = tag("ul", [tag("li", summary(series)) for series in kept], class_="small")
+    extremes = tag("ul", [tag("li", describe_series(series)) for series in kept], class_="small")
     head = [chart.x_name, *(series.name for series in kept)]
     nearest = "" if few else f", at the {chart.x_name} or the nearest one that a curve has"
     return join(table(f"{chart.title}: {chart.unit}{nearest}", head, body, class_="numbers"), extremes)

@@ -47,32 +47,32 @@ def data_uri(picture: ImageArray, lossless: int = LOSSLESS) -> str:
     where it is then of no more than so many bytes."""
     image = Image.fromarray(picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture)
     area = image.width * image.height
-    image = _scaled(image, min(1.0, LARGEST_SIDE / max(image.size), (LARGEST_AREA / area) ** 0.5))
-    data, kind = _file(image, "PNG", optimize=True), "png"
+    image = _shrunk(image, min(1.0, LARGEST_SIDE / max(image.size), (LARGEST_AREA / area) ** 0.5))
+    data, kind = _encoded(image, "PNG", optimize=True), "png"
     if len(data) > lossless:
-        smaller = _jpeg(image)
+        smaller = _small_jpeg(image)
         data, kind = (smaller, "jpeg") if len(smaller) < len(data) else (data, kind)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def _small_jpeg(image: Image.Image) -> bytes:
     most = max(LOSSLESS / 2, PER_PIXEL * image.width * image.height)
     while True:
         for quality in QUALITIES:
-            data = _file(image, "JPEG", quality=quality, subsampling=0 if quality > 80 else 2)
+            data = _encoded(image, "JPEG", quality=quality, subsampling=0 if quality > 80 else 2)
             if len(data) <= most:
                 return data
-        image = _scaled(image, 0.7)
+        image = _shrunk(image, 0.7)
 
 
-def _scaled(image: Image.Image, scale: float) -> Image.Image:
+def _shrunk(image: Image.Image, scale: float) -> Image.Image:
     if scale >= 1.0:
         return image
     size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
     return image.resize(size, Image.Resampling.BOX)
 
 
-def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""HTML from small calls: whatever is not markup already is escaped, since names, messages and configs may say anything;
+"""HTML from small calls: whatever is not markup already is escape, since names, messages and configs may say anything;
 and numbers as people read them.
 
 tag("p", "a < b", class_="note")      -> <p class="note">a &lt; b</p>
@@ -26,19 +26,19 @@ Child: TypeAlias = "str | Iterable[Child] | None"
 Attribute = str | int | float | bool | None
 
 
-def escaped(text: object) -> Markup:
+def escape(text: object) -> Markup:
     """Text as HTML shows it."""
     return Markup(html.escape(CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text))))
 
 
 def join(*children: Child) -> Markup:
-    """Children one after the other; what is no Markup is escaped, None is left out."""
+    """Children one after the other; what is no Markup is escape, None is left out."""
     parts: list[str] = []
     for child in children:
         if isinstance(child, Markup):
             parts.append(child)
         elif isinstance(child, str):
-            parts.append(escaped(child))
+            parts.append(escape(child))
         elif child is not None:
             parts.append(join(*child))
     return Markup("".join(parts))
@@ -52,7 +52,7 @@ def tag(name: str, /, *children: Child, **attributes: Attribute) -> Markup:
         if value is None or value is False:
             continue
         word = key.rstrip("_").replace("_", "-")
-        words.append(word if value is True else f'{word}="{escaped(value)}"')
+        words.append(word if value is True else f'{word}="{escape(value)}"')
     opening = f"<{' '.join(words)}>"
     return Markup(opening if name in VOID else f"{opening}{join(*children)}</{name}>")
 
@@ -60,7 +60,7 @@ def tag(name: str, /, *children: Child, **attributes: Attribute) -> Markup:
 def data_block(name: str, value: object) -> Markup:
     """JSON that a script reads, found by its id; it is never run."""
     text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
-    return Markup(f'<script type="application/json" id="{escaped(name)}">{text}</script>')
+    return Markup(f'<script type="application/json" id="{escape(name)}">{text}</script>')
 
 
 def table(
@@ -87,7 +87,7 @@ def table(
     return tag("div", inner, class_="scroll", data_label=caption)
 
 
-def listed(pairs: Iterable[tuple[Child, Child]], class_: str = "facts") -> Markup:
+def description_list(pairs: Iterable[tuple[Child, Child]], class_: str = "facts") -> Markup:
     """A description list."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs], class_=class_)
 
@@ -97,7 +97,7 @@ def fold(summary: Child, *children: Child) -> Markup:
     return tag("details", tag("summary", summary), *children)
 
 
-def plain(value: float, digits: int = 4) -> str:
+def format_number(value: float, digits: int = 4) -> str:
     """As many significant digits as asked for, without an exponent where the number is of a human size."""
     if not math.isfinite(value):
         return "not a number"
@@ -109,7 +109,7 @@ def plain(value: float, digits: int = 4) -> str:
     return f"{value:.{digits - 1}e}"
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """A share of 0..1; only none is 0 %, and only all is 100 %."""
     if 0 < share < 0.0001:
         return "< 0.01 %"

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, escaped, join, tag
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, escape, join, tag
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, StorageError
 
-TROUBLE = (ConfigError, BadFileError, StorageError, OSError)
+EXPECTED_ERRORS = (ConfigError, BadFileError, StorageError, OSError)
 """What may be wrong with a run and its data, and keeps a part of the page from being made. (Not a stop by the user.)"""
 HERE = Path(__file__).parent
 STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
-MARK = Markup(
+LOGO = Markup(
     '<svg class="mark" viewBox="0 0 20 20" aria-hidden="true"><path d="M1 1h8v8H1z"/><path d="M11 1h8v8h-8z" '
     'opacity=".55"/><path d="M1 11h8v8H1z" opacity=".35"/><path d="M11 11h8v8h-8z" opacity=".8"/></svg>'
 )
@@ -30,7 +30,7 @@ class Section(NamedTuple):
     body: Markup
 
 
-class Head(NamedTuple):
+class PageHead(NamedTuple):
     """What stands on top."""
 
     kind: str
@@ -44,29 +44,29 @@ def section(name: str, title: str, *body: Child) -> Section:
     return Section(name, title, join(*body))
 
 
-def note(*words: Child) -> Markup:
+def notice(*words: Child) -> Markup:
     """A sentence about what is missing."""
     return tag("p", *words, class_="note")
 
 
-def attempt(name: str, title: str, build: Callable[[], Child]) -> Section:
+def try_section(name: str, title: str, build: Callable[[], Child]) -> Section:
     """A section, or in its place a sentence that says why it cannot be made: data that are gone, a file that is
     damaged. One section's trouble is not the others'."""
     try:
         return section(name, title, build())
-    except TROUBLE as error:
-        return section(name, title, note(f"This cannot be shown: {one_line(str(error))[:600]}"))
+    except EXPECTED_ERRORS as error:
+        return section(name, title, notice(f"This cannot be shown: {one_line(str(error))[:600]}"))
 
 
-def or_note(build: Callable[[], Child]) -> Child:
+def or_notice(build: Callable[[], Child]) -> Child:
     """A part of a section, or why it cannot be shown."""
     try:
         return build()
-    except TROUBLE as error:
-        return note(f"This cannot be shown: {one_line(str(error))[:300]}")
+    except EXPECTED_ERRORS as error:
+        return notice(f"This cannot be shown: {one_line(str(error))[:300]}")
 
 
-def render(head: Head, sections: Sequence[Section], footer: str) -> str:
+def render_page(head: PageHead, sections: Sequence[Section], footer: str) -> str:
     """The whole file."""
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -95,7 +95,7 @@ def render(head: Head, sections: Sequence[Section], footer: str) -> str:
     )  # fmt: skip
     top = tag(
         "header",
-        tag("p", MARK, "Tessera", tag("span", head.kind), class_="brand"),
+        tag("p", LOGO, "Tessera", tag("span", head.kind), class_="brand"),
         tag("h1", head.title),
         tag("p", head.lead, class_="lead"),
     )
@@ -119,7 +119,7 @@ def render(head: Head, sections: Sequence[Section], footer: str) -> str:
                 tag("a", "Skip to the content", class_="skip", href="#main"),
                 top,
                 tag("div", contents, main, class_="columns"),
-                tag("footer", escaped(footer)),
+                tag("footer", escape(footer)),
                 Markup(f"<script>{script}</script>"),
             ),
             lang="en",

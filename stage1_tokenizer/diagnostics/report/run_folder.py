@@ -54,7 +54,7 @@ class RunFolder:
         return self._config[1]
 
     @property
-    def weights(self) -> Path:
+    def weights_file(self) -> Path:
         return self.path / self.weights_name
 
     @cached_property
@@ -71,24 +71,24 @@ class RunFolder:
         return log_entries(self.path / SESSIONS)
 
     @cached_property
-    def steps(self) -> int | None:
+    def planned_steps(self) -> int | None:
         """Steps that were asked for."""
         steps = self.config.get("steps")
         return steps if isinstance(steps, int) else None
 
     @cached_property
-    def done(self) -> int:
+    def steps_done(self) -> int:
         """Steps done, by the log and by the states."""
         logged = [curve.steps[-1] for curve in self.curves.values()]
         saved = [step_of(state) for state in states(self.path / "state")[:1]]
         return max([0, *logged, *saved])
 
     @cached_property
-    def in_use(self) -> bool:
+    def is_in_use(self) -> bool:
         """Whether another process has the folder: it is being trained."""
         return holder_of(self.path) not in (None, "this one")
 
-    def last(self, name: str) -> float | None:
+    def last_value(self, name: str) -> float | None:
         """The newest value of a scalar."""
         curve = self.curves.get(name)
         return curve.values[-1] if curve else None
@@ -102,7 +102,7 @@ class RunFolder:
                 found.append((int(number), path))
         return sorted(found)
 
-    def text(self, *keys: str, default: str = "unknown") -> str:
+    def config_text(self, *keys: str, default: str = "unknown") -> str:
         """A value of the configuration by its keys, for the page."""
         tree: Any = self.config
         for key in keys:

@@ -1,4 +1,4 @@
-"""The sections that the page of any run has, of either stage: its figures, what was run, and what happened."""
+"""The sections that the page of any run has, of either stage: its figures, what was run, and what show_events."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,16 +12,16 @@ from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.diagnostics.report.markup import (
     Child,
     Markup,
+    description_list,
     fold,
+    format_number,
+    format_percent,
     join,
-    listed,
-    percent,
-    plain,
     plural,
     table,
     tag,
 )  # fmt: skip
-from stage1_tokenizer.diagnostics.report.page import Head, note
+from stage1_tokenizer.diagnostics.report.page import PageHead, notice
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.engine.log_file import Curve
 
@@ -33,7 +33,7 @@ MOST_LINES = 60
 Better = Literal["higher", "lower"] | None
 
 
-class Meaning(NamedTuple):
+class MetricInfo(NamedTuple):
     """The meaning of one scalar of the log, and which way is better."""
 
     label: str
@@ -45,21 +45,21 @@ class Meaning(NamedTuple):
     """Shown in per cent."""
 
     def shown(self, value: float) -> str:
-        return percent(value) if self.share else f"{plain(value, self.digits)} {self.unit}".rstrip()
+        return format_percent(value) if self.share else f"{format_number(value, self.digits)} {self.unit}".rstrip()
 
 
-class Reading(NamedTuple):
+class MetricValue(NamedTuple):
     """A figure of a run: the newest value, the best one, and where that was."""
 
     name: str
-    meaning: Meaning
+    meaning: MetricInfo
     value: float
     step: int
     best: float
     best_step: int
 
 
-def readings(curves: Mapping[str, Curve], meanings: Mapping[str, Meaning]) -> list[Reading]:
+def metric_values(curves: Mapping[str, Curve], meanings: Mapping[str, MetricInfo]) -> list[MetricValue]:
     """Those of the figures that a run has."""
     found = []
     for name, meaning in meanings.items():
@@ -69,15 +69,15 @@ def readings(curves: Mapping[str, Curve], meanings: Mapping[str, Meaning]) -> li
         choose = min if meaning.better == "lower" else max
         best = choose(curve.values) if meaning.better else curve.values[-1]
         place = len(curve.values) - 1 - curve.values[::-1].index(best)
-        found.append(Reading(name, meaning, curve.values[-1], curve.steps[-1], best, curve.steps[place]))
+        found.append(MetricValue(name, meaning, curve.values[-1], curve.steps[-1], best, curve.steps[place]))
     return found
 
 
-def show_figures(run: RunFolder, meanings: Mapping[str, Meaning]) -> Markup:
+def show_metrics(run: RunFolder, meanings: Mapping[str, MetricInfo]) -> Markup:
     """The last validation in large numbers, with a sentence each."""
-    found = readings(run.curves, meanings)
+    found = metric_values(run.curves, meanings)
     if not found:
-        return note("There was no validation yet, so there are no figures.")
+        return notice("There was no validation yet, so there are no figures.")
     items = []
     for each in found:
         better_before = each.meaning.better is not None and each.best != each.value
@@ -96,47 +96,47 @@ def show_figures(run: RunFolder, meanings: Mapping[str, Meaning]) -> Markup:
     return join(words, tag("dl", items, class_="cards"))
 
 
-def head_of(run: RunFolder, kind: str, part: str) -> Head:
+def page_head(run: RunFolder, kind: str, part: str) -> PageHead:
     """The title, and a sentence on how far the run is."""
-    how = run.text(part, "kind")
-    done = f"{run.done:,} of {run.steps:,} steps" if run.steps else f"{run.done:,} steps"
+    how = run.config_text(part, "kind")
+    done = f"{run.steps_done:,} of {run.planned_steps:,} steps" if run.planned_steps else f"{run.steps_done:,} steps"
     alarms = plural(len(run.alarms), "alarm") if run.alarms else "no alarms"
-    what = f"{how} bottleneck on {run.text('data', 'kind')}" if part == "bottleneck" else how
-    return Head(kind, run.name, [f"{what}, {done}, ", tag("a", alarms, href="#alarms"), "."])
+    what = f"{how} bottleneck on {run.config_text('data', 'kind')}" if part == "bottleneck" else how
+    return PageHead(kind, run.name, [f"{what}, {done}, ", tag("a", alarms, href="#alarms"), "."])
 
 
-def footer_of(run: RunFolder) -> str:
+def page_footer(run: RunFolder) -> str:
     return f"Written by Tessera from {run.name}/. Everything is in this file; it asks the network for nothing."
 
 
-def command_of(run: RunFolder, script: str, needed: str = "") -> str:
+def start_command(run: RunFolder, script: str, needed: str = "") -> str:
     """The command that starts a run like this one, by its configuration. `needed`: options that no file has."""
     config = run.config.get("config")
     given = f" --config {shlex.quote(config)}" if isinstance(config, str) else ""
     return f"accelerate launch {script}{given}{needed}    # and the settings below that differ"
 
 
-def what_was_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: str) -> Markup:
+def show_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: str) -> Markup:
     """`facts`: what the stage has to say; `command`: how such a run is started where nothing was noted."""
-    parts: list[Child] = [listed([*facts, *_found(run), *_time(run)])]
+    parts: list[Child] = [description_list([*facts, *_data_found(run), *_progress_facts(run)])]
     if run.config_trouble:
-        parts.append(note(f"Its configuration is not known: {run.config_trouble[:LONGEST]}."))
+        parts.append(notice(f"Its configuration is not known: {run.config_trouble[:LONGEST]}."))
     words = run.sessions[0].get("command") if run.sessions else None
     if isinstance(words, list) and words:
-        parts += [tag("h3", "The same again"), _code(shlex.join(map(str, words)))]
+        parts += [tag("h3", "The same again"), _command_box(shlex.join(map(str, words)))]
     elif run.config:
-        parts += [tag("h3", "The same again"), _code(command)]
+        parts += [tag("h3", "The same again"), _command_box(command)]
         parts.append(tag("p", "Its own command line was not noted by the version that trained it.", class_="small"))
     if run.config:
-        rows = [[key, setting(value)] for key, value in islice(pairs(run.config), MOST_KEYS + 1)]
+        rows = [[key, format_setting(value)] for key, value in islice(flat_items(run.config), MOST_KEYS + 1)]
         rows[MOST_KEYS:] = [["...", "and more"]] if len(rows) > MOST_KEYS else []
         count = plural(len(rows), "setting")
         parts.append(fold(f"All {count}, the defaults among them", table("Settings", ["key", "value"], rows, "config")))
-    parts.append(_machine(run))
+    parts.append(_show_machine(run))
     return join(parts)
 
 
-def data_facts(data: Tree) -> str:
+def describe_data(data: Tree) -> str:
     """A data set in a few words."""
     size = data.get("image_size")
     across = "x".join(map(str, size)) if isinstance(size, (list, tuple)) else "?"
@@ -144,14 +144,14 @@ def data_facts(data: Tree) -> str:
     return f"{data.get('kind', 'unknown')}, {across} pixels{f', from {root}' if root else ''}"
 
 
-def _found(run: RunFolder) -> Iterator[tuple[Child, Child]]:
+def _data_found(run: RunFolder) -> Iterator[tuple[Child, Child]]:
     """What was found of the data when the run was begun or continued last."""
     record = DataRecord.saved_in(run.path)
     for number, line in enumerate(record.found[:MOST_LINES] if record else []):
         yield "" if number else "Found", line[:LONGEST]
 
 
-def happened(run: RunFolder) -> Markup:
+def show_events(run: RunFolder) -> Markup:
     """Alarms, steps left out, files that could not be read, and stops; what was done about each."""
     parts: list[Child] = []
     if run.alarms:
@@ -161,16 +161,16 @@ def happened(run: RunFolder) -> Markup:
             rows.append([f"{entry['step']:,}", tag("strong", name), message])
         parts.append(table("Alarms", ["step", "alarm", "what was seen, and what to do"], rows, "alarms", hide=True))
         if len(run.alarms) > MOST_LINES:
-            parts.append(note(f"And {plural(len(run.alarms) - MOST_LINES, 'more', 'more')} in alarms.jsonl."))
+            parts.append(notice(f"And {plural(len(run.alarms) - MOST_LINES, 'more', 'more')} in alarms.jsonl."))
     else:
         parts.append(tag("p", "No alarm was raised." if run.curves else "There is no log yet."))
     skipped = sum(run.curves["train/skipped"].values) if "train/skipped" in run.curves else 0
     facts: list[tuple[Child, Child]] = []
     if skipped:
-        facts.append(("Steps left out", f"{plain(skipped)}, whose loss or gradient was not finite"))
+        facts.append(("Steps left out", f"{format_number(skipped)}, whose loss or gradient was not finite"))
     clipped = run.curves.get("train/clipped")
     if clipped and sum(clipped.values):
-        facts.append(("Gradients clipped", f"in {plain(sum(clipped.values))} steps"))
+        facts.append(("Gradients clipped", f"in {format_number(sum(clipped.values))} steps"))
     resumed = [entry["step"] for entry in run.sessions[1:]]
     if resumed:
         facts.append(("Started again", f"at step {', '.join(f'{step:,}' for step in resumed[:20])}"))
@@ -178,28 +178,28 @@ def happened(run: RunFolder) -> Markup:
         with (run.path / BAD_FILES).open("rb") as file:
             lines = sum(1 for _ in file)
         facts.append(("Pictures left out", f"{lines:,} could not be read; {BAD_FILES} lists them"))
-    parts.append(listed(facts) if facts else None)
+    parts.append(description_list(facts) if facts else None)
     return join(parts)
 
 
-def _time(run: RunFolder) -> Iterator[tuple[Child, Child]]:
-    total = f" of {run.steps:,}" if run.steps else ""
+def _progress_facts(run: RunFolder) -> Iterator[tuple[Child, Child]]:
+    total = f" of {run.planned_steps:,}" if run.planned_steps else ""
     unfinished = " (ended by --patience, or not finished)" if run.config.get("patience") else " (not finished)"
-    state = " (in training now)" if run.in_use else "" if run.steps in (None, run.done) else unfinished
-    yield "Steps", f"{run.done:,}{total}{state}"
+    state = " (in training now)" if run.is_in_use else "" if run.planned_steps in (None, run.steps_done) else unfinished
+    yield "Steps", f"{run.steps_done:,}{total}{state}"
     if run.sessions:
         first = run.sessions[0]
         begun = first["step"]  # an earlier version may have begun it, and noted nothing
-        yield f"Continued at step {begun:,}" if begun else "Started", _moment(str(first.get("time", "unknown")))
-    if run.weights.is_file():
-        saved = datetime.fromtimestamp(run.weights.stat().st_mtime, UTC)
+        yield f"Continued at step {begun:,}" if begun else "Started", _format_time(str(first.get("time", "unknown")))
+    if run.weights_file.is_file():
+        saved = datetime.fromtimestamp(run.weights_file.stat().st_mtime, UTC)
         yield "Weights saved", saved.strftime("%Y-%m-%d %H:%M UTC")
-    rate = run.last("train/images_per_second")
+    rate = run.last_value("train/images_per_second")
     if rate:
-        yield "Speed", f"{plain(rate, 3)} pictures a second on average, validation and saving included"
+        yield "Speed", f"{format_number(rate, 3)} pictures a second on average, validation and saving included"
 
 
-def _moment(time: str) -> str:
+def _format_time(time: str) -> str:
     """2026-01-31T12:00:00Z as people write it; what is none as it is."""
     try:
         return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -207,10 +207,10 @@ def _moment(time: str) -> str:
         return time[:LONGEST]
 
 
-def _machine(run: RunFolder) -> Markup:
+def _show_machine(run: RunFolder) -> Markup:
     """The environment of the newest session."""
     if not run.sessions:
-        return note("Machine and versions were not noted: an earlier version of Tessera trained this run.")
+        return notice("Machine and versions were not noted: an earlier version of Tessera trained this run.")
     newest = run.sessions[-1]
     packages = newest.get("packages")
     names = {"tessera": newest.get("tessera"), "Python": newest.get("python")}
@@ -227,25 +227,25 @@ def _machine(run: RunFolder) -> Markup:
         )
     ]
     versions = table("Versions", ["package", "version"], [[k, str(v)[:LONGEST]] for k, v in names.items()], "config")
-    return join(tag("h3", "Machine"), listed(facts), fold("Versions of Python and packages", versions))
+    return join(tag("h3", "Machine"), description_list(facts), fold("Versions of Python and packages", versions))
 
 
-def _code(text: str) -> Markup:
-    cut = note(f"It is cut off here, after {LONGEST_COMMAND:,} characters.") if len(text) > LONGEST_COMMAND else None
+def _command_box(text: str) -> Markup:
+    cut = notice(f"It is cut off here, after {LONGEST_COMMAND:,} characters.") if len(text) > LONGEST_COMMAND else None
     box = tag("pre", tag("code", text[:LONGEST_COMMAND]), class_="scroll", data_label="The same again")
     return join(box, cut)
 
 
-def pairs(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_items(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys of a configuration, and their values."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from pairs(value, f"{prefix}{key}.")
+            yield from flat_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def setting(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A value as a config file has it."""
     match value:
         case None:
@@ -253,6 +253,6 @@ def setting(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case list() | tuple():
-            return ", ".join(map(setting, value[:20]))[:LONGEST] or "[]"
+            return ", ".join(map(format_setting, value[:20]))[:LONGEST] or "[]"
         case _:
             return str(value)[:LONGEST]

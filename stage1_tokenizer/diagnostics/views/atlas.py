@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor
 
 from stage1_tokenizer.diagnostics.report.embedded_images import Sprites, fitted, sprites_of
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, percent, plural, tag
-from stage1_tokenizer.diagnostics.views.base import Subject, View, codes_of, measured_of, once
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, format_percent, join, plural, tag
+from stage1_tokenizer.diagnostics.views.base import Subject, View, codes_of, encoded_images, once
 from stage1_tokenizer.diagnostics.views.sheet import FAINT, GREY, MARGIN, TOP, WIDTH, Sheet
 
 CHUNK = 1024
@@ -107,15 +107,15 @@ def atlas_of(x: Tensor, codes: Tensor, codebook: Tensor, neighbours: int) -> Atl
 @once
 def atlas_of_run(subject: Subject) -> Atlas:
     """The atlas of the first codebook."""
-    measured = measured_of(subject)
-    codes = codes_of(measured)[..., 0]  # (N, h, w)
-    return atlas_of(measured.x, codes, measured.tokenizer.bottleneck.codebooks()[0].float().cpu(), NEIGHBOURS)
+    encoded = encoded_images(subject)
+    codes = codes_of(encoded)[..., 0]  # (N, h, w)
+    return atlas_of(encoded.x, codes, encoded.tokenizer.bottleneck.codebooks()[0].float().cpu(), NEIGHBOURS)
 
 
 def draw_atlas(subject: Subject) -> Sheet:
     """The most used codes: mean patch, share of the positions, and nearest codes."""
-    atlas, measured = atlas_of_run(subject), measured_of(subject)
-    depth, shown = measured.tokenizer.bottleneck.depth, min(subject.codes, len(atlas.ids))
+    atlas, encoded = atlas_of_run(subject), encoded_images(subject)
+    depth, shown = encoded.tokenizer.bottleneck.depth, min(subject.codes, len(atlas.ids))
     places = {code: place for place, code in enumerate(atlas.ids.tolist())}
     columns = 16 if shown > 96 else 12 if shown > 32 else 8
     cell = (WIDTH - 2 * MARGIN + GAP) / columns - GAP
@@ -128,11 +128,11 @@ def draw_atlas(subject: Subject) -> Sheet:
     sheet = Sheet(
         TOP + 0.05 + -(-shown // columns) * step,
         f"Codebook atlas: what each of {len(atlas.ids)} used codes stands for",
-        f"{first}Large: mean of the patches of {measured.number} validation images on which the code falls{rest}; "
+        f"{first}Large: mean of the patches of {encoded.count} validation images on which the code falls{rest}; "
         f"below, its id and share of all\npositions; small: the {NEIGHBOURS} codes nearest to it in the codebook "
         f"(crossed: dead, has no patch). {atlas.codebook_size - len(atlas.ids)} of {atlas.codebook_size} codes are "
         "dead.",
-        measured.footer,
+        encoded.footer,
     )
     total = int(atlas.counts.sum())
     for place in range(shown):
@@ -178,13 +178,13 @@ class Choice(NamedTuple):
 
 @once
 def choice_of(subject: Subject) -> Choice:
-    measured = measured_of(subject)
-    codes = codes_of(measured)[..., 0]  # (N, h, w)
+    encoded = encoded_images(subject)
+    codes = codes_of(encoded)[..., 0]  # (N, h, w)
     rows, columns = (min(side, LARGEST_GRID) for side in codes.shape[1:])
-    height, width = fitted(measured.x[:1], SHEET_SIDE).shape[2:]
+    height, width = fitted(encoded.x[:1], SHEET_SIDE).shape[2:]
     many = max(1, min(ELSEWHERE, SHEET_AREA // (height * width)))
-    few = measured.spread(max(1, min(PICTURES, CELLS // (rows * columns), many)))
-    others = [place for place in measured.spread(many) if place not in few]
+    few = encoded.spaced_indices(max(1, min(PICTURES, CELLS // (rows * columns), many)))
+    others = [place for place in encoded.spaced_indices(many) if place not in few]
     wanted = sorted(set(codes[few, :rows, :columns].flatten().tolist()))
     return Choice([*few, *others[: many - len(few)]], len(few), rows, columns, wanted)
 
@@ -200,8 +200,8 @@ def means_of(subject: Subject) -> Sprites:
 
 def show_atlas(subject: Subject) -> Child:
     """Each code's mean patch, the most used first."""
-    measured, atlas, sprites = measured_of(subject), atlas_of_run(subject), means_of(subject)
-    tokenizer = measured.tokenizer
+    encoded, atlas, sprites = encoded_images(subject), atlas_of_run(subject), means_of(subject)
+    tokenizer = encoded.tokenizer
     depth = tokenizer.bottleneck.depth
     first = "Of the several codes of a position this is the first, the coarsest. " if depth > 1 else ""
     codes = [code for code in atlas.ids.tolist() if code in sprites.places][: SHOWN + FOLDED]
@@ -230,7 +230,7 @@ def _patches(atlas: Atlas, sprites: Sprites, codes: list[int]) -> Markup:
             "li",
             sprites.patch(code, f"mean patch of code {code}"),
             tag("span", str(code), class_="code"),
-            tag("span", percent(counts[code] / total), class_="share"),
+            tag("span", format_percent(counts[code] / total), class_="share"),
             tag("span", f"{counts[code]:,}x", class_="share"),
         )
         for code in codes

@@ -17,7 +17,7 @@ from stage1_tokenizer.data import DataConfig, OpenData, data_config
 from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.data.record import Found
 from stage1_tokenizer.diagnostics.report.markup import Child
-from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note
+from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, Section, notice, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind
 from stage1_tokenizer.diagnostics.views.sheet import STYLE, Sheet
@@ -70,7 +70,7 @@ def once(numbers: Callable[[Subject], T]) -> Callable[[Subject], T]:
         if numbers not in subject.answers:
             try:
                 subject.answers[numbers] = numbers(subject)
-            except (*TROUBLE, NothingToShowError) as error:
+            except (*EXPECTED_ERRORS, NothingToShowError) as error:
                 subject.answers[numbers] = error
         answer = subject.answers[numbers]
         if isinstance(answer, Exception):
@@ -114,20 +114,20 @@ class View:
                 return self.show(subject) if self.show else None
             except NothingToShowError as error:
                 sentence = str(error)
-                return note(f"{sentence[0].upper()}{sentence[1:]}.")
+                return notice(f"{sentence[0].upper()}{sentence[1:]}.")
 
-        return attempt(self.address or self.name, self.title, build)
+        return try_section(self.address or self.name, self.title, build)
 
 
 @dataclass(frozen=True)
-class Measured:
+class EncodedImages:
     """Validation images and what a tokenizer made of them; tensors on the CPU."""
 
     loaded: LoadedTokenizer
     data: DataConfig
     found: Found
     classes: tuple[str, ...]
-    total: int
+    split_size: int
     """Images of the whole validation split."""
     x: Tensor
     """(N, C, H, W) in [-1, 1]."""
@@ -151,28 +151,28 @@ class Measured:
         return self.loaded.tokenizer
 
     @property
-    def number(self) -> int:
+    def count(self) -> int:
         return len(self.x)
 
     @property
     def image_size(self) -> tuple[int, int]:
         return self.x.shape[2], self.x.shape[3]
 
-    def spread(self, n: int) -> list[int]:
+    def spaced_indices(self, n: int) -> list[int]:
         """Up to n different places 0..N-1, evenly spaced."""
         return sorted(set(np.linspace(0, len(self.x) - 1, min(n, len(self.x)), dtype=np.int64).tolist()))
 
-    def label(self, place: int) -> str:
+    def class_name(self, place: int) -> str:
         """The class of an image, or nothing where there are none."""
         label = int(self.labels[place])
         return self.classes[label] if label < len(self.classes) else ""
 
     @property
-    def pictures(self) -> str:
+    def description(self) -> str:
         """Which images these are, in words."""
-        if self.number == self.total:
-            return f"all {self.total:,} validation pictures"
-        return f"{self.number:,} of {self.total:,} validation pictures, evenly spaced"
+        if self.count == self.split_size:
+            return f"all {self.split_size:,} validation pictures"
+        return f"{self.count:,} of {self.split_size:,} validation pictures, evenly spaced"
 
     @property
     def footer(self) -> str:
@@ -181,7 +181,7 @@ class Measured:
 
 
 @once
-def measured_of(subject: Subject) -> Measured:
+def encoded_images(subject: Subject) -> EncodedImages:
     """Load the subject's tokenizer, and encode and decode validation images of its training.
 
     Raises:
@@ -189,17 +189,17 @@ def measured_of(subject: Subject) -> Measured:
         BadFileError: the weights are damaged, or too many images.
     """
     loaded = LoadedTokenizer.load(subject.tokenizer or subject.run.path, subject.device, option=subject.option)
-    return measure(loaded, moved(data_config(loaded.data, str(loaded.path)), subject.root), subject.images)
+    return encode_images(loaded, with_root(data_config(loaded.data, str(loaded.path)), subject.root), subject.images)
 
 
 @torch.inference_mode()
-def measure(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None) -> Measured:
+def encode_images(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None) -> EncodedImages:
     """Encode and decode up to so many validation images of a data set, evenly spaced over the split.
 
     Raises:
         ConfigError: the data have other sizes than the tokenizer.
     """
-    tokenizer, device = loaded.tokenizer, device_of(loaded.tokenizer)
+    tokenizer, device = loaded.tokenizer, tokenizer_device(loaded.tokenizer)
     opened = OpenData(data.model_copy(update={"cache": "none"}))  # of a large split only a few images are read
     split = opened.image_batches("validation", 0)
     wanted = tokenizer.config.image_channels
@@ -221,13 +221,13 @@ def measure(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None
         x_hat = tokenizer.decode(bottlenecked.z_q).float().clamp(-1, 1)
         parts.append(tuple(part.cpu() for part in (x, labels, z.float(), bottlenecked.z_q.float(), codes, x_hat)))
     x, labels, z, z_q, codes, x_hat = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measured(
+    return EncodedImages(
         loaded, data, opened.found, split.classes, len(split),
         x, labels, z, z_q, codes if tokenizer.bottleneck.depth else None, x_hat, error_map(x, x_hat), psnr(x, x_hat),
     )  # fmt: skip
 
 
-def moved(data: DataConfig, root: str | None) -> DataConfig:
+def with_root(data: DataConfig, root: str | None) -> DataConfig:
     """The data in another folder; drawn ones have none, and stay."""
     if root is None or data.is_drawn:
         return data
@@ -241,18 +241,18 @@ def pixels_for(device: torch.device) -> int:
     return PIXELS.get(device.type, PIXELS["cpu"])
 
 
-def device_of(tokenizer: Tokenizer) -> torch.device:
+def tokenizer_device(tokenizer: Tokenizer) -> torch.device:
     return next(tokenizer.parameters()).device
 
 
-def codes_of(measured: Measured) -> Tensor:
+def codes_of(encoded: EncodedImages) -> Tensor:
     """The codes (N, h, w, K); raises NothingToShowError where the latent is continuous."""
-    if measured.codes is None:
+    if encoded.codes is None:
         raise NothingToShowError(
-            f"the latent of this bottleneck ({measured.tokenizer.config.bottleneck.kind}) is continuous: there are no "
+            f"the latent of this bottleneck ({encoded.tokenizer.config.bottleneck.kind}) is continuous: there are no "
             "codes, and nothing to show here"
         )
-    return measured.codes
+    return encoded.codes
 
 
 def in_batches(network: Callable[[Tensor], Tensor], tensor: Tensor, device: torch.device) -> Tensor:
@@ -261,15 +261,15 @@ def in_batches(network: Callable[[Tensor], Tensor], tensor: Tensor, device: torc
 
 
 @torch.inference_mode()
-def decode(tokenizer: Tokenizer, z_q: Tensor) -> Tensor:
+def decode_latents(tokenizer: Tokenizer, z_q: Tensor) -> Tensor:
     """(N, D, h, w) -> images (N, C, H, W), clamped to [-1, 1], on the CPU."""
-    return in_batches(lambda part: tokenizer.decode(part).float().clamp(-1, 1), z_q, device_of(tokenizer))
+    return in_batches(lambda part: tokenizer.decode(part).float().clamp(-1, 1), z_q, tokenizer_device(tokenizer))
 
 
 @torch.inference_mode()
-def vectors(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+def look_up_vectors(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
     """codes (N, h, w, K) -> z_q (N, D, h, w) on the CPU."""
-    return in_batches(lambda part: tokenizer.bottleneck.vectors(part).float(), codes, device_of(tokenizer))
+    return in_batches(lambda part: tokenizer.bottleneck.vectors(part).float(), codes, tokenizer_device(tokenizer))
 
 
 def code_use(codes: Tensor, codebook_size: int) -> CodeUse:

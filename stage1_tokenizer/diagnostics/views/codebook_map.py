@@ -9,14 +9,14 @@ from torch import Tensor
 from stage1_tokenizer.bottlenecks.space import CodeSpace
 from stage1_tokenizer.diagnostics.views.atlas import mean_patches
 from stage1_tokenizer.diagnostics.views.base import (
-    Measured,
+    EncodedImages,
     Subject,
     View,
     codes_of,
-    device_of,
+    encoded_images,
     in_batches,
-    measured_of,
     once,
+    tokenizer_device,
 )  # fmt: skip
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind, pca, umap
 from stage1_tokenizer.diagnostics.views.sheet import GREY, INK, MARGIN, TOP, WIDTH, Sheet
@@ -46,18 +46,18 @@ class Placed(NamedTuple):
     """What the axes are."""
 
 
-def searched_vectors(measured: Measured) -> list[Tensor]:
+def searched_vectors(encoded: EncodedImages) -> list[Tensor]:
     """For each codebook the vectors (N h w, d) for which the nearest code was sought, or (0, d) where these are not
     known.
 
     Bottlenecks search in spaces of their own: after a projection, on the sphere, among residuals. So each of these is
     tried, and is taken for right where the nearest code is the one that was chosen.
     """
-    codes, tokenizer = codes_of(measured), measured.tokenizer
+    codes, tokenizer = codes_of(encoded), encoded.tokenizer
     codebooks = [codebook.float().cpu() for codebook in tokenizer.bottleneck.codebooks()]
     spaces = [part for part in tokenizer.bottleneck.children() if isinstance(part, CodeSpace)]
-    into = spaces[0].into if spaces else CodeSpace(measured.z.shape[1], None).into
-    residual = in_batches(into, measured.z, device_of(tokenizer))  # (N h w, d)
+    into = spaces[0].into if spaces else CodeSpace(encoded.z.shape[1], None).into
+    residual = in_batches(into, encoded.z, tokenizer_device(tokenizer))  # (N h w, d)
     found = []
     for k, codebook in enumerate(codebooks):
         ids = codes[..., k].flatten()  # (N h w,)
@@ -100,7 +100,7 @@ def place_codebook(
     return Placed(placed[: len(ids)], all_counts[ids], colours[ids], placed[len(ids) :], note)
 
 
-def _draw(axes: "Axes", placed: Placed) -> None:
+def _draw_plane(axes: "Axes", placed: Placed) -> None:
     used = placed.counts > 0
     share = placed.counts[used].double() / placed.counts.sum()
     sizes = 14 + 600 * share / max(1e-12, float(share.max())) * min(1.0, 40 / max(1, int(used.sum())))
@@ -121,18 +121,18 @@ def _draw(axes: "Axes", placed: Placed) -> None:
 @once
 def placed_of(subject: Subject) -> list[Placed]:
     """Each codebook on a plane."""
-    measured = measured_of(subject)
-    codes = codes_of(measured)
-    codebooks = [codebook.float().cpu() for codebook in measured.tokenizer.bottleneck.codebooks()]
+    encoded = encoded_images(subject)
+    codes = codes_of(encoded)
+    codebooks = [codebook.float().cpu() for codebook in encoded.tokenizer.bottleneck.codebooks()]
     return [
-        place_codebook(measured.x, codes[..., k], codebook, searched, subject.projection, subject.seed)
-        for k, (codebook, searched) in enumerate(zip(codebooks, searched_vectors(measured), strict=True))
+        place_codebook(encoded.x, codes[..., k], codebook, searched, subject.projection, subject.seed)
+        for k, (codebook, searched) in enumerate(zip(codebooks, searched_vectors(encoded), strict=True))
     ]
 
 
 def draw_codebook_map(subject: Subject) -> Sheet:
-    measured, placed = measured_of(subject), placed_of(subject)
-    size = measured.tokenizer.bottleneck.codebook_size
+    encoded, placed = encoded_images(subject), placed_of(subject)
+    size = encoded.tokenizer.bottleneck.codebook_size
     K = len(placed)
     columns = min(K, COLUMNS)
     width = (WIDTH - 2 * MARGIN - 0.3 * (columns - 1)) / columns
@@ -148,7 +148,7 @@ def draw_codebook_map(subject: Subject) -> Sheet:
         "The codebook on a plane",
         f"Filled: used codes, the larger the more often, in the mean colour of the patches on which they fall; hollow: "
         f"dead codes;\n{cloud}.",
-        measured.footer,
+        encoded.footer,
     )
     for k, one in enumerate(placed):
         row, column = divmod(k, columns)
@@ -156,7 +156,7 @@ def draw_codebook_map(subject: Subject) -> Sheet:
         used = int((one.counts > 0).sum())
         name = f"code {k + 1} of {K}: " if K > 1 else ""
         axes.set_title(f"{name}{used} of {size} codes in use, {size - used} dead")
-        _draw(axes, one)
+        _draw_plane(axes, one)
     return sheet
 
 

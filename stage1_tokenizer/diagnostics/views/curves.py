@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw, drawable
+from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html, with_drawable_points
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, plural, tag
-from stage1_tokenizer.diagnostics.report.page import note
-from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, measured_of, once
+from stage1_tokenizer.diagnostics.report.page import notice
+from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, encoded_images, once
 from stage1_tokenizer.diagnostics.views.sheet import MARGIN, TOP, WIDTH, Sheet
 from stage1_tokenizer.engine.log_file import Curve
 
@@ -67,17 +67,17 @@ def smooth(values: Iterable[float], weight: float = SMOOTHING) -> list[float]:
 
 
 def draw_curves(subject: Subject) -> Sheet:
-    charts = [chart for chart in map(drawable, charts_of(subject)) if chart]
-    measured = measured_of(subject)
+    charts = [chart for chart in map(with_drawable_points, charts_of(subject)) if chart]
+    encoded = encoded_images(subject)
     width, height, gap = (WIDTH - 2 * MARGIN - 1.0) / 2, 2.4, 0.75
-    bottleneck = measured.tokenizer.bottleneck
+    bottleneck = encoded.tokenizer.bottleneck
     size = f" The codebook has {bottleneck.codebook_size:,} codes." if bottleneck.depth else ""
     sheet = Sheet(
         TOP - 0.05 + -(-len(charts) // 2) * (height + gap),
         "How the training went",
         f"Faint: as logged. Bold: running mean, exponential with weight {SMOOTHING} per log entry, without bias at the "
         f"start.\nDots: figures of the whole validation split, not smoothed.{size}",
-        measured.footer,
+        encoded.footer,
     )
     for place, chart in enumerate(charts):
         row, column = divmod(place, 2)
@@ -89,8 +89,8 @@ def draw_curves(subject: Subject) -> Sheet:
 def show_charts(curves: Mapping[str, Curve], charts: Sequence[Chart], others: Mapping[str, str] = OTHERS) -> Markup:
     """These charts, and behind a fold all scalars that are in none of them."""
     if not curves:
-        return note(f"{NO_CURVES.capitalize()}.")
-    drawn = [figure for figure in map(draw, charts) if figure]
+        return notice(f"{NO_CURVES.capitalize()}.")
+    drawn = [figure for figure in map(chart_html, charts) if figure]
     used = {id(series.curve) for chart in charts for series in chart.series}
     unused = {name.partition("/")[::2] for name, curve in curves.items() if id(curve) not in used}
     names = {name for kind, name in unused if kind in ("train", "validation")}
@@ -101,7 +101,7 @@ def show_charts(curves: Mapping[str, Curve], charts: Sequence[Chart], others: Ma
     for kind, name in sorted(unused - {(kind, name) for kind in ("train", "validation") for name in names}):
         words = f"{kind} {name}".replace("_", " ").strip().capitalize()
         rest.append(Chart(words, "", [Series("training", curves[f"{kind}/{name}" if name else kind])]))
-    shown: list[Child] = [figure for figure in map(draw, rest[:MOST_OTHERS]) if figure]
+    shown: list[Child] = [figure for figure in map(chart_html, rest[:MOST_OTHERS]) if figure]
     more = fold(plural(len(shown), "more curve"), tag("div", shown, class_="charts")) if shown else None
     return join(tag("div", drawn, class_="charts"), more)
 

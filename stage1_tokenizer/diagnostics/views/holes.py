@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, measured_of
+from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, encoded_images
 from stage1_tokenizer.diagnostics.views.sheet import DPI, MARGIN, TOP, WIDTH, Sheet, fitting
 
 WINDOW = 24
@@ -55,14 +55,14 @@ def depth_kept(x: Tensor, x_hat: Tensor, mask: Tensor) -> float:
 
 
 def draw_holes(subject: Subject) -> Sheet:
-    measured = measured_of(subject)
-    data = measured.loaded.data
+    encoded = encoded_images(subject)
+    data = encoded.loaded.data
     drawn = data.get("kind") == "shapes" and bool(data.get("holes"))
-    holes = find_holes(measured.x, measured.labels) if drawn else None
+    holes = find_holes(encoded.x, encoded.labels) if drawn else None
     if holes is None:
         raise NothingToShowError("the images are not drawn shapes with holes (data.holes)")
-    x, x_hat = measured.x[holes.place], measured.x_hat[holes.place]
-    H, W = measured.image_size
+    x, x_hat = encoded.x[holes.place], encoded.x_hat[holes.place]
+    H, W = encoded.image_size
     side_y, side_x = min(WINDOW, H), min(WINDOW, W)
     centre = torch.nonzero(holes.mask).double().median(dim=0).values
     top = min(max(0, int(centre[0]) - side_y // 2), H - side_y)
@@ -76,13 +76,13 @@ def draw_holes(subject: Subject) -> Sheet:
         f"{side_y}x{side_x} pixels of image {holes.place + 1}, enlarged {round(width * DPI / side_x)} times; "
         f"boxes mark its {int(holes.mask.sum())} holes.\nThe reconstruction keeps {kept:.0%} of their depth "
         "(100%: as dark as in the original, 0%: filled in).",
-        measured.footer,
+        encoded.footer,
     )
     for column, name in enumerate(("original", "reconstruction", "absolute error")):
         x0, y0 = MARGIN + column * (width + 0.2), TOP + 0.35
         sheet.text(x0, TOP + 0.25, name, size=11, weight="bold")
         if name == "absolute error":
-            sheet.error(measured.errors[holes.place][window[1:]], x0, y0, width)
+            sheet.error(encoded.errors[holes.place][window[1:]], x0, y0, width)
         else:
             sheet.image((x if name == "original" else x_hat)[window], x0, y0, width)
         dot = width / side_x

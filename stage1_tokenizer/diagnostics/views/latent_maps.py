@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.views.base import Subject, View, measured_of
+from stage1_tokenizer.diagnostics.views.base import Subject, View, encoded_images
 from stage1_tokenizer.diagnostics.views.projection import pca
 from stage1_tokenizer.diagnostics.views.sheet import GREY, MARGIN, TOP, WIDTH, Sheet, fitting
 
@@ -25,21 +25,21 @@ def latent_colours(z_q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_latent_maps(subject: Subject) -> Sheet:
-    measured = measured_of(subject)
-    maps, explained = latent_colours(measured.z_q)
-    chosen = measured.spread(COLUMNS * ROWS)
+    encoded = encoded_images(subject)
+    maps, explained = latent_colours(encoded.z_q)
+    chosen = encoded.spaced_indices(COLUMNS * ROWS)
     cell = (WIDTH - 2 * MARGIN - 0.75) / COLUMNS
-    width, height = fitting(measured.image_size, cell - 0.06)
+    width, height = fitting(encoded.image_size, cell - 0.06)
     rows = -(-len(chosen) // COLUMNS)
     step = 3 * (height + 0.05) + 0.2
-    h, w = measured.z_q.shape[2:]
+    h, w = encoded.z_q.shape[2:]
     sheet = Sheet(
         TOP + 0.1 + rows * step,
         "What the latent keeps: its principal components as colours",
-        f"The {measured.z_q.shape[1]} channels of z_q, a grid of {h}x{w}, on three principal components shown as red, "
+        f"The {encoded.z_q.shape[1]} channels of z_q, a grid of {h}x{w}, on three principal components shown as red, "
         f"green and blue:\n{', '.join(f'{share:.1%}' for share in explained.tolist())} of the variance. Equal colours "
         "are nearly equal latents, in all images alike.",
-        measured.footer,
+        encoded.footer,
     )
     for row in range(rows):
         top = TOP + 0.1 + row * step
@@ -48,9 +48,9 @@ def draw_latent_maps(subject: Subject) -> Sheet:
     for place, image in enumerate(chosen):
         row, column = divmod(place, COLUMNS)
         left, top = MARGIN + 0.75 + column * cell, TOP + 0.1 + row * step
-        sheet.image(measured.x[image], left, top, width)
+        sheet.image(encoded.x[image], left, top, width)
         sheet.image(maps[image].numpy(), left, top + height + 0.05, width, interpolation="nearest")
-        sheet.image(measured.x_hat[image], left, top + 2 * (height + 0.05), width)
+        sheet.image(encoded.x_hat[image], left, top + 2 * (height + 0.05), width)
     return sheet
 
 

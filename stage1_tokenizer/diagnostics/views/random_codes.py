@@ -7,11 +7,11 @@ from stage1_tokenizer.diagnostics.views.base import (
     Subject,
     View,
     code_use,
-    decode,
-    device_of,
-    measured_of,
+    decode_latents,
+    encoded_images,
+    look_up_vectors,
     once,
-    vectors,
+    tokenizer_device,
 )  # fmt: skip
 from stage1_tokenizer.diagnostics.views.sheet import GREY, MARGIN, TOP, WIDTH, Sheet, fitting
 
@@ -50,42 +50,44 @@ def shuffled(z_q: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, T
 @once
 def blocks_of(subject: Subject) -> dict[tuple[str, str], Tensor]:
     """Blocks of up to SIDE x SIDE images (n, C, H, W) each, under their heading and its explanation."""
-    measured, n = measured_of(subject), SIDE * SIDE
+    encoded, n = encoded_images(subject), SIDE * SIDE
     generator = torch.Generator().manual_seed(subject.seed)
-    tokenizer, bottleneck = measured.tokenizer, measured.tokenizer.bottleneck
+    tokenizer, bottleneck = encoded.tokenizer, encoded.tokenizer.bottleneck
     latents: dict[tuple[str, str], Tensor] = {}
-    if measured.codes is not None:
-        size, shape = bottleneck.codebook_size, torch.Size((n, *measured.codes.shape[1:]))
+    if encoded.codes is not None:
+        size, shape = bottleneck.codebook_size, torch.Size((n, *encoded.codes.shape[1:]))
         uniform = uniform_codes(shape, size, generator)
-        unigram = unigram_codes(code_use(measured.codes, size).counts, shape, generator)
-        latents["uniform codes", f"each of the {size} equally likely"] = vectors(tokenizer, uniform)
-        latents["codes by their frequency", "as often as in images, but independent"] = vectors(tokenizer, unigram)
+        unigram = unigram_codes(code_use(encoded.codes, size).counts, shape, generator)
+        latents["uniform codes", f"each of the {size} equally likely"] = look_up_vectors(tokenizer, uniform)
+        latents["codes by their frequency", "as often as in images, but independent"] = look_up_vectors(
+            tokenizer, unigram
+        )
     else:
-        anywhere, in_place = shuffled(measured.z_q, n, generator)
+        anywhere, in_place = shuffled(encoded.z_q, n, generator)
         latents["latents of any image and position", "each place another one"] = anywhere
         if bottleneck.noise_channels:
-            noise = torch.randn(n, bottleneck.noise_channels, *measured.z_q.shape[2:], generator=generator)
+            noise = torch.randn(n, bottleneck.noise_channels, *encoded.z_q.shape[2:], generator=generator)
             with torch.inference_mode():
-                drawn = bottleneck.sample(noise.to(device_of(tokenizer))).cpu()
+                drawn = bottleneck.sample(noise.to(tokenizer_device(tokenizer))).cpu()
             latents["noise from N(0, I)", "the bottleneck's own prior"] = drawn
         else:
             latents["latents of any image", "each place another image's, in place"] = in_place
-    blocks = {names: decode(tokenizer, z_q) for names, z_q in latents.items()}
-    return blocks | {("real", "reconstructions of validation images"): measured.x_hat[measured.spread(n)]}
+    blocks = {names: decode_latents(tokenizer, z_q) for names, z_q in latents.items()}
+    return blocks | {("real", "reconstructions of validation images"): encoded.x_hat[encoded.spaced_indices(n)]}
 
 
 def draw_random_codes(subject: Subject) -> Sheet:
-    measured, blocks = measured_of(subject), blocks_of(subject)
+    encoded, blocks = encoded_images(subject), blocks_of(subject)
     block_width = (WIDTH - 2 * MARGIN - 2 * 0.3) / 3
-    width, height = fitting(measured.image_size, block_width / SIDE - 0.02)
+    width, height = fitting(encoded.image_size, block_width / SIDE - 0.02)
     gap = block_width / SIDE - width
-    kind = "codes" if measured.codes is not None else "latents"
+    kind = "codes" if encoded.codes is not None else "latents"
     sheet = Sheet(
         TOP + 0.55 + SIDE * (height + gap) + 0.1,
         f"Decoded at random: {kind} alone do not make a picture",
         f"The decoder turns any {kind} into some image. Which of them belong side by side, a prior has to learn:\n"
         "all that the left blocks lack of the right one.",
-        measured.footer,
+        encoded.footer,
     )
     for column, ((name, explanation), images) in enumerate(blocks.items()):
         left = MARGIN + column * (block_width + 0.3)

@@ -17,10 +17,10 @@ from stage1_tokenizer.diagnostics.report.embedded_images import (
     pixels,
     read,
 )  # fmt: skip
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, percent, tag
-from stage1_tokenizer.diagnostics.report.page import TROUBLE, note, or_note
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, format_percent, join, tag
+from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, notice, or_notice
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
-from stage1_tokenizer.diagnostics.views.base import Measured, Subject, View, measured_of
+from stage1_tokenizer.diagnostics.views.base import EncodedImages, Subject, View, encoded_images
 from stage1_tokenizer.diagnostics.views.sheet import COLOURS, GREY, MARGIN, TOP, WIDTH, Sheet, fitting
 
 ROWS = 4
@@ -44,10 +44,10 @@ def groups_by_psnr(psnr: Tensor, n: int) -> dict[str, list[int]]:
 
 
 def draw_reconstructions(subject: Subject) -> Sheet:
-    measured = measured_of(subject)
-    psnr, groups = measured.psnr, groups_by_psnr(measured.psnr, ROWS)
+    encoded = encoded_images(subject)
+    psnr, groups = encoded.psnr, groups_by_psnr(encoded.psnr, ROWS)
     cell = (WIDTH - 2 * MARGIN - 2 * 0.5) / 9 - 0.05
-    width, height = fitting(measured.image_size, cell)
+    width, height = fitting(encoded.image_size, cell)
     step = 3 * (cell + 0.05) + 0.5
     bottom = TOP + 0.45 + max(map(len, groups.values())) * (height + 0.3)
     sheet = Sheet(
@@ -55,7 +55,7 @@ def draw_reconstructions(subject: Subject) -> Sheet:
         "Reconstructions: the best, the middle and the worst",
         f"{len(psnr)} validation images by PSNR. In each triple: original, reconstruction, absolute error (mean over "
         f"channels;\nblack: none, brightest: {BRIGHTEST:.0%} of the range and above).",
-        measured.footer,
+        encoded.footer,
     )
     axes = sheet.plot(MARGIN + 0.1, bottom + 0.3, WIDTH - 2 * MARGIN - 0.2, 0.8)
     axes.hist(psnr.numpy(), bins=min(60, max(5, len(psnr) // 6)), color="#b9c6d6")
@@ -68,9 +68,9 @@ def draw_reconstructions(subject: Subject) -> Sheet:
         axes.plot(psnr[places], np.zeros(len(places)), "^", color=COLOURS[column], ms=6, clip_on=False, zorder=3)
         for row, place in enumerate(places):
             top = TOP + 0.4 + row * (height + 0.3)
-            sheet.image(measured.x[place], left, top, width)
-            sheet.image(measured.x_hat[place], left + width + 0.05, top, width)
-            sheet.error(measured.errors[place], left + 2 * (width + 0.05), top, width)
+            sheet.image(encoded.x[place], left, top, width)
+            sheet.image(encoded.x_hat[place], left + width + 0.05, top, width)
+            sheet.error(encoded.errors[place], left + 2 * (width + 0.05), top, width)
             sheet.text(left, top + height + 0.16, f"{psnr[place]:.2f} dB", size=8, color=GREY)
     axes.axvline(float(psnr.mean()), color=GREY, lw=1, ls="--")
     axes.text(float(psnr.mean()), 1.02, f"mean {psnr.mean():.2f} dB", color=GREY, ha="center", va="bottom", size=8,
@@ -82,18 +82,18 @@ def show_reconstructions(subject: Subject) -> Child:
     """Images from all over the split now, and those that the training left; these alone where there are no data."""
     now: Child
     try:
-        measured = measured_of(subject)
-        parts = [triple(measured, place, caption(measured, place)) for place in measured.spread(SHOWN)]
+        encoded = encoded_images(subject)
+        parts = [triple(encoded, place, caption(encoded, place)) for place in encoded.spaced_indices(SHOWN)]
         now = join(
             tag(
                 "p",
                 "Each time: original, reconstruction, and the absolute error between them (black: none; brightest: ",
-                f"{percent(BRIGHTEST)} of the range and above). They are spread over the split, not chosen.",
+                f"{format_percent(BRIGHTEST)} of the range and above). They are spread over the split, not chosen.",
             ),
             tag("div", parts, class_="triples"),
         )
-    except TROUBLE as error:
-        now = note(f"They cannot be made again: {error}")
+    except EXPECTED_ERRORS as error:
+        now = notice(f"They cannot be made again: {error}")
     before = over_training(subject.run, "reconstructions", "Originals and reconstructions, side by side,", most=3)
     if before is None:
         return now
@@ -101,25 +101,25 @@ def show_reconstructions(subject: Subject) -> Child:
     return join(now, tag("h3", "While it trained"), words, before)
 
 
-def triple(measured: Measured, place: int, words: Child) -> Markup:
+def triple(encoded: EncodedImages, place: int, words: Child) -> Markup:
     """Original, reconstruction and error in a row, with a caption."""
-    error = measured.errors[place]  # (H, W)
-    small = fitted(torch.stack([measured.x[place], measured.x_hat[place]]), SIDE)
+    error = encoded.errors[place]  # (H, W)
+    small = fitted(torch.stack([encoded.x[place], encoded.x_hat[place]]), SIDE)
     scale = enlargement(max(small.shape[2:]), WANTED)
-    label = measured.label(place)
+    label = encoded.class_name(place)
     of = f"a validation picture{f' of class {label}' if label else ''}"
-    worst = f"Its error, {percent(float(error.max()))} of the range at the worst pixel"
+    worst = f"Its error, {format_percent(float(error.max()))} of the range at the worst pixel"
     parts = [
         img(pixels(small[0]), f"Original: {of}", scale),
-        img(pixels(small[1]), f"Reconstruction of it, PSNR {measured.psnr[place]:.2f} dB", scale),
+        img(pixels(small[1]), f"Reconstruction of it, PSNR {encoded.psnr[place]:.2f} dB", scale),
         img(heat(fitted(error[None, None], SIDE)[0, 0]), worst, scale),
     ]
     return tag("figure", tag("div", parts, class_="three"), tag("figcaption", words), class_="triple")
 
 
-def caption(measured: Measured, place: int) -> list[Child]:
-    label = measured.label(place)
-    return [tag("strong", f"{measured.psnr[place]:.2f} dB"), f" {label}" if label else None]
+def caption(encoded: EncodedImages, place: int) -> list[Child]:
+    label = encoded.class_name(place)
+    return [tag("strong", f"{encoded.psnr[place]:.2f} dB"), f" {label}" if label else None]
 
 
 def over_training(run: RunFolder, prefix: str, what: str, most: int = 6) -> Markup | None:
@@ -130,7 +130,7 @@ def over_training(run: RunFolder, prefix: str, what: str, most: int = 6) -> Mark
     chosen = sorted({round(place * (len(found) - 1) / max(1, most - 1)) for place in range(most)})
     figures = []
     for place in chosen if len(found) > most else range(len(found)):
-        figures.append(or_note(partial(_strip, what, *found[place])))
+        figures.append(or_notice(partial(_strip, what, *found[place])))
     return tag("div", figures, class_="strips")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.report.charts import Chart, frame_of, tick_label
+from stage1_tokenizer.diagnostics.report.charts import Chart, fit_frame, tick_label
 from stage1_tokenizer.diagnostics.report.embedded_images import BRIGHTEST, pixels
 
 # matplotlib is imported when a sheet is drawn: it looks for fonts, and a training, which imports this, draws none.
@@ -108,7 +108,7 @@ class Sheet:
         """A `drawable` chart in this rectangle. `smooth`: draw curves without dots faint, and smoothed over it."""
         from matplotlib.ticker import NullLocator
 
-        axes, frame = self.plot(x, y, width, height), frame_of(chart)
+        axes, frame = self.plot(x, y, width, height), fit_frame(chart)
         axes.set_title(chart.title)
         axes.set_title(chart.unit, loc="right", fontsize=8, fontweight="normal", color=GREY)
         axes.set_xlabel(chart.x_name, loc="right", color=GREY)

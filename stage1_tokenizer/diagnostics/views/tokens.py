@@ -20,16 +20,16 @@ from stage1_tokenizer.diagnostics.report.embedded_images import (
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, data_block, join, tag
 from stage1_tokenizer.diagnostics.views.atlas import SHEET_SIDE, Choice, atlas_of_run, choice_of, means_of
 from stage1_tokenizer.diagnostics.views.base import (
-    Measured,
+    EncodedImages,
     Subject,
     View,
     codes_of,
-    decode,
-    device_of,
-    measured_of,
+    decode_latents,
+    encoded_images,
+    look_up_vectors,
     once,
     pixels_for,
-    vectors,
+    tokenizer_device,
 )  # fmt: skip
 
 ROOM = 32
@@ -45,33 +45,33 @@ SHEET_COLUMNS = 8
 def alone_of(subject: Subject) -> Sprites | None:
     """The middle of the image that the decoder draws from one code alone, for each code that is shown; None where this
     would take long, or where a position has several codes."""
-    measured, codes = measured_of(subject), choice_of(subject).codes[:ALONE]
-    tokenizer = measured.tokenizer
-    H, W = measured.image_size
-    if tokenizer.bottleneck.depth != 1 or len(codes) * H * W > pixels_for(device_of(tokenizer)):
+    encoded, codes = encoded_images(subject), choice_of(subject).codes[:ALONE]
+    tokenizer = encoded.tokenizer
+    H, W = encoded.image_size
+    if tokenizer.bottleneck.depth != 1 or len(codes) * H * W > pixels_for(tokenizer_device(tokenizer)):
         return None
     h, w, _, _ = tokenizer.shape
     grids = torch.tensor(codes)[:, None, None, None].expand(-1, h, w, 1)
     factor = tokenizer.config.network.factor
     top, left = h // 2 * factor, w // 2 * factor
-    drawn = decode(tokenizer, vectors(tokenizer, grids))[:, :, top : top + factor, left : left + factor]
+    drawn = decode_latents(tokenizer, look_up_vectors(tokenizer, grids))[:, :, top : top + factor, left : left + factor]
     return sprites_of("alone", codes, drawn)
 
 
 def show_tokens(subject: Subject) -> Child:
     """The pictures with their codes over them, and what is known of each code."""
-    measured, atlas, own = measured_of(subject), atlas_of_run(subject), alone_of(subject)
+    encoded, atlas, own = encoded_images(subject), atlas_of_run(subject), alone_of(subject)
     places, number, rows, columns, _ = choice = choice_of(subject)
-    pictures = fitted(measured.x[places], SHEET_SIDE)
-    depth, whole = measured.tokenizer.bottleneck.depth, codes_of(measured).shape[1:3]
-    names = [_name(measured, place, index) for index, place in enumerate(places[:number])]
+    pictures = fitted(encoded.x[places], SHEET_SIDE)
+    depth, whole = encoded.tokenizer.bottleneck.depth, codes_of(encoded).shape[1:3]
+    names = [_name(encoded, place, index) for index, place in enumerate(places[:number])]
     options = [
         tag("button", img(pixels(image), name, enlargement(max(image.shape[1:]), 56)), type="button",
             aria_pressed="true" if index == 0 else "false", data_picture=index)
         for index, (image, name) in enumerate(zip(pictures[:number], names, strict=True))
     ]  # fmt: skip
     overlays = [
-        _overlay(measured, place, index, name, choice)
+        _overlay(encoded, place, index, name, choice)
         for index, (place, name) in enumerate(zip(places[:number], names, strict=True))
     ]
     return join(
@@ -94,17 +94,17 @@ def show_tokens(subject: Subject) -> Child:
         ),
         # All of them as one background, of which an element shows a part.
         Markup(f"<style>.elsewhere span{{background-image:url({data_uri(sheet(pictures, SHEET_COLUMNS))})}}</style>"),
-        data_block("tokens-data", _data(subject)),
+        data_block("tokens-data", _script_data(subject)),
     )
 
 
-def _overlay(measured: Measured, place: int, index: int, name: str, choice: Choice) -> Markup:
+def _overlay(encoded: EncodedImages, place: int, index: int, name: str, choice: Choice) -> Markup:
     """A picture, its reconstruction, and over them the table of its codes."""
-    rows, columns, factor = choice.rows, choice.columns, measured.tokenizer.config.network.factor
-    both = [image[:, : rows * factor, : columns * factor] for image in (measured.x[place], measured.x_hat[place])]
+    rows, columns, factor = choice.rows, choice.columns, encoded.tokenizer.config.network.factor
+    both = [image[:, : rows * factor, : columns * factor] for image in (encoded.x[place], encoded.x_hat[place])]
     small = fitted(torch.stack(both), LARGE)
     scale = enlargement(max(small.shape[2:]), LARGE)
-    codes: list[list[int]] = codes_of(measured)[place, :rows, :columns, 0].tolist()
+    codes: list[list[int]] = codes_of(encoded)[place, :rows, :columns, 0].tolist()
     cells = [
         tag("tr", [tag("td", tag("span", str(code))) for code in line]) for line in codes
     ]  # page.js adds the roles of a grid
@@ -142,12 +142,12 @@ def _inspector(has_own: bool) -> Markup:
     )
 
 
-def _data(subject: Subject) -> dict[str, object]:
+def _script_data(subject: Subject) -> dict[str, object]:
     """Data for page.js: the codes of the sheet's pictures, and for each of them how often it is used and where its
     patch is."""
-    measured, atlas, own, means = measured_of(subject), atlas_of_run(subject), alone_of(subject), means_of(subject)
+    encoded, atlas, own, means = encoded_images(subject), atlas_of_run(subject), alone_of(subject), means_of(subject)
     places, number, rows, columns, _ = choice_of(subject)
-    codes = codes_of(measured)[places, ..., 0]  # (n, h, w)
+    codes = codes_of(encoded)[places, ..., 0]  # (n, h, w)
     seen = set(codes.flatten().tolist())
     used = {
         code: [count, rank]
@@ -156,29 +156,29 @@ def _data(subject: Subject) -> dict[str, object]:
     }
     return {
         "codes": codes.flatten(1).tolist(),
-        "start": [_start(measured, place, rows, columns) for place in places[:number]],
+        "start": [_first_position(encoded, place, rows, columns) for place in places[:number]],
         "grid": list(codes.shape[1:]),
         "shown": [rows, columns],
         "columns": SHEET_COLUMNS,
-        "labels": [measured.label(place) for place in places],
+        "labels": [encoded.class_name(place) for place in places],
         "used": used,
         "distinct": len(atlas.ids),
         "total": int(atlas.counts.sum()),
-        "pictures": measured.number,
+        "pictures": encoded.count,
         "mean": {code: means.position(code) for code in means.places if code in seen},
         "alone": {code: own.position(code) for code in own.places} if own else {},
     }
 
 
-def _start(measured: Measured, place: int, rows: int, columns: int) -> int:
+def _first_position(encoded: EncodedImages, place: int, rows: int, columns: int) -> int:
     """The position, of those that are shown, whose patch has the most in it: there it is worth to begin."""
-    factor = measured.tokenizer.config.network.factor
-    patches = rearrange(measured.x[place], "C (h f) (w g) -> h w (C f g)", f=factor, g=factor)
+    factor = encoded.tokenizer.config.network.factor
+    patches = rearrange(encoded.x[place], "C (h f) (w g) -> h w (C f g)", f=factor, g=factor)
     return int(patches[:rows, :columns].std(dim=-1).argmax()) if patches.shape[-1] > 1 else 0
 
 
-def _name(measured: Measured, place: int, index: int) -> str:
-    label = measured.label(place)
+def _name(encoded: EncodedImages, place: int, index: int) -> str:
+    label = encoded.class_name(place)
     return f"Picture {index + 1}{f' ({label})' if label else ''}"
 
 

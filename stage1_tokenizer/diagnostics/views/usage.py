@@ -3,9 +3,17 @@
 import math
 from typing import NamedTuple
 
-from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw
-from stage1_tokenizer.diagnostics.report.markup import Child, join, listed, percent, plain, plural, tag
-from stage1_tokenizer.diagnostics.views.base import Subject, View, code_use, codes_of, measured_of, once
+from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html
+from stage1_tokenizer.diagnostics.report.markup import (
+    Child,
+    description_list,
+    format_number,
+    format_percent,
+    join,
+    plural,
+    tag,
+)
+from stage1_tokenizer.diagnostics.views.base import Subject, View, code_use, codes_of, encoded_images, once
 from stage1_tokenizer.diagnostics.views.sheet import MARGIN, TOP, WIDTH, Sheet
 from stage1_tokenizer.engine.log_file import Curve
 from stage1_tokenizer.metrics import CodeUse
@@ -24,8 +32,8 @@ class Usage(NamedTuple):
 
 @once
 def usage_of(subject: Subject) -> Usage:
-    measured = measured_of(subject)
-    codes, size = codes_of(measured), measured.tokenizer.bottleneck.codebook_size
+    encoded = encoded_images(subject)
+    codes, size = codes_of(encoded), encoded.tokenizer.bottleneck.codebook_size
     K, positions = codes.shape[-1], codes[..., 0].numel()
     use = code_use(codes, size)
     dead = (use.counts == 0).sum(dim=1).tolist()
@@ -50,38 +58,38 @@ def usage_of(subject: Subject) -> Usage:
 
 
 def draw_usage(subject: Subject) -> Sheet:
-    measured, (use, dead, positions, chart) = measured_of(subject), usage_of(subject)
+    encoded, (use, dead, positions, chart) = encoded_images(subject), usage_of(subject)
     size = use.counts.shape[1]
     one = f"{dead[0]} dead codes" if len(dead) == 1 else f"{sum(dead)} of {len(dead)}x{size} codes dead"
     sheet = Sheet(
         TOP + 3.9,
         f"Use of the codebook: perplexity {use.perplexity:.1f} of {size}, {one}",
-        f"{use.usage:.1%} of the codes occur in {measured.number} validation images ({positions:,} positions); "
+        f"{use.usage:.1%} of the codes occur in {encoded.count} validation images ({positions:,} positions); "
         f"entropy {use.entropy_bits:.2f} of {math.log2(size):.2f} bits.\nFrom the most used code to the least, "
         f"then the dead ones. Dashed: all used alike, {positions / size:,.1f} times each.",
-        measured.footer,
+        encoded.footer,
     )
     sheet.chart(MARGIN + 0.5, TOP + 0.3, WIDTH - 2 * MARGIN - 0.6, 3.05, chart)
     return sheet
 
 
 def show_usage(subject: Subject) -> Child:
-    measured, (use, dead, positions, chart) = measured_of(subject), usage_of(subject)
+    encoded, (use, dead, positions, chart) = encoded_images(subject), usage_of(subject)
     K, size = use.counts.shape
     each = f" ({', '.join(map(str, dead))})" if K > 1 else ""
     facts: list[tuple[Child, Child]] = [
-        ("Codes in use", f"{percent(use.usage)} of {size:,}{f', in {K} codebooks' if K > 1 else ''}"),
+        ("Codes in use", f"{format_percent(use.usage)} of {size:,}{f', in {K} codebooks' if K > 1 else ''}"),
         ("Dead codes", f"{sum(dead):,}{each}"),
-        ("Perplexity", f"{plain(use.perplexity)}, as unpredictable as so many codes used alike"),
-        ("Entropy", f"{plain(use.entropy_bits, 3)} of {plain(math.log2(size), 3)} bits a code"),
+        ("Perplexity", f"{format_number(use.perplexity)}, as unpredictable as so many codes used alike"),
+        ("Entropy", f"{format_number(use.entropy_bits, 3)} of {format_number(math.log2(size), 3)} bits a code"),
     ]
     few = (
         f" {positions:,} positions are too few to judge {size:,} codes by: those that are rare look dead."
         if positions < 10 * size
         else ""
     )
-    words = tag("p", f"Counted over {measured.pictures}, {positions:,} positions.{few}")
-    return join(words, listed(facts), draw(chart))
+    words = tag("p", f"Counted over {encoded.description}, {positions:,} positions.{few}")
+    return join(words, description_list(facts), chart_html(chart))
 
 
 VIEW = View("usage", "Codes in use", draw_usage, show_usage, address="codes")

@@ -17,7 +17,7 @@ from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.diagnostics.alarms import BEGINNING, build_alarms, latents
 from stage1_tokenizer.diagnostics.alarms.base import Alarms
-from stage1_tokenizer.diagnostics.alarms.latents import SETTLED, Codes
+from stage1_tokenizer.diagnostics.alarms.latents import SETTLED, CodeCounts
 from stage1_tokenizer.engine.optim import OptimConfig
 from stage1_tokenizer.engine.run import Run
 from stage1_tokenizer.objective import LARGEST_WEIGHT, AdversarialConfig
@@ -28,7 +28,7 @@ V, PER_STEP, EVERY = 256, 4096, 10
 LATE = 1000
 """A step after all beginnings."""
 
-# Measured: the quickstart's first 400 steps, an entry every 10.
+# EncodedImages: the quickstart's first 400 steps, an entry every 10.
 USAGE = [1.0, 0.0234, 0.0312, 0.0508, 0.0352, 0.0664, 0.043, 0.0352, 0.0312, 0.0352, 0.0547, 0.0352, 0.0352, 0.043]
 USAGE += [0.043] * 11 + [0.0469, 0.0547, 0.0586, 0.0547, 0.0586, 0.137, 0.125, 0.125, 0.121, 0.125, 0.129, 0.133]
 USAGE += [0.211, 0.207, 0.211]
@@ -49,7 +49,7 @@ def alarms_of(
     validation: int = 100 * V,
 ) -> Alarms:
     adversarial = AdversarialConfig(weight=0.5, start=500, loss=loss)
-    return build_alarms(bottleneck or VqConfig(), adversarial, OptimConfig(), Codes(size, per_step, validation))
+    return build_alarms(bottleneck or VqConfig(), adversarial, OptimConfig(), CodeCounts(size, per_step, validation))
 
 
 def told(alarms: Alarms, first: int, *entries: dict[str, float], every: int = EVERY) -> list[tuple[int, str]]:

@@ -23,8 +23,8 @@ from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise
-from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw, linear_ticks, log_ticks, thinned
-from stage1_tokenizer.diagnostics.report.markup import data_block, percent, plain, tag
+from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html, linear_ticks, log_ticks, thin_curve
+from stage1_tokenizer.diagnostics.report.markup import data_block, format_number, format_percent, tag
 from stage1_tokenizer.diagnostics.report.run_folder import open_run
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
 from stage1_tokenizer.diagnostics.views.failures import rank_correlation
@@ -409,7 +409,7 @@ def test_a_thinned_curve_keeps_its_ends_and_its_peaks() -> None:
     for n in (1, 2, 299, 300, 301, 1000, 12_345):
         values = rng.normal(size=n).tolist()
         curve = Curve(list(range(0, 3 * n, 3)), values)
-        few = thinned(curve)
+        few = thin_curve(curve)
         assert len(few.steps) <= 300
         assert few.steps == sorted(few.steps)
         assert {*zip(*few, strict=True)} <= {*zip(*curve, strict=True)}
@@ -435,19 +435,21 @@ def test_ticks_are_few_and_within_the_axis(low: float, high: float) -> None:
 def test_any_curve_can_be_drawn(curve: Curve, log: bool) -> None:
     """A single point, a level, nothing that is positive, the ends of the numbers that there are: no division by zero,
     and no place that is not a number."""
-    drawn = draw(Chart("t", "u", [Series("s", curve, dots=True)], log=log))
+    drawn = chart_html(Chart("t", "u", [Series("s", curve, dots=True)], log=log))
     usual = [value for value in curve.values if 1e-9 < abs(value) < 1e9 or value == 0]
     assert (drawn is None) == (not usual or (log and max(usual) <= 0))
     assert "nan" not in (drawn or "")
     assert "inf" not in (drawn or "")
-    draw(Chart("t", "u", [Series("s", curve)], from_zero=True))
+    chart_html(Chart("t", "u", [Series("s", curve)], from_zero=True))
 
 
 def test_the_numbers_below_a_chart_are_of_all_its_curves() -> None:
     """Runs that were validated at other steps, few times and many: a row has a value of each that has one near."""
 
     def table_of(*curves: Curve) -> list[list[str]]:
-        drawn = draw(Chart("t", "u", [Series(str(number), each, dots=True) for number, each in enumerate(curves)]))
+        drawn = chart_html(
+            Chart("t", "u", [Series(str(number), each, dots=True) for number, each in enumerate(curves)])
+        )
         rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", drawn or "")
         return [[step, *re.findall(r"<td>(.*?)</td>", cells)] for step, cells in rows]
 
@@ -476,9 +478,9 @@ def test_rank_correlation_is_spearmans() -> None:
 
 
 def test_numbers_are_as_people_read_them() -> None:
-    assert [plain(value) for value in (0.0390, 25.196, 1234567, 1e-9, 512.0)] == [
+    assert [format_number(value) for value in (0.0390, 25.196, 1234567, 1e-9, 512.0)] == [
         "0.03900", "25.20", "1,234,567", "1.000e-09", "512"]  # fmt: skip
-    assert [percent(share) for share in (0, 1, 0.9999, 0.875, 0.00001, 0.0012)] == [
+    assert [format_percent(share) for share in (0, 1, 0.9999, 0.875, 0.00001, 0.0012)] == [
         "0 %", "100 %", "> 99.9 %", "87.5 %", "< 0.01 %", "0.12 %"]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from stage1_tokenizer.diagnostics.report import tokenizer as report_tokenizer
 from stage1_tokenizer.diagnostics.report.run_folder import open_run
 from stage1_tokenizer.diagnostics.views import VIEWS
 from stage1_tokenizer.diagnostics.views.atlas import atlas_of, mean_patches, nearest_codes, short_percent
-from stage1_tokenizer.diagnostics.views.base import Subject, View, measure, measured_of, once
+from stage1_tokenizer.diagnostics.views.base import Subject, View, encode_images, encoded_images, once
 from stage1_tokenizer.diagnostics.views.curves import smooth
 from stage1_tokenizer.diagnostics.views.holes import depth_kept, find_holes, hole_masks
 from stage1_tokenizer.diagnostics.views.latent_maps import latent_colours
@@ -48,7 +48,7 @@ def test_a_new_view_is_in_both_outputs_and_its_numbers_are_computed_once(
     @once
     def brightness(subject: Subject) -> float:
         asked.append(subject)
-        return float(measured_of(subject).x.mean())
+        return float(encoded_images(subject).x.mean())
 
     def draw(subject: Subject) -> Sheet:
         return Sheet(TOP, "Brightness", f"{brightness(subject) + brightness(subject):.3f}", "")
@@ -65,7 +65,7 @@ def test_a_new_view_is_in_both_outputs_and_its_numbers_are_computed_once(
     assert ended.code == 0, ended.err
     assert (tmp_path / "analysis/brightness.png").is_file()
     assert len(asked) == 1
-    wanted = float(measure(loaded, shapes()).x.mean())
+    wanted = float(encode_images(loaded, shapes()).x.mean())
     assert float((tmp_path / "analysis/brightness.json").read_text()) == pytest.approx(wanted)
     page = Page(report_tokenizer.tokenizer_page(open_run(tmp_path), torch.device("cpu")))
     assert len(asked) == 2
