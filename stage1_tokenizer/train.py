@@ -131,8 +131,8 @@ def main() -> None:
         micro_batches = images.contiguous(memory_format=torch.channels_last).chunk(config.accumulation)
         if not has_learned:  # the first step, or those before it were left out
             start_codebook(tokenizer, micro_batches, accelerator)
-            if too_few := codes.few_vectors_message(config.bottleneck):
-                run.alarm(step + 1, "few vectors", too_few)
+            if message := codes.few_vectors_message(config.bottleneck):
+                run.alarm(step + 1, "few vectors", message)
 
         seed = derive_seed(config.seed, "model", step, rank)
         batch = partial(batch_for_record, order, step, pixels, labels)

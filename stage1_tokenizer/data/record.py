@@ -70,9 +70,9 @@ def announce(found: Found) -> None:
             say(f"data: {line}" if not line.startswith("note: ") else f"      {line}")
 
 
-def plural(number: int, one: str, many: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {one if number == 1 else many}"
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """Return a number and its noun, e.g. `3 images`. `many`: the noun's plural; None: `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _listed(shown: list[str], of: int) -> str:

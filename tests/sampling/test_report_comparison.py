@@ -46,7 +46,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert row_of(text, "PSNR") == [("20.25 dB", False), ("27.75 dB", True), (NONE, False)]
     assert "optim.lr 0.001 0.5" in page.text
     assert f"network.attention {NONE} []" in page.text
-    assert "The same pictures through each of them" in page.text
+    assert "The same images" in page.text
     assert {"one", "other", "prior"} <= {*re.findall(r"\w+", page.text)}
 
 

@@ -1,4 +1,4 @@
-"""The page itself: head, contents, sections, and the style and script that it carries within."""
+"""The page: its head, contents and sections, with the style sheet and the script inside the file."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from stage1_tokenizer.diagnostics.report.markup import Child, Markup, escape, jo
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, StorageError
 
 EXPECTED_ERRORS = (ConfigError, BadFileError, StorageError, OSError)
-"""What may be wrong with a run and its data, and keeps a part of the page from being made. (Not a stop by the user.)"""
+"""Errors in a run's files or data, after which the rest of the page is still made. A stop by the user is not one."""
 HERE = Path(__file__).parent
 STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 LOGO = Markup(
@@ -22,74 +22,66 @@ LOGO = Markup(
 
 
 class Section(NamedTuple):
-    """A part of the page under a heading of its own."""
+    """A part of the page under its own heading."""
 
     name: str
-    """Its address on the page."""
+    """The address on the page, without #."""
     title: str
     body: Markup
 
 
 class PageHead(NamedTuple):
-    """What stands on top."""
+    """The top of the page."""
 
     kind: str
-    """What the page is about, e.g. `Tokenizer`."""
+    """The subject's kind, e.g. `Tokenizer`."""
     title: str
     lead: Child
     """A sentence or two."""
 
 
-def section(name: str, title: str, *body: Child) -> Section:
-    return Section(name, title, join(*body))
-
-
 def notice(*words: Child) -> Markup:
-    """A sentence about what is missing."""
+    """Return a paragraph that says what is missing."""
     return tag("p", *words, class_="note")
 
 
-def try_section(name: str, title: str, build: Callable[[], Child]) -> Section:
-    """A section, or in its place a sentence that says why it cannot be made: data that are gone, a file that is
-    damaged. One section's trouble is not the others'."""
-    try:
-        return section(name, title, build())
-    except EXPECTED_ERRORS as error:
-        return section(name, title, notice(f"This cannot be shown: {one_line(str(error))[:600]}"))
-
-
 def or_notice(build: Callable[[], Child]) -> Child:
-    """A part of a section, or why it cannot be shown."""
+    """Build a part of the page, or a notice with the reason if its files or data cannot be read."""
     try:
         return build()
     except EXPECTED_ERRORS as error:
-        return notice(f"This cannot be shown: {one_line(str(error))[:300]}")
+        return notice(f"This cannot be shown: {one_line(str(error))[:600]}")
+
+
+def try_section(name: str, title: str, build: Callable[[], Child]) -> Section:
+    """Build a section, or a notice in its place: an error in one section leaves the others."""
+    return Section(name, title, join(or_notice(build)))
 
 
 def render_page(head: PageHead, sections: Sequence[Section], footer: str) -> str:
-    """The whole file."""
+    """Return the whole HTML file."""
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
     )
-    # Sections bring the style of their own pictures; its place is in the head.
-    styles = [style, *(found for each in sections for found in STYLE.findall(each.body))]
-    sections = [each._replace(body=Markup(STYLE.sub("", each.body))) for each in sections]
+    # Sections bring styles with their sprites; HTML allows <style> only in the head.
+    styles = [style, *(own for section in sections for own in STYLE.findall(section.body))]
+    sections = [section._replace(body=Markup(STYLE.sub("", section.body))) for section in sections]
     contents = tag(
         "nav",
         tag("p", "On this page", class_="nav-title", id="contents"),
-        tag("ol", [tag("li", tag("a", each.title, href=f"#{each.name}")) for each in sections]),
+        tag("ol", [tag("li", tag("a", section.title, href=f"#{section.name}")) for section in sections]),
         class_="contents",
         aria_labelledby="contents",
     )
     main = tag(
         "main",
         [
-            tag("section", tag("h2", each.title, id=f"{each.name}-title"), each.body, id=each.name,
-                aria_labelledby=f"{each.name}-title")
-            for each in sections
+            tag("section", tag("h2", section.title, id=f"{section.name}-title"), section.body, id=section.name,
+                aria_labelledby=f"{section.name}-title")
+            for section in sections
         ],
         id="main",
     )  # fmt: skip

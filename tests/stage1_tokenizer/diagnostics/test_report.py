@@ -64,13 +64,13 @@ def test_the_figures_are_those_of_the_log(written: str) -> None:
     """The last validation's in large, and where another one was better, that too."""
     page = Page(written)
     last = {name: value for entry in LOG for name, value in entry.items()}
-    for label, name in (("PSNR", "psnr"), ("NMSE", "nmse"), ("Bits per picture", "bits_per_image")):
+    for label, name in (("PSNR", "psnr"), ("NMSE", "nmse"), ("Bits per image", "bits_per_image")):
         assert float(page.terms[label][0].split()[0]) == pytest.approx(last[f"validation/{name}"], rel=1e-3)
     assert page.terms["Codes in use"][0] == "87.5 %"
     assert page.terms["PSNR"][1] == "best 21.50 dB at step 20"
     assert page.terms["NMSE"][1] == "best 0.0723 at step 20"
     assert page.terms["Steps"] == ["30 of 30"]
-    assert page.terms["Steps left out"][0].startswith("2,")
+    assert page.terms["Steps skipped"][0].startswith("2,")
     assert "half of them are not used: lower bottleneck.codebook_size" in page.text
 
 
@@ -283,7 +283,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     text = Page((folder / "report.html").read_text()).text
     for words in ("config.yaml: is not YAML", "is not a safetensors file", "settings.json cannot be read",
-                  "b.json cannot be read", "good one", "Some of its figures cannot be read"):  # fmt: skip
+                  "b.json cannot be read", "good one", "Some of its metrics cannot be read"):  # fmt: skip
         assert words in text, words
     assert text.count("cannot be read as an image") == 2
 
@@ -339,17 +339,15 @@ def test_a_prior_is_told_in_words_beside_the_simplest_models(tmp_path: Path) -> 
     assert strips == ["Samples after 5 steps", "Samples after 10 steps"]
     assert page.terms["Classes"] == ["2: cat, dog"]
     assert page.terms["Data"] == ["shapes, 8x12 pixels"]
-    assert "each column is of one class" in page.text
+    assert "each column has one class" in page.text
 
 
 def test_columns_are_of_a_class_only_where_ten_is_a_multiple(tmp_path: Path) -> None:
     """The grids have ten columns, and three classes do not fill them evenly."""
     text = Page(prior_page(open_run(prior_run(tmp_path / "three", classes=("a", "b", "c"))), CPU)).text
-    assert "the classes are drawn in turn: row by row" in text
+    assert "classes are in turn: row by row" in text
     assert "each column" not in text
-    assert (
-        "classes are drawn in turn" not in Page(prior_page(open_run(prior_run(tmp_path / "no", classes=())), CPU)).text
-    )
+    assert "classes are in turn" not in Page(prior_page(open_run(prior_run(tmp_path / "no", classes=())), CPU)).text
 
 
 def test_evaluations_are_shown_with_intervals_protocol_and_warnings(tmp_path: Path) -> None:
@@ -367,7 +365,7 @@ def test_evaluations_are_shown_with_intervals_protocol_and_warnings(tmp_path: Pa
     for words in ("Fréchet distance (not FID)", "12.35", "11.50 to 13.50", "lower", "of features", "few pictures"):
         assert words in page.text
     assert page.terms["split"] == ["validation"]
-    assert "Samples beside their nearest training pictures" in [each["alt"] for each in page.all("img")]
+    assert "Samples beside their nearest training images" in [each["alt"] for each in page.all("img")]
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
@@ -591,9 +589,7 @@ def test_whatever_happens_to_the_report_the_training_is_finished(
     assert ended.err == ""
     *before, reported = ended.out.strip().splitlines()
     command = re.escape(shlex.join(["sampling/report.py", str(tmp_path / "run")])).replace("sampling", r"\S*sampling")
-    assert re.search(
-        rf"\({re.escape(reason)}\); the training is complete all the same: \S*python\S* {command}$", reported
-    )
+    assert re.search(rf"\({re.escape(reason)}\); the training is complete\. .*: \S*python\S* {command}$", reported)
     assert before[-1] == "writing the report ..."
     assert [line for line in before if re.match(r"next: \S*python\S* \S*stage2_prior/train\.py", line)]
     assert (tmp_path / "run/tokenizer.safetensors").exists()

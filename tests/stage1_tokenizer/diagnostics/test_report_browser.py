@@ -172,7 +172,7 @@ def test_the_arrow_keys_walk_over_the_codes(show: Open, folder: Path) -> None:
             code = codes[0][row][column]
             here = {1: "once", 2: "twice"}.get(flat.count(code), f"{flat.count(code)} times")
             words = said.inner_text()
-            assert words.startswith(f"Row {row + 1}, column {column + 1}: code {code}. It stands {here} in this")
+            assert words.startswith(f"Row {row + 1}, column {column + 1}: code {code}. It occurs {here} in this")
             assert re.search(
                 {1: r"and once in", 2: r"and twice in"}.get(uses[code], rf"and {uses[code]} times in"), words
             )

@@ -245,7 +245,7 @@ def test_holes_are_black_pixels_in_one_colour_and_their_depth_is_measured() -> N
     most = find_holes(x, torch.tensor([0, 1, 1]))
     assert rectangle is not None
     assert most is not None
-    assert (rectangle.place, most.place) == (2, 1)
+    assert (rectangle.image, most.image) == (2, 1)
     assert find_holes(x[:1], torch.tensor([0])) is None
     filled = x[1].clone()
     filled[0, 4, 4] = filled[0, 5, 7] = 0.8
