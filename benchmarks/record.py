@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stage1_tokenizer.diagnostics.comparison import processor_name
+from stage1_tokenizer.diagnostics.comparison import processor_model
 from stage1_tokenizer.engine.system import cores
 
 RESULTS = Path(__file__).parent / "results"
@@ -18,7 +18,7 @@ Results = dict[str, Any]
 def machine() -> dict[str, Any]:
     """What the figures depend on, as far as one can ask."""
     described: dict[str, Any] = {
-        "processor": processor_name(),
+        "processor": processor_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores(),
         "threads": torch.get_num_threads(),

@@ -1,7 +1,7 @@
 """The page that compares several runs: a table of metrics, curves in shared charts, different settings, and images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -50,16 +50,21 @@ CODEBOOK_METRICS = {"validation/code_usage", "validation/code_perplexity", "vali
 """Metrics that can be compared only between codebooks of one size."""
 NO_VALUE = "\N{EN DASH}"
 NOT_COMPARED = {"config", "out", "report", "resume", "allow_changed"}
+Runs = Mapping[str, RunFolder]
+"""Runs by the names that tell them apart."""
+Row = tuple[str, Sequence[tuple[str, bool]]]
+"""A label, and for each run its text and True if it is the best."""
 
 
-def comparison_page(runs: Sequence[RunFolder], device: torch.device, root: str | None) -> str:
+def comparison_page(folders: Sequence[RunFolder], device: torch.device, root: str | None) -> str:
     """Return the page that compares runs of either stage."""
-    names = names_of(runs)
+    names = names_of(folders)
+    runs = dict(zip(names, folders, strict=True))
     sections = [
-        try_section("figures", "Metrics", lambda: _show_metrics(runs, names)),
-        try_section("curves", "Curves", lambda: _show_curves(runs, names)),
-        try_section("settings", "What differs", lambda: _show_differences(runs, names)),
-        try_section("pictures", "Images", lambda: _show_images(runs, names, device, root)),
+        try_section("figures", "Metrics", lambda: _show_metrics(runs)),
+        try_section("curves", "Curves", lambda: _show_curves(runs)),
+        try_section("settings", "What differs", lambda: _show_differences(runs)),
+        try_section("pictures", "Images", lambda: _show_images(runs, device, root)),
     ]
     title = " and ".join(names) if len(names) < 4 else "Comparison"
     head = PageHead("Comparison", title, f"{plural(len(runs), 'run')} side by side.")
@@ -95,12 +100,16 @@ def codebook_settings(run: RunFolder) -> tuple[str, ...]:
     return tuple(run.config_text("bottleneck", key) for key in ("codebook_size", "levels", "depth"))
 
 
-def _show_metrics(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
+def _of_kind(runs: Runs, kind: str) -> Runs:
+    return {name: run for name, run in runs.items() if run_kind(run) == kind}
+
+
+def _show_metrics(runs: Runs) -> Child:
     """Return the table of metrics, with the best value of a row marked where the runs can be compared."""
-    all_values = [{metric.name: metric.value for metric in metric_values(run.curves, METRICS)} for run in runs]
-    grounds = [measured_on(run) for run in runs]
-    head = ["metric", *(f"{name} ({run_kind(run)})" for name, run in zip(names, runs, strict=True))]
-    rows: list[tuple[str, list[tuple[str, bool]]]] = []
+    all_values = [{metric.name: metric.value for metric in metric_values(run.curves, METRICS)} for run in runs.values()]
+    grounds = [measured_on(run) for run in runs.values()]
+    codebooks = [codebook_settings(run) for run in runs.values()]
+    rows: list[Row] = []
     for name, info in METRICS.items():
         values = [own.get(name) for own in all_values]
         known = {number: value for number, value in enumerate(values) if value is not None}
@@ -110,35 +119,28 @@ def _show_metrics(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
         known_grounds = {grounds[number] for number in known}
         is_comparable = len(known_grounds) == 1 and None not in known_grounds and len(set(known.values())) > 1
         if name in CODEBOOK_METRICS:
-            is_comparable = is_comparable and len({codebook_settings(runs[number]) for number in known}) == 1
+            is_comparable = is_comparable and len({codebooks[number] for number in known}) == 1
         cells = [
             (NO_VALUE, False) if value is None else (info.format(value), is_comparable and value == best)
             for value in values
         ]
         rows.append((info.label, cells))
-    steps = [f"{run.steps_done:,}{f' of {run.planned_steps:,}' if run.planned_steps else ''}" for run in runs]
+    steps = [f"{run.steps_done:,}{f' of {run.planned_steps:,}' if run.planned_steps else ''}" for run in runs.values()]
     rows.append(("Steps", [(text, False) for text in steps]))
     words = (
         "From the last validation of each run. The best value is marked where runs can be compared: tokenizers on the "
         "same data (for metrics of code use, with codebooks of one size), and priors over the codes of one tokenizer "
         "and the same data."
     )
+    head = ["metric", *(f"{name} ({run_kind(run)})" for name, run in runs.items())]
     caption = "Metrics of the last validation of each run"
-    return join(tag("p", words), _side_by_side(caption, head, names, rows, "compare", hide=True))
+    return join(tag("p", words), _side_by_side(caption, head, list(runs), rows, "compare", hide=True))
 
 
 def _side_by_side(
-    caption: str,
-    head: Sequence[str],
-    names: Sequence[str],
-    rows: Sequence[tuple[str, Sequence[tuple[str, bool]]]],
-    class_: str,
-    hide: bool = False,
+    caption: str, head: Sequence[str], names: Sequence[str], rows: Sequence[Row], class_: str, hide: bool = False
 ) -> Markup:
-    """Return a table with a column for each run; a narrow screen shows each cell on a line with the run's name.
-
-    rows: a label, and for each run its text and True if it is the best.
-    """
+    """Return a table with a column for each run; a narrow screen shows each cell on a line with the run's name."""
     body = [
         [label, *(tag("td", text, class_="best" if is_best else None, data_run=name)
                   for name, (text, is_best) in zip(names, cells, strict=True))]
@@ -147,84 +149,71 @@ def _side_by_side(
     return table(caption, head, body, f"{class_} stacked", hide)
 
 
-def _show_curves(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
-    charts = [
-        Chart(
-            title,
-            unit,
-            [
-                Series(label, run.curves[name], dots=name.startswith("validation/"), colour=number)
-                for number, (label, run) in enumerate(zip(names, runs, strict=True))
-                if name in run.curves
-            ],
-            log=log,
-        )
-        for name, (title, unit, log) in CURVES.items()
-    ]
-    figures = [figure for figure in map(chart_html, charts) if figure]
-    return tag("div", figures, class_="charts") if figures else notice("None of them has a log yet.")
+def _show_curves(runs: Runs) -> Child:
+    charts = []
+    for scalar, (title, unit, log) in CURVES.items():
+        series = [
+            Series(name, run.curves[scalar], dots=scalar.startswith("validation/"), colour=number)
+            for number, (name, run) in enumerate(runs.items())
+            if scalar in run.curves
+        ]
+        charts.append(chart_html(Chart(title, unit, series, log=log)))
+    return tag("div", charts, class_="charts") if any(charts) else notice("None of them has a log yet.")
 
 
-def _show_differences(runs: Sequence[RunFolder], names: Sequence[str]) -> Child:
+def _show_differences(runs: Runs) -> Child:
     """Return a table of the settings that differ, for each stage of which there are several runs."""
     parts: list[Child] = []
     for kind in ("tokenizer", "prior"):
-        configs = {
-            name: dict(flat_items(run.config)) for name, run in zip(names, runs, strict=True) if run_kind(run) == kind
-        }
+        configs = {name: dict(flat_items(run.config)) for name, run in _of_kind(runs, kind).items()}
         if len(configs) < 2:
             continue
-        keys = [key for key in dict.fromkeys(key for tree in configs.values() for key in tree)
-                if key not in NOT_COMPARED]  # fmt: skip
-        rows = [
-            (key, [format_setting(tree[key]) if key in tree else NO_VALUE for tree in configs.values()]) for key in keys
-        ]
-        differing = [(key, [(value, False) for value in values]) for key, values in rows if len(set(values)) > 1]
+        rows: list[Row] = []
+        for key in dict.fromkeys(key for tree in configs.values() for key in tree if key not in NOT_COMPARED):
+            values = [format_setting(tree[key]) if key in tree else NO_VALUE for tree in configs.values()]
+            if len(set(values)) > 1:
+                rows.append((key, [(value, False) for value in values]))
         caption = f"Settings of the {kind}s that differ"
         parts.append(
-            _side_by_side(caption, ["key", *configs], list(configs), differing[:MOST_DIFFERENCES], "config")
-            if differing
+            _side_by_side(caption, ["key", *configs], list(configs), rows[:MOST_DIFFERENCES], "config")
+            if rows
             else notice(f"The {kind}s have the same settings.")
         )
     return parts or notice("They are of different stages, and have no settings to compare.")
 
 
-def _show_images(runs: Sequence[RunFolder], names: Sequence[str], device: torch.device, root: str | None) -> Child:
+def _show_images(runs: Runs, device: torch.device, root: str | None) -> Child:
     parts: list[Child] = []
-    tokenizers = [(name, run) for name, run in zip(names, runs, strict=True) if run_kind(run) == "tokenizer"]
-    priors = [(name, run) for name, run in zip(names, runs, strict=True) if run_kind(run) == "prior"]
-    if tokenizers:
+    if tokenizers := _of_kind(runs, "tokenizer"):
         parts += [tag("h3", "Reconstructions"), _show_reconstructions(tokenizers, device, root)]
-    if priors:
-        parts += [tag("h3", "Samples at the end of the training"), _show_samples(priors)]
+    if priors := _of_kind(runs, "prior"):
+        samples = [or_notice(partial(_show_last_samples, name, run)) for name, run in priors.items()]
+        parts += [tag("h3", "Samples at the end of the training"), tag("div", samples, class_="strips")]
     return join(parts)
 
 
-def _show_reconstructions(runs: Sequence[tuple[str, RunFolder]], device: torch.device, root: str | None) -> Child:
+def _show_reconstructions(runs: Runs, device: torch.device, root: str | None) -> Child:
     """Return reconstructions of the same images by each tokenizer; of different images if their data differ."""
-    all_encoded: list[tuple[str, EncodedImages]] = []
+    encoded: dict[str, EncodedImages] = {}
     notices: list[Child] = []
-    for name, run in runs:
+    for name, run in runs.items():
         try:
-            all_encoded.append((name, encoded_images(Subject(run, device, root))))
+            encoded[name] = encoded_images(Subject(run, device, root))
         except EXPECTED_ERRORS as error:
             notices.append(notice(f"{name}: {error}"))
-    if not all_encoded:
+    if not encoded:
         return notices
-    first = all_encoded[0][1]
-    is_same = all(
-        encoded.data.tree() == first.data.tree() and encoded.count == first.count for _, encoded in all_encoded
-    )
+    first = next(iter(encoded.values()))
+    is_same = all(own.data.tree() == first.data.tree() and own.count == first.count for own in encoded.values())
     columns = [_column("original", first, first.x, None)] if is_same else []
-    for name, encoded in all_encoded:
-        columns += [] if is_same else [_column(f"{name}, original", encoded, encoded.x, None)]
-        columns.append(_column(name, encoded, encoded.x_hat, float(encoded.psnr.mean())))
-    words = (
-        "The same images, reconstructed by each tokenizer."
-        if is_same
-        else "The tokenizers have different data, so each one shows its own images."
+    for name, own in encoded.items():
+        columns += [] if is_same else [_column(f"{name}, original", own, own.x, None)]
+        columns.append(_column(name, own, own.x_hat, float(own.psnr.mean())))
+    same, different = (
+        "The same images, reconstructed by each tokenizer.",
+        "Each tokenizer shows images of its own data.",
     )
-    return join(tag("p", words), tag("div", columns, class_="side"), notices)
+    return join(tag("p", same if is_same else different), tag("div", columns, class_="side"), notices)
 
 
 def _column(title: str, encoded: EncodedImages, images: torch.Tensor, psnr: float | None) -> Markup:
@@ -235,14 +224,10 @@ def _column(title: str, encoded: EncodedImages, images: torch.Tensor, psnr: floa
     return tag("figure", tag("figcaption", tag("strong", title), quality), tag("div", shown, class_="grid-of"))
 
 
-def _show_samples(runs: Sequence[tuple[str, RunFolder]]) -> Markup:
-    def last(name: str, run: RunFolder) -> Child:
-        samples = run.logged_images("samples")
-        if not samples:
-            return notice(f"{name} has no samples.")
-        step, path = samples[-1]
-        image = grid(read_image(path, 3), f"Samples of {name} after {step:,} steps")
-        caption = tag("figcaption", tag("strong", name), f" after {step:,} steps")
-        return tag("figure", image, caption, class_="strip")
-
-    return tag("div", [or_notice(partial(last, name, run)) for name, run in runs], class_="strips")
+def _show_last_samples(name: str, run: RunFolder) -> Child:
+    samples = run.logged_images("samples")
+    if not samples:
+        return notice(f"{name} has no samples.")
+    step, path = samples[-1]
+    image = grid(read_image(path, 3), f"Samples of {name} after {step:,} steps")
+    return tag("figure", image, tag("figcaption", tag("strong", name), f" after {step:,} steps"), class_="strip")

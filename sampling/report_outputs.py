@@ -36,6 +36,7 @@ from stage1_tokenizer.diagnostics.report.markup import (
 )  # fmt: skip
 from stage1_tokenizer.diagnostics.report.page import Section, notice, or_notice, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
+from stage1_tokenizer.diagnostics.report.run_sections import format_setting
 from stage1_tokenizer.engine.checkpoint import brief
 from stage2_prior.report import run_kind
 
@@ -45,7 +46,8 @@ MOST_FILES = 64
 """Images of a folder that are shown if it has no grid, or too large a grid."""
 LARGEST_GRID = 144
 """Images in a folder up to which its grid is shown; of a larger folder the first MOST_FILES images are shown."""
-MOST_METRICS = 40
+MOST_ENTRIES = 40
+"""Metrics or warnings of an evaluation that are shown, at most."""
 LONGEST, LONGEST_NOTE = 300, 1000
 """Characters of a value, and of a sentence, at most."""
 
@@ -106,10 +108,10 @@ def _show_folders(folders: list[Path], done: str) -> Child:
 
 def _show_settings(folder: Path, settings: Tree) -> Markup | None:
     """Return the settings that differ from their defaults, and all settings behind a fold."""
-    facts = [(key.replace("_", " "), _shortened(value)) for key, value in shown_settings(settings).items()]
+    facts = [(key.replace("_", " "), format_setting(value)) for key, value in shown_settings(settings).items()]
     if not facts:
         return None
-    pairs = ((str(key)[:LONGEST], _shortened(value)) for key, value in islice(settings.items(), 100))
+    pairs = ((str(key)[:LONGEST], format_setting(value)) for key, value in islice(settings.items(), 100))
     all_settings = table(f"Settings of {folder.parent.name}/{folder.name}", ["key", "value"], pairs, "config")
     words = ", ".join(f"{key} {value}" for key, value in facts)
     return join(tag("p", words, class_="small"), fold("All settings", all_settings))
@@ -125,16 +127,6 @@ def shown_settings(settings: Tree) -> Tree:
     given = [key for key in sorted(defaults, key=SamplingConfig.model_fields.__contains__) if key not in NOT_COMPARED]
     shown = {key: settings.get(key) for key in given if key in always or settings.get(key) != defaults[key]}
     return {key: value for key, value in {**shown, "step": settings.get("step")}.items() if value is not None}
-
-
-def _shortened(value: Any) -> str:
-    if isinstance(value, dict):
-        items = islice(value.items(), 20)
-        return ", ".join(f"{key} {_shortened(item)}" for key, item in items if item)[:LONGEST]
-    if isinstance(value, list):
-        more = ", ..." if len(value) > 12 else ""
-        return (", ".join(map(_shortened, value[:12])) + more)[:LONGEST]
-    return str(value)[:LONGEST]
 
 
 def _show_images(folder: Path, settings: Tree, done: str) -> Child:
@@ -158,7 +150,7 @@ def _show_images(folder: Path, settings: Tree, done: str) -> Child:
 def _describe_grid(settings: Tree) -> str:
     if "variants" in settings:
         return "in each row an original, the part of it that was kept, and completions"
-    return f"{_shortened(settings.get('n', 'some'))} images"
+    return f"{format_setting(settings.get('n', 'some'))} images"
 
 
 def show_evaluations(folder: Path) -> Child:
@@ -195,8 +187,7 @@ def _show_nearest(path: Path) -> Markup:
 
 def show_evaluation(tree: Tree, name: str) -> Markup:
     """Return warnings, metrics with intervals, and protocol of one evaluation."""
-    metrics = tree.get("figures")
-    rows = [_metric_row(entry) for entry in (metrics if isinstance(metrics, list) else [])[:MOST_METRICS]]
+    rows = [_metric_row(entry) for entry in _as_list(tree.get("figures"))]
     readable = [row for row in rows if row]
     parts: list[Child] = [
         tag("p", tag("strong", "Beware: "), str(words)[:LONGEST_NOTE], class_="warning")
@@ -210,14 +201,14 @@ def show_evaluation(tree: Tree, name: str) -> Markup:
     protocol = tree.get("protocol")
     if isinstance(protocol, dict) and protocol:
         facts: list[tuple[Child, Child]] = [
-            (str(key)[:60].replace("_", " "), _shortened(value)) for key, value in islice(protocol.items(), 60)
+            (str(key)[:60].replace("_", " "), format_setting(value)) for key, value in islice(protocol.items(), 60)
         ]
         parts.append(fold("Protocol", description_list(facts)))
     return join(parts)
 
 
 def _as_list(value: Any) -> Iterable[Any]:
-    return value[:20] if isinstance(value, list) else []
+    return value[:MOST_ENTRIES] if isinstance(value, list) else []
 
 
 def _metric_row(entry: Any) -> list[Child] | None:

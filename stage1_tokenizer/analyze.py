@@ -13,11 +13,11 @@ from pydantic import PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.record import announce
+from stage1_tokenizer.diagnostics.report.page import NothingToShowError
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views import VIEWS
 from stage1_tokenizer.diagnostics.views.base import (
     EncodedImages,
-    NothingToShowError,
     Subject,
     View,
     code_use,

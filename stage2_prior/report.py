@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from stage1_tokenizer.config.base import Tree, config_from_json
+from stage1_tokenizer.diagnostics.report import run_sections
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series
 from stage1_tokenizer.diagnostics.report.markup import (
     Child,
@@ -19,20 +20,9 @@ from stage1_tokenizer.diagnostics.report.markup import (
     join,
     tag,
 )  # fmt: skip
-from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, Section, notice, render_page, try_section
+from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, Section, notice, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
-from stage1_tokenizer.diagnostics.report.run_sections import (
-    MetricInfo,
-    describe_classes,
-    describe_data,
-    metric_values,
-    page_footer,
-    page_head,
-    show_events,
-    show_metrics,
-    show_run,
-    start_command,
-)  # fmt: skip
+from stage1_tokenizer.diagnostics.report.run_sections import MetricInfo
 from stage1_tokenizer.diagnostics.report.tokenizer import describe_latent
 from stage1_tokenizer.diagnostics.views import atlas, tokens
 from stage1_tokenizer.diagnostics.views.base import Subject, encoded_images
@@ -71,19 +61,17 @@ def prior_page(run: RunFolder, device: torch.device, root: str | None = None, mo
     """Return the page of a prior's run. `more`: sections on samples and evaluations that were made with it."""
     run = RunFolder(run.path, PRIOR_FILE)
     subject = Subject(run, device, root)
-    command = start_command(run, "stage2_prior/train.py", " --tokenizer TOKENIZER")
+    command = run_sections.start_command(run, "stage2_prior/train.py", " --tokenizer TOKENIZER")
     sections = [
-        try_section("figures", "Metrics", lambda: join(describe_bits(run), show_metrics(run, PRIOR_METRICS))),
+        try_section("figures", "Metrics", lambda: _show_metrics(run)),
         *more,
         try_section("samples", "Samples during the training", lambda: _show_samples(run)),
         try_section("curves", "Curves", lambda: show_charts(run.curves, prior_charts(run))),
         try_section("tokenizer", "Its tokenizer", lambda: _show_tokenizer(subject)),
         atlas.VIEW.section(subject),
         tokens.VIEW.section(subject),
-        try_section("run", "What was run", lambda: show_run(run, prior_facts(run), command)),
-        try_section("alarms", "Alarms", lambda: show_events(run)),
     ]
-    return render_page(page_head(run, "Prior", "prior"), sections, page_footer(run.name))
+    return run_sections.render_run(run, "prior", sections, lambda: prior_facts(run), command)
 
 
 def run_kind(run: RunFolder) -> Literal["tokenizer", "prior"]:
@@ -94,7 +82,8 @@ def run_kind(run: RunFolder) -> Literal["tokenizer", "prior"]:
 
 def describe_bits(run: RunFolder) -> Markup | None:
     """Compare the prior's bits per token with the two simplest models, in words; None before the first validation."""
-    values = {metric.name.partition("/")[2]: metric.value for metric in metric_values(run.curves, PRIOR_METRICS)}
+    metrics = run_sections.metric_values(run.curves, PRIOR_METRICS)
+    values = {metric.name.partition("/")[2]: metric.value for metric in metrics}
     bits = values.get("bits_per_token")
     if bits is None:
         return None
@@ -138,13 +127,14 @@ def prior_facts(run: RunFolder) -> list[tuple[Child, Child]]:
         prior = inspect_prior(run.path / PRIOR_FILE)
     except EXPECTED_ERRORS as error:
         if isinstance(data := config.get("data"), dict):
-            facts.append(("Data", describe_data(data)))
+            facts.append(("Data", run_sections.describe_data(data)))
         facts.append(("Weights", f"cannot be read: {error}" if (run.path / PRIOR_FILE).exists() else "not written yet"))
     else:
         h, w, K, V = prior.header.shape
-        facts += [("Data", describe_data(prior.data)), ("Parameters", f"{prior.parameters:,}")]
+        facts += [("Data", run_sections.describe_data(prior.data)), ("Parameters", f"{prior.parameters:,}")]
         facts.append(("Sequence", f"{h * w * K:,} tokens out of {V:,}"))
-        facts.append(("Classes", describe_classes(prior.header.classes) if prior.header.classes else "none"))
+        classes = prior.header.classes
+        facts.append(("Classes", run_sections.describe_classes(classes) if classes else "none"))
         facts.append(("Tokenizer", prior.header.tokenizer))
         chosen = "the best on validation" if prior.is_best else "the last"
         facts.append(("Weights", f"of step {prior.step:,}, {chosen}"))
@@ -184,6 +174,10 @@ def inspect_prior(file: Path) -> PriorFile:
     header = config_from_json(PriorHeader, metadata.get("config"), str(file))
     data, step = config_tree(metadata.get("data"), str(file)), saved_step(metadata, str(file))
     return PriorFile(header, data, sum(sizes), step, BEST_BY in metadata)
+
+
+def _show_metrics(run: RunFolder) -> Child:
+    return join(describe_bits(run), run_sections.show_metrics(run, PRIOR_METRICS))
 
 
 def _show_samples(run: RunFolder) -> Child:

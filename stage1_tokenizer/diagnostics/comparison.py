@@ -216,11 +216,11 @@ def json_table(rows: Sequence[Row | Failure], settings: Tree) -> str:
 
 def machine_facts() -> dict[str, str]:
     """Return the processor, the GPU and the versions of Python and torch."""
-    facts = {"processor": processor_name(), "python": platform.python_version(), "torch": torch.__version__}
+    facts = {"processor": processor_model(), "python": platform.python_version(), "torch": torch.__version__}
     return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
-def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def processor_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name, or its architecture if the system does not give a name."""
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -29,7 +29,7 @@ from stage1_tokenizer.diagnostics.comparison import (
     count_learned_numbers,
     image_rows,
     markdown_table,
-    processor_name,
+    processor_model,
     row_cells,
 )
 from stage1_tokenizer.engine.errors import UserError
@@ -294,5 +294,5 @@ def test_the_last_error_is_found_in_a_log() -> None:
 def test_the_processor_has_a_name(tmp_path: Path) -> None:
     """As Linux tells it; elsewhere whatever Python knows."""
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU @ 3 GHz\n")
-    assert processor_name(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
-    assert processor_name(tmp_path / "none")
+    assert processor_model(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
+    assert processor_model(tmp_path / "none")

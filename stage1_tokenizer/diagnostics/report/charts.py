@@ -10,7 +10,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+
+import numpy as np
 
 from stage1_tokenizer.diagnostics.report.markup import Markup, fold, format_number, join, table, tag
 from stage1_tokenizer.engine.log_file import Curve
@@ -92,13 +93,10 @@ def thin_curve(curve: Curve, most: int = MOST_POINTS) -> Curve:
     n = len(curve.steps)
     if n <= most:
         return curve
-    sections = max(1, most // 4)
-    edges = [n * number // sections for number in range(sections + 1)]
-    kept = set()
-    for start, stop in pairwise(edges):
-        indices = range(start, stop)
-        lowest, highest = (choose(indices, key=curve.values.__getitem__) for choose in (min, max))
-        kept |= {start, stop - 1, lowest, highest}
+    kept: set[int] = set()
+    values = np.array(curve.values)
+    for section in np.array_split(np.arange(n), max(1, most // 4)):
+        kept |= {section[0], section[-1], section[values[section].argmin()], section[values[section].argmax()]}
     return Curve([curve.steps[index] for index in sorted(kept)], [curve.values[index] for index in sorted(kept)])
 
 

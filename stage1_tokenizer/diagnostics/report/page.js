@@ -105,7 +105,7 @@ if (block) {
   const buttons = [...document.querySelectorAll(".picker button")];
   const [h, w] = data.grid, [rows, columns] = data.shown;
   const cells = overlays.map((overlay) => [...overlay.querySelectorAll("td")]);
-  let picture = 0;
+  let shownImage = 0;
   const current = overlays.map(() => 0);
 
   // All positions of each code: [image, row, column].
@@ -144,23 +144,23 @@ if (block) {
   };
 
   const look = (cell, focus) => {
-    current[picture] = cell;
-    const own = cells[picture], code = codeAt(picture, cell);
+    current[shownImage] = cell;
+    const own = cells[shownImage], code = codeAt(shownImage, cell);
     own.forEach((td, place) => {
       td.classList.toggle("now", place === cell);
-      td.classList.toggle("same", place !== cell && codeAt(picture, place) === code);
+      td.classList.toggle("same", place !== cell && codeAt(shownImage, place) === code);
       td.tabIndex = place === cell ? 0 : -1;
     });
-    const places = where.get(code), here = places.filter(([number]) => number === picture).length;
+    const places = where.get(code), here = places.filter(([number]) => number === shownImage).length;
     const [count, rank] = data.used[code];
     find(".number").textContent = code;
     patch("mean", code);
     patch("alone", code);
     find(".said").textContent = `Row ${Math.floor(cell / columns) + 1}, column ${(cell % columns) + 1}: code ${code}. `
-      + `It occurs ${times(here)} in this image, and ${times(count)} in all ${grouped(data.pictures)} images, `
+      + `It occurs ${times(here)} in this image, and ${times(count)} in all ${grouped(data.images)} images, `
       + `${share(count / data.total)} of the positions: rank ${grouped(rank)} of ${grouped(data.distinct)} by use.`;
-    const perPicture = new Map(places.filter(([number]) => number !== picture).map((place) => [place[0], place]));
-    const others = [...perPicture.values()];
+    const perImage = new Map(places.filter(([number]) => number !== shownImage).map((place) => [place[0], place]));
+    const others = [...perImage.values()];
     find(".elsewhere").replaceChildren(...others.slice(0, 8).map(context));
     find(".elsewhere-title").textContent = others.length
       ? `Also in ${grouped(others.length)} of ${grouped(data.codes.length - 1)} other images on this page${others.length > 8 ? ", among them" : ""}:`
@@ -169,7 +169,7 @@ if (block) {
   };
 
   const choose = (number) => {
-    picture = number;
+    shownImage = number;
     overlays.forEach((overlay, each) => { overlay.hidden = each !== number; });
     buttons.forEach((button, each) => button.setAttribute("aria-pressed", String(each === number)));
     look(current[number], false);

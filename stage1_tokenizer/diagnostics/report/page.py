@@ -11,8 +11,13 @@ from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, escape, join, tag
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, StorageError
 
-EXPECTED_ERRORS = (ConfigError, BadFileError, StorageError, OSError)
-"""Errors in a run's files or data, after which the rest of the page is still made. A stop by the user is not one."""
+
+class NothingToShowError(Exception):
+    """A part of the page does not apply to this run. The message says why, without capital letter and full stop."""
+
+
+EXPECTED_ERRORS = (NothingToShowError, ConfigError, BadFileError, StorageError, OSError)
+"""Errors of one part of the page, after which the rest is still made. A stop by the user is not one."""
 HERE = Path(__file__).parent
 STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 LOGO = Markup(
@@ -46,11 +51,11 @@ def notice(*words: Child) -> Markup:
 
 
 def or_notice(build: Callable[[], Child]) -> Child:
-    """Build a part of the page, or a notice with the reason if its files or data cannot be read."""
+    """Build a part of the page, or a notice with the reason if it does not apply or cannot be read."""
     try:
         return build()
     except EXPECTED_ERRORS as error:
-        return notice(f"This cannot be shown: {one_line(str(error))[:600]}")
+        return notice(f"Not shown: {one_line(str(error))[:600]}")
 
 
 def try_section(name: str, title: str, build: Callable[[], Child]) -> Section:

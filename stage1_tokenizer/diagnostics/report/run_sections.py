@@ -1,7 +1,7 @@
 """Sections that the page of every run has, of either stage: its metrics, its settings and its events."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -20,7 +20,7 @@ from stage1_tokenizer.diagnostics.report.markup import (
     table,
     tag,
 )  # fmt: skip
-from stage1_tokenizer.diagnostics.report.page import PageHead, notice
+from stage1_tokenizer.diagnostics.report.page import PageHead, Section, notice, render_page, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.engine.checkpoint import brief
 from stage1_tokenizer.engine.log_file import Curve
@@ -98,13 +98,28 @@ def show_metrics(run: RunFolder, infos: Mapping[str, MetricInfo]) -> Markup:
     return join(scope, tag("dl", cards, class_="cards"))
 
 
-def page_head(run: RunFolder, kind: str, part: str) -> PageHead:
-    """Return the title, and a sentence on the progress of the run. `part`: `bottleneck` or `prior`."""
+def render_run(
+    run: RunFolder,
+    part: Literal["bottleneck", "prior"],
+    sections: Sequence[Section],
+    facts: Callable[[], Iterable[tuple[Child, Child]]],
+    command: str,
+) -> str:
+    """Return the page of a run: the stage's sections, then the run's settings and its alarms.
+
+    part: the configuration's part with the variant. facts, command: as in `show_run`.
+    """
     variant = run.config_text(part, "kind")
     steps = f"{run.steps_done:,} of {run.planned_steps:,} steps" if run.planned_steps else f"{run.steps_done:,} steps"
     alarms = plural(len(run.alarms), "alarm") if run.alarms else "no alarms"
     subject = f"{variant} bottleneck on {run.config_text('data', 'kind')}" if part == "bottleneck" else variant
-    return PageHead(kind, run.name, [f"{subject}, {steps}, ", tag("a", alarms, href="#alarms"), "."])
+    lead = [f"{subject}, {steps}, ", tag("a", alarms, href="#alarms"), "."]
+    head = PageHead("Tokenizer" if part == "bottleneck" else "Prior", run.name, lead)
+    last_sections = [
+        try_section("run", "What was run", lambda: show_run(run, facts(), command)),
+        try_section("alarms", "Alarms", lambda: show_events(run)),
+    ]
+    return render_page(head, [*sections, *last_sections], page_footer(run.name))
 
 
 def page_footer(names: str) -> str:
@@ -268,5 +283,7 @@ def format_setting(value: Any) -> str:
             return "true" if value else "false"
         case list() | tuple():
             return ", ".join(map(format_setting, value[:20]))[:LONGEST] or "[]"
+        case dict():
+            return ", ".join(f"{key} {format_setting(item)}" for key, item in islice(value.items(), 20))[:LONGEST]
         case _:
             return str(value)[:LONGEST]

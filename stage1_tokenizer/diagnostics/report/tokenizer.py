@@ -5,20 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from stage1_tokenizer.data.record import plural
+from stage1_tokenizer.diagnostics.report import run_sections
 from stage1_tokenizer.diagnostics.report.markup import Child
-from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, Section, render_page, try_section
+from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, Section, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
-from stage1_tokenizer.diagnostics.report.run_sections import (
-    MetricInfo,
-    describe_classes,
-    describe_data,
-    page_footer,
-    page_head,
-    show_events,
-    show_metrics,
-    show_run,
-    start_command,
-)  # fmt: skip
+from stage1_tokenizer.diagnostics.report.run_sections import MetricInfo
 from stage1_tokenizer.diagnostics.views import VIEWS
 from stage1_tokenizer.diagnostics.views.base import EncodedImages, Subject, encoded_images
 
@@ -61,16 +52,14 @@ def tokenizer_page(run: RunFolder, device: torch.device, root: str | None = None
     """Return the page of a tokenizer's run. `more`: sections on samples and evaluations that were made with it."""
     subject = Subject(run, device, root)
     views = {view.name: view.section(subject) for view in VIEWS if view.show}
-    command = start_command(run, "stage1_tokenizer/train.py")
+    command = run_sections.start_command(run, "stage1_tokenizer/train.py")
     sections = [
-        try_section("figures", "Metrics", lambda: show_metrics(run, TOKENIZER_METRICS)),
+        try_section("figures", "Metrics", lambda: run_sections.show_metrics(run, TOKENIZER_METRICS)),
         *(views.pop(name) for name in FIRST_VIEWS),
         *more,
         *views.values(),
-        try_section("run", "What was run", lambda: show_run(run, tokenizer_facts(subject), command)),
-        try_section("alarms", "Alarms", lambda: show_events(run)),
     ]
-    return render_page(page_head(run, "Tokenizer", "bottleneck"), sections, page_footer(run.name))
+    return run_sections.render_run(run, "bottleneck", sections, lambda: tokenizer_facts(subject), command)
 
 
 def describe_latent(encoded: EncodedImages) -> str:
@@ -88,7 +77,7 @@ def tokenizer_facts(subject: Subject) -> list[tuple[Child, Child]]:
     data = run.config.get("data")
     facts: list[tuple[Child, Child]] = []
     if isinstance(data, dict):
-        facts.append(("Data", describe_data(data)))
+        facts.append(("Data", run_sections.describe_data(data)))
     try:
         encoded = encoded_images(subject)
     except EXPECTED_ERRORS:  # other sections show the reason
@@ -96,7 +85,7 @@ def tokenizer_facts(subject: Subject) -> list[tuple[Child, Child]]:
     else:
         facts.append(("Validation split", f"{encoded.split_size:,} images"))
         if encoded.classes:
-            facts.append(("Classes", describe_classes(encoded.classes)))
+            facts.append(("Classes", run_sections.describe_classes(encoded.classes)))
         parameters = sum(parameter.numel() for parameter in encoded.tokenizer.parameters())
         facts += [("Latent", describe_latent(encoded)), ("Parameters", f"{parameters:,}")]
         facts.append(("Weights", f"step {encoded.loaded.step:,}, fingerprint {encoded.loaded.fingerprint}"))

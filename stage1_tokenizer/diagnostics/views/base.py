@@ -5,7 +5,7 @@ Subject -> numbers, computed once (`once`) -> a sheet (PNG, for analyze.py) and 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from stage1_tokenizer.data import DataConfig, OpenData, data_config
 from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.data.record import Found
 from stage1_tokenizer.diagnostics.report.markup import Child
-from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, Section, notice, try_section
+from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, NothingToShowError, Section, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind
 from stage1_tokenizer.diagnostics.views.sheet import STYLE, Sheet
@@ -32,10 +32,6 @@ MOST, LEAST = 512, 16
 PIXELS = {"cpu": 2**20, "cuda": 2**25}
 """Pixels of these images together; on a CPU the preset networks take one second or a few."""
 T = TypeVar("T")
-
-
-class NothingToShowError(Exception):
-    """The view does not apply to this subject. The message is a sentence without capital letter and full stop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +66,7 @@ def once(compute: Callable[[Subject], T]) -> Callable[[Subject], T]:
         if compute not in subject.answers:
             try:
                 subject.answers[compute] = compute(subject)
-            except (*EXPECTED_ERRORS, NothingToShowError) as error:
+            except EXPECTED_ERRORS as error:
                 subject.answers[compute] = error
         answer = subject.answers[compute]
         if isinstance(answer, Exception):
@@ -108,15 +104,8 @@ class View:
 
     def section(self, subject: Subject) -> Section:
         """Return the section of the page, or a notice that says why there is nothing to show."""
-
-        def build() -> Child:
-            try:
-                return self.show(subject) if self.show else None
-            except NothingToShowError as error:
-                sentence = str(error)
-                return notice(f"{sentence[0].upper()}{sentence[1:]}.")
-
-        return try_section(self.address or self.name, self.title, build)
+        assert self.show
+        return try_section(self.address or self.name, self.title, partial(self.show, subject))
 
 
 @dataclass(frozen=True)
@@ -258,7 +247,7 @@ def codes_of(encoded: EncodedImages) -> Tensor:
     if encoded.codes is None:
         raise NothingToShowError(
             f"the latent of this bottleneck ({encoded.tokenizer.config.bottleneck.kind}) is continuous: there are no "
-            "codes, and nothing to show here"
+            "codes"
         )
     return encoded.codes
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from stage1_tokenizer.data.record import plural
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html, with_drawable_points
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, tag
-from stage1_tokenizer.diagnostics.report.page import notice
-from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, encoded_images, once
+from stage1_tokenizer.diagnostics.report.page import NothingToShowError
+from stage1_tokenizer.diagnostics.views.base import Subject, View, encoded_images, once
 from stage1_tokenizer.diagnostics.views.sheet import MARGIN, TOP, WIDTH, Sheet
 from stage1_tokenizer.engine.log_file import Curve
 
@@ -90,9 +90,9 @@ def draw_curves(subject: Subject) -> Sheet:
 
 
 def show_charts(curves: Mapping[str, Curve], charts: Sequence[Chart]) -> Markup:
-    """Return the charts, and behind a fold a chart of each scalar that is in none of them."""
+    """Return the charts, and behind a fold all other scalars as charts. Raises NothingToShowError: no log."""
     if not curves:
-        return notice(f"{NO_CURVES.capitalize()}.")
+        raise NothingToShowError(NO_CURVES)
     used = {id(series.curve) for chart in charts for series in chart.series}
     unused = {name.partition("/")[::2] for name, curve in curves.items() if id(curve) not in used}
     pairs = {name for kind, name in unused if kind in ("train", "validation")}

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, encoded_images
+from stage1_tokenizer.diagnostics.report.page import NothingToShowError
+from stage1_tokenizer.diagnostics.views.base import Subject, View, encoded_images
 from stage1_tokenizer.diagnostics.views.sheet import DPI, MARGIN, TOP, WIDTH, Sheet, fitting
 
 WINDOW = 24

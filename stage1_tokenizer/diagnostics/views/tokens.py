@@ -167,7 +167,7 @@ def _script_data(subject: Subject) -> dict[str, object]:
         "used": used,
         "distinct": len(atlas.ids),
         "total": int(atlas.counts.sum()),
-        "pictures": encoded.count,
+        "images": encoded.count,
         "mean": {code: means.position(code) for code in means.indices if code in occurring},
         "alone": {code: alone.position(code) for code in alone.indices} if alone else {},
     }
