@@ -1,4 +1,4 @@
-"""Runs for the tests of the report: folders as a training leaves them, made without one; and the page taken apart."""
+"""Run folders for the tests of the report, made without a training; and a parser of the page."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ ALARM = {"step": 20, "alarm": "dead codes", "message": "half of them are not use
 
 
 def config(**changed: Any) -> dict[str, Any]:
-    """What config.yaml has of a tokenizer's run."""
+    """Return the content of a tokenizer run's config.yaml."""
     data = shapes().tree()
     return {
         "config": None, "seed": 0, "steps": 30, "batch_size": 8, "data": data,
@@ -46,7 +46,7 @@ def write_log(folder: Path, entries: list[dict[str, Any]], name: str = "metrics.
 
 
 def tokenizer_run(folder: Path, entries: list[dict[str, Any]] = LOG, **options: Any) -> Path:
-    """A finished run of a tokenizer; `options` are those of `write_tokenizer`."""
+    """Write a finished run of a tokenizer; `options` are those of `write_tokenizer`."""
     loaded = write_tokenizer(folder, **options)
     write_yaml(folder / "config.yaml", config(data=loaded.data))
     write_log(folder, entries)
@@ -57,7 +57,7 @@ def tokenizer_run(folder: Path, entries: list[dict[str, Any]] = LOG, **options: 
 
 
 def prior_run(folder: Path, **options: Any) -> Path:
-    """A finished run of a prior, and what was generated with it."""
+    """Write a finished run of a prior, with generated images."""
     write_prior(folder, **options)
     tree = {"config": None, "tokenizer": "0" * 32, "steps": 10, "batch_size": 8, "data": None,
             "prior": {"kind": "gpt", "layers": 2, "width": 24}, "optim": {"lr": 0.001}, "samples": 4}  # fmt: skip
@@ -71,7 +71,7 @@ def prior_run(folder: Path, **options: Any) -> Path:
 
 
 def outputs(run: Path, kind: str, settings: Mapping[str, Any], number: str = "001") -> Path:
-    """A numbered folder of pictures in a run's."""
+    """Write a numbered folder of images in a run's folder."""
     folder = run / kind / number
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -81,7 +81,7 @@ def outputs(run: Path, kind: str, settings: Mapping[str, Any], number: str = "00
 
 
 class Page(HTMLParser):
-    """A page taken apart. Elements that are not closed, or that close what is not open, are errors."""
+    """A parsed page. Elements that are not closed, or that close nothing, are errors."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

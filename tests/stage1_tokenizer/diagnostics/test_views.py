@@ -1,4 +1,4 @@
-"""The numbers behind the views, each against a slow reference; and what a new view needs."""
+"""The numbers behind the views, each compared with a slow reference; and a new view."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def images_and_codes() -> tuple[Tensor, Tensor]:
-    """Images (5, 3, 8, 12) and codes (5, 2, 3) below 9, of which some are never used."""
+    """Return images (5, 3, 8, 12) and codes (5, 2, 3) below 9, some of them unused."""
     x = torch.rand(5, 3, 8, 12, generator=generator()) * 2 - 1
     codes = torch.randint(0, 9, (5, 2, 3), generator=generator(1))
     codes[codes == 4] = 7
@@ -42,7 +42,7 @@ def images_and_codes() -> tuple[Tensor, Tensor]:
 def test_a_new_view_is_in_both_outputs_and_its_numbers_are_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file's worth of code and an entry in VIEWS: analyze.py draws its PNG, and the page has its section."""
+    """A few functions and an entry in VIEWS: analyze.py draws its PNG, and the page has its section."""
     asked: list[Subject] = []
 
     @once
@@ -125,8 +125,8 @@ def test_pca_is_that_of_a_singular_value_decomposition_with_signs_of_its_own() -
 
 
 @pytest.mark.parametrize("vectors", [torch.full((7, 4), 2.5), torch.randn(1, 4), torch.randn(6, 1)])
-def test_pca_of_too_little_has_components_of_zero(vectors: Tensor) -> None:
-    """A tokenizer with one used code; one of a single channel."""
+def test_pca_of_too_few_dimensions_has_components_of_zero(vectors: Tensor) -> None:
+    """A tokenizer with one used code; one with a single channel."""
     found = pca(vectors, 3)
     assert found(vectors).shape == (len(vectors), 3)
     assert torch.isfinite(found(vectors)).all()
