@@ -23,8 +23,8 @@ from benchmarks.growth_plot import draw
 from benchmarks.measure import compare
 from benchmarks.memory import peak_of
 from benchmarks.record import RESULTS, Results
-from stage1_tokenizer.bottlenecks.nearest import nearest
-from stage1_tokenizer.engine.log_file import log_entries
+from stage1_tokenizer.bottlenecks.nearest import find_nearest
+from stage1_tokenizer.engine.log_file import read_log
 from stage1_tokenizer.engine.optim import Ema, OptimConfig, build_optimizer
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
@@ -163,15 +163,15 @@ def prepared_lookup(codes: int, device: torch.device) -> Callable[[], torch.Tens
     """For `peak_of`."""
     torch.manual_seed(0)
     vectors, book = torch.randn(VECTORS, CHANNELS, device=device), torch.randn(codes, CHANNELS, device=device)
-    nearest(vectors[:64], book[:64])
-    return lambda: nearest(vectors, book)
+    find_nearest(vectors[:64], book[:64])
+    return lambda: find_nearest(vectors, book)
 
 
 def looking_up(codes: int, device: torch.device, rates: Device) -> list[Row]:
     """The nearest of so many codes, for VECTORS vectors of CHANNELS."""
     taken = compare({"nearest": prepared_lookup(codes, device)}, REPEATS)["nearest"]
     with FakeTensorMode(), torch.no_grad(), Trace() as trace:
-        nearest(torch.zeros(VECTORS, CHANNELS), torch.zeros(codes, CHANNELS))
+        find_nearest(torch.zeros(VECTORS, CHANNELS), torch.zeros(codes, CHANNELS))
     grown = peak_of(device, prepared_lookup, codes, device)
     return [
         row("codebook", codes, "nearest", "s", taken.median, rates.training_seconds(trace.operations), taken.spread),
@@ -192,7 +192,7 @@ def together() -> list[Row]:
             settings = [f"--{key}={value}" for key, value in {**often, **little}.items()]
             script = ["stage1_tokenizer/train.py", *settings, f"--out={folder}/run"]
             subprocess.run([*command, *script], cwd=ROOT, check=True, capture_output=True)
-            log = log_entries(Path(folder) / "run" / "metrics.jsonl")
+            log = read_log(Path(folder) / "run" / "metrics.jsonl")
         rates = {entry["step"]: entry["train/images_per_second"] for entry in log if "train/images_per_second" in entry}
         first, last = min(rates), max(rates)  # what the run did until the first entry warmed it up
         rate = (last - first) / (last / rates[last] - first / rates[first])

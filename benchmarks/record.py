@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stage1_tokenizer.diagnostics.comparison import processor_model
-from stage1_tokenizer.engine.system import cores
+from stage1_tokenizer.engine.system import count_cores
 
 RESULTS = Path(__file__).parent / "results"
 Results = dict[str, Any]
@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
     described: dict[str, Any] = {
         "processor": processor_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores(),
+        "cores": count_cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "x-transformers": version("x-transformers"),

@@ -71,10 +71,10 @@ class Step:
     tokenizer: Tokenizer
     model: nn.Module
     """The tokenizer, compiled or not."""
-    critic: PatchDiscriminator
+    discriminator: PatchDiscriminator
     perceptual: nn.Module
     optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
     x: Tensor
     bfloat16: bool
 
@@ -89,13 +89,13 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.judge(x_hat)
-        self.critic_optimizer.step()
-        self.critic_optimizer.zero_grad()
+        self.discriminator_optimizer.step()
+        self.discriminator_optimizer.zero_grad()
 
     def judge(self, x_hat: Tensor) -> None:
         """The discriminator's gradients, from the batch and its reconstruction."""
         with self.autocast():
-            real, fake = self.critic(self.x, x_hat.detach())
+            real, fake = self.discriminator(self.x, x_hat.detach())
         torch.autograd.backward(discriminator_loss(real, fake, "hinge").total)
 
 
@@ -104,7 +104,7 @@ class Textbook(Step):
         with self.autocast():
             x_hat, bottlenecked = self.model(self.x)
             reconstruction = F.l1_loss(x_hat.float(), self.x) + self.perceptual(self.x, x_hat).float().mean()
-            adversarial = adversarial_loss(self.critic, x_hat, "hinge")
+            adversarial = adversarial_loss(self.discriminator, x_hat, "hinge")
         last = self.tokenizer.decoder.last_weight
         of_reconstruction = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
         of_adversarial = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
@@ -121,9 +121,9 @@ class Textbook(Step):
 class Ours(Step):
     def backward(self) -> tuple[Tensor, Tensor]:
         assert isinstance(self.perceptual, Perceptual)
-        objective = Objective(self.tokenizer, PIXEL, self.perceptual, 1.0, ADVERSARIAL, self.critic)
+        objective = Objective(self.tokenizer, PIXEL, self.perceptual, 1.0, ADVERSARIAL, self.discriminator)
         with self.autocast():
-            x_hat, _, loss = objective.generator(self.x, True, self.model)
+            x_hat, _, loss = objective.reconstruct(self.x, True, self.model)
         torch.autograd.backward(loss.total)
         return x_hat, loss.parts["lambda"]
 
@@ -139,17 +139,17 @@ def build(way: str, size: Size, device: torch.device) -> Step:
     ours = way.startswith("ours")
     layout = torch.channels_last if ours or "channels_last" in way else torch.contiguous_format
     tokenizer = Tokenizer(config).to(device)
-    critic = PatchDiscriminator(DiscriminatorConfig(), 3).to(device)
+    discriminator = PatchDiscriminator(DiscriminatorConfig(), 3).to(device)
     metric = random_perceptual(size).to(device)
     perceptual = metric if ours else metric.lpips
-    for module in (tokenizer, critic, perceptual):
+    for module in (tokenizer, discriminator, perceptual):
         module.to(memory_format=layout)
     x = torch.rand(size.batch, 3, size.side, size.side, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    optimizer, critic_optimizer = (
+    optimizer, discriminator_optimizer = (
         build_optimizer(module, OPTIM)
         if ours
         else torch.optim.Adam(module.parameters(), lr=OPTIM.lr, betas=OPTIM.betas)
-        for module in (tokenizer, critic)
+        for module in (tokenizer, discriminator)
     )
     x = x.to(device).contiguous(memory_format=layout)
     kind = Ours if ours else Textbook
@@ -159,7 +159,7 @@ def build(way: str, size: Size, device: torch.device) -> Step:
         tokenizer.bottleneck.forward = torch.compiler.disable(tokenizer.bottleneck.forward)  # type: ignore
         torch._functorch.config.donated_buffer = False
         model = cast(nn.Module, torch.compile(tokenizer))
-    return kind(tokenizer, model, critic, perceptual, optimizer, critic_optimizer, x, "bfloat16" in way)
+    return kind(tokenizer, model, discriminator, perceptual, optimizer, discriminator_optimizer, x, "bfloat16" in way)
 
 
 def random_perceptual(size: Size) -> Perceptual:
@@ -182,7 +182,7 @@ def gradients_apart(ours: Step, theirs: Step) -> tuple[float, float]:
     apart = [float((mine - other).norm() / other.norm().clamp_min(least)) for mine, other in pairs]
     for step in (ours, theirs):
         step.optimizer.zero_grad()
-        assert all(parameter.grad is None for parameter in step.critic.parameters())
+        assert all(parameter.grad is None for parameter in step.discriminator.parameters())
     return max(apart), abs(weights[0] / weights[1] - 1.0)
 
 
@@ -200,7 +200,7 @@ def parts_of(ours: Ours, theirs: Textbook) -> dict[str, Callable[[], object]]:
 
     def judge() -> None:
         ours.judge(0.9 * x)
-        ours.critic_optimizer.zero_grad()
+        ours.discriminator_optimizer.zero_grad()
 
     def update(step: Step) -> None:
         for parameter in step.tokenizer.parameters():
@@ -212,7 +212,9 @@ def parts_of(ours: Ours, theirs: Textbook) -> dict[str, Callable[[], object]]:
         "autoencoder": autoencoder,
         "LPIPS": lambda: at_image(lambda x_hat: ours.perceptual(x, x_hat)),
         "LPIPS, the package": lambda: at_image(lambda x_hat: theirs.perceptual(x, x_hat).mean()),
-        "discriminator, for the generator": lambda: at_image(partial(adversarial_loss, ours.critic, kind="hinge")),
+        "discriminator, for the generator": lambda: at_image(
+            partial(adversarial_loss, ours.discriminator, kind="hinge")
+        ),
         "discriminator, its own": judge,
         "AdamW, fused": lambda: update(ours),
         "Adam": lambda: update(theirs),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.data.image_batches import ImageBatches, normalise
 from stage1_tokenizer.data.order import BatchOrder, validation_batches
-from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.console import show_progress
 from stage1_tokenizer.engine.seeds import derive_seed
 
 BATCH = 64
@@ -54,7 +54,7 @@ def train_classifier(pictures: ImageBatches, steps: int, seed: int, device: torc
     classifier = Classifier(pictures.channels, len(pictures.classes)).to(device).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
     order = BatchOrder(len(pictures), BATCH, seed)
-    for step in counted(range(steps), steps, "step", "training a classifier"):
+    for step in show_progress(range(steps), steps, "step", "training a classifier"):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         pixels, labels = pictures.batch(*order.places(step))

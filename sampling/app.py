@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 
 from sampling.playground.tasks import Limits, Playground
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.config.value_types import Side
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import ConfigError

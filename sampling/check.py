@@ -31,8 +31,8 @@ from stage1_tokenizer.data.image_files import EXTENSIONS, is_image
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import say
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.names import located
-from stage1_tokenizer.engine.state import STATE_NAME, states
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.state import STATE_NAME, list_states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 from stage2_prior.prior import PRIOR_FILE
 from stage2_prior.tokens import shards_in
@@ -91,7 +91,7 @@ def checks_of(path: Path) -> list[Check]:
     if found:
         return found
     if not path.exists():
-        raise ConfigError(f"{located(path)}: there is no such file or folder")
+        raise ConfigError(f"{describe_path(path)}: there is no such file or folder")
     raise ConfigError(f"{path}: is nothing that Tessera writes or reads; -h lists what can be checked")
 
 
@@ -122,9 +122,9 @@ def _look_for(folder: Path) -> Look | None:
     """The function that looks at a folder which is one thing, such as a run or a state; None for other folders."""
     if STATE_NAME.fullmatch(folder.name):
         return check_state
-    if states(folder):
+    if list_states(folder):
         return check_states
-    if any((folder / name).exists() for name in OF_A_RUN) or states(folder / "state"):
+    if any((folder / name).exists() for name in OF_A_RUN) or list_states(folder / "state"):
         return check_run
     if (folder / SETTINGS).exists():
         return check_samples

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sampling.option_facts import AlwaysShown, Idle, facts_of
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.config.value_forms import Limit
+from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.engine.precision import float64
 from stage2_prior.generation import draw
 

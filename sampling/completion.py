@@ -22,13 +22,13 @@ from sampling.option_facts import AlwaysShown
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from sampling.saved_images import DECODE_CHUNK, image_paths, in_chunks, readable, unreadable
 from stage1_tokenizer.config.base import CommandConfig, Config
-from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.config.value_forms import Texts
+from stage1_tokenizer.config.field_facts import Mark
+from stage1_tokenizer.config.value_types import Texts
 from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise, resize
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage2_prior.class_names import labels_in_turn
 from stage2_prior.generation import Known
@@ -203,7 +203,7 @@ def kept_pixels(config: CompleteConfig, sampler: Sampler) -> NDArray[np.bool_]:
     if config.mask is not None:
         path = Path(config.mask)
         if not path.is_file():
-            raise ConfigError(f"mask {located(path)}: there is no such file")
+            raise ConfigError(f"mask {describe_path(path)}: there is no such file")
         mask = read_image(path, 1)[:, :, 0]
         if mask.shape != kept.shape:
             raise ConfigError(

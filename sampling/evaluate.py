@@ -22,7 +22,7 @@ from sampling.evaluation.subjects import evaluate_samples, evaluate_tokenizer
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.launch import on_main, start_accelerator
+from stage1_tokenizer.engine.launch import run_on_main, start_accelerator
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     measuring = Measuring(accelerator, extractor, config.extractor.kind, config.batch_size, kept, config.seed)
     evaluate = evaluate_tokenizer if config.tokenizer and not config.samples else evaluate_samples
     stem, evaluation = evaluate(config, measuring)
-    on_main(accelerator, lambda: write_results(stem, evaluation))
+    run_on_main(accelerator, lambda: write_results(stem, evaluation))
     accelerator.print("\n".join(console_lines(evaluation)))
     accelerator.print(f"results: {one_line(str(stem))}.md, and .json for programs")
 

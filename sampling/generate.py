@@ -18,8 +18,8 @@ from sampling.output import MOST_IMAGES, image_names, open_output, settings_of
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.sampling_loop import GRID, PriorSource, assemble, make_missing
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.config.value_forms import Texts
+from stage1_tokenizer.config.field_facts import Mark
+from stage1_tokenizer.config.value_types import Texts
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.launch import start_accelerator

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sampling.saved_images import Shape, to_images
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
 
@@ -90,7 +90,7 @@ class NoiseSource:
 
 def normals(seed: int, indices: NDArray[np.int64], size: tuple[int, int, int]) -> Tensor:
     """Standard normal noise (n, c, h, w) float32, picture by picture a function of (seed, index) alone."""
-    uniform = uniforms(seed, "noise", np.zeros_like(indices), indices, int(np.prod(size)))  # (n, c*h*w) in [0, 1)
+    uniform = draw_uniforms(seed, "noise", np.zeros_like(indices), indices, int(np.prod(size)))  # (n, c*h*w) in [0, 1)
     # By inverting the distribution function, in float64. At exactly 0 that is -inf, so half a step of the generator
     # above it; the largest number, 1 - 2^-53, is just as far into the other tail.
     return torch.special.ndtri(torch.from_numpy(uniform).clamp_min(2.0**-54)).float().reshape(-1, *size)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from stage1_tokenizer.config.marks import facts_at_fields
+from stage1_tokenizer.config.field_facts import facts_at_fields
 
 FactT = TypeVar("FactT", bound="Fact")
 

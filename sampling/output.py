@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from sampling.saved_images import Shape, is_whole
 from stage1_tokenizer.config.base import Config, Tree, differences
-from stage1_tokenizer.config.marks import Mark, without_marked
-from stage1_tokenizer.engine.checkpoint import sync_folder, write_file
+from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
-from stage1_tokenizer.engine.launch import on_main
+from stage1_tokenizer.engine.files import sync_folder, write_file
+from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.engine.lock import lock_folder
 
 SETTINGS = "settings.json"
@@ -53,7 +53,7 @@ class Output(NamedTuple):
 def settings_of(config: Config, found: Mapping[str, object]) -> Tree:
     """The settings that pictures follow from, as JSON has them: a command's configuration without the options that
     change no picture, and what was found out by loading."""
-    given = without_marked(type(config), config.tree(), Mark.FREE)
+    given = remove_marked(type(config), config.tree(), Mark.FREE)
     tree: Tree = json.loads(json.dumps({**given, **found, "finished": False}))
     return tree
 
@@ -105,7 +105,7 @@ def open_output(
                 "the processes have loaded different things; was a file replaced while they started? Start again.\n"
                 + _listed(differences(everyones[0], theirs))
             )
-    out, missing = on_main(accelerator, lambda: _open(given, parent, settings, pictures))
+    out, missing = run_on_main(accelerator, lambda: _open(given, parent, settings, pictures))
     if len(missing) < len(pictures):
         there = len(pictures) - len(missing)
         accelerator.print(f"{there} of {len(pictures)} pictures are there already; making the rest")

@@ -26,18 +26,18 @@ from torch import Tensor
 from sampling.output import close_output, open_output, settings_of
 from sampling.saved_images import image_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.image_batches import ImageArray, normalise, to_uint8
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.order import share
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.console import show_progress
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.launch import on_main, start_accelerator
-from stage1_tokenizer.engine.names import folded
+from stage1_tokenizer.engine.file_names import normalise_name
+from stage1_tokenizer.engine.files import write_file
+from stage1_tokenizer.engine.launch import run_on_main, start_accelerator
 from stage1_tokenizer.metrics import psnr, ssim
 from stage1_tokenizer.networks.tiles import Tiles, decode_codes, encode_codes, tiles_for
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
@@ -102,7 +102,7 @@ def main() -> None:
     began = time.monotonic()
     figures = torch.zeros(number, len(COLUMNS), dtype=torch.float64)
     mine = share(number, accelerator.process_index, accelerator.num_processes)
-    for index in counted(mine, len(mine), "picture", "reconstructing"):
+    for index in show_progress(mine, len(mine), "picture", "reconstructing"):
         picture = originals.read(index)
         made, *values = reconstruct(accelerator, loaded.tokenizer, picture, tiles)
         save_png(out / originals.files[index], rows_of([[picture, made]]) if config.beside else made)
@@ -168,7 +168,7 @@ def given_images(accelerator: Accelerator, config: ReconstructConfig, loaded: Lo
         paths, bad = readable([*names][: config.n], channels)
         return dict(zip(paths, png_names([names[path] for path in paths]), strict=True)), bad
 
-    named, bad = on_main(accelerator, look)
+    named, bad = run_on_main(accelerator, look)
     paths = [*named]
     if not paths:
         raise unreadable(bad)
@@ -202,10 +202,10 @@ def png_names(names: Sequence[str]) -> list[str]:
         path, number = Path(name), 1
         stem = path.with_name(os.fsdecode(os.fsencode(path.stem)[:LONGEST_NAME])).as_posix()
         made = f"{stem}.png"
-        while folded(made).casefold() in taken:
+        while normalise_name(made).casefold() in taken:
             number += 1
             made = f"{stem}-{number}.png"
-        taken.add(folded(made).casefold())
+        taken.add(normalise_name(made).casefold())
         found.append(made)
     return found
 

@@ -18,9 +18,9 @@ from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.diagnostics.report.ending import REPORT
 from stage1_tokenizer.diagnostics.report.run_folder import CONFIG, RunFolder, open_run
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.files import write_file
 from stage2_prior.prior import PRIOR_FILE
 from stage2_prior.report import prior_page, run_kind
 

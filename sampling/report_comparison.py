@@ -32,7 +32,7 @@ from stage1_tokenizer.diagnostics.views.base import EncodedImages, Subject, enco
 from stage2_prior.prior import PRIOR_FILE
 from stage2_prior.report import PRIOR_METRICS, inspect_prior, run_kind
 
-METRICS: dict[str, MetricInfo] = TOKENIZER_METRICS | PRIOR_METRICS
+COMPARED_METRICS: dict[str, MetricInfo] = TOKENIZER_METRICS | PRIOR_METRICS
 CURVES = {
     "validation/psnr": ("PSNR in validation", "dB, higher is better", False),
     "validation/nmse": ("NMSE in validation", "squared error over the data's variance", True),
@@ -106,11 +106,13 @@ def _of_kind(runs: Runs, kind: str) -> Runs:
 
 def _show_metrics(runs: Runs) -> Child:
     """Return the table of metrics, with the best value of a row marked where the runs can be compared."""
-    all_values = [{metric.name: metric.value for metric in metric_values(run.curves, METRICS)} for run in runs.values()]
+    all_values = [
+        {metric.name: metric.value for metric in metric_values(run.curves, COMPARED_METRICS)} for run in runs.values()
+    ]
     grounds = [measured_on(run) for run in runs.values()]
     codebooks = [codebook_settings(run) for run in runs.values()]
     rows: list[Row] = []
-    for name, info in METRICS.items():
+    for name, info in COMPARED_METRICS.items():
         values = [own.get(name) for own in all_values]
         known = {number: value for number, value in enumerate(values) if value is not None}
         if not known:

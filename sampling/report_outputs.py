@@ -20,7 +20,7 @@ from sampling.output import NOT_COMPARED
 from sampling.sampler import SamplingConfig
 from sampling.saved_images import rows_of
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.config.trees import LARGEST_JSON, parse_json
+from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON, parse_json
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.record import plural
 from stage1_tokenizer.diagnostics.report.embedded_images import LARGEST_SIDE, grid
@@ -37,7 +37,7 @@ from stage1_tokenizer.diagnostics.report.markup import (
 from stage1_tokenizer.diagnostics.report.page import Section, notice, or_notice, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.report.run_sections import format_setting
-from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.errors import shorten
 from stage2_prior.report import run_kind
 
 NEWEST = 3
@@ -85,7 +85,7 @@ def read_json(path: Path) -> Tree | str:
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     except ValueError as error:
-        return f"{path.name} cannot be read: {brief(error)}"
+        return f"{path.name} cannot be read: {shorten(error)}"
     return tree if isinstance(tree, dict) else f"{path.name} is no JSON object"
 
 

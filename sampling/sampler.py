@@ -24,12 +24,12 @@ from torch import Tensor
 from sampling.choose import ChooseConfig, choose
 from sampling.option_facts import AlwaysShown, Idle
 from sampling.saved_images import Shape, to_images
-from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.config.value_forms import Size
+from stage1_tokenizer.config.field_facts import Mark
+from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.data.order import parts_of
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.precision import device_of_float64
-from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.networks.tiles import decode_codes, tiles_for
 from stage1_tokenizer.tokenizer import check_image_size
 from stage2_prior.base import Grid
@@ -251,7 +251,7 @@ class Sampler:
     ) -> Tensor:
         grid = self.grid if known is None else (known.mask.shape[0], known.mask.shape[1])
         draws = grid[0] * grid[1] * self.prior.model.shape.K
-        noise = uniforms(seed, "sample", attempts, indices, draws)  # (n, draws)
+        noise = draw_uniforms(seed, "sample", attempts, indices, draws)  # (n, draws)
         try:
             return generate(
                 self.prior.model,

@@ -15,7 +15,7 @@ from sampling.output import Output, close_output
 from sampling.sampler import Sampler
 from sampling.saved_images import Shape, grid_of, read_png, save_png
 from stage1_tokenizer.data.order import parts_of, share
-from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.console import progress_bar
 from stage2_prior.class_names import labels_in_turn
 from stage2_prior.prior import LoadedPrior
 
@@ -81,7 +81,7 @@ def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_si
     """Make the pictures that a folder lacks, each process its share, and wait for all. Returns the seconds it took."""
     began = time.monotonic()
     mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
-    shown = bar(len(mine) * source.units_per_image, source.unit, source.doing)
+    shown = progress_bar(len(mine) * source.units_per_image, source.unit, source.doing)
     for indices in parts_of(mine, batch_size):
         pictures = source.sample(indices, shown.update)
         for index, picture in zip(indices, pictures, strict=True):

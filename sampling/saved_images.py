@@ -17,9 +17,9 @@ from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.folder.scan import FOLDER, OUR_ENDINGS, image_files, png_mark
 from stage1_tokenizer.data.image_batches import to_uint8
 from stage1_tokenizer.data.image_files import USUAL, read_image
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.files import write_file
 
 DECODE_CHUNK = 16
 """Images are decoded in chunks of just this many, the last one filled up: with another batch size, convolutions
@@ -142,7 +142,7 @@ def image_paths(source: Path, option: str) -> list[Path]:
     if not found:
         reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
         raise ConfigError(
-            f"{option} {located(source)}: {reason} (looked for {', '.join(USUAL)} and all "
+            f"{option} {describe_path(source)}: {reason} (looked for {', '.join(USUAL)} and all "
             "others that Pillow reads, by content)"
         )
     return found

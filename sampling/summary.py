@@ -15,9 +15,9 @@ from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.log_file import log_entries
+from stage1_tokenizer.engine.log_file import read_log
 from stage2_prior.prior import LoadedPrior, load_prior
 
 
@@ -69,7 +69,7 @@ def last_figures(run: Path, needed: str, step: int | None = None) -> dict[str, f
 
     Raises ConfigError where there is none."""
     log = run / "metrics.jsonl"
-    entries = [entry for entry in log_entries(log) if needed in entry]
+    entries = [entry for entry in read_log(log) if needed in entry]
     if not entries:
         raise ConfigError(f"{log}: has no {needed}; the run has not been validated yet")
     return dict(([entry for entry in entries if entry["step"] == step] or entries)[-1])
@@ -110,7 +110,7 @@ def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
     opened = open_data(data)
     train, validation = opened.image_batches("train", config.seed), opened.image_batches("validation", config.seed)
     sampler = Sampler(prior)
-    with bar(config.samples * sampler.codes_per_image, "code", "sampling") as shown:
+    with progress_bar(config.samples * sampler.codes_per_image, "code", "sampling") as shown:
         pictures = sampler.sample(config.samples, seed=config.seed, progress=shown.update)
     missing = [name for name in prior.classes if name not in train.classes]
     if missing:

@@ -1,6 +1,6 @@
-"""Pictures that explain a trained tokenizer.   python stage1_tokenizer/analyze.py --tokenizer runs/stage1/NAME
+"""Draw diagnostic images of a trained tokenizer.   python stage1_tokenizer/analyze.py --tokenizer runs/stage1/NAME
 
-tokenizer + the data of its training -> latents, codes, reconstructions -> RUN/analysis/*.png, and TensorBoard
+tokenizer + validation images -> latents, codes, reconstructions -> RUN/analysis/*.png, and TensorBoard
 """
 
 import io
@@ -24,38 +24,39 @@ from stage1_tokenizer.diagnostics.views.base import (
     encoded_images,
 )
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind, check_projection
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.console import counted, say
+from stage1_tokenizer.engine.console import say, show_progress
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
+from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.engine.lock import mark_folder
-from stage1_tokenizer.engine.log_file import Events
+from stage1_tokenizer.engine.log_file import EventWriter
 from stage1_tokenizer.tokenizer import resolve_tokenizer
 
 EVENTS = ".analysis"
-"""Suffix of our TensorBoard files, by which the next analysis finds those of the last."""
+"""Suffix of this command's TensorBoard files, by which the next analysis finds and removes them."""
 
 
 class AnalyzeConfig(CommandConfig):
-    """Draw pictures that explain a trained tokenizer."""
+    """Draw diagnostic images of a trained tokenizer."""
 
     tokenizer: str
     """A stage-one run's folder, or its tokenizer.safetensors."""
     root: str | None = None
-    """Where the images of its training are now; null: where they were then."""
+    """Folder that holds the data set of the training now, if it was moved; null: the folder of the training."""
     images: PositiveInt = 512
-    """Validation images to look at, evenly spaced over the split; all figures are over these."""
+    """Number of validation images to use, evenly spaced over the split; all metrics are over these images."""
     codes: PositiveInt = 256
-    """Codes in the atlas, the most used ones."""
+    """Number of codes in the atlas; the most used ones are shown."""
     projection: ProjectionKind = "pca"
-    """How the codebook is brought to two dimensions; umap needs the extra of that name."""
+    """Method that maps codebook vectors to two dimensions; `umap` needs the extra `umap` to be installed."""
     out: str | None = None
-    """Folder for the pictures; default: analysis/ in the run's. Pictures of an earlier analysis are written over."""
+    """Folder to write to; default: analysis/ in the run's folder. Images of an earlier analysis are replaced."""
     seed: int = 0
-    """Of random codes, noise, masks and UMAP."""
+    """Seed of random codes, noise, masks and UMAP."""
 
 
 def main() -> None:
+    """Measure the tokenizer once, then write the image of each view."""
     config = parse_command_line(AnalyzeConfig)
     check_projection(config.projection)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,32 +74,32 @@ def main() -> None:
         )
     describe(encoded)
     mark_folder(out)
-    events = Events(out, None, say, EVENTS)
+    events = EventWriter(out, None, say, EVENTS)
     drawn = [view for view in VIEWS if view.draw]
-    for view in counted(drawn, len(drawn), "picture", "drawing"):
+    for view in show_progress(drawn, len(drawn), "image", "drawing"):
         say(write_view(view, subject, out, events))
     events.close()
 
 
-def write_view(view: View, subject: Subject, out: Path, events: Events) -> str:
-    """Write a view's PNG and what stands beside it, and return where, or why there is none."""
+def write_view(view: View, subject: Subject, out: Path, events: EventWriter) -> str:
+    """Write a view's PNG and JSON. Return a message for the console: its path, or why the view was left out."""
     path = out / f"{view.name}.png"
     try:
         png = view.png(subject)
     except NothingToShowError as reason:
-        path.unlink(missing_ok=True)  # that of an earlier analysis would not be of this one
+        path.unlink(missing_ok=True)  # a file of an earlier analysis would be misleading
         return f"{view.name}: left out, {reason}"
     if view.json:
         write_file(path.with_suffix(".json"), view.json(subject).encode())
     write_file(path, png)
     with Image.open(io.BytesIO(png)) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
-    events.image(encoded_images(subject).loaded.step, f"analysis/{view.name}", pixels)
+    events.add_image(encoded_images(subject).loaded.step, f"analysis/{view.name}", pixels)
     return str(path)
 
 
 def describe(encoded: EncodedImages) -> None:
-    """Print the key figures."""
+    """Print the data set, the main metrics, and the use of codes."""
     announce(encoded.found)
     loaded, psnr, (H, W), (h, w) = encoded.loaded, encoded.psnr, encoded.image_size, encoded.z_q.shape[2:]
     print(f"{loaded.path} (step {loaded.step}): {encoded.count} validation images {H}x{W}, latent {h}x{w}")
@@ -109,7 +110,12 @@ def describe(encoded: EncodedImages) -> None:
 
 
 def open_folder(out: Path) -> Path:
-    """The folder to write to, without the TensorBoard files of an earlier analysis."""
+    """Create the folder `out`, and remove the TensorBoard files of an earlier analysis from it.
+
+    Raises:
+        ConfigError: `out` is a file.
+        StorageError: the folder cannot be created or written to.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file, not a folder; name another")
     try:

@@ -1,4 +1,4 @@
-"""The former place of sampling/check.py: says where it went."""
+"""The former place of the command sampling/check.py; it only prints the new one."""
 
 import sys
 
@@ -7,6 +7,7 @@ from stage1_tokenizer.engine.errors import ConfigError
 
 
 def main() -> None:
+    """Raise ConfigError with the command to type."""
     raise ConfigError(f"this command has moved; type: python sampling/check.py {' '.join(sys.argv[1:])}")
 
 

@@ -1,6 +1,6 @@
-"""PatchGAN: a small convolutional classifier that judges overlapping patches as real or reconstructed.
+"""The discriminator (PatchGAN): a small convolutional network that tells images from reconstructions, patch by patch.
 
-Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (2017), section 3.2.
+Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (2017), sections 3.2.2 and 6.1.2.
 """
 
 from functools import partial
@@ -12,27 +12,27 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.networks.vqgan import normalisation
+from stage1_tokenizer.networks.vqgan import build_norm
 
 
 class DiscriminatorConfig(Config):
-    """The PatchGAN's size."""
+    """Size and normalisation of the discriminator."""
 
     channels: PositiveInt = 64
-    """Width of the first layer; it doubles with each layer, up to eightfold."""
+    """Width of the first layer; the width doubles with each layer, up to eight times this width."""
     layers: PositiveInt = 3
-    """Strided layers: 3 judges patches of 70x70 pixels, 2 of 34x34."""
+    """Number of strided layers; the receptive field of a logit is a patch of 70x70 pixels for 3, of 34x34 for 2."""
     norm: Literal["batch", "group"] = "group"
-    """`batch` is the paper's (with the batch's own statistics, always); `group` also works on small batches, and the
-    same on one process as on many."""
+    """`batch`: batch norm as in the paper, always with the statistics of the present batch; `group`: group norm, which
+    also works for small batches and does not depend on the number of processes."""
 
 
 def check_depth(config: DiscriminatorConfig, image_size: tuple[int, int]) -> None:
-    """Raises ConfigError where the images end before the layers do.
+    """Raise ConfigError if images of this (H, W) are too small for the number of layers.
 
-    To be called before the training: the discriminator may start after thousands of steps.
+    Call it before a training: the discriminator may first be used after thousands of steps.
     """
-    # Each strided layer halves the side, rounded down; the two others take a pixel each, and one must be left.
+    # Each strided layer halves the side, rounded down. The two other layers remove one pixel each, and one must remain.
     least = 3 * 2**config.layers
     if min(image_size) >= least:
         return
@@ -45,14 +45,14 @@ def check_depth(config: DiscriminatorConfig, image_size: tuple[int, int]) -> Non
 
 
 class PatchDiscriminator(nn.Module):
-    """Images in [-1, 1] -> a grid of logits each, positive for real."""
+    """Images in [-1, 1] -> a grid of logits per image, positive where a patch looks like an image of the data."""
 
     def __init__(self, config: DiscriminatorConfig, image_channels: int) -> None:
         super().__init__()
         widths = [config.channels * min(2**layer, 8) for layer in range(config.layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for layer in range(1, config.layers + 1):
-            norm = partial(nn.BatchNorm2d, track_running_stats=False) if config.norm == "batch" else normalisation
+            norm = partial(nn.BatchNorm2d, track_running_stats=False) if config.norm == "batch" else build_norm
             layers += [
                 nn.Conv2d(
                     widths[layer - 1], widths[layer], 4, stride=2 if layer < config.layers else 1, padding=1, bias=False
@@ -65,8 +65,8 @@ class PatchDiscriminator(nn.Module):
         for module in self.layers:  # the paper's initialisation
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-        self.to(memory_format=torch.channels_last)  # like the tokenizer, whose reconstructions it judges
+        self.to(memory_format=torch.channels_last)  # as the tokenizer, whose reconstructions it gets
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """Each (B, C, H, W) -> logits (B, 1, h', w'). One by one, so that no norm mixes real and fake."""
+        """Each batch (B, C, H, W) -> logits (B, 1, h', w'). One batch at a time, so no norm mixes real and fake."""
         return tuple(self.layers(images) for images in batches)

@@ -1,8 +1,9 @@
-"""LPIPS: distance between two images in the features of a trained network, weighted to agree with people's judgement.
+"""LPIPS: the distance between two images in the features of a trained network, weighted to match human judgement.
 
-Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018). The linear heads ship
-with the `lpips` package; the backbone is torchvision's download, or a local safetensors file. The package's modules
-compute the features; the distance between them is taken here, in half the passes over memory.
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018), equation 1. The linear
+heads are part of the `lpips` package. The backbone (VGG-16 or AlexNet) is downloaded by torchvision, or read from a
+safetensors file. The package's modules compute the features. The distance between them is computed here, with half the
+passes over memory.
 """
 
 import warnings
@@ -17,74 +18,81 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
+from stage1_tokenizer.engine.checkpoint import read_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.files import file_sha256, require_file
 
-SMALLEST = {"vgg": 16, "alex": 31}
+SMALLEST_SIDE = {"vgg": 16, "alex": 31}
+"""Smallest side of an image, in pixels."""
 DOWNLOADED = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
-"""torchvision's names of its files, in each of which stands how the file's SHA-256 begins."""
+"""Names of torchvision's files. The last part of a name is the beginning of the file's SHA-256."""
 CHOICES = (
     "give a local safetensors file of torchvision's convolutions as perceptual.weights, leave that null to have them "
     "downloaded, or set perceptual.weight 0"
 )
 EPSILON = 1e-10
-"""Added to the length of a feature vector, as the package does."""
+"""Small number that is added to the length of a feature vector, as in the package."""
 
 
 class PerceptualConfig(Config):
-    """LPIPS as a term of the loss."""
+    """LPIPS as a term of the generator's loss."""
 
     weight: NonNegativeFloat = 0.0
-    """Weight in the loss; 0: LPIPS is neither loaded nor computed."""
+    """Weight of LPIPS in the loss; 0: LPIPS is neither loaded nor computed."""
     net: Literal["vgg", "alex"] = "vgg"
     """The backbone: VGG-16, as in the VQGAN paper, or AlexNet, which is several times faster."""
     weights: str | None = None
-    """The backbone's convolutions as a safetensors file with torchvision's keys (`features.0.weight`, ...), in any
+    """Path of the backbone's convolutions: a safetensors file with torchvision's keys (`features.0.weight`, ...), any
     floating-point format; null: torchvision downloads them."""
 
 
 class Perceptual(nn.Module):
-    """Frozen LPIPS. Holds no state of the run: it is in no checkpoint and in no optimizer."""
+    """LPIPS with frozen weights. It has no state: no checkpoint and no optimizer contains it."""
 
     def __init__(self, config: PerceptualConfig, image_size: tuple[int, int]) -> None:
-        """Raises ConfigError or BadFileError: images too small, or weights that are missing or do not fit."""
+        """Load the backbone.
+
+        Raises:
+            ConfigError: images of this (H, W) are too small, or the weights are missing.
+            BadFileError: the weights are damaged or do not fit.
+        """
         super().__init__()
-        if min(image_size) < SMALLEST[config.net]:
+        if min(image_size) < SMALLEST_SIDE[config.net]:
             raise ConfigError(
-                f"perceptual.net {config.net} needs images of at least {SMALLEST[config.net]} pixels a side, "
+                f"perceptual.net {config.net} needs images of at least {SMALLEST_SIDE[config.net]} pixels a side, "
                 f"data.image_size is {image_size[0]}x{image_size[1]}; set perceptual.weight 0 or take larger images"
             )
         given = None if config.weights is None else read_backbone(config.weights)
-        with warnings.catch_warnings():  # lpips 0.1.4 calls torchvision in a way that is deprecated there
+        with warnings.catch_warnings():  # lpips 0.1.4 uses deprecated arguments of torchvision
             warnings.filterwarnings("ignore", message="The parameter 'pretrained'|Arguments other than a weight enum")
             if given is None:
                 check_download(DOWNLOADED[config.net])
             try:
                 self.lpips = lpips.LPIPS(net=config.net, pnet_rand=given is not None, verbose=False)
-            # A RuntimeError is torch's, of a download whose hash is not the one that its name promises.
+            # torch raises a RuntimeError if the hash of a download is not the one in its name.
             except (OSError, RuntimeError, HTTPException) as error:
                 raise ConfigError(
                     f"the weights of perceptual.net {config.net} cannot be downloaded ({error}); {CHOICES}"
                 ) from None
         if given is not None:
             self._load_backbone(given, f"perceptual.weights {config.weights}")
-        self.lpips.to(memory_format=torch.channels_last)  # on two cores 15 % faster
+        self.lpips.to(memory_format=torch.channels_last)  # 15 % faster on two cores
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever its parent does: LPIPS has dropout."""
+        """Stay in eval mode, also if the parent module is set to train mode: LPIPS has dropout."""
         return super().train(False)
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """x, x_hat (B, C, H, W) in [-1, 1], one channel or three -> mean distance (), differentiable in x_hat alone.
+        """x, x_hat (B, C, H, W) in [-1, 1], C = 1 or 3 -> mean distance (); only x_hat gets a gradient.
 
-        Under autocast the features are computed in its precision, the distance between them in float32.
+        Under autocast the features are computed in its precision, and the distance between them in float32.
         """
         if x.shape[1] == 1:
             x, x_hat = x.expand(-1, 3, -1, -1), x_hat.expand(-1, 3, -1, -1)
         with torch.no_grad():
-            real = [features / _length(features) for features in self._features(x)]
-        heads = [head.model[-1].weight for head in self.lpips.lins]  # (1, c, 1, 1) each, not negative
+            real = [features / _length(features) for features in self._features(x)]  # (B, c, h, w) of unit length
+        heads = [head.model[-1].weight for head in self.lpips.lins]  # (1, c, 1, 1) each, >= 0
         layers = zip(self._features(x_hat), real, heads, strict=True)
         return torch.stack([_Distance.apply(*layer) for layer in layers]).sum()
 
@@ -93,8 +101,8 @@ class Perceptual(nn.Module):
         return [features.float() for features in self.lpips.net(self.lpips.scaling_layer(x))]
 
     def _load_backbone(self, given: Mapping[str, Tensor], source: str) -> None:
-        """Raises BadFileError, which names the source, unless all weights are there, of their shapes, and finite."""
-        # lpips groups torchvision's `features` into slices, with their numbers: slice2.5.weight is features.5.weight.
+        """Load the backbone's weights. Raises BadFileError: one is missing, has another shape, or is not finite."""
+        # lpips splits torchvision's `features` into slices and keeps the numbers: slice2.5.weight is features.5.weight.
         backbone: dict[str, Tensor] = self.lpips.net.state_dict()
         wanted = {name: "features." + name.split(".", 1)[1] for name in backbone}
         for name, key in wanted.items():
@@ -102,7 +110,7 @@ class Perceptual(nn.Module):
                 raise BadFileError(f"{source}: is not {type(self.lpips.net).__name__}: no fitting {key}")
         try:
             weights = {name: given[key].to(torch.float32) for name, key in wanted.items()}
-        except RuntimeError as error:  # safetensors knows formats of four bits, from which torch does not convert
+        except RuntimeError as error:  # safetensors has 4-bit formats that torch cannot convert
             raise BadFileError(f"{source}: holds numbers of a format that cannot be read ({error})") from None
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
@@ -111,18 +119,18 @@ class Perceptual(nn.Module):
 
 
 def check_download(name: str) -> None:
-    """Check the file of this name that torchvision has downloaded before, if there is one.
+    """Check the SHA-256 of the file of this name in torchvision's download folder, if there is one.
 
-    torchvision checks what it downloads, but unpickles what is there already without a look, and a pickle runs code.
+    torchvision checks a new download, but it unpickles an existing file unchecked, and unpickling can run any code.
 
     Raises:
-        BadFileError: its SHA-256 is not the one that its name promises.
+        BadFileError: the file's SHA-256 does not begin as its name says.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.exists():
         return
     promised = path.stem.rpartition("-")[2]
-    found = sha256_of(path)
+    found = file_sha256(path)
     if not found.startswith(promised):
         raise BadFileError(
             f"{path}: is damaged or was replaced: its SHA-256 begins with {found[: len(promised)]}, not with "
@@ -131,41 +139,43 @@ def check_download(name: str) -> None:
 
 
 def read_backbone(given: str) -> dict[str, Tensor]:
-    """The convolutions, `features...`, of the file given as perceptual.weights.
+    """Read the convolutions, `features...`, from the file given as perceptual.weights.
 
     Raises:
         ConfigError: there is no such file.
         BadFileError: it is damaged, or not safetensors.
     """
     key = "perceptual.weights"
-    return read_tensors(existing(Path(given), key, CHOICES), key, "features.")[0]
+    return read_tensors(require_file(Path(given), key, CHOICES), key, "features.")[0]
 
 
 class _Distance(torch.autograd.Function):
-    """Features of x_hat (B, c, h, w), unit-length ones of x, head w (1, c, 1, 1) -> mean of the weighted squares ().
+    """Weighted squared distance () between features f of x_hat (B, c, h, w) and unit-length features u_x of x.
 
-    With u = f / |f| and d = u - u_x this is the mean over B, h, w of sum_c w d^2 (equation 1), whose gradient at f is
-    (g - u sum_c(g u)) / |f| for g = 2 w d / (B h w). Autograd would keep and read twice as many tensors of this size.
-    Differentiable once.
+    With u = f / |f|, d = u - u_x and head w (1, c, 1, 1), it is the mean over B, h, w of sum_c w d^2 (equation 1). Its
+    gradient with respect to f is (g - u sum_c(g u)) / |f| with g = 2 w d / (B h w). Autograd would keep and read twice
+    as many tensors of this size. Differentiable once.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, real: Tensor, head: Tensor) -> Tensor:
+        """Compute the distance ()."""
         length = _length(features)
         unit = features / length
-        apart = unit - real
-        ctx.save_for_backward(unit, length, apart, head)
-        return (apart.square().mean(dim=(0, 2, 3)) * head.flatten()).sum()
+        difference = unit - real
+        ctx.save_for_backward(unit, length, difference, head)
+        return (difference.square().mean(dim=(0, 2, 3)) * head.flatten()).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        unit, length, apart, head = ctx.saved_tensors
+        """Compute the gradient (B, c, h, w) with respect to the features of x_hat."""
+        unit, length, difference, head = ctx.saved_tensors
         positions = length.numel()  # B h w
-        g = apart * (head * (2.0 / positions * gradients[0]))
+        g = difference * (head * (2.0 / positions * gradients[0]))
         along = (g * unit).sum(dim=1, keepdim=True)
         return g.addcmul_(unit, along, value=-1.0).div_(length), None, None
 
 
 def _length(features: Tensor) -> Tensor:
-    """(B, c, h, w) -> Euclidean length at each position (B, 1, h, w), a little more than 0."""
+    """Compute the Euclidean length at each position, plus EPSILON: (B, c, h, w) -> (B, 1, h, w)."""
     return torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPSILON

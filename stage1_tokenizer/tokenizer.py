@@ -1,15 +1,21 @@
-"""The tokenizer: encoder -> bottleneck -> decoder, and how one is loaded from disk.
+"""The tokenizer: encoder -> bottleneck -> decoder, and its file `tokenizer.safetensors`.
 
-The contract with stage two. Images x are float32 (B, C, H, W) in [-1, 1]. Codes are int64 (B, h, w, K) in 0..V-1,
-row-major: flattening them as (h w K) gives the sequence that a prior models. In eval mode
-`decode_codes(encode_codes(x))` is exactly the reconstruction of `forward(x)`.
+The contract with stage two:
+
+    image    x      (B, C, H, W)  float32 in [-1, 1]
+    codes           (B, h, w, K)  int64 in 0..V-1; flattened row by row as (h w K), they are a prior's sequence
+    image    x_hat  (B, C, H, W)  float32, near [-1, 1] but not clamped
+
+In eval mode, `decode_codes(encode_codes(x))` is exactly the reconstruction that `forward(x)` returns.
+
+Source: van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning" (2017), section 3.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +23,17 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
 from stage1_tokenizer.config.base import Config, Tree, config_from_json
-from stage1_tokenizer.config.messages import shortened, shown
-from stage1_tokenizer.config.trees import parse_json
-from stage1_tokenizer.config.value_forms import Size
-from stage1_tokenizer.engine.checkpoint import load_strict, read_weights
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.config.value_types import Size
+from stage1_tokenizer.engine.checkpoint import read_weights, write_weights
+from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
 from stage1_tokenizer.networks import NetworkConfig, build_network
 
 TOKENIZER_FILE = "tokenizer.safetensors"
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class TokenizerConfig(Config):
-    """All that is needed to build a tokenizer again; it rides in the header of its file."""
+    """All that is needed to build a tokenizer; saved in the header of its weights file."""
 
     image_size: Size
     image_channels: Literal[1, 3]
@@ -48,19 +51,24 @@ class TokenShape(NamedTuple):
 
     @property
     def length(self) -> int:
-        """L, the tokens of one image."""
+        """L = h * w * K, the number of tokens of one image."""
         return self.h * self.w * self.K
 
     @property
     def in_words(self) -> str:
-        """The shape as messages say it."""
+        """The shape as text for messages: `8x8x1 codes of 256`."""
         return f"{self.h}x{self.w}x{self.K} codes of {self.V}"
 
 
 class Tokenizer(nn.Module):
-    """Encoder, bottleneck and decoder. `processes`: how many train it together (see build_bottleneck)."""
+    """Encoder, bottleneck and decoder. B images, D latent channels, (h, w) = (H, W) / factor."""
 
     def __init__(self, config: TokenizerConfig, processes: int = 1) -> None:
+        """Build untrained weights. processes: number of processes that train this tokenizer together.
+
+        Raises:
+            ConfigError: the network's factor does not divide the image size.
+        """
         super().__init__()
         check_image_size(config.image_size, config.network.factor)
         self.config = config
@@ -72,7 +80,7 @@ class Tokenizer(nn.Module):
         """Grid, depth and codebook size of the codes.
 
         Raises:
-            ConfigError: the bottleneck is continuous.
+            ConfigError: the bottleneck is continuous, so there are no codes.
         """
         if self.bottleneck.depth == 0:
             raise ConfigError(
@@ -83,41 +91,56 @@ class Tokenizer(nn.Module):
         return TokenShape(height // factor, width // factor, self.bottleneck.depth, self.bottleneck.codebook_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Bottlenecked]:
-        """x (B, C, H, W) in [-1, 1] -> its reconstruction (of that shape, not clamped) and the bottleneck's output."""
-        bottlenecked = self.encode(x)
+        """Reconstruct x (B, C, H, W) in [-1, 1]: x_hat (B, C, H, W), not clamped, and the bottleneck's output."""
+        bottlenecked = self.encode(x)  # z_q (B, D, h, w), codes (B, h, w, K), loss ()
         return self.decode(bottlenecked.z_q), bottlenecked
 
     def encode(self, x: Tensor) -> Bottlenecked:
-        """x (B, C, H, W) -> z_q (B, D, h, w), codes (B, h, w, K) and the bottleneck's loss."""
-        bottlenecked: Bottlenecked = self.bottleneck(self.encoder(x))  # z (B, D, h, w)
+        """Encode x (B, C, H, W) to z_q (B, D, h, w), codes (B, h, w, K) or None, and the bottleneck's loss ()."""
+        z = self.encoder(x)  # (B, D, h, w)
+        bottlenecked: Bottlenecked = self.bottleneck(z)
         return bottlenecked
 
     def decode(self, z_q: Tensor) -> Tensor:
-        """z_q (B, D, h, w) -> image (B, C, H, W)."""
-        image: Tensor = self.decoder(z_q)
-        return image
+        """Decode z_q (B, D, h, w) to images (B, C, H, W)."""
+        x_hat: Tensor = self.decoder(z_q)
+        return x_hat
 
     def encode_codes(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> codes (B, h, w, K) int64."""
+        """Encode x (B, C, H, W) to codes (B, h, w, K) int64. Raises ConfigError: the bottleneck is continuous."""
         codes = self.encode(x).codes
         if codes is None:
-            _ = self.shape  # raises, and says why
+            _ = self.shape  # raises the ConfigError
         assert codes is not None
         return codes
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """codes (B, h, w, K) int64 -> image (B, C, H, W).
+        """Decode codes (B, h, w, K) int64 to images (B, C, H, W).
 
         Raises:
-            ValueError: a code outside 0..V-1. (Indexing would wrap a negative one silently.)
+            ValueError: a code is outside 0..V-1. (Without this check, a negative code would index from the end.)
         """
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.shape.V:
             raise ValueError(f"codes must lie in 0..{self.shape.V - 1}, got {int(codes.min())}..{int(codes.max())}")
-        return self.decode(self.bottleneck.vectors(codes))
+        return self.decode(self.bottleneck.codes_to_latents(codes))  # z_q (B, D, h, w) -> (B, C, H, W)
+
+
+def build_tokenizer(
+    network: NetworkConfig,
+    bottleneck: BottleneckConfig,
+    image_size: tuple[int, int],
+    image_channels: int,
+    processes: int = 1,
+) -> Tokenizer:
+    """Build an untrained tokenizer for images (C, H, W), in channels_last."""
+    config = TokenizerConfig(
+        image_size=image_size, image_channels=image_channels, network=network, bottleneck=bottleneck
+    )
+    return Tokenizer(config, processes).to(memory_format=torch.channels_last)
 
 
 def check_image_size(size: tuple[int, int], factor: int, key: str = "data.image_size") -> None:
-    """Raises ConfigError, naming the key and the nearest sizes that fit, unless the factor divides both sides."""
+    """Raise ConfigError, with the key and the nearest sizes that fit, unless the factor divides both sides."""
     if size[0] % factor == 0 and size[1] % factor == 0:
         return
     below = [max(factor, side // factor * factor) for side in size]
@@ -128,8 +151,16 @@ def check_image_size(size: tuple[int, int], factor: int, key: str = "data.image_
     )
 
 
+@torch.no_grad()
+def start_codebook(tokenizer: Tokenizer, micro_batches: Sequence[Tensor]) -> None:
+    """Start the codebook from the latents of the first batch, given as micro-batches (b, C, H, W) of this process."""
+    z = torch.cat([tokenizer.encoder(x) for x in micro_batches])  # (B, D, h, w)
+    # A value that is not finite must not break k-means: the guard reports it after the forward pass of this step.
+    tokenizer.bottleneck.start(z.nan_to_num(posinf=0.0, neginf=0.0))
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hash of the config and of every weight: tokens and priors belong to the tokenizer that has theirs."""
+    """Hash the config and all weights. Tokens and priors store this hash, to recognise their tokenizer."""
     digest = hashlib.sha256(tokenizer.config.model_dump_json().encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())
@@ -139,98 +170,39 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A frozen tokenizer from disk: in eval mode, without gradients, its kernels in channels_last as in training."""
+    """A frozen tokenizer from disk: in eval mode, without gradients, in channels_last as in training."""
 
     tokenizer: Tokenizer
     path: Path
     fingerprint: str
     data: Tree
-    """The data config with which it was trained."""
+    """The data config of its training."""
     step: int
+    """Optimizer steps of its training."""
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", option: str = "--tokenizer") -> Self:
-        """Load `tokenizer.safetensors`, given as the file or as the folder that holds it; `option` is named in errors.
+        """Load a weights file, given as the file or as the folder that holds it. `option` is named in errors.
 
         Raises:
-            ConfigError: there is nothing at this path.
+            ConfigError: there is no such file or folder.
             BadFileError: the file is damaged, or is not a tokenizer.
         """
         file = resolve_tokenizer(path, option)
         tensors, header = read_weights(file, kind="tokenizer")
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
-        tokenizer = build_for(tensors, lambda: Tokenizer(config), str(file))
+        tokenizer = rebuild(lambda: Tokenizer(config), tensors, str(file))
         tokenizer.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
-        data = config_tree(header.get("data"), str(file))
-        return cls(tokenizer, file, fingerprint(tokenizer), data, saved_step(header, str(file)))
-
-
-def build_for(tensors: Mapping[str, Tensor], build: Callable[[], ModuleT], source: str) -> ModuleT:
-    """What `build` makes, with these weights in it.
-
-    It is made on the meta device first, where tensors have shapes and no memory, and compared with the weights: so a
-    header can make nobody take more memory than its file has.
-
-    Raises:
-        BadFileError: it cannot be built, or has other names, shapes or number formats than the weights.
-    """
-    try:
-        with torch.device("meta"):
-            planned = build()
-    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise BadFileError(f"{source}: its header describes a model that cannot be built: {error}") from None
-    load_strict(planned, {name: tensor.to("meta") for name, tensor in tensors.items()}, source)
-    model = build()
-    load_strict(model, tensors, source)
-    return model
-
-
-def saved_step(header: Mapping[str, str], source: str) -> int:
-    """The training step that a header names, 0 where it names none.
-
-    Raises:
-        BadFileError: what it names is no such number.
-    """
-    step = header.get("step", "0")
-    if not (step.isascii() and step.isdecimal() and len(step) <= 18):
-        raise BadFileError(f"{source}: its header says step {shown(step)}, which is not a number of steps")
-    return int(step)
-
-
-def config_tree(text: str | None, source: str) -> Tree:
-    """A JSON object from a header, without knowing its class.
-
-    Raises:
-        BadFileError: it is missing or is not an object.
-    """
-    try:
-        tree = parse_json(text)
-    except ValueError:
-        tree = None
-    if not isinstance(tree, dict):
-        raise BadFileError(f"{source}: its header does not say which data it was made from")
-    return tree
+        data, step = read_data_tree(header, str(file)), read_step(header, str(file))
+        return cls(tokenizer, file, fingerprint(tokenizer), data, step)
 
 
 def resolve_tokenizer(path: str | Path, option: str = "--tokenizer") -> Path:
-    """The weights of a tokenizer, given as the file or its folder. Raises ConfigError where there are none."""
-    return resolve(path, TOKENIZER_FILE, option)
+    """Return the weights file of a tokenizer, given as the file or its folder. Raises ConfigError: there is none."""
+    return resolve_weights(path, TOKENIZER_FILE, option)
 
 
-def resolve(path: str | Path, name: str, option: str) -> Path:
-    """The file itself, or the file `name` in the folder.
-
-    Raises:
-        ConfigError: neither exists.
-    """
-    path = Path(path)
-    try:
-        folder = path.is_dir()
-        file = path / name if folder else path
-        found = file.is_file()
-    except OSError as error:  # a name too long, or a folder on the way that is closed to us
-        raise ConfigError(f"{option} {shortened(str(path))}: {error.strerror}") from None
-    if not found:
-        hint = f"the folder holds no {name}" if folder else "there is no such file or folder"
-        raise ConfigError(f"{option} {located(path)}: {hint}")
-    return file
+def save_tokenizer(path: Path, tokenizer: Tokenizer, data: Config, step: int) -> None:
+    """Write the weights after `step` optimizer steps; the header holds the tokenizer's config and its data config."""
+    header = {"config": tokenizer.config.model_dump_json(), "data": data.model_dump_json(), "step": str(step)}
+    write_weights(path, tokenizer, "tokenizer", header)

@@ -22,7 +22,8 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Channels, Config, Count
+from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.value_types import Channels, Count
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.head import build_head
 from stage2_prior.products import Precision

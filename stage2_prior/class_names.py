@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.names import folded
+from stage1_tokenizer.engine.errors import ConfigError, shorten
+from stage1_tokenizer.engine.file_names import normalise_name
 
 LISTED = 50
 """Classes that an error lists."""
@@ -67,7 +66,7 @@ def labels_in_turn(
 
 
 def _labels(classes: tuple[str, ...]) -> Mapping[str, int]:
-    return {folded(name): label for label, name in enumerate(classes)}
+    return {normalise_name(name): label for label, name in enumerate(classes)}
 
 
 def _are_numbered(classes: tuple[str, ...]) -> bool:
@@ -75,8 +74,8 @@ def _are_numbered(classes: tuple[str, ...]) -> bool:
 
 
 def _found(name: str, labels: Mapping[str, int], numbered: bool) -> int | None:
-    if folded(name) in labels:
-        return labels[folded(name)]
+    if normalise_name(name) in labels:
+        return labels[normalise_name(name)]
     if numbered and len(name) <= LONGEST_NUMBER and name.isdecimal() and int(name) < len(labels):
         return int(name)
     return None
@@ -87,4 +86,4 @@ def _unknown(name: str, classes: tuple[str, ...]) -> ConfigError:
     known = ", ".join(f"{label} {known}" if numbered else known for label, known in enumerate(classes[:LISTED]))
     known += f" and {len(classes) - LISTED:,} more" if len(classes) > LISTED else ""
     known = known or "none: this prior is unconditional"
-    return ConfigError(f"class {json.dumps(brief(name))}: there is no such class; the classes are: {known}")
+    return ConfigError(f"class {json.dumps(shorten(name))}: there is no such class; the classes are: {known}")

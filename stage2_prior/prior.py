@@ -28,17 +28,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config, Tree, config_from_json
-from stage1_tokenizer.config.trees import LARGEST_JSON
+from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON
 from stage1_tokenizer.engine.checkpoint import read_weights
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape, build_for, config_tree, resolve, saved_step
+from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
+from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
 from stage2_prior.base import Prior
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
 MOST_CLASSES = 40_000
-"""A header holds their names, in less JSON than trees.py reads."""
+"""A header holds their names, in less JSON than yaml_and_json.py reads."""
 LONGEST_NAMES = LARGEST_JSON - 100_000
 """Characters of JSON that they may have together: the rest is for what else the header says."""
 PriorConfig = Annotated[GptConfig | PixelCnnConfig, Field(discriminator="kind")]
@@ -84,15 +85,13 @@ class SavedPrior:
         """Raises BadFileError: damaged, of another kind, or its header does not describe a prior."""
         weights, raw = read_weights(file, kind="prior")
         header = config_from_json(PriorHeader, raw.get("config"), str(file))
-        data, step = config_tree(raw.get("data"), str(file)), saved_step(raw, str(file))
+        data, step = read_data_tree(raw, str(file)), read_step(raw, str(file))
         return cls(file, header, TokenShape(*header.shape), weights, data, step)
 
     def build(self) -> Prior:
         """The model with these weights. Raises BadFileError: they do not fit the network that the header describes."""
         header = self.header
-        return build_for(
-            self.weights, lambda: build_prior(header.prior, self.shape, len(header.classes)), str(self.path)
-        )
+        return rebuild(lambda: build_prior(header.prior, self.shape, len(header.classes)), self.weights, str(self.path))
 
 
 def saved_classes(folder: Path) -> tuple[str, ...]:
@@ -148,7 +147,7 @@ def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu
 
 def prior_file(given: str | Path | None) -> Path:
     """Find the weights of the prior that an option names, or of the newest run. Raises ConfigError: there are none."""
-    return resolve(given or newest_run(), PRIOR_FILE, "--prior")
+    return resolve_weights(given or newest_run(), PRIOR_FILE, "--prior")
 
 
 def newest_run(folder: Path = Path("runs/stage2")) -> Path:

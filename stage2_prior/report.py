@@ -28,9 +28,8 @@ from stage1_tokenizer.diagnostics.views import atlas, tokens
 from stage1_tokenizer.diagnostics.views.base import Subject, encoded_images
 from stage1_tokenizer.diagnostics.views.curves import VALIDATION, pair, show_charts
 from stage1_tokenizer.diagnostics.views.reconstructions import over_training, triple
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.tokenizer import config_tree, saved_step
+from stage1_tokenizer.engine.errors import BadFileError, shorten
+from stage1_tokenizer.engine.model_files import read_data_tree, read_step
 from stage2_prior.best import BEST_BY
 from stage2_prior.prior import PRIOR_FILE, PriorHeader
 
@@ -170,9 +169,9 @@ def inspect_prior(file: Path) -> PriorFile:
             metadata = opened.metadata() or {}
             sizes = [math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise BadFileError(f"{file}: {brief(error)}") from None
+        raise BadFileError(f"{file}: {shorten(error)}") from None
     header = config_from_json(PriorHeader, metadata.get("config"), str(file))
-    data, step = config_tree(metadata.get("data"), str(file)), saved_step(metadata, str(file))
+    data, step = read_data_tree(metadata, str(file)), read_step(metadata, str(file))
     return PriorFile(header, data, sum(sizes), step, BEST_BY in metadata)
 
 

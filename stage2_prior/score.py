@@ -27,10 +27,10 @@ from stage1_tokenizer.data import DataConfig, build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
 from stage1_tokenizer.data.order import parts_of, share
 from stage1_tokenizer.data.partial_options import with_own_data
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.engine.launch import start_accelerator
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class
@@ -57,7 +57,7 @@ class ScoreConfig(CommandConfig):
     """Folder for scores.csv and scores.json; default: scores/ and the data set's kind and split, in the prior's."""
 
     @classmethod
-    def completed(cls, tree: Tree) -> Tree:
+    def complete(cls, tree: Tree) -> Tree:
         """The tree with a whole data set where only some of the prior's keys are changed."""
         return with_own_data(tree, lambda: prior_file(tree.get("prior")))
 
@@ -120,7 +120,7 @@ def score(
     table = torch.zeros(number, 3 + classes, dtype=torch.float64, device=device)  # label, nats, psnr, nats by class
     use = CodeUse(model.shape.K, model.shape.V, device)
     mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
-    shown = bar(len(mine), "image", "scoring")
+    shown = progress_bar(len(mine), "image", "scoring")
     for indices in parts_of(mine, config.batch_size):
         pixels, own = pictures.batch(indices)
         x = normalise(pixels.to(device))

@@ -18,17 +18,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stage1_tokenizer.config.marks import Mark, without_marked
-from stage1_tokenizer.config.trees import parse_json
+from stage1_tokenizer.config.field_facts import Mark, remove_marked
+from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.data import DataConfig, OpenData
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
 from stage1_tokenizer.data.order import Places, parts_of, share
 from stage1_tokenizer.data.resident import roomy
-from stage1_tokenizer.engine.checkpoint import SUM, brief, read_tensors, write_tensors
-from stage1_tokenizer.engine.console import bar
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.launch import in_all
+from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, read_tensors, write_tensors
+from stage1_tokenizer.engine.console import progress_bar
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.launch import run_on_all
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
 from stage2_prior.prior import check_classes
 
@@ -96,7 +96,7 @@ def load_or_extract(
         for old in shards_in(folder, split):
             old.unlink()
     accelerator.wait_for_everyone()
-    in_all(accelerator, lambda: _extract(accelerator, tokenizer, pictures, views, provenance, folder / split))
+    run_on_all(accelerator, lambda: _extract(accelerator, tokenizer, pictures, views, provenance, folder / split))
     tokens = _read(folder, split, provenance, accelerator.print)
     if tokens is None:
         raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; is the disk sound?")
@@ -157,7 +157,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
         "split": split,
         "views": views,
         "seed": seed if views > 1 else None,
-        "data": without_marked(type(data), data.tree(), Mark.FREE, Mark.PATH),
+        "data": remove_marked(type(data), data.tree(), Mark.FREE, Mark.PATH),
     }
 
 
@@ -175,7 +175,7 @@ def _extract(
     mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
     h, w, depth, _ = tokenizer.tokenizer.shape
     codes, labels = [torch.empty(0, views, h, w, depth, dtype=torch.int32)], [torch.empty(0, dtype=torch.int32)]
-    shown = bar(len(mine) * views, "image", "extracting codes")
+    shown = progress_bar(len(mine) * views, "image", "extracting codes")
     for indices in parts_of(mine, AT_ONCE):
         per_view = []
         for view in range(views):
@@ -251,7 +251,7 @@ def read_shard(path: Path) -> tuple[Shard, TokenSet]:
         BadFileError: it is damaged, or holds what its header does not allow.
     """
     tensors, header = read_tensors(path)
-    if SUM not in header:
+    if CHECKSUM_KEY not in header:
         raise BadFileError(f"{path}: has no checksum, as an earlier version wrote it or as damage leaves it")
     try:
         tokens = TokenSet(tensors["codes"], tensors["labels"], tuple(parse_json(header["classes"])))
@@ -260,7 +260,7 @@ def read_shard(path: Path) -> tuple[Shard, TokenSet]:
         n, views = len(tokens.labels), int(made_from["views"])
         shard = Shard(int(header["start"]), n, int(header["total"]), tokens.classes, made_from)
     except (LookupError, ArithmeticError, ValueError, TypeError) as error:
-        raise BadFileError(f"{path}: its header cannot be read ({brief(error)})") from None
+        raise BadFileError(f"{path}: its header cannot be read ({shorten(error)})") from None
     for name, values, shape, limit in (
         ("codes", tokens.codes, (n, views, h, w, depth), size),
         ("labels", tokens.labels, (n,), max(1, len(tokens.classes))),

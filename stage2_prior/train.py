@@ -16,28 +16,29 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from stage1_tokenizer.config.base import Tree, parse_command_line
-from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.run_config import RunConfig
-from stage1_tokenizer.config.value_forms import Limit
+from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.data import DataConfig, OpenData, data_config, open_data
 from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.data.order import BatchOrder, Places
 from stage1_tokenizer.data.partial_options import own_data, with_own_data
 from stage1_tokenizer.diagnostics.alarms.base import Alarms
 from stage1_tokenizer.diagnostics.report.ending import report_at_end
-from stage1_tokenizer.engine.checkpoint import write_file, write_weights
+from stage1_tokenizer.engine.checkpoint import write_weights
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.compiling import Compiling
-from stage1_tokenizer.engine.console import command
+from stage1_tokenizer.engine.console import format_command
 from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.engine.finite import FiniteGuard, Tally
-from stage1_tokenizer.engine.launch import check_batch_size, on_main, start_accelerator
-from stage1_tokenizer.engine.learner import Learner
+from stage1_tokenizer.engine.launch import check_batch_size, run_on_main, start_accelerator
 from stage1_tokenizer.engine.optim import Ema, OptimConfig
-from stage1_tokenizer.engine.run import OpenedRun
-from stage1_tokenizer.engine.seeds import derive_seed, uniforms
+from stage1_tokenizer.engine.run import Run
+from stage1_tokenizer.engine.seeds import derive_seed, draw_uniforms
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
+from stage1_tokenizer.engine.training_step import TrainedNetwork
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, resolve_tokenizer
 from stage2_prior.base import Prior
 from stage2_prior.best import COMPARED, Best, Overfitting
@@ -52,7 +53,7 @@ from stage2_prior.validation import FIGURES, sample, validate
 class TrainPriorConfig(RunConfig):
     """Train a prior over the codes of a tokenizer. The defaults are the quickstart's."""
 
-    figures = FIGURES
+    console_metrics = FIGURES
 
     tokenizer: str
     """A stage-one run's folder, or its tokenizer.safetensors."""
@@ -74,12 +75,12 @@ class TrainPriorConfig(RunConfig):
     """Images to sample at each validation; 0: none."""
 
     @classmethod
-    def completed(cls, tree: Tree) -> Tree:
+    def complete(cls, tree: Tree) -> Tree:
         """The tree with a whole data set where only some of the tokenizer's keys are changed."""
         path = tree.get("tokenizer")
         return with_own_data(tree, lambda: resolve_tokenizer(path) if isinstance(path, str) else None)
 
-    def resolved(self, saved: Tree) -> Tree:
+    def resolve_saved(self, saved: Tree) -> Tree:
         """The saved config of a run, with the data set of the tokenizer where none was given."""
         return saved if saved.get("data") else {**saved, "data": own_data(resolve_tokenizer(self.tokenizer)).tree()}
 
@@ -100,10 +101,10 @@ def main() -> None:
     data = config.data or data_config(tokenizer.data, str(tokenizer.path))
     check_fits(tokenizer, data)
     opened = open_data(data)
-    known_by = {"tokenizer": tokenizer.fingerprint, "data": data.tree()}
-    folder = OpenedRun(config, accelerator, PRIOR_FILE, opened, known_by, fast_paths=["onednn"])
-    on_main(accelerator, lambda: keep_copy(tokenizer, folder.path / TOKENIZER_FILE))
-    train_set, validation_set, classes = open_tokens(config, accelerator, tokenizer, opened, folder)
+    replaced = {"tokenizer": tokenizer.fingerprint, "data": data.tree()}
+    run = Run(config, accelerator, PRIOR_FILE, opened, replaced, fast_paths=["onednn"])
+    run_on_main(accelerator, lambda: keep_copy(tokenizer, run.folder / TOKENIZER_FILE))
+    train_set, validation_set, classes = open_tokens(config, accelerator, tokenizer, opened, run)
     shape = tokenizer.tokenizer.shape
     bigram = bigram_bits(train_set, validation_set, shape.V)
     train_set, validation_set = train_set.on(device), validation_set.on(device)
@@ -112,16 +113,16 @@ def main() -> None:
     prior = build_prior(config.prior, shape, len(classes)).to(device)
     ema = Ema(prior, config.optim.ema_decay)
     compiling = Compiling(accelerator)
-    learner = Learner(accelerator, prior, config.optim, config.steps)
+    learner = TrainedNetwork(accelerator, prior, config.optim, config.steps)
     tally, best = Tally().to(device), Best(ema.module, accelerator.is_main_process)
     parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": learner.optimizer, "tally": tally}
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
     described = {"config": header.model_dump_json(), "data": data.model_dump_json()}
-    run = folder.resume(
+    run.resume(
         parts | best.parts,
         watch=Alarms([Overfitting()]),
-        write_weights=partial(write_prior, accelerator, folder.path / PRIOR_FILE, ema, best, described),
-        newer=best.parts,
+        write_weights=partial(write_prior, accelerator, run.folder / PRIOR_FILE, ema, best, described),
+        optional=best.parts,
     )
     run.say(f"prior: {parameters_of(prior):,} parameters, sequences of {shape.length} tokens out of {shape.V}")
 
@@ -132,14 +133,14 @@ def main() -> None:
     stop, has_ended = StopRequest(), best.is_exhausted(config.patience)
     if has_ended:
         run.say(f"its last {config.patience} validations brought nothing better, so it has ended (--patience)")
-    for step in range(run.first, run.first if has_ended else config.steps):
+    for step in range(run.first_step, run.first_step if has_ended else config.steps):
         seed = derive_seed(config.seed, "model", step, rank)
         torch.manual_seed(seed)
         compiling.begin_step()
         learner.begin_step(step)
         places = order.places(step)
         codes, labels = (part.to(device, non_blocking=True) for part in train_set.batch(places))  # (B, h, w, K), (B,)
-        withheld = uniforms(config.seed, "label", places[1], places[0], 1)[:, 0] < config.prior.label_dropout
+        withheld = draw_uniforms(config.seed, "label", places[1], places[0], 1)[:, 0] < config.prior.label_dropout
         labels = labels.masked_fill(torch.from_numpy(withheld).to(device, non_blocking=True), prior.null_label)
 
         losses = []
@@ -155,7 +156,7 @@ def main() -> None:
         if checked.finite:
             ema.update(prior, step)
 
-        run.advance(config.batch_size)
+        run.count_step(config.batch_size)
         done, is_last = step + 1, step + 1 == config.steps
         is_saved = done % config.save_every == 0 or is_last
         if (done % config.log_every == 0 or is_saved) and checked.finite:
@@ -167,7 +168,7 @@ def main() -> None:
             figures = validate(accelerator, ema.module, validation_set, config.batch_size, tokenizer)
             figures["validation/bigram_bits_per_token"] = bigram
             run.log(done, figures)
-            run.validated(done, figures)
+            run.print_validation(done, figures)
             best.look(done, figures[COMPARED], ema.module)
             has_ended = best.is_exhausted(config.patience)
             if config.samples and accelerator.is_main_process:
@@ -181,26 +182,26 @@ def main() -> None:
         if checked.stop and not is_last:
             run.interrupt(done)
 
-    run.finish()
-    following = command("sampling/generate.py", "-n", 64, "--prior", run.folder)
-    run.summarise(("weights", best.in_words(run.done)), ("next", following))
+    run.close()
+    following = format_command("sampling/generate.py", "-n", 64, "--prior", run.folder)
+    run.print_summary(("weights", best.in_words(run.done)), ("next", following))
     report_at_end(accelerator, config.report, run.folder, prior_page)
 
 
 def open_tokens(
-    config: TrainPriorConfig, accelerator: Accelerator, tokenizer: LoadedTokenizer, opened: OpenData, folder: OpenedRun
+    config: TrainPriorConfig, accelerator: Accelerator, tokenizer: LoadedTokenizer, opened: OpenData, run: Run
 ) -> tuple[TokenSet, TokenSet, tuple[str, ...]]:
     """The tokens of both splits, extracted where they are not on disk, and the classes that their labels count."""
     splits: tuple[tuple[Split, int], ...] = (("train", config.views), ("validation", 1))
     tokens = [
-        load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, folder.path / "tokens")
+        load_or_extract(accelerator, tokenizer, opened, split, views, config.seed, run.folder / "tokens")
         for split, views in splits
     ]
     seen = seen_classes(*tokens)
     if unseen := [name for name in tokens[0].classes if name not in seen]:
-        folder.say(f"note: no readable image of {', '.join(unseen)}, so no class of the prior")
+        run.say(f"note: no readable image of {', '.join(unseen)}, so no class of the prior")
         tokens = [of_classes(part, seen) for part in tokens]
-    classes = saved_classes(folder.path) or seen
+    classes = saved_classes(run.folder) or seen
     train_set, validation_set = (relabel(part, classes) for part in tokens)
     return train_set, validation_set, classes
 
@@ -216,7 +217,7 @@ def write_prior(
     """Write the weights that were best on validation; before the first one, the averaged ones of so many steps."""
     weights = best.weights if best.step and best.weights is not None else ema.module
     header = described | {"step": str(done)} | best.described()
-    on_main(accelerator, lambda: write_weights(path, weights, "prior", header))
+    run_on_main(accelerator, lambda: write_weights(path, weights, "prior", header))
 
 
 def keep_copy(tokenizer: LoadedTokenizer, copy: Path) -> None:

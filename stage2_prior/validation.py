@@ -6,9 +6,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stage1_tokenizer.data.order import parts_of, share
-from stage1_tokenizer.engine.console import Figure, bar, counted
+from stage1_tokenizer.engine.console import ConsoleMetric, progress_bar, show_progress
 from stage1_tokenizer.engine.precision import device_of_float64
-from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.base import Prior
@@ -17,8 +17,8 @@ from stage2_prior.likelihood import bits, image_nats
 from stage2_prior.tokens import TokenSet
 
 FIGURES = (
-    Figure("bits_per_token", "bits per token", "{:.3f}", -1),
-    Figure("bigram_bits_per_token", "of a bigram", "{:.3f}", 0),
+    ConsoleMetric("bits_per_token", "bits per token", "{:.3f}", -1),
+    ConsoleMetric("bigram_bits_per_token", "of a bigram", "{:.3f}", 0),
 )
 """The figures of a prior's training that the console shows."""
 
@@ -33,7 +33,7 @@ def validate(
     total = torch.zeros((), dtype=torch.float64, device=device_of_float64(device))
     use = CodeUse(shape.K, shape.V, device)
     batches = parts_of(mine, batch_size)
-    for indices in counted(batches, len(batches), "batch", "validating", within=True):
+    for indices in show_progress(batches, len(batches), "batch", "validating", nested=True):
         codes, labels = (part.to(device) for part in split.batch((indices, np.zeros_like(indices))))
         with accelerator.autocast():
             total += image_nats(prior, codes, labels).sum()
@@ -55,8 +55,8 @@ def validate(
 def sample(prior: Prior, tokenizer: LoadedTokenizer, n: int, seed: int, device: torch.device) -> Tensor:
     """n images (n, C, H, W) in [-1, 1] from the unfiltered prior, the classes in turn; the same noise at every step."""
     indices = np.arange(n, dtype=np.int64)
-    noise = uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)
+    noise = draw_uniforms(seed, "sample", np.zeros_like(indices), indices, prior.shape.length)
     labels = torch.from_numpy(indices % max(1, prior.classes)).to(device)
-    with torch.inference_mode(), bar(noise.size, "code", "sampling", within=True) as shown:
+    with torch.inference_mode(), progress_bar(noise.size, "code", "sampling", nested=True) as shown:
         codes = generate(prior, labels, torch.from_numpy(noise).to(device_of_float64(device)), progress=shown.update)
         return tokenizer.tokenizer.decode_codes(codes)

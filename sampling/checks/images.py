@@ -8,7 +8,7 @@ from sampling.checks.finding import Finding, bad, note, ok
 from stage1_tokenizer.data.bad_files import BadImageError
 from stage1_tokenizer.data.folder.scan import image_files, unreadable
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.console import progress_bar
 
 MOST_CLASSES = 20
 """Sub-folders whose images are counted one by one."""
@@ -33,7 +33,7 @@ def check_images(folder: Path) -> Iterator[Finding]:
     files = image_files(folder, "inside", also_ours=True)
     found = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in files)
     broken = 0
-    with bar(found.total(), "image", folder.name) as shown:
+    with progress_bar(found.total(), "image", folder.name) as shown:
         for error in unreadable(folder, seen=shown.update):
             broken += 1
             yield bad(error.path, error.reason)

@@ -10,13 +10,12 @@ from sampling.checks.tokens import check_tokens
 from sampling.checks.weights import check_pair, check_safetensors, tokenizer_of
 from sampling.output import SETTINGS
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
-from stage1_tokenizer.config.trees import is_cut_off
+from stage1_tokenizer.config.yaml_and_json import is_cut_off
 from stage1_tokenizer.data.bad_files import BAD_FILES
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.environment import SESSIONS
-from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.lock import holder_of
-from stage1_tokenizer.engine.state import FORMAT, problem_of, states
+from stage1_tokenizer.engine.environment import SESSIONS_FILE
+from stage1_tokenizer.engine.errors import BadFileError, shorten
+from stage1_tokenizer.engine.lock import find_lock_holder
+from stage1_tokenizer.engine.state import FORMAT, find_problem, list_states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE
 from stage2_prior.tokens import shards_in
@@ -31,7 +30,7 @@ LAST_OF_FORMER = {"pictures", "samples"}
 
 def check_run(folder: Path) -> Iterator[Finding]:
     """Everything that a training writes, and a word on what else is there."""
-    holder = holder_of(folder)
+    holder = find_lock_holder(folder)
     if holder is not None:
         yield note(folder, f"is in use by a running process ({holder}); what it is writing is not judged")
     tree, findings = _config(folder)
@@ -40,13 +39,13 @@ def check_run(folder: Path) -> Iterator[Finding]:
     yield from check_pair(folder / TOKENIZER_FILE, folder / PRIOR_FILE)
     tokenizer = tokenizer_of(folder / TOKENS)
     if tokenizer is not None and not _is_of(tree, tokenizer):
-        there = f"that of a run on the tokenizer {brief(tree['tokenizer'])}, but beside it is {tokenizer.fingerprint}"
+        there = f"that of a run on the tokenizer {shorten(tree['tokenizer'])}, but beside it is {tokenizer.fingerprint}"
         yield bad(folder / CONFIG, f"is {there}")
     product = folder / (PRIOR_FILE if "tokenizer" in tree else TOKENIZER_FILE)
     if not product.is_file():
         yield note(product, "is not there; a run writes it with each state")
     yield from check_token_folder(folder / TOKENS)
-    for name in ("metrics.jsonl", "alarms.jsonl", SESSIONS):
+    for name in ("metrics.jsonl", "alarms.jsonl", SESSIONS_FILE):
         if (folder / name).exists():
             yield _log(folder / name)
     if (folder / BAD_FILES).exists():
@@ -63,7 +62,7 @@ def check_run(folder: Path) -> Iterator[Finding]:
 
 def check_token_folder(folder: Path) -> Iterator[Finding]:
     """The token files of a run, and whether they are its tokenizer's."""
-    holder = holder_of(folder.absolute().parent)
+    holder = find_lock_holder(folder.absolute().parent)
     yield from check_tokens(shards_in(folder), tokenizer_of(folder), busy=holder is not None)
     yield from check_leftovers(folder, holder)
 
@@ -76,7 +75,7 @@ def check_state(state: Path) -> Iterator[Finding]:
 def check_states(folder: Path) -> Iterator[Finding]:
     """All states in a folder, the newest first; the run may go on meanwhile, and drop one that is being looked at."""
     usable = None
-    for state in states(folder):
+    for state in list_states(folder):
         finding = _judge(state)
         if finding.verdict == "bad" and not state.exists():
             continue
@@ -84,13 +83,13 @@ def check_states(folder: Path) -> Iterator[Finding]:
             usable = state
             finding = ok(state, f"{finding.what}; a resume takes this one")
         yield finding
-    if usable is None and states(folder):
+    if usable is None and list_states(folder):
         yield bad(folder, "none of its states can be used, so a resume is refused")
-    yield from check_leftovers(folder, holder_of(folder.absolute().parent))
+    yield from check_leftovers(folder, find_lock_holder(folder.absolute().parent))
 
 
 def _judge(state: Path) -> Finding:
-    problem = problem_of(state)
+    problem = find_problem(state)
     return ok(state, f"whole by its checksums, format {FORMAT}") if problem is None else bad(state, problem)
 
 
@@ -98,7 +97,7 @@ def _config(folder: Path) -> tuple[Tree, list[Finding]]:
     """The run's configuration, as far as it can be read, and what is to be said of it."""
     path = folder / CONFIG
     if not path.exists():  # weights alone need none
-        return {}, [bad(path, "is missing, so a resume is refused")] * bool(states(folder / "state"))
+        return {}, [bad(path, "is missing, so a resume is refused")] * bool(list_states(folder / "state"))
     try:
         tree = read_saved_yaml(path)
     except BadFileError as error:
@@ -108,7 +107,7 @@ def _config(folder: Path) -> tuple[Tree, list[Finding]]:
         cut_off = not LAST_OF_FORMER & tree.keys()
     if cut_off or not tree.keys() >= NEEDED:
         return {}, [bad(path, "is cut off, or is no training's configuration")]
-    return tree, [ok(path, f"can be read; {brief(tree['steps'])} steps of {brief(tree['batch_size'])} images")]
+    return tree, [ok(path, f"can be read; {shorten(tree['steps'])} steps of {shorten(tree['batch_size'])} images")]
 
 
 def _is_of(tree: Tree, tokenizer: LoadedTokenizer) -> bool:

@@ -14,12 +14,12 @@ from sampling.checks.finding import Finding, bad, check_leftovers, note, ok
 from sampling.checks.images import check_images, holds_images
 from sampling.output import SETTINGS, image_names
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.engine.lock import holder_of
+from stage1_tokenizer.engine.lock import find_lock_holder
 
 
 def check_samples(folder: Path) -> Iterator[Finding]:
     """Settings, pictures, and what was made of them all."""
-    holder = holder_of(folder)
+    holder = find_lock_holder(folder)
     settings, wrong = _json(folder / SETTINGS)
     if settings is None:
         yield bad(folder / SETTINGS, wrong)

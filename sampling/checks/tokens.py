@@ -8,8 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sampling.checks.finding import Finding, bad, note, ok, reason
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.errors import BadFileError, shorten
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.tokens import Shard, read_shard
 
@@ -38,7 +37,7 @@ def check_tokens(
 
 
 def _judge(path: Path, shard: Shard, tokenizer: LoadedTokenizer | None) -> Finding:
-    by = brief(shard.provenance.get("tokenizer"))
+    by = shorten(shard.provenance.get("tokenizer"))
     if tokenizer is not None and tokenizer.fingerprint != by:
         return bad(path, f"made by the tokenizer {by}, but beside it is {tokenizer.fingerprint}; {ANEW}")
     what = f"{shard.n:,} of {shard.total:,} images as {shard.shape.in_words}"

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sampling.checks.finding import Finding, Verdict, bad, note, ok, reason
 from sampling.checks.tokens import check_tokens
-from stage1_tokenizer.engine.checkpoint import SUM, Header, brief, read_tensors
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.state import STATE_NAME, problem_of
+from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, Header, read_tensors
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.state import STATE_NAME, find_problem
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, SavedPrior
 from stage2_prior.tokens import PROVENANCE
@@ -21,7 +21,7 @@ def check_safetensors(path: Path) -> Iterator[Finding]:
     header = _header(path)
     kind = {TOKENIZER_FILE: "tokenizer", PRIOR_FILE: "prior"}.get(path.name, header.get("kind"))
     if STATE_NAME.fullmatch(path.parent.name):
-        problem = problem_of(path.parent)
+        problem = find_problem(path.parent)
         state = f"the state {path.parent.name}"
         yield bad(path, f"is a part of {state}: {problem}") if problem else ok(path, f"is a part of {state}, whole")
     elif kind == "tokenizer":
@@ -102,10 +102,10 @@ def _check_other(path: Path) -> Finding:
         return bad(path, reason(error, path))
     size = f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()):,} bytes"
     if header.get("kind") == "batch":
-        step, found = brief(header.get("step")), brief(header.get("found"))
+        step, found = shorten(header.get("step")), shorten(header.get("found"))
         return note(path, f"can be read, carries no checksum; the batch of step {step}, left out for {found}")
-    if SUM in header:
-        return note(path, f"is whole, of the unknown kind {brief(header.get('kind'))}; {size}")
+    if CHECKSUM_KEY in header:
+        return note(path, f"is whole, of the unknown kind {shorten(header.get('kind'))}; {size}")
     return note(path, f"can be read, but carries no checksum, and Tessera did not write it; {size}")
 
 
@@ -121,7 +121,7 @@ def _header(path: Path) -> Header:
 
 def _wholeness(header: Header) -> str:
     """For a file that was read without complaint."""
-    sound = "whole by its checksum" if SUM in header else "can be read, but carries no checksum"
+    sound = "whole by its checksum" if CHECKSUM_KEY in header else "can be read, but carries no checksum"
     return f"{sound}, format {header.get('format')}"
 
 

@@ -15,8 +15,8 @@ from sampling.evaluation.moments import Array, Moments, RunningMoments, combined
 from sampling.evaluation.results import described_machine, now, versions
 from sampling.evaluation.sources import Indices, Source, check_set
 from stage1_tokenizer.data.order import share
-from stage1_tokenizer.engine.console import bar
-from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.console import progress_bar
+from stage1_tokenizer.engine.seeds import draw_uniforms
 
 
 class Features:
@@ -110,7 +110,7 @@ class Features:
         order = np.argsort(indices.numpy(), kind="stable")
         if self._keep is not None and len(order) > self._keep:
             numbers = indices.numpy()[order]
-            drawn = uniforms(self._seed, "kept features", np.zeros_like(numbers), numbers, 1)[:, 0]
+            drawn = draw_uniforms(self._seed, "kept features", np.zeros_like(numbers), numbers, 1)[:, 0]
             order = order[np.sort(np.argsort(drawn, kind="stable")[: self._keep])]
         if not np.array_equal(order, np.arange(len(indices))):
             chosen = torch.from_numpy(order)
@@ -151,7 +151,7 @@ class Measuring:
         check_set(source, what)
         features = Features(self.extractor.dimension, keep)
         batches = my_batches(self.accelerator, len(source), self.batch_size)
-        with bar(sum(map(len, batches)), "picture", what) as shown:
+        with progress_bar(sum(map(len, batches)), "picture", what) as shown:
             for indices in batches:
                 extracted = self.extractor(source.read(indices))
                 features.add(extracted if logits else without_logits(extracted), torch.from_numpy(indices))

@@ -27,7 +27,7 @@ from sampling.evaluation.results import Figure
 from sampling.evaluation.sources import Source, some
 from sampling.saved_images import rows_of
 from stage1_tokenizer.data.order import share as share_of
-from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.console import show_progress
 
 SHARE = 0.01
 """Of held-out pictures, the nearest one per cent sets what is near."""
@@ -241,7 +241,7 @@ def _figure(name: str, unit: str, ours: Tensor, theirs: Tensor, counted: Memoris
 
 def _batches(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
     starts = range(0, len(source), BATCH)
-    for start in counted(starts, len(starts), "batch", "training images"):
+    for start in show_progress(starts, len(starts), "batch", "training images"):
         indices = np.arange(start, min(start + BATCH, len(source)), dtype=np.int64)
         yield source.read(indices), torch.from_numpy(indices)
 

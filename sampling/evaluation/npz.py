@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sampling.evaluation.moments import Moments
-from stage1_tokenizer.engine.checkpoint import brief, written_file
-from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.errors import BadFileError, shorten
+from stage1_tokenizer.engine.files import open_atomic
 
 LARGEST_SIDE = 4096
 """Pixels of a picture's side."""
@@ -138,7 +138,7 @@ def open_samples(path: Path) -> Samples:
     """
     with _opened(path) as archive, _member(path, archive, "arr_0") as (_, shape, dtype):
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
-            raise BadFileError(f"{path}: arr_0 is {dtype} {brief(shape)}, samples are uint8 (N, H, W, 3)")
+            raise BadFileError(f"{path}: arr_0 is {dtype} {shorten(shape)}, samples are uint8 (N, H, W, 3)")
         if max(shape[1:3]) > LARGEST_SIDE:
             raise BadFileError(f"{path}: pictures of {shape[1]}x{shape[2]}; at most {LARGEST_SIDE} a side are read")
         return Samples(path, *shape[:3])
@@ -171,7 +171,7 @@ class _Forward(io.RawIOBase):
 
 def _write(path: Path, members: Mapping[str, _Member]) -> None:
     """Write arrays as numpy.savez does, but whole or not at all, and equal arrays as equal bytes."""
-    with written_file(path) as whole, zipfile.ZipFile(_Forward(whole), "w") as archive:
+    with open_atomic(path) as whole, zipfile.ZipFile(_Forward(whole), "w") as archive:
         for name, member in members.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as file:
@@ -190,7 +190,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except DAMAGED as error:
-        raise BadFileError(f"{path}: is damaged or is not an .npz file ({brief(error)})") from None
+        raise BadFileError(f"{path}: is damaged or is not an .npz file ({shorten(error)})") from None
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def _member(
     """An array's file behind its header, its shape and its type. Raises BadFileError: none, or not of its size."""
     names = archive.namelist()
     if f"{name}.npy" not in names:
-        raise BadFileError(f"{path}: has no array {name}, but {brief(', '.join(names) or 'nothing')}")
+        raise BadFileError(f"{path}: has no array {name}, but {shorten(', '.join(names) or 'nothing')}")
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BadFileError(f"{path}: {name} is compressed in a way that no .npz is")
@@ -214,7 +214,7 @@ def _member(
             raise BadFileError(f"{path}: {name} holds objects or lies in Fortran's order; neither is read")
         promised, there = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
         if promised != there or min(shape, default=0) < 0:
-            raise BadFileError(f"{path}: {name} of {dtype} {brief(shape)} would be {promised:,} bytes, not {there:,}")
+            raise BadFileError(f"{path}: {name} of {dtype} {shorten(shape)} would be {promised:,} bytes, not {there:,}")
         yield file, shape, dtype
 
 
@@ -225,7 +225,7 @@ def _array(
     with _member(path, archive, name) as (file, shape, dtype):
         fits = len(shape) == dimensions and (wanted is None or shape == wanted)
         if dtype.kind not in "fiu" or not fits or math.prod(shape) > LARGEST_DIMENSION**2:
-            raise BadFileError(f"{path}: {name} is {dtype} {brief(shape)}, should be numbers {wanted or ''}".rstrip())
+            raise BadFileError(f"{path}: {name} is {dtype} {shorten(shape)}, should be numbers {wanted or ''}".rstrip())
         data = _exactly(path, file, math.prod(shape) * dtype.itemsize)
         array = np.frombuffer(data, dtype=dtype).reshape(shape).astype(np.float64)
     if not np.isfinite(array).all():

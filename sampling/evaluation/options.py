@@ -78,7 +78,7 @@ class EvaluateConfig(CommandConfig):
     """Path of the results without .json and .md; default: a name that says the protocol, in evaluation/ of the run."""
 
     @classmethod
-    def completed(cls, tree: Tree) -> Tree:
+    def complete(cls, tree: Tree) -> Tree:
         """The tree with a whole data set where only some of the training's keys are changed."""
         tokenizer, prior, samples = (tree.get(key) for key in ("tokenizer", "prior", "samples"))
 

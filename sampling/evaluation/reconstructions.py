@@ -17,9 +17,9 @@ from sampling.evaluation.features import Features, my_batches, without_logits
 from sampling.evaluation.sources import Source
 from sampling.saved_images import DECODE_CHUNK, in_chunks
 from stage1_tokenizer.data.image_batches import normalise, to_uint8
-from stage1_tokenizer.engine.checkpoint import sha256_of
-from stage1_tokenizer.engine.console import bar
+from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.files import file_sha256
 from stage1_tokenizer.metrics import CodeUse, psnr, ssim
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
@@ -49,7 +49,7 @@ class Reconstructions(NamedTuple):
 
 def described_lpips(config: PerceptualConfig) -> str:
     """The kind of LPIPS, for the protocol."""
-    given = f"backbone of sha256 {sha256_of(Path(config.weights))}" if config.weights else "torchvision's backbone"
+    given = f"backbone of sha256 {file_sha256(Path(config.weights))}" if config.weights else "torchvision's backbone"
     return f"version 0.1, {config.net}, {given}"
 
 
@@ -91,7 +91,7 @@ def measure_reconstructions(
     use = CodeUse(bottleneck.depth, bottleneck.codebook_size, device)
     sides = [Features(extractor.dimension, keep=None) for _ in range(2)] if extractor is not None else []
     batches = my_batches(accelerator, len(source), batch_size)
-    with bar(sum(map(len, batches)), "picture", "reconstructions") as shown:
+    with progress_bar(sum(map(len, batches)), "picture", "reconstructions") as shown:
         for indices in batches:
             pixels = source.read(indices).to(device)
             x = normalise(pixels)

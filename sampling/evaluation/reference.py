@@ -23,13 +23,14 @@ from sampling.evaluation.features import Measuring
 from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
 from sampling.evaluation.sources import NpzSource, Source, SplitSource, given, size_of
-from stage1_tokenizer.config.marks import Mark, without_marked
+from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.data import DataConfig, OpenData, open_data
 from stage1_tokenizer.data.image_batches import ImageBatches, Split
-from stage1_tokenizer.engine.checkpoint import brief, read_tensors, sha256_of, write_tensors
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.launch import on_main
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.checkpoint import read_tensors, write_tensors
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.files import file_sha256
+from stage1_tokenizer.engine.launch import run_on_main
 
 FORMAT = "1"
 KEPT = 50_000
@@ -67,7 +68,7 @@ def load_or_measure(measuring: Measuring, source: Source, provenance: Provenance
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
     path = measuring.references / f"{name}-{digest}.safetensors"
     # One process looks, so that all do the same.
-    if on_main(accelerator, lambda: _read(path, provenance, dimension, size_of(source)) is not None):
+    if run_on_main(accelerator, lambda: _read(path, provenance, dimension, size_of(source)) is not None):
         found = _read(path, provenance, dimension, size_of(source))
         if found is None:
             raise BadFileError(f"{path}: was there, and cannot be read by every process; is the disk sound?")
@@ -82,8 +83,8 @@ def load_or_measure(measuring: Measuring, source: Source, provenance: Provenance
         "indices": features.indices,
     }
     header = {"kind": "reference", "format": FORMAT, "provenance": json.dumps(provenance)}
-    on_main(accelerator, lambda: write_tensors(path, tensors, header))
-    on_main(accelerator, lambda: write_moments(path.with_suffix(".npz"), moments))  # for published tools
+    run_on_main(accelerator, lambda: write_tensors(path, tensors, header))
+    run_on_main(accelerator, lambda: write_moments(path.with_suffix(".npz"), moments))  # for published tools
     accelerator.print(f"reference: {path} (kept for the next evaluation)")
     return Reference(moments, features.features, features.indices, provenance, size_of(source))
 
@@ -97,7 +98,7 @@ def reference_of_file(measuring: Measuring, path: Path) -> Reference:
         BadFileError: it is damaged or holds neither, or moments of another number of features.
     """
     check_reference(str(path))
-    says = {"file": path.name, "sha256": sha256_of(path)}
+    says = {"file": path.name, "sha256": file_sha256(path)}
     if holds_moments(path):  # and no pictures, which say more
         moments = read_moments(path)
         extractor = measuring.extractor
@@ -127,8 +128,8 @@ def check_reference(name: str) -> None:
         found = False
     if not found:
         raise ConfigError(
-            f"reference {located(brief(name))}: there is no such file or folder; give train, validation, an .npz or a "
-            "folder of pictures"
+            f"reference {describe_path(shorten(name))}: there is no such file or folder; give train, validation, an "
+            ".npz or a folder of pictures"
         )
 
 
@@ -178,7 +179,7 @@ class DataSet:
 
     def described(self, split: Split) -> dict[str, Any]:
         """What decides its pictures, which are looked at in their plain view."""
-        tree = without_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
+        tree = remove_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
         identity = self._opened.images(split).identity
         shown = "all images of the folder" if self.whole is not None else split
         return tree | {"split": shown} | ({"identity": identity} if identity else {})

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from sampling.evaluation.intervals import Interval
-from stage1_tokenizer.engine.checkpoint import write_file
+from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.engine.lock import mark_folder
 
 FORMAT = 1

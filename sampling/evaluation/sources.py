@@ -22,11 +22,11 @@ from sampling.saved_images import image_paths
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.engine.checkpoint import brief, sha256_of
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.launch import on_main
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.files import file_sha256
+from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.engine.lock import is_marked
-from stage1_tokenizer.engine.names import located
 from stage1_tokenizer.engine.seeds import derive_seed
 
 Indices = NDArray[np.int64]
@@ -140,7 +140,7 @@ class Samples(NamedTuple):
     def identity(self) -> str:
         """A hash of the contents of all files that these are read from, in their order."""
         files = self.source.paths if isinstance(self.source, FolderSource) else [self.where]
-        return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:32]
+        return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()[:32]
 
 
 def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: int) -> Samples:
@@ -152,7 +152,7 @@ def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: i
     folder = source.loaded.path.parent / "evaluation" / f"samples-{digest}"
     wanted = dict.fromkeys(image_names(settings), source.image_shape)
     found = FolderSource([folder / name for name in wanted], source.image_shape[2])
-    if on_main(accelerator, lambda: is_finished(folder)):
+    if run_on_main(accelerator, lambda: is_finished(folder)):
         if gone := [path.name for path in found.paths if not path.is_file()]:
             raise BadFileError(
                 f"{folder}: was finished, but {len(gone):,} of its pictures are gone, {gone[0]} first; delete it, "
@@ -163,7 +163,7 @@ def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: i
     out: Output = open_output(accelerator, str(folder), folder.parent, settings, wanted)
     accelerator.print(f"sampling {len(out.missing)} pictures to {one_line(str(folder))}")
     seconds = make_missing(accelerator, source, out, batch_size)
-    on_main(accelerator, lambda: assemble(source.labels(np.arange(n)), out))
+    run_on_main(accelerator, lambda: assemble(source.labels(np.arange(n)), out))
     return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None, n)
 
 
@@ -179,7 +179,7 @@ def given(path: Path, n: int | None, seed: int, option: str = "--samples") -> Sa
     try:
         path = path.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise ConfigError(f"{option} {located(brief(path))}: there is no such file or folder") from None
+        raise ConfigError(f"{option} {describe_path(shorten(path))}: there is no such file or folder") from None
     if path.is_dir():
         written = path / SAMPLES  # by generate.py: just its samples, in their order, and not its grid too
         if written.is_file():

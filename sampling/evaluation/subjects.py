@@ -41,7 +41,7 @@ from sampling.saved_images import save_png
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.launch import on_main
+from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.prior import LoadedPrior, labels_for, load_prior
@@ -130,7 +130,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
     name = f"{samples.where.stem}-to-{shown}-{found.count}-{config.extractor.kind}-{digest_of(protocol)}"
     stem = Path(config.out) if config.out else folder / name
     picture = stem.with_name(stem.name + NEAREST)
-    on_main(accelerator, lambda: picture.unlink(missing_ok=True))  # one of before would not be of these samples
+    run_on_main(accelerator, lambda: picture.unlink(missing_ok=True))  # one of before would not be of these samples
     if config.nearest and data is not None:
         copies = memorised(config, measuring, samples.source, data, reference)
         if isinstance(copies, str):
@@ -138,7 +138,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
         else:
             figures += copies.figures
             protocol["memorisation"] = copies.says
-            on_main(accelerator, lambda: save_png(picture, copies.picture))
+            run_on_main(accelerator, lambda: save_png(picture, copies.picture))
     return stem, Evaluation("prior" if prior else "samples", figures, protocol, warnings)
 
 

@@ -1,4 +1,12 @@
-"""The bottlenecks: one config class per kind, one union, one build. To add a kind: a file, a member, a case."""
+"""The bottlenecks between encoder and decoder, and `build_bottleneck`, which builds one from its config.
+
+    vq, vq_library     vector quantization            fsq, lfq      quantization without a learned codebook
+    rvq, grouped_rvq   residual quantization          kl            the normal latent of a VAE
+    simvq              a codebook that moves whole    none          a plain autoencoder
+    dictionary         sparse combinations of atoms
+
+To add a kind: one file, one member of the union, one case.
+"""
 
 from typing import Annotated, assert_never
 
@@ -32,7 +40,7 @@ BottleneckConfig = Annotated[
 
 
 def build_bottleneck(config: BottleneckConfig, latent_channels: int, processes: int = 1) -> Bottleneck:
-    """`processes` says whether statistics of the codebook must be summed over several of them."""
+    """Build a bottleneck for latents of D channels. processes: number of processes that train it together."""
     match config:
         case VqConfig():
             return VectorQuantizer(config, latent_channels, processes)

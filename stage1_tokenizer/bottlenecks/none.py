@@ -1,4 +1,4 @@
-"""No bottleneck but the latent's size: a plain autoencoder."""
+"""No bottleneck: the latent passes unchanged, as in a plain autoencoder, so only its size limits the information."""
 
 from typing import Literal
 
@@ -14,7 +14,8 @@ class NoBottleneckConfig(BaseBottleneckConfig):
 
 
 class NoBottleneck(Bottleneck):
-    """z (B, D, h, w) as it is."""
+    """The identity: z (B, D, h, w) -> z, no codes, a loss of 0."""
 
     def forward(self, z: Tensor) -> Bottlenecked:
+        """z (B, D, h, w) -> Bottlenecked with z_q = z."""
         return Bottlenecked(z_q=z, codes=None, loss=z.new_zeros(()))

@@ -1,11 +1,12 @@
-"""Residual vector quantization: each codebook quantizes what those before it have left over.
+"""Residual vector quantization: each codebook quantizes what the codebooks before it have left over.
 
-Lee et al., "Autoregressive Image Generation using Residual Quantization" (RQ-VAE, 2022), section 3.1:
+Lee et al., "Autoregressive Image Generation using Residual Quantization" (RQ-VAE, 2022), section 3.1, with z a latent
+vector, k_i the code at depth i, e(k_i) its codebook vector and sg the stop-gradient:
 
     r_0 = z     k_i = nearest code of r_{i-1}     r_i = r_{i-1} - e(k_i)     z_q = sum_i e(k_i)
     loss = beta * sum_i |z - sg[e(k_1) + ... + e(k_i)]|^2                                        equation 8
 
-With K codes of V a position has V^K values, at the price of one codebook of V (or K of them) instead of V^K vectors.
+K codes of V give V^K values per position, with one codebook of V vectors (or K of them) instead of V^K vectors.
 """
 
 from abc import abstractmethod
@@ -18,28 +19,29 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import CodeDim
 from stage1_tokenizer.bottlenecks.codebook import Codebook, CodebookConfig
-from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
-from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
-from stage1_tokenizer.bottlenecks.vq import stats_of
+from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
+from stage1_tokenizer.bottlenecks.straight_through import rotation_trick, straight_through
+from stage1_tokenizer.bottlenecks.vq import quantizer_stats
 
-MOST_CODES = 64
-"""Per position and group, and as many groups."""
+LARGEST_DEPTH = 64
+"""Largest number of codes per position and group, and of groups."""
 
 
 class ResidualConfig(CodebookConfig):
-    """What residual quantizers have in common."""
+    """The part of a config that residual quantizers share."""
 
-    depth: int = Field(4, ge=1, le=MOST_CODES)
+    depth: int = Field(4, ge=1, le=LARGEST_DEPTH)
     """Codes per position and group, coarse to fine."""
     shared: bool = False
-    """One codebook for all depths (as RQ-VAE has it) instead of one for each."""
+    """Use one codebook for all depths (as RQ-VAE does) instead of one for each depth."""
     temperature: NonNegativeFloat = 0.0
-    """In training a code is drawn with probability proportional to exp(-distance^2 / temperature) (RQ-VAE's stochastic
-    sampling); 0: always the nearest."""
+    """Draw each code in training with probability proportional to exp(-distance^2 / temperature) (RQ-VAE's stochastic
+    sampling); 0: always take the nearest."""
     code_dim: CodeDim = None
-    """Dimension of the code vectors of all groups together; null: that of the latent."""
+    """Dimension of the codebook vectors of all groups together; null: that of the latent."""
     rotation: bool = False
-    """The rotation trick (see vq) instead of straight-through."""
+    """Rotate and scale the decoder's gradient by the rotation from the latent vector to its sum of codebook vectors
+    (Fifty et al. 2024), instead of passing it straight through."""
 
 
 class RvqConfig(ResidualConfig):
@@ -49,7 +51,7 @@ class RvqConfig(ResidualConfig):
 
 
 class ResidualCodebooks(nn.Module):
-    """Vectors (N, d) as sums of `depth` codes each."""
+    """The codebooks of one group of channels: vectors (N, d) become sums of `depth` codebook vectors."""
 
     def __init__(self, config: ResidualConfig, dim: int, processes: int) -> None:
         super().__init__()
@@ -59,106 +61,112 @@ class ResidualCodebooks(nn.Module):
         )
 
     def levels(self) -> list[Codebook]:
-        """The codebook of each depth."""
+        """Return the codebook of each depth; with `shared`, the same one `depth` times."""
         own = [cast("Codebook", codebook) for codebook in self.codebooks]
         return own * self._config.depth if self._config.shared else own
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """vectors (N, d) float32 -> their sums of codes (N, d), ids (N, depth), loss (), commitment ()."""
+        """vectors (N, d) float32 -> sums of codebook vectors (N, d), codes (N, depth), loss (), commitment ()."""
         temperature = self._config.temperature if self.training else 0.0
-        residual, total = vectors, torch.zeros_like(vectors)
-        residuals, ids_of = [], []
+        residual, total = vectors, torch.zeros_like(vectors)  # r_0 = z
+        residuals, codes_by_level = [], []
         commitment, codebook_loss = vectors.new_zeros(()), vectors.new_zeros(())
         for codebook in self.levels():
-            nearest, ids = codebook.look_up(residual, temperature)  # (N, d), (N,)
+            nearest, codes = codebook.quantize(residual, temperature)  # e(k_i) (N, d), k_i (N,)
             commitment = commitment + F.mse_loss(residual, nearest.detach())
             if self._config.update == "gradient":
                 codebook_loss = codebook_loss + F.mse_loss(nearest, residual.detach())
             residuals.append(residual.detach())
-            ids_of.append(ids)
+            codes_by_level.append(codes)
             total = total + nearest.detach()
-            residual = residual - nearest.detach()
-        self._note(residuals, ids_of)
-        through = rotate(vectors, total) if self._config.rotation else straight_through(vectors, total)
-        ids = torch.stack(ids_of, dim=1)  # (N, depth)
-        return through, ids, self._config.beta * commitment + codebook_loss, commitment.detach()
+            residual = residual - nearest.detach()  # r_i (N, d)
+        self._remember(residuals, codes_by_level)
+        through = rotation_trick(vectors, total) if self._config.rotation else straight_through(vectors, total)
+        codes = torch.stack(codes_by_level, dim=1)  # (N, depth)
+        return through, codes, self._config.beta * commitment + codebook_loss, commitment.detach()
 
-    def vectors(self, ids: Tensor) -> Tensor:
-        """ids (N, depth) -> (N, d), summed in the order of the forward pass, so that it is the same to the last bit."""
-        total = torch.zeros((), device=ids.device)
+    def codes_to_vectors(self, codes: Tensor) -> Tensor:
+        """codes (N, depth) -> (N, d). The sum has the order of `forward`, so it is equal to the last bit."""
+        total = torch.zeros((), device=codes.device)
         for level, codebook in enumerate(self.levels()):
-            total = total + F.embedding(ids[:, level], codebook.vectors)
+            total = total + F.embedding(codes[:, level], codebook.vectors)
         return total
 
     def start(self, vectors: Tensor) -> None:
-        """k-means over vectors (N, d) for the first depth, over what that leaves for the second, and so on."""
+        """Start the first codebook from k-means over vectors (N, d), the second from their residuals, and so on."""
         if not self._config.shared:
             for codebook in self.levels():
                 codebook.start(vectors)
-                vectors = vectors - codebook.look_up(vectors)[0].detach()
+                vectors = vectors - codebook.quantize(vectors)[0].detach()
             return
-        # One codebook has to serve the vectors and all that is left of them: first a codebook of the vectors alone
-        # tells what would be left.
+        # A shared codebook serves vectors and residuals alike. A codebook of the vectors alone gives the residuals.
         (codebook,) = cast("list[Codebook]", list(self.codebooks))
         codebook.start(vectors)
         residuals = [vectors]
         for _ in range(self._config.depth - 1):
-            residuals.append(residuals[-1] - codebook.look_up(residuals[-1])[0].detach())
-        codebook.start(_interleaved(residuals))
+            residuals.append(residuals[-1] - codebook.quantize(residuals[-1])[0].detach())
+        codebook.start(_interleave(residuals))
 
-    def _note(self, residuals: list[Tensor], ids_of: list[Tensor]) -> None:
+    def _remember(self, residuals: list[Tensor], codes_by_level: list[Tensor]) -> None:
         if self._config.shared:
-            self.levels()[0].note(_interleaved(residuals), _interleaved(ids_of))
+            self.levels()[0].remember(_interleave(residuals), _interleave(codes_by_level))
             return
-        for codebook, residual, ids in zip(self.levels(), residuals, ids_of, strict=True):
-            codebook.note(residual, ids)
+        for codebook, residual, codes in zip(self.levels(), residuals, codes_by_level, strict=True):
+            codebook.remember(residual, codes)
 
 
-def _interleaved(levels: list[Tensor]) -> Tensor:
-    """depth times (N, ...) -> (N * depth, ...), all depths of a vector together: the order in which processes and
-    micro-batches follow each other must not depend on their number."""
+def _interleave(levels: list[Tensor]) -> Tensor:
+    """Put all depths of a vector side by side: depth times (N, ...) -> (N * depth, ...).
+
+    In this order the concatenation over processes and micro-batches does not depend on their number.
+    """
     return torch.stack(levels, dim=1).flatten(0, 1)
 
 
-class AnyResidualQuantizer(Quantizer):
-    """`depth` codes per position for each group of channels, the coarse codes of all groups first."""
+class BaseResidualQuantizer(Quantizer):
+    """`depth` codes per position for each of G groups of channels: K = depth * G, the coarse codes first."""
 
     @abstractmethod
-    def groups_of_codebooks(self) -> list[ResidualCodebooks]:
-        """The codebooks of each group."""
+    def group_codebooks(self) -> list[ResidualCodebooks]:
+        """Return the codebooks of each group."""
 
     def quantize(self, vectors: Tensor) -> Quantized:
-        quantized = [group(part) for group, part in self._with(vectors)]
-        through, ids, losses, commitments = (list(part) for part in zip(*quantized, strict=True))
-        # The mean over groups is the mean over all channels.
+        """vectors (N, d) float32 -> Quantized with codes (N, K)."""
+        quantized = [codebooks(part) for codebooks, part in self._split(vectors)]
+        through, codes, losses, commitments = (list(parts) for parts in zip(*quantized, strict=True))
+        # The mean over groups of equal size is the mean over all channels.
         loss, commitment = torch.stack(losses).mean(), torch.stack(commitments).mean()
-        codes = torch.stack(ids, dim=2).flatten(1)  # (N, depth, G) -> (N, depth * G)
-        return Quantized(torch.cat(through, dim=1), codes, loss, stats_of(vectors, commitment))
+        stacked = torch.stack(codes, dim=2).flatten(1)  # (N, depth, G) -> (N, depth * G)
+        return Quantized(torch.cat(through, dim=1), stacked, loss, quantizer_stats(vectors, commitment))
 
-    def values(self, codes: Tensor) -> Tensor:
-        groups = self.groups_of_codebooks()
-        return torch.cat([group.vectors(codes[:, g :: len(groups)]) for g, group in enumerate(groups)], dim=1)
+    def codes_to_vectors(self, codes: Tensor) -> Tensor:
+        """codes (N, K) -> (N, d)."""
+        groups = self.group_codebooks()
+        return torch.cat([group.codes_to_vectors(codes[:, g :: len(groups)]) for g, group in enumerate(groups)], dim=1)
 
     def codebooks(self) -> list[Tensor]:
-        by_group = [[codebook.vectors.detach() for codebook in group.levels()] for group in self.groups_of_codebooks()]
+        """Return the codebook (V, d / G) of each of the K codes, in their order."""
+        by_group = [[codebook.vectors.detach() for codebook in group.levels()] for group in self.group_codebooks()]
         return [codebook for level in zip(*by_group, strict=True) for codebook in level]
 
     def start(self, z: Tensor) -> None:
-        for group, part in self._with(self.space.into(z)):
-            group.start(part)
+        """Start the codebooks from the latents z (B, D, h, w) of the first batch."""
+        for codebooks, part in self._split(self.space.to_vectors(z)):
+            codebooks.start(part)
 
-    def _with(self, vectors: Tensor) -> list[tuple[ResidualCodebooks, Tensor]]:
-        """Each group and its share (N, d / G) of vectors (N, d)."""
-        groups = self.groups_of_codebooks()
+    def _split(self, vectors: Tensor) -> list[tuple[ResidualCodebooks, Tensor]]:
+        """Return each group's codebooks with its share (N, d / G) of vectors (N, d)."""
+        groups = self.group_codebooks()
         return list(zip(groups, vectors.chunk(len(groups), dim=1), strict=True))
 
 
-class ResidualQuantizer(AnyResidualQuantizer):
-    """All channels in one group."""
+class ResidualQuantizer(BaseResidualQuantizer):
+    """A residual quantizer with all channels in one group."""
 
     def __init__(self, config: RvqConfig, latent_channels: int, processes: int = 1) -> None:
         super().__init__(latent_channels, config.code_dim, config.codebook_size, config.depth)
         self.residual = ResidualCodebooks(config, self.space.dim, processes)
 
-    def groups_of_codebooks(self) -> list[ResidualCodebooks]:
+    def group_codebooks(self) -> list[ResidualCodebooks]:
+        """Return the codebooks of the one group."""
         return [self.residual]

@@ -1,11 +1,13 @@
-"""Vector quantization: each latent vector becomes the nearest of V code vectors.
+"""Vector quantization (VQ-VAE): each latent vector becomes the nearest of V codebook vectors.
 
-van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning" (2017), equation 3:
+van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning" (2017), equation 3, with z a latent
+vector, e its codebook vector, sg the stop-gradient, and |.|^2 the mean over the d coordinates:
 
     loss = |sg[z] - e|^2  (codebook)  +  beta * |z - sg[e]|^2  (commitment)
 
-With an EMA codebook (its appendix A.1) the first term is replaced by running means of the vectors assigned to a code;
-codebook.py has those. `code_dim` and `cosine` are ViT-VQGAN's: codes of few dimensions on the sphere (Yu et al. 2021).
+With `update: ema` (appendix A.1) running means replace the first term (codebook.py). `code_dim` and `cosine` are from
+Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (ViT-VQGAN, 2021), section 3.2: short codebook vectors
+on the unit sphere.
 """
 
 from operator import not_
@@ -16,15 +18,15 @@ from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.base import Advice, CodeDim
 from stage1_tokenizer.bottlenecks.codebook import Codebook, CodebookConfig
-from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
-from stage1_tokenizer.bottlenecks.straight import rotate, straight_through
+from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
+from stage1_tokenizer.bottlenecks.straight_through import rotation_trick, straight_through
 
 Cosine = Annotated[
     bool,
     Advice("unused codes", "--bottleneck.cosine", not_),
     Advice("commitment", "keep latents and codes at length one with --bottleneck.cosine", not_),
 ]
-"""Nearest by cosine: vectors and codes are scaled to length one."""
+"""True: vectors and codebook vectors are scaled to length one, so the nearest one has the greatest cosine."""
 
 
 class VqConfig(CodebookConfig):
@@ -32,17 +34,20 @@ class VqConfig(CodebookConfig):
 
     kind: Literal["vq"] = "vq"
     code_dim: CodeDim = None
-    """Dimension of the code vectors; null: that of the latent. A small one (8) keeps large codebooks in use."""
+    """Dimension of the codebook vectors; null: that of the latent. A small one (8) keeps large codebooks in use."""
     cosine: Cosine = False
-    """Nearest by cosine: vectors and codes are scaled to length one."""
+    """Scale vectors and codebook vectors to length one, so that the nearest one has the greatest cosine."""
     rotation: bool = False
-    """Turn and scale the decoder's gradient as the code is turned and scaled against the vector (the rotation trick of
-    Fifty et al. 2024), instead of passing it straight through."""
+    """Rotate and scale the decoder's gradient by the rotation from the latent vector to its codebook vector (Fifty et
+    al. 2024), instead of passing it straight through."""
 
 
 def vq_loss(vectors: Tensor, nearest: Tensor, beta: float, by_gradient: bool) -> tuple[Tensor, Tensor]:
-    """vectors and their codes (N, d) -> equation 3 (), without its codebook term unless the codes learn `by_gradient`,
-    and the commitment () alone, unweighted and detached. Both from the raw codes, before the gradient is rerouted."""
+    """Compute equation 3 for vectors and their nearest codebook vectors (N, d): loss (), and the commitment () alone.
+
+    Without `by_gradient` the codebook term is left out. The commitment is unweighted and detached. `nearest` must not
+    have passed through `straight_through`.
+    """
     commitment = F.mse_loss(vectors, nearest.detach())
     loss = beta * commitment
     if by_gradient:
@@ -50,8 +55,8 @@ def vq_loss(vectors: Tensor, nearest: Tensor, beta: float, by_gradient: bool) ->
     return loss, commitment.detach()
 
 
-def stats_of(vectors: Tensor, commitment: Tensor) -> dict[str, Tensor]:
-    """Return what is logged of vectors (N, d) and their commitment ()."""
+def quantizer_stats(vectors: Tensor, commitment: Tensor) -> dict[str, Tensor]:
+    """Return the scalars for the log of vectors (N, d) with this commitment ()."""
     return {"commitment": commitment, "latent_norm": vectors.detach().norm(dim=-1).mean()}
 
 
@@ -64,22 +69,26 @@ class VectorQuantizer(Quantizer):
         self.codebook = Codebook(config, self.space.dim, config.cosine, processes)
 
     def quantize(self, vectors: Tensor) -> Quantized:
-        vectors = self._scaled(vectors)
-        nearest, ids = self.codebook.look_up(vectors)  # (N, d), (N,)
-        self.codebook.note(vectors, ids)
+        """vectors (N, d) float32 -> Quantized with codes (N,)."""
+        vectors = self._scale(vectors)
+        nearest, codes = self.codebook.quantize(vectors)  # (N, d), (N,)
+        self.codebook.remember(vectors, codes)
         loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
-        through = rotate(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
-        return Quantized(through, ids, loss, stats_of(vectors, commitment))
+        through = rotation_trick(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
+        return Quantized(through, codes, loss, quantizer_stats(vectors, commitment))
 
-    def values(self, codes: Tensor) -> Tensor:
+    def codes_to_vectors(self, codes: Tensor) -> Tensor:
+        """codes (N, 1) -> (N, d)."""
         return F.embedding(codes[:, 0], self.codebook.vectors)
 
     def codebooks(self) -> list[Tensor]:
+        """Return the one codebook (V, d)."""
         return [self.codebook.vectors.detach()]
 
     def start(self, z: Tensor) -> None:
-        self.codebook.start(self._scaled(self.space.into(z)))
+        """Start the codebook from the latents z (B, D, h, w) of the first batch."""
+        self.codebook.start(self._scale(self.space.to_vectors(z)))
 
-    def _scaled(self, vectors: Tensor) -> Tensor:
-        """(N, d) -> the same, of length one where cosine."""
+    def _scale(self, vectors: Tensor) -> Tensor:
+        """Scale vectors (N, d) to length one if `cosine`."""
         return F.normalize(vectors, dim=-1) if self.config.cosine else vectors

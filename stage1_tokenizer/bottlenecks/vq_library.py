@@ -1,9 +1,9 @@
-"""The vector quantizer of vq.py through vector_quantize_pytorch: lookup, running means and k-means are the library's.
+"""The vector quantizer of vq.py through vector_quantize_pytorch, whose search, running means and k-means it uses.
 
-Each is the other's oracle: the same ids, and the same codebook after the same updates. Ours are the losses and the
-straight-through step, since the library weighs both terms with one factor; when it learns (once per optimizer step
-and not in each forward pass); and the choice of the vectors that k-means starts from and that dead codes are moved
-to, since the library takes any, and others on each number of processes.
+Tests compare vq.py with it: the same codes, and the same codebook after the same updates. Three things are not the
+library's: the losses and the straight-through step, since the library has one weight for both loss terms; the moment at
+which the codebook learns, once per optimizer step and not in each forward pass; and the vectors from which k-means
+starts and to which unused codes are moved, since the library's choice depends on the number of processes.
 """
 
 from typing import Literal, Self
@@ -16,10 +16,10 @@ from vector_quantize_pytorch import VectorQuantize
 
 from stage1_tokenizer.bottlenecks.base import CodeDim
 from stage1_tokenizer.bottlenecks.codebook import CodebookConfig
-from stage1_tokenizer.bottlenecks.group import Group
-from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
-from stage1_tokenizer.bottlenecks.straight import straight_through
-from stage1_tokenizer.bottlenecks.vq import Cosine, stats_of, vq_loss
+from stage1_tokenizer.bottlenecks.process_group import ProcessGroup
+from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
+from stage1_tokenizer.bottlenecks.straight_through import straight_through
+from stage1_tokenizer.bottlenecks.vq import Cosine, quantizer_stats, vq_loss
 from stage1_tokenizer.engine.seeds import derive_seed
 
 
@@ -28,9 +28,10 @@ class VqLibraryConfig(CodebookConfig):
 
     kind: Literal["vq_library"] = "vq_library"
     code_dim: CodeDim = None
-    """Dimension of the code vectors; null: that of the latent."""
+    """Dimension of the codebook vectors; null: that of the latent."""
     cosine: Cosine = False
-    """Nearest by cosine: vectors and codes are scaled to length one (update: ema only)."""
+    """Scale vectors and codebook vectors to length one, so that the nearest one has the greatest cosine (needs
+    `update: ema`)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -43,6 +44,7 @@ class LibraryVectorQuantizer(Quantizer):
     """One codebook, one code per position."""
 
     steps: Tensor
+    """() int64, the steps that were learned from."""
 
     def __init__(self, config: VqLibraryConfig, latent_channels: int, processes: int = 1) -> None:
         super().__init__(latent_channels, config.code_dim, config.codebook_size)
@@ -60,67 +62,77 @@ class LibraryVectorQuantizer(Quantizer):
             ema_update=config.update == "ema",
             learnable_codebook=config.update == "gradient",
             rotation_trick=False,
-            route_gradients_to_input=False,  # straight-through is done below
-            commitment_weight=0.0,  # both loss terms are computed below
+            route_gradients_to_input=False,  # straight_through does this
+            commitment_weight=0.0,  # vq_loss has both terms
             sync_codebook=processes > 1,
         )
-        self._group = Group(processes)
+        self._group = ProcessGroup(processes)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         codebook = self.library._codebook
         codebook.sample_fn = codebook.replace_sample_fn = self._draw
-        self._seen: list[tuple[Tensor, Tensor]] = []  # vectors and ids of the step so far
-        self._ids: Tensor | None = None  # those of the last step; none before the first
+        self._remembered: list[tuple[Tensor, Tensor]] = []  # vectors (n, d) and codes (n,) of this step
+        self._codes: Tensor | None = None  # (N,) of the last step; None before the first one
 
     def quantize(self, vectors: Tensor) -> Quantized:
+        """vectors (N, d) float32 -> Quantized with codes (N,). Raises ValueError: `start` was not called."""
         if not self.library._codebook.initted:
             raise ValueError("the codebook starts from k-means over the first batch; call start with it")
-        vectors = self._scaled(vectors)
-        ids = self.library(vectors[None], freeze_codebook=True)[1][0]  # (N,)
-        nearest = F.embedding(ids, self.library.codebook)  # (N, d)
+        vectors = self._scale(vectors)
+        codes = self.library(vectors[None], freeze_codebook=True)[1][0]  # (N,)
+        nearest = F.embedding(codes, self.library.codebook)  # (N, d)
         if self.training:
-            self._seen.append((vectors.detach(), ids))
+            self._remembered.append((vectors.detach(), codes))
         loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
-        return Quantized(straight_through(vectors, nearest), ids, loss, stats_of(vectors, commitment))
+        return Quantized(straight_through(vectors, nearest), codes, loss, quantizer_stats(vectors, commitment))
 
-    def values(self, codes: Tensor) -> Tensor:
+    def codes_to_vectors(self, codes: Tensor) -> Tensor:
+        """codes (N, 1) -> (N, d)."""
         return F.embedding(codes[:, 0], self.library.codebook)
 
     def learned_buffers(self) -> list[Tensor]:
+        """Return the codebook (V, d) if it is a running mean."""
         return self.codebooks() if self.config.update == "ema" else []
 
     def codebooks(self) -> list[Tensor]:
+        """Return the one codebook (V, d)."""
         return [self.library.codebook.detach()]
 
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
+        """Start the codebook from the latents z (B, D, h, w) of the first batch."""
         codebook = self.library._codebook
-        codebook.init_embed_(self._scaled(self.space.into(z))[None])
-        if self.config.kmeans_init:  # what codebook.py does at its start, and why, is said there
+        codebook.init_embed_(self._scale(self.space.to_vectors(z))[None])
+        if self.config.kmeans_init:  # counts as after one step, for the reason given in Codebook.start
             codebook.cluster_size.mul_(1.0 - self.config.decay)
             codebook.embed_avg.mul_(1.0 - self.config.decay)
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        if self._seen:
-            vectors, self._ids = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-            self._seen = []
+        """Let the library update its codebook from the remembered vectors, and forget them."""
+        if self._remembered:
+            vectors, self._codes = (torch.cat(parts) for parts in zip(*self._remembered, strict=True))
+            self._remembered = []
             self.steps += 1
-            self.library._codebook.update_indices(vectors, self._ids)
+            self.library._codebook.update_indices(vectors, self._codes)
 
     def drop_step(self) -> None:
-        self._seen = []
+        """Forget the remembered vectors."""
+        self._remembered = []
 
-    def _scaled(self, vectors: Tensor) -> Tensor:
-        """(N, d) -> the same, of length one where cosine."""
+    def _scale(self, vectors: Tensor) -> Tensor:
+        """Scale vectors (N, d) to length one if `cosine`."""
         return F.normalize(vectors, dim=-1) if self.config.cosine else vectors
 
     def _draw(self, vectors: Tensor, n: int) -> Tensor:
-        """n of the vectors (1, N, d) of all processes: (1, n, d). The library asks for the first means of k-means, and
-        for vectors to move dead codes to: those are drawn in proportion to the squared distance from their code."""
-        if self._ids is None:
+        """Draw n of the vectors (1, N, d) of all processes for the library: (1, n, d).
+
+        Before the first step these are the first means of k-means, drawn with equal weights. Later they are vectors to
+        which unused codes are moved, drawn in proportion to the squared distance from their codebook vector.
+        """
+        if self._codes is None:
             weights, purpose = vectors.new_ones(vectors.shape[1]), "k-means"
         else:
-            weights, purpose = (vectors[0] - self.library.codebook[self._ids]).square().sum(dim=1), "revive"
-        chosen = self._group.draw(vectors[0], weights, n, derive_seed(0, purpose, int(self.steps)))
-        # The library wants n, whatever there is.
+            weights, purpose = (vectors[0] - self.library.codebook[self._codes]).square().sum(dim=1), "revive"
+        chosen = self._group.draw_vectors(vectors[0], weights, n, derive_seed(0, purpose, int(self.steps)))
+        # The library needs exactly n, so vectors are repeated if there are fewer.
         return chosen[torch.arange(n, device=chosen.device) % len(chosen)][None]

@@ -1,11 +1,11 @@
-"""How every command is configured: defaults < YAML file (`--config FILE`) < command line (`--optim.lr 1e-4`).
+"""Reading and merging of the config of a command: defaults < YAML file (`--config FILE`) < command line.
 
-A config is a tree of frozen pydantic models. The class that a key configures stands directly above the module that
-reads it; this file only reads and merges, and `messages.py` explains what is wrong. Where a key is a choice of
-kinds (`bottleneck.kind: fsq`), the kinds are a union of small classes, and choosing another drops the former's keys.
+A config is a tree of frozen pydantic models. Each config class stands directly above the module that it configures. A
+key may be a choice of kinds (`bottleneck.kind: fsq`): the kinds are a union of small classes, and choosing another kind
+drops the keys of the former one. `error_messages.py` explains mistakes.
 
-A config may come from anybody, in a YAML file or in the header of weights. So files have a greatest size, trees a
-greatest extent, and numbers that say how much is built have upper bounds.
+A YAML file or the header of weights may come from anybody, so sizes and depths of files and trees are bounded, and so
+are the numbers of layers and channels (`value_types.py`).
 """
 
 import json
@@ -20,40 +20,28 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
     ValidationError,
     field_validator,
 )
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from stage1_tokenizer.config.command_line import words_of
-from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.config.messages import explain, explain_flags
-from stage1_tokenizer.config.trees import LARGEST_YAML, dump_yaml, parse_json, parse_yaml
-from stage1_tokenizer.engine.checkpoint import write_file
-from stage1_tokenizer.engine.console import note
+from stage1_tokenizer.config.command_line import prepare_words
+from stage1_tokenizer.config.error_messages import explain_option_error, explain_validation_error
+from stage1_tokenizer.config.field_facts import Mark
+from stage1_tokenizer.config.yaml_and_json import LARGEST_YAML, dump_yaml, parse_json, parse_yaml
+from stage1_tokenizer.engine.console import print_note
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, UserError
-from stage1_tokenizer.engine.names import existing_path, located
+from stage1_tokenizer.engine.file_names import describe_path, find_existing_path
+from stage1_tokenizer.engine.files import write_file
 
 Tree = dict[str, Any]
-# A header could make a loop endless, so all that says how much is built is bounded, far above what anybody trains.
-Count = Annotated[PositiveInt, Field(le=512)]
-"""How many of something are built, or done, one after the other."""
-Blocks = Annotated[NonNegativeInt, Field(le=32)]
-"""How many of something are built within each of such."""
-Channels = Annotated[PositiveInt, Field(le=65_536)]
-"""Width of a layer."""
-Codes = Annotated[PositiveInt, Field(le=2**24)]
-"""Vectors of a codebook: float32 can count no further."""
-
+"""A config as plain values, as YAML and JSON have it."""
 ConfigT = TypeVar("ConfigT", bound="Config")
 CommandT = TypeVar("CommandT", bound="CommandConfig")
 
 
 class Config(BaseModel):
-    """Base of all configs: immutable, strict about unknown keys, docstrings under the fields are the help text."""
+    """Base of all configs: immutable, without unknown keys. The docstrings under the fields are the help text."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
@@ -61,65 +49,66 @@ class Config(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _can_be_used(cls, value: Any) -> Any:
-        """Any text may be a path, and what no path can hold would be an error of the operating system, much later. So
-        would whole numbers be that no tensor holds, and that Python itself does not print. A path becomes the one on
-        disk where only the normal form of its accents differs, and `~` the home folder."""
+    def _check_value(cls, value: Any) -> Any:
+        """Refuse texts that no path can have, and integers that no tensor can have; return paths as they are on disk.
+
+        Any text may be a path. Later these values would be errors of the operating system or of torch.
+        """
         if isinstance(value, tuple):
-            return tuple(cls._can_be_used(each) for each in value)
+            return tuple(cls._check_value(part) for part in value)
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError("must be a number of 64 bits")
+            raise ValueError("must be an integer of 64 bits")
         if isinstance(value, str):
             if "\0" in value:
-                raise ValueError("must not hold the character of code 0")
+                raise ValueError("must not have the character of code 0")
             try:
                 value.encode("utf-8")
                 os.fsencode(value)
-            except UnicodeEncodeError:  # safetensors and TensorBoard open no file whose name is not UTF-8
+            except UnicodeEncodeError:  # safetensors and TensorBoard need names in UTF-8
                 encoding = sys.getfilesystemencoding()
                 advice = "" if encoding == "utf-8" else f" (Python reads names as {encoding} here; set PYTHONUTF8=1)"
-                raise ValueError(f"must be text in UTF-8, as names of files have to be{advice}") from None
-            return existing_path(value)
+                raise ValueError(f"must be text in UTF-8, since it may be the name of a file{advice}") from None
+            return find_existing_path(value)
         return value
 
     def tree(self) -> Tree:
-        """The config as plain JSON-ready values, in the form in which YAML files and checkpoints hold it."""
+        """Return the config as plain values, as YAML files and headers of weights have it."""
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], source: str = "config") -> Self:
-        """Validate a tree of plain values. `source` says where it came from, for the message.
+        """Return the validated config of a tree of plain values. source: origin of the tree, for the message.
 
         Raises:
-            ConfigError: names each offending dotted key, what was given, what is allowed and the nearest known key.
+            ConfigError: has the dotted name of each wrong key, the given value, what is allowed, and the nearest key.
         """
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise ConfigError(f"in the {source}:\n{explain(cls, error)}") from None
+            raise ConfigError(f"in the {source}:\n{explain_validation_error(cls, error)}") from None
 
 
 class CommandConfig(Config):
     """Base of the configs that a command line is parsed into."""
 
     config: Annotated[str | None, Mark.FREE] = None
-    """YAML file that overrides the defaults; the command line overrides both."""
+    """YAML file with values that replace the defaults; the command line replaces both."""
 
     @classmethod
-    def completed(cls, tree: Tree) -> Tree:
-        """The tree with what it takes from files that it names; of most commands, the same tree."""
+    def complete(cls, tree: Tree) -> Tree:
+        """Return the tree with the values that it takes from files that it names; most commands have none."""
         return tree
 
 
 def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -> CommandT:
-    """Defaults, then the file given by `--config`, then the command line, as one validated config.
+    """Return the validated config of a command: defaults, then the file of `--config`, then the command line.
 
     Raises:
-        ConfigError: an unknown key or flag, a value that does not fit, or a config file that cannot be read.
+        ConfigError: an unknown key or option, a wrong value, or a config file that cannot be read.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     source: CliSettingsSource[Any] = CliSettingsSource(
-        cls,  # type: ignore[arg-type]  # any model will do, as its documentation says
+        cls,  # type: ignore[arg-type]  # it takes any model, as its documentation says
         formatter_class=_help_formatter(_defaults(cls)),
         cli_parse_args=False,
         cli_exit_on_error=False,
@@ -128,42 +117,42 @@ def parse_command_line(cls: type[CommandT], argv: Sequence[str] | None = None) -
         cli_implicit_flags=True,
         cli_parse_none_str="null",
     )
-    words = words_of(source.root_parser, argv)
+    words = prepare_words(source.root_parser, argv)
     for line in words.dropped:
-        note(line)
+        print_note(line)
     try:
         given: Tree = words.restore(source(args=words.argv)())
     except SettingsError as error:
-        raise ConfigError(explain_flags(cls, str(error))) from None
+        raise ConfigError(explain_option_error(cls, str(error))) from None
     return configure(cls, given)
 
 
 def configure(cls: type[CommandT], given: Tree) -> CommandT:
-    """Defaults, then the file that `given` names as `config`, then what is given, as one validated config.
+    """Return the validated config of given values: defaults, then the file at key `config`, then the given values.
 
     Raises:
-        ConfigError: a value that does not fit, or a config file that cannot be read.
+        ConfigError: a wrong value, or a config file that cannot be read.
     """
     defaults = _defaults(cls)
     if not given.get("config"):
-        return cls.from_tree(cls.completed(merge(defaults, _with_nulls(given))), "configuration")
-    file = read_yaml(existing_path(given["config"]))
-    for line in dropped_keys(file, given):
-        note(line)
-    return cls.from_tree(cls.completed(merge(merge(defaults, file), _with_nulls(given))), "configuration")
+        return cls.from_tree(cls.complete(merge(defaults, _with_nulls(given))), "configuration")
+    file = read_yaml(find_existing_path(given["config"]))
+    for line in explain_dropped_keys(file, given):
+        print_note(line)
+    return cls.from_tree(cls.complete(merge(merge(defaults, file), _with_nulls(given))), "configuration")
 
 
 def read_yaml(path: str | Path) -> Tree:
     """Read a YAML config file that the user named.
 
     Raises:
-        ConfigError: there is no such file, or it is not YAML, too large, or does not hold a mapping.
+        ConfigError: there is no such file, or it is not YAML, too large, or not a mapping.
     """
-    return _read_yaml(path, f"--config {located(path)}", ConfigError)
+    return _read_yaml(path, f"--config {describe_path(path)}", ConfigError)
 
 
 def read_saved_yaml(path: str | Path) -> Tree:
-    """Read the YAML file in which a run keeps its config.
+    """Read the config.yaml of a run.
 
     Raises:
         BadFileError: it is damaged.
@@ -182,12 +171,12 @@ def _read_yaml(path: str | Path, name: str, error_class: type[UserError]) -> Tre
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise error_class(f"{name}: holds a {type(tree).__name__}, but a config is a mapping of keys to values")
+        raise error_class(f"{name}: is a {type(tree).__name__}, but a config is a mapping of keys to values")
     return tree
 
 
 def write_yaml(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write a config whole or not at all.
+    """Write a config as YAML.
 
     Raises:
         StorageError: no space, or no permission.
@@ -196,7 +185,7 @@ def write_yaml(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def merge(base: Tree, change: Mapping[str, Any]) -> Tree:
-    """`base` overridden by `change`, key by key; a sub-tree that names another `kind` replaces the old one whole."""
+    """Return `base` with the values of `change`, key by key; a sub-tree of another `kind` replaces the former one."""
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
@@ -211,23 +200,23 @@ def merge(base: Tree, change: Mapping[str, Any]) -> Tree:
     return merged
 
 
-def dropped_keys(file: Tree, given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Lines that say which keys of a file do not count, since another `kind` was chosen on the command line."""
+def explain_dropped_keys(file: Tree, given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield lines that name the keys of a file that do not count, since the command line chooses another `kind`."""
     for key, value in file.items():
         new = given.get(key)
         if not isinstance(value, dict) or not isinstance(new, Mapping):
             continue
         if new.get("kind", value.get("kind")) == value.get("kind"):
-            yield from dropped_keys(value, new, f"{prefix}{key}.")
+            yield from explain_dropped_keys(value, new, f"{prefix}{key}.")
         elif lost := [f"{prefix}{key}.{name} {json.dumps(old)}" for name, old in value.items() if name not in new]:
             yield (
-                f"{prefix}{key}.kind {new['kind']} takes the place of {value.get('kind')} in the file, whose "
-                f"{', '.join(lost)} do not count"
+                f"{prefix}{key}.kind {new['kind']} replaces {value.get('kind')} of the file, so these keys of the file "
+                f"do not count: {', '.join(lost)}"
             )
 
 
 def differences(old: Tree, new: Tree, prefix: str = "") -> list[str]:
-    """One line `key: old -> new` for each dotted key whose value differs between two trees."""
+    """Return a line `key: old -> new` for each dotted key whose value differs between two trees."""
     lines = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
@@ -239,19 +228,19 @@ def differences(old: Tree, new: Tree, prefix: str = "") -> list[str]:
 
 
 def config_from_json(cls: type[ConfigT], text: str | None, source: str) -> ConfigT:
-    """Read the config that a checkpoint's header carries.
+    """Read the config in the header of a weights file. source: the file, for the message.
 
     Raises:
-        BadFileError: the header has none, or one that this version cannot read.
+        BadFileError: the header has no config, or one that this version cannot read.
     """
     try:
         return cls.from_tree(parse_json(text), f"header of {source}")
     except ValueError as error:  # a ConfigError is one too
-        raise BadFileError(f"{source}: its header holds no usable {cls.__name__}: {error}") from None
+        raise BadFileError(f"{source}: its header has no usable {cls.__name__}: {error}") from None
 
 
 def _defaults(cls: type[Config]) -> Tree:
-    """The defaults of every field that has one, as a tree."""
+    """Return the defaults of all fields that have one, as a tree."""
     fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
     return cls.model_construct(
         **{name: field.get_default(call_default_factory=True) for name, field in fields.items()}
@@ -259,7 +248,7 @@ def _defaults(cls: type[Config]) -> Tree:
 
 
 def _with_nulls(given: Tree) -> Tree:
-    """`--key null` for a key that takes several values arrives as [None]."""
+    """Return the tree with null for [None], which the parser makes of `--key null` for a key with several values."""
     return {
         key: _with_nulls(value) if isinstance(value, dict) else None if value == [None] else value
         for key, value in given.items()
@@ -267,7 +256,7 @@ def _with_nulls(given: Tree) -> Tree:
 
 
 def _help_formatter(defaults: Tree) -> type[RawDescriptionHelpFormatter]:
-    """For -h. Of a choice of kinds, pydantic-settings shows the last one as the default; this shows the true one."""
+    """Return a formatter for -h that names the true default kind; pydantic-settings names the last kind."""
 
     class Formatter(RawDescriptionHelpFormatter):
         def _expand_help(self, action: Action) -> str:

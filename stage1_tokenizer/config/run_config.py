@@ -1,4 +1,4 @@
-"""The keys that every training has; those marked FREE may change while it is stopped (same_run.py compares them)."""
+"""The config keys that the trainings of both stages have. A resumed run may change those marked FREE."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -6,26 +6,26 @@ from typing import Annotated, ClassVar
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, Tree
-from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.engine.console import Figure
+from stage1_tokenizer.config.field_facts import Mark
+from stage1_tokenizer.engine.console import ConsoleMetric
 
 
 class RunConfig(CommandConfig):
-    """What a training run is given beside what it trains."""
+    """Base of the configs of trainings."""
 
-    figures: ClassVar[tuple[Figure, ...]] = ()
-    """The figures that the console shows, where the run logs them; the log has all."""
+    console_metrics: ClassVar[tuple[ConsoleMetric, ...]] = ()
+    """Metrics that the console shows; the log has all metrics."""
 
     out: Annotated[str | None, Mark.FREE] = None
-    """The run's folder; default: under runs/, by the name of the config file or of what is trained."""
+    """Folder of the run; default: under runs/, named after the config file or after the data and the model."""
     seed: int = 0
-    """Everything random in the run follows from it."""
+    """Seed of all random numbers of the run."""
     steps: PositiveInt
     """Optimizer steps."""
     batch_size: PositiveInt = 64
     """Images per optimizer step, over all processes and micro-batches."""
     accumulation: PositiveInt = 1
-    """Micro-batches per optimizer step; gradients and codebooks learn from the whole batch."""
+    """Micro-batches per optimizer step. Raise it if a batch does not fit the memory; the result is the same."""
     log_every: Annotated[PositiveInt, Mark.FREE] = 20
     """Steps between log entries."""
     validate_every: Annotated[PositiveInt, Mark.FREE]
@@ -33,21 +33,21 @@ class RunConfig(CommandConfig):
     save_every: Annotated[PositiveInt, Mark.FREE]
     """Steps between saved states; also at the end, and when the run is asked to stop."""
     keep: Annotated[int, Mark.FREE] = Field(2, ge=2)
-    """Saved states to keep; at least 2, since the newest may be in the making when the power fails."""
+    """Number of saved states to keep; at least 2, so that one is intact if the power fails during a save."""
     skips: Annotated[NonNegativeInt, Mark.FREE] = 3
-    """Steps in a row that are left out because something in them is not finite; after one more the run ends."""
+    """Steps in a row that are skipped because loss or gradients are not finite; one more ends the run."""
     resume: Annotated[str, Mark.FREE] = "auto"
-    """State to continue from, e.g. step-00000650; later ones are dropped then. `auto`: the newest that is whole."""
+    """State to continue from, e.g. step-00000650; later states are removed then. `auto`: the newest intact state."""
     report: Annotated[bool, Mark.FREE] = True
-    """At the end, write the page about the run, report.html in its folder."""
+    """Write report.html into the folder of the run at the end."""
     allow_changed: Annotated[bool, Mark.FREE] = False
-    """Continue a run although the configuration has changed; what differs is listed otherwise."""
+    """Continue a run with a changed configuration, instead of ending with a list of the changes."""
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Folder of the run."""
         raise NotImplementedError
 
-    def resolved(self, saved: Tree) -> Tree:
-        """The saved config of a run of this kind, with the values that a null in it stood for."""
+    def resolve_saved(self, saved: Tree) -> Tree:
+        """Return the saved config of a run with the values that its nulls stand for."""
         return saved

@@ -11,8 +11,9 @@ from stage1_tokenizer.config.base import Config, Tree
 from stage1_tokenizer.data.bad_files import BadFiles, BadImageError, BadPart, errors_of
 from stage1_tokenizer.data.folder import FolderConfig, FolderImages
 from stage1_tokenizer.data.folder.index import FolderIndex
+from stage1_tokenizer.data.folder.scan import check_is_no_data
 from stage1_tokenizer.data.image_batches import SPLITS, DataSplit, ImageBatches, Split
-from stage1_tokenizer.data.record import Found, announce
+from stage1_tokenizer.data.record import DataRecord, Found, announce
 from stage1_tokenizer.data.shapes import Shapes, ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import (
     READERS,
@@ -84,6 +85,24 @@ class OpenData:
     def identity(self) -> dict[str, str]:
         """What the config does not say of the content of each split, and the classes; the same wherever it lies."""
         return {split: self.images(split).identity for split in SPLITS}
+
+    @property
+    def record(self) -> DataRecord:
+        """Record of these data, by which a resumed run compares them."""
+        return DataRecord(self.found.lines(), self.identity, list(self.images("train").classes))
+
+    def check_run_folder(self, folder: Path) -> None:
+        """Raise ConfigError if a folder has images in it and no run; the engine calls it before it writes a run."""
+        check_is_no_data(folder)
+
+    def find_changes(self, folder: Path) -> list[str] | None:
+        """Return lines that describe how these data differ from the record in a run's folder; None: no record."""
+        saved = DataRecord.saved_in(folder)
+        return None if saved is None else saved.differences(self.record)
+
+    def write_record(self, folder: Path) -> None:
+        """Write the record of these data into a run's folder. Raises StorageError."""
+        self.record.write(folder)
 
     def image_batches(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.system import in_threads, lock
+from stage1_tokenizer.engine.system import lock_file, map_in_threads
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ class BadFiles:
             file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | binary, 0o666)
             try:
                 with suppress(OSError):  # no locks there; a line is then twice in the list, at worst
-                    lock(file, wait=True)
+                    lock_file(file, wait=True)
                 torn = self._read_list(file)
                 if name not in self._listed:
                     os.write(file, b"\n" + line if torn else line)
@@ -161,7 +161,7 @@ def errors_of(read: Callable[[T], object], things: Iterable[T]) -> Iterator[BadI
             return error
         return None
 
-    return in_threads(error_of, things)
+    return map_in_threads(error_of, things)
 
 
 class BadPart(NamedTuple):

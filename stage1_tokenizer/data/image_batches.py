@@ -18,14 +18,14 @@ from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.config.marks import Mark
-from stage1_tokenizer.config.value_forms import Side, Size
+from stage1_tokenizer.config.field_facts import Mark
+from stage1_tokenizer.config.value_types import Side, Size
 from stage1_tokenizer.data.bad_files import BadFiles, BadImageError, BadPart
 from stage1_tokenizer.data.resident import Resident, roomy
-from stage1_tokenizer.engine.console import counted
+from stage1_tokenizer.engine.console import show_progress
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.seeds import uniforms
-from stage1_tokenizer.engine.system import in_threads, memory_share
+from stage1_tokenizer.engine.seeds import draw_uniforms
+from stage1_tokenizer.engine.system import map_in_threads, memory_per_process
 
 ImageArray = NDArray[np.uint8]
 Split = Literal["train", "validation"]
@@ -168,7 +168,7 @@ class ImageBatches:
         self._items: Processed | list[tuple[ImageArray, int]] | Resident = processed
         self._cached = range(len(images)) if only is None else only
         number = bad.files.n if only is None else len(only)
-        fits = config.cache == "auto" and first.nbytes * number < memory_share() // 4
+        fits = config.cache == "auto" and first.nbytes * number < memory_per_process() // 4
         if len(self._cached) and (config.cache == "memory" or fits):
             self._items = _read_all(processed, self._cached, config.image_size, torch.device(device))
             if bad.files.summary():
@@ -189,7 +189,7 @@ class ImageBatches:
         """
         draws = np.full((len(indices), 3), 0.5)  # the centre, not flipped
         if epochs is not None and (self._config.random_crop or self._config.flip):
-            drawn = uniforms(self._seed, "augment", epochs, indices, 3)
+            drawn = draw_uniforms(self._seed, "augment", epochs, indices, 3)
             if self._config.random_crop:
                 draws[:, :2] = drawn[:, :2]
             if self._config.flip:
@@ -215,7 +215,7 @@ def _read_all(
     """Pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
     labels = np.empty(len(which), dtype=np.int64)
     together = np.empty((len(which), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
-    read = counted(in_threads(images.__getitem__, which), len(which), "image", "reading", within=True)
+    read = show_progress(map_in_threads(images.__getitem__, which), len(which), "image", "reading", nested=True)
     for index, (picture, label) in enumerate(read):
         if picture.shape != together.shape[1:]:
             return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]

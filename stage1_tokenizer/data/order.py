@@ -51,6 +51,11 @@ class BatchOrder:
             indices[here] = _permutation(self._n, self._seed, int(epoch))[positions[here] % self._n]
         return indices, epochs
 
+    def describe_batch(self, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the batch of a step with its indices and epochs, each (B / processes,), to be saved for inspection."""
+        indices, epochs = map(torch.from_numpy, self.places(step))
+        return {"pixels": pixels, "labels": labels, "indices": indices, "epochs": epochs}
+
 
 @lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from stage1_tokenizer.config.base import Tree, merge
 from stage1_tokenizer.data import DataConfig, data_config
 from stage1_tokenizer.engine.checkpoint import read_tensors
-from stage1_tokenizer.engine.console import note
-from stage1_tokenizer.tokenizer import config_tree
+from stage1_tokenizer.engine.console import print_note
+from stage1_tokenizer.engine.model_files import read_data_tree
 
 
 def with_own_data(tree: Tree, weights: Callable[[], Path | None]) -> Tree:
@@ -27,10 +27,10 @@ def with_own_data(tree: Tree, weights: Callable[[], Path | None]) -> Tree:
         return tree
     own = own_data(path).tree()
     changed = ", ".join(f"data.{key} {json.dumps(value)}" for key, value in given.items())
-    note(f"{changed}: for the data set of {path} (data.kind {own['kind']}), whose other keys stay")
+    print_note(f"{changed}: for the data set of {path} (data.kind {own['kind']}), whose other keys stay")
     return {**tree, "data": merge(own, given)}
 
 
 def own_data(weights: Path) -> DataConfig:
     """The data set of a training, from the header of its weights. Raises BadFileError as `with_own_data`."""
-    return data_config(config_tree(read_tensors(weights)[1].get("data"), str(weights)), str(weights))
+    return data_config(read_data_tree(read_tensors(weights)[1], str(weights)), str(weights))

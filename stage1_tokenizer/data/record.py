@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter
 
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.console import say
-
-if TYPE_CHECKING:
-    from stage1_tokenizer.data import OpenData
+from stage1_tokenizer.engine.files import write_file
 
 DATA_FILE = "data.json"
 MOST = 10
@@ -87,11 +84,6 @@ class DataRecord(NamedTuple):
     identity: dict[str, str]
     """A hash for each split; the same wherever the data lies."""
     classes: list[str]
-
-    @classmethod
-    def of(cls, data: "OpenData") -> Self:
-        """Make the record of a data set that is open."""
-        return cls(data.found.lines(), data.identity, list(data.images("train").classes))
 
     @classmethod
     def saved_in(cls, folder: Path) -> Self | None:

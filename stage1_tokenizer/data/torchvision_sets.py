@@ -9,7 +9,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from torchvision.datasets.utils import download_url
 
-from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 

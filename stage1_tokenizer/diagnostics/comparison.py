@@ -18,12 +18,12 @@ from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.data.image_batches import ImageBatches, to_uint8
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.log_file import log_entries
+from stage1_tokenizer.engine.log_file import read_log
 from stage1_tokenizer.metrics import pixel_variance
 from stage1_tokenizer.objective import PixelConfig, reconstruction_loss
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
-from stage1_tokenizer.validation import pairs, validate
+from stage1_tokenizer.validation import reconstruct_pairs, validate
 
 COLUMNS = (
     "preset",
@@ -126,7 +126,7 @@ def measure_run(
     )
     if not n:
         return row, None
-    images = pairs(
+    images = reconstruct_pairs(
         tokenizer, split, n, accelerator.device
     ).cpu()  # (2n, C, H, W), originals and reconstructions in turn
     return row, PresetImages(row, images[::2], images[1::2])
@@ -146,7 +146,7 @@ def count_latent_numbers(tokenizer: Tokenizer) -> int:
 
 def read_training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
     """Return images per second and seconds of a run, from its last training entry, without validation and saving."""
-    entries = [entry for entry in log_entries(folder / "metrics.jsonl") if "train/images_per_second" in entry]
+    entries = [entry for entry in read_log(folder / "metrics.jsonl") if "train/images_per_second" in entry]
     if not entries:
         raise BadFileError(
             f"{folder / 'metrics.jsonl'}: has no entry about the training; delete the folder to train again"

@@ -1,6 +1,6 @@
-"""What a command says while it works: progress bars that all look alike, a line per validation, a summary at the end.
+"""Console output of commands: progress bars, one line per validation, a summary at the end.
 
-Bars are for people: they are drawn on a terminal alone, by the main process alone. Elsewhere there are plain lines.
+Only the main process draws bars, and only on a terminal. In a file or a pipe there are plain lines without bars.
 """
 
 import os
@@ -13,81 +13,92 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from stage1_tokenizer.engine.log_file import log_entries
+from stage1_tokenizer.engine.log_file import read_log
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
-"""What the commands' names are relative to."""
-FORMAT = "{desc}{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} UNITS, {rate_noinv_fmt}, {remaining} left{postfix}"
-WITHIN_DELAY = 2.0
-"""Seconds before a bar is drawn below another one: most such tasks are over by then."""
+"""The folder that the scripts' names are relative to."""
+BAR_FORMAT = (
+    "{desc}{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} UNITS, {rate_noinv_fmt}, {remaining} left{postfix}"
+)
+NESTED_DELAY = 2.0
+"""Seconds before a nested bar is drawn; most nested tasks end sooner."""
 
 
-class Figure(NamedTuple):
-    """A figure that a training logs, as people read it."""
+class ConsoleMetric(NamedTuple):
+    """A logged metric that the console shows."""
 
     name: str
+    """Its name in the log, without `validation/`."""
     label: str
-    form: str
-    sign: int
-    """1: more is better; -1: less is; 0: neither is, so none is the best."""
+    template: str
+    """Format string for its value, e.g. `{:.2f} dB`."""
+    direction: int
+    """1: higher is better; -1: lower is better; 0: neither, so the summary names no best value."""
 
 
-def bar(total: int, unit: str, what: str = "", initial: int = 0, within: bool = False) -> "tqdm[Any]":
-    """A progress bar with rate and time left. within: it is a part of what another one counts, and goes when done."""
-    elsewhere = os.environ.get("RANK", "0") != "0"
+def progress_bar(total: int, unit: str, description: str = "", initial: int = 0, nested: bool = False) -> "tqdm[Any]":
+    """Make a progress bar with the rate and the time left.
+
+    nested: it counts a part of one step of another bar, and is erased when it is done.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
     return tqdm(
         total=total,
         initial=initial,
         unit=f" {unit}",
-        desc=f"{what} " if what else "",
-        bar_format=FORMAT.replace("UNITS", f"{unit}es" if unit.endswith("ch") else f"{unit}s"),
+        desc=f"{description} " if description else "",
+        bar_format=BAR_FORMAT.replace("UNITS", f"{unit}es" if unit.endswith("ch") else f"{unit}s"),
         dynamic_ncols=True,
-        smoothing=0.0,  # the average: of the last steps alone, the time left would jump with each validation
-        leave=not within,
-        delay=WITHIN_DELAY if within else 0.0,
-        disable=True if elsewhere else None,
+        smoothing=0.0,  # the mean rate over all steps: the rate of the last steps would jump at each validation
+        leave=not nested,
+        delay=NESTED_DELAY if nested else 0.0,
+        disable=None if is_main else True,  # None: draw on a terminal only
     )
 
 
-def counted(things: Iterable[T], total: int, unit: str, what: str = "", within: bool = False) -> Iterable[T]:
-    """The things, with a bar that counts them."""
-    with bar(total, unit, what, within=within) as shown:
-        for thing in things:
-            yield thing
-            shown.update()
+def show_progress(
+    items: Iterable[T], total: int, unit: str, description: str = "", nested: bool = False
+) -> Iterable[T]:
+    """Yield the items, and count them with a progress bar."""
+    with progress_bar(total, unit, description, nested=nested) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def say(message: str, error: bool = False) -> None:
-    """One line, above a bar if there is one."""
+    """Print a line above the progress bar, if there is one. error: on stderr."""
     file = sys.stderr if error else sys.stdout
     tqdm.write(message, file=file)
     file.flush()
 
 
-def note(message: str) -> None:
-    """One line on stderr, by the main process alone: something that was given is not used as it may seem."""
+def print_note(message: str) -> None:
+    """Print a line on stderr, in the main process only: an option has another effect than the user may expect."""
     if os.environ.get("RANK", "0") == "0":
         say(f"note: {message}", error=True)
 
 
-def validation_line(
-    step: int, steps: int, scalars: Mapping[str, float], figures: Sequence[Figure], seconds: float
+def format_validation(
+    step: int, steps: int, scalars: Mapping[str, float], metrics: Sequence[ConsoleMetric], seconds: float
 ) -> str:
-    """A validation in one line: those of the figures that are among its scalars."""
+    """Return the line of one validation, with those of the metrics that are among its scalars."""
     values = {name.removeprefix("validation/"): value for name, value in scalars.items()}
-    parts = [f"{each.label} {each.form.format(values[each.name])}" for each in figures if each.name in values]
-    return f"step {step}/{steps}  {', '.join(parts)}  (validation, {duration(seconds)})"
+    parts = [
+        f"{metric.label} {metric.template.format(values[metric.name])}" for metric in metrics if metric.name in values
+    ]
+    return f"step {step}/{steps}  {', '.join(parts)}  (validation, {format_duration(seconds)})"
 
 
-def label(name: str, figures: Sequence[Figure]) -> str:
-    """A scalar's name in the log -> what people call it."""
+def metric_label(name: str, metrics: Sequence[ConsoleMetric]) -> str:
+    """Return the label of a scalar by its name in the log; the last part of the name if no metric has it."""
     last = name.rpartition("/")[2]
-    return next((figure.label for figure in figures if figure.name == last), last)
+    return next((metric.label for metric in metrics if metric.name == last), last)
 
 
-def duration(seconds: float) -> str:
-    """As people say it."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours, e.g. `3 min 20 s`."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -97,70 +108,71 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def command(script: str, *arguments: object) -> str:
-    """A command that can be copied: a script of ours, run by the interpreter that runs this."""
+def format_command(script: str, *arguments: object) -> str:
+    """Return the shell command that runs one of our scripts with this interpreter, ready to be copied."""
     found = shutil.which("python")
     if found is not None and Path(found).parent == Path(sys.executable).parent:
         python = "python"
     else:
-        python = near(Path(sys.executable))
-    return shlex.join([python, near(ROOT / script), *map(str, arguments)])
+        python = relative_path(Path(sys.executable))
+    return shlex.join([python, relative_path(ROOT / script), *map(str, arguments)])
 
 
-def near(path: Path) -> str:
-    """A path as it is called from here: relative where it lies below."""
+def relative_path(path: Path) -> str:
+    """Return a path relative to the current folder if it lies below, else as it is."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def summary(
+def format_summary(
     folder: Path,
-    figures: Sequence[Figure],
-    first: int,
+    metrics: Sequence[ConsoleMetric],
+    first_step: int,
     steps: int,
     seconds: float,
     weights: str,
-    after: Sequence[tuple[str, str]],
+    commands: Sequence[tuple[str, str]],
 ) -> str:
-    """What a training came to: figures, alarms, files, and the commands to go on with.
+    """Return the summary of a finished training: metrics, alarms, files, and the commands that can follow.
 
-    first: the step that this process began with, `seconds` ago. weights: the name of the file that was trained. after:
-    commands, each with what it does.
+    first_step: the step at which this process started, `seconds` ago. weights: name of the weights file. commands:
+    pairs of a description and a command.
     """
-    entries = log_entries(folder / "metrics.jsonl")
+    entries = read_log(folder / "metrics.jsonl")
     done = f"{steps:,} steps"
-    if first < steps:  # else there was nothing left to do
-        part = f", the last {steps - first:,} of them" if first else ""
-        done += f"{part} in {duration(seconds)}"
-    rows = [*_figure_rows(entries, figures), ("alarms", _alarms(folder))]
-    if left_out := int(sum(entry.get("train/skipped", 0.0) for entry in entries)):
-        rows.append(("left out", f"{left_out:,} steps that were not finite"))
+    if first_step < steps:  # this process has trained
+        part = f", the last {steps - first_step:,} of them" if first_step else ""
+        done += f"{part} in {format_duration(seconds)}"
+    rows = [*_metric_rows(entries, metrics), ("alarms", _summarise_alarms(folder))]
+    if skipped := int(sum(entry.get("train/skipped", 0.0) for entry in entries)):
+        rows.append(("skipped", f"{skipped:,} steps that were not finite"))
     rows.append(("files", f"{folder}: {weights}, metrics.jsonl, samples/"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{folder.name}: {done}", *(f"  {name:<{width}}  {text}" for name, text in rows)]
-    return "\n".join(["", *lines, *(f"{what}: {line}" for what, line in after)])
+    return "\n".join(["", *lines, *(f"{description}: {line}" for description, line in commands)])
 
 
-def _figure_rows(entries: Sequence[Mapping[str, Any]], figures: Sequence[Figure]) -> list[tuple[str, str]]:
+def _metric_rows(entries: Sequence[Mapping[str, Any]], metrics: Sequence[ConsoleMetric]) -> list[tuple[str, str]]:
+    """Return the label and the last value of each metric, with its best value if an earlier one was better."""
     rows = []
-    for figure in figures:
-        name = f"validation/{figure.name}"
-        found = [(entry[name], int(entry["step"])) for entry in entries if name in entry]
-        if not found:
+    for metric in metrics:
+        name = f"validation/{metric.name}"
+        values = [(entry[name], int(entry["step"])) for entry in entries if name in entry]
+        if not values:
             continue
-        last, at = found[-1]
-        text = figure.form.format(last)
-        best, best_at = max(found, key=lambda pair: (figure.sign * pair[0], pair[1]))
-        if figure.sign and best_at != at:
-            text += f" (best {figure.form.format(best)} at step {best_at})"
-        rows.append((figure.label, text))
+        last, last_step = values[-1]
+        text = metric.template.format(last)
+        best, best_step = max(values, key=lambda pair: (metric.direction * pair[0], pair[1]))
+        if metric.direction and best_step != last_step:
+            text += f" (best {metric.template.format(best)} at step {best_step})"
+        rows.append((metric.label, text))
     return rows
 
 
-def _alarms(folder: Path) -> str:
-    alarms = log_entries(folder / "alarms.jsonl")
+def _summarise_alarms(folder: Path) -> str:
+    alarms = read_log(folder / "alarms.jsonl")
     if not alarms:
         return "none"
-    named = ", ".join(f"{alarm.get('alarm')} at step {alarm['step']}" for alarm in alarms[:3])
+    names = ", ".join(f"{alarm.get('alarm')} at step {alarm['step']}" for alarm in alarms[:3])
     more = ", ..." if len(alarms) > 3 else ""
-    return f"{len(alarms)}: {named}{more}; alarms.jsonl says what to change"
+    return f"{len(alarms)}: {names}{more}; alarms.jsonl says what to change"

@@ -1,8 +1,8 @@
-"""What a training ran on: a line in the run's environment.jsonl for each time that it was started or continued.
+"""The machine, packages and command of a training: one line in the run's environment.jsonl per start or resume.
 
     {"step": 0, "time": "2026-01-31T12:00:00Z", "command": [...], "packages": {...}, "processor": ..., ...}
 
-It is for people, and for the run report; nothing is decided by it.
+People and the report of a run read it; no command depends on it.
 """
 
 import json
@@ -18,9 +18,9 @@ import torch
 from accelerate import Accelerator
 
 from stage1_tokenizer.engine import processor
-from stage1_tokenizer.engine.system import cores
+from stage1_tokenizer.engine.system import count_cores
 
-SESSIONS = "environment.jsonl"
+SESSIONS_FILE = "environment.jsonl"
 PROJECT = "tessera-images"
 PACKAGES = (
     "torch",
@@ -34,15 +34,15 @@ PACKAGES = (
     "x-transformers",
     "safetensors",
 )
-"""Those that compute, or read and write pictures and weights."""
+"""Packages whose version can change a result: they compute, or read and write images and weights."""
 
 
-def session(accelerator: Accelerator, step: int) -> dict[str, Any]:
-    """The line of a training that begins, or continues, at a step."""
+def session_entry(accelerator: Accelerator, step: int) -> dict[str, Any]:
+    """Return the entry of a training that starts or continues at a step."""
     return {
         "step": step,
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": [*launcher(accelerator), *sys.argv],
+        "command": [*launcher_command(accelerator), *sys.argv],
         "tessera": _version(PROJECT),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -56,34 +56,38 @@ def session(accelerator: Accelerator, step: int) -> dict[str, Any]:
     }
 
 
-def note_session(folder: Path, accelerator: Accelerator, step: int) -> None:
-    """Add the line. Raises OSError."""
-    with (folder / SESSIONS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(session(accelerator, step)) + "\n")
+def append_session(folder: Path, accelerator: Accelerator, step: int) -> None:
+    """Append the entry to the environment.jsonl of a run's folder. Raises OSError."""
+    with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(session_entry(accelerator, step)) + "\n")
 
 
-def launcher(accelerator: Accelerator) -> list[str]:
-    """How the script was started: `accelerate launch` says the precision in the environment, and torchrun nothing."""
+def launcher_command(accelerator: Accelerator) -> list[str]:
+    """Return the words before the script's name in the command that started this process.
+
+    `accelerate launch` sets a variable for the precision; torchrun sets none, but starts several processes.
+    """
     processes = str(accelerator.num_processes)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         several = ["--multi_gpu"] if accelerator.num_processes > 1 else []
-        how = ["--num_processes", processes, "--mixed_precision", accelerator.mixed_precision]
-        return ["accelerate", "launch", *several, *how]
+        options = ["--num_processes", processes, "--mixed_precision", accelerator.mixed_precision]
+        return ["accelerate", "launch", *several, *options]
     return ["torchrun", "--nproc_per_node", processes] if accelerator.num_processes > 1 else ["python"]
 
 
 def device_name(device: torch.device) -> str:
+    """Return the name of a device, with the model name of a CUDA device."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def processor_name() -> str:
-    """From Linux's description of the processor; elsewhere what Python knows."""
+    """Return the model name of the processor and its number of cores: from /proc/cpuinfo, else from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {cores()} cores"
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {count_cores()} cores"
 
 
 def _version(package: str) -> str:

@@ -1,8 +1,11 @@
-"""Errors that are the user's to mend, and the exit code that each of them ends a command with.
+"""Errors that the user can mend, each with the exit code of the command that raises it.
 
-A command wraps its main function in `command.run_command`: such an error becomes one message on stderr and an exit
-code; anything else is our own bug and keeps its traceback.
+`command.run_command` turns a UserError into one message on stderr and an exit code. Any other exception is a bug of
+this project and keeps its traceback.
 """
+
+LONGEST_QUOTE = 300
+"""Characters of a quoted text in a message. A file of somebody else may contain text of any length."""
 
 
 class UserError(Exception):
@@ -24,21 +27,27 @@ class BadFileError(UserError):
 
 
 class DivergedError(UserError):
-    """Training produced losses that are not finite, step after step; the last checkpoint is intact."""
+    """Training stopped after too many steps in a row with losses that are not finite. The last state is intact."""
 
     exit_code = 4
 
 
 class StorageError(UserError):
-    """The disk is full or cannot be written to, or the machine's memory is spent."""
+    """The disk is full or cannot be written to, or the memory of the machine is used up."""
 
     exit_code = 5
 
 
 class InterruptionError(UserError):
-    """The command was asked to stop, by SIGTERM or Ctrl-C; what it has done is on disk and the same command goes on.
+    """The command was stopped by SIGTERM or Ctrl-C. Its work is on disk, and the same command continues it.
 
-    The code is EX_TEMPFAIL: schedulers can tell it from failure, and queue the job again.
+    The exit code is EX_TEMPFAIL, so that a scheduler can tell a stop from a failure and queue the job again.
     """
 
     exit_code = 75
+
+
+def shorten(text: object, longest: int = LONGEST_QUOTE) -> str:
+    """Return a text of at most `longest` characters for a message; a text that was cut ends in three dots."""
+    text = str(text)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

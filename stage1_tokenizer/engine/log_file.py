@@ -1,20 +1,19 @@
-"""A run's logs: metrics.jsonl and alarms.jsonl, one JSON object per line with the `step` it belongs to, and events for
-TensorBoard."""
+"""The logs of a run: metrics.jsonl and alarms.jsonl, one JSON object with a `step` per line, and TensorBoard events."""
 
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from stage1_tokenizer.engine.checkpoint import write_file
 from stage1_tokenizer.engine.errors import UserError
+from stage1_tokenizer.engine.files import write_file
 
 LAST_STEP, LARGEST = 2**53, 1e300
-"""A step or a value beyond these is a damaged one."""
+"""Largest step and largest value of a curve; larger ones come from a damaged file."""
 
 
 class Curve(NamedTuple):
@@ -24,9 +23,11 @@ class Curve(NamedTuple):
     values: list[float]
 
 
-def log_entries(log: Path) -> list[dict[str, Any]]:
-    """The entries of a log, in order; none where there is no file. Lines that are none, as a kill leaves them, or as
-    they look while another process writes them, are left out."""
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """Return the entries of a log in order; an empty list if there is no file.
+
+    Incomplete lines are skipped: a killed process left them, or another process is writing them.
+    """
     if not log.is_file():
         return []
     entries = []
@@ -41,9 +42,9 @@ def log_entries(log: Path) -> list[dict[str, Any]]:
 
 
 def read_curves(log: Path) -> dict[str, Curve]:
-    """All scalars of a metrics.jsonl by name; none where there is no file. A line cut off by a stop is left out."""
+    """Return all scalars of a metrics.jsonl by name; an empty dictionary if there is no file."""
     curves: dict[str, Curve] = {}
-    for entry in log_entries(log):
+    for entry in read_log(log):
         if not 0 <= entry["step"] <= LAST_STEP:
             continue
         for name, value in entry.items():
@@ -54,58 +55,64 @@ def read_curves(log: Path) -> dict[str, Curve]:
     return curves
 
 
-def forget_after(log: Path, step: int) -> None:
-    """Drop the entries of steps that are about to be run again. Raises StorageError."""
-    kept = [entry for entry in log_entries(log) if entry["step"] <= step]
+def drop_entries_after(log: Path, step: int) -> None:
+    """Remove the entries of later steps, which a resumed run does again. Raises StorageError."""
+    entries = [entry for entry in read_log(log) if entry["step"] <= step]
     if log.exists():
-        write_file(log, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+        write_file(log, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
 def sync_log(log: Path) -> None:
-    """Flush a log to disk: what a state has behind it must outlive a power cut as the state does."""
+    """Flush a log to disk, so that after a power cut it is as complete as the state saved with it."""
     if log.exists():
         with log.open("rb") as file:
             os.fsync(file.fileno())
 
 
-class Events:
-    """TensorBoard's event file in a folder: a convenience, without which a command goes on.
+class EventWriter:
+    """Writer of TensorBoard's event file in a folder. The command continues if it fails.
 
-    The first failure is told to `warn`, and nothing is written after it.
+    The first failure is reported to `warn`; after it nothing more is written.
     """
 
     def __init__(self, folder: Path, step: int | None, warn: Callable[[str], None], suffix: str = "") -> None:
-        """`step`: of what an earlier, interrupted run has written, hide what comes after it; None: hide nothing.
-        `suffix`: the end of the file's name."""
-        self._warn, self._others = warn, threading.excepthook
+        """Open a new event file.
+
+        step: hide what an earlier, interrupted run wrote after this step; None: hide nothing.
+        suffix: the end of the file's name.
+        """
+        self._warn, self._former_hook = warn, threading.excepthook
         self._writer: Any = None
         self._try(lambda: self._open(folder, None if step is None else step + 1, suffix))
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the scalars of a step by their names."""
         for name, value in values.items():
             self._write("add_scalar", name, value, step)
 
-    def text(self, step: int, name: str, text: str) -> None:
+    def add_text(self, step: int, name: str, text: str) -> None:
+        """Write a text of a step."""
         self._write("add_text", name, text, step)
 
-    def image(self, step: int, name: str, image: Tensor) -> None:
-        """image (C, H, W): uint8, or floats in [0, 1]."""
+    def add_image(self, step: int, name: str, image: Tensor) -> None:
+        """Write an image (C, H, W) of a step: uint8, or floats in [0, 1]."""
         self._write("add_image", name, image, step)
 
     def close(self) -> None:
+        """Write what is buffered, and close the file."""
         if self._writer is not None:
             self._try(self._writer.close)
-        threading.excepthook = self._others
+        threading.excepthook = self._former_hook
 
     def _open(self, folder: Path, purge_step: int | None, suffix: str) -> None:
-        # Imported here: a machine without TensorBoard, or with one that does not fit its other packages, can train.
+        # Imported here, so that training works without TensorBoard, or with a version that does not fit other packages.
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
         before = set(threading.enumerate())
         self._writer = SummaryWriter(folder, purge_step=purge_step, filename_suffix=suffix)
-        # It writes in a thread, whose failure it tells at the next event; the thread's own traceback says no more.
+        # The writer works in a thread and reports a failure at the next event; its traceback adds nothing.
         threads = set(threading.enumerate()) - before
-        threading.excepthook = lambda failure: None if failure.thread in threads else self._others(failure)
+        threading.excepthook = lambda failure: None if failure.thread in threads else self._former_hook(failure)
 
     def _write(self, method: str, *arguments: Any) -> None:
         if self._writer is not None:
@@ -114,11 +121,11 @@ class Events:
     def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except UserError:  # a signal's, which may come anywhere
+        except UserError:  # raised by a signal, at any line
             raise
-        except Exception as error:  # whatever a tracker raises is no reason to lose a run
+        except Exception as error:  # no error of a log viewer may end a run
             self._writer = None
             self._warn(
-                f"TensorBoard's events cannot be written ({error}); the command goes on without them. The figures are "
-                "in metrics.jsonl too, the images in PNG files"
+                f"TensorBoard's events cannot be written ({error}). The command continues without them; metrics.jsonl "
+                "has the same numbers, and PNG files have the images"
             )

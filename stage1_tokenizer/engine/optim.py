@@ -1,4 +1,4 @@
-"""How weights are updated: AdamW, a schedule that is a function of the step, and a running mean of the weights."""
+"""The update of weights: AdamW, a learning-rate schedule, and a running mean (EMA) of the weights."""
 
 import copy
 import math
@@ -15,25 +15,25 @@ class OptimConfig(Config):
     """AdamW and its schedule."""
 
     lr: PositiveFloat = 2e-3
-    """Peak learning rate."""
+    """Peak learning rate. Lower it if the loss rises, jumps or becomes NaN."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of Adam's running means."""
+    """Decay of Adam's running means of the gradient and of its square, each in [0, 1)."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay, of matrices and kernels only: never of biases, norms, embeddings and codebooks."""
+    """Decoupled weight decay of linear and convolution weights; biases, norms, embeddings and codebooks have none."""
     warmup_steps: NonNegativeInt = 50
-    """The learning rate rises linearly over this many steps."""
+    """Optimizer steps in which the learning rate rises linearly to its peak. Raise it if training diverges early."""
     final_lr: NonNegativeFloat = 0.01
-    """Share of the peak that the cosine ends at; 1: a constant rate."""
+    """Learning rate at the end of the cosine, as a share of the peak; 1: a constant rate after the warm-up."""
     clip: NonNegativeFloat = 1.0
-    """Largest norm of the gradient; 0: no clipping."""
+    """Largest norm of the gradient: larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    """Decay of the running mean of the weights, which is what is validated and saved; 0: the weights themselves."""
+    """Decay, in [0, 1), of the running mean of the weights, which is validated and saved; 0: the weights themselves."""
 
 
 def learning_rate(config: OptimConfig, peak: float, step: int, steps: int) -> float:
-    """The rate at a step (counted from 0) of `steps`: linear warm-up, then half a cosine down to final_lr * peak.
+    """Return the learning rate of a step in 0..steps-1: linear warm-up, then half a cosine down to final_lr * peak.
 
-    A pure function, so a schedule has no state to save and cannot be stepped twice.
+    It is a pure function of the step, so a schedule has no state to save.
     """
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
@@ -42,7 +42,7 @@ def learning_rate(config: OptimConfig, peak: float, step: int, steps: int) -> fl
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW in its fused form. Weight decay applies to the weights of linear and convolution layers alone."""
+    """Build a fused AdamW. Only the weights of linear and convolution layers have weight decay."""
     kernels = {
         id(layer.weight)
         for layer in module.modules()
@@ -59,6 +59,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -67,7 +68,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Ema(Generic[ModuleT]):
-    """A copy of a module: its parameters are the running mean of the module's, its buffers the module's own."""
+    """A copy of a module. Its parameters are the running mean of the module's parameters, its buffers are equal."""
 
     def __init__(self, module: ModuleT, decay: float) -> None:
         self.module: ModuleT = copy.deepcopy(module).requires_grad_(False).eval()
@@ -75,11 +76,11 @@ class Ema(Generic[ModuleT]):
 
     @torch.no_grad()
     def update(self, module: ModuleT, step: int) -> None:
-        """To be called after optimizer step `step`, counted from 0."""
-        # Early on the mean forgets faster, or it would be made of the initial weights for 1 / (1 - decay) steps.
+        """Update the running mean after an optimizer step (counted from 0)."""
+        # A smaller decay in the first steps: else the initial weights would dominate for 1 / (1 - decay) steps.
         decay = min(self._decay, (1 + step) / (10 + step)) if self._decay else 0.0
         means = [mean.detach() for mean in self.module.parameters()]
         torch._foreach_lerp_(means, [weight.detach() for weight in module.parameters()], 1.0 - decay)
-        # An EMA codebook, its counts and whether it was initialised are buffers: a mean of them would be none of them.
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(theirs)
+        # Buffers such as the counts of a codebook have no meaningful mean.
+        for own, other in zip(self.module.buffers(), module.buffers(), strict=True):
+            own.copy_(other)

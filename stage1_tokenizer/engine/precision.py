@@ -1,5 +1,7 @@
-"""Precision of what a process computes: float64 where a device has it, and the arithmetic of a training, as its states
-record it. A resume must choose the same arithmetic, or it is no longer one run."""
+"""Precision of computations: float64 on devices that have it, and the precision of a training, recorded in its states.
+
+A resumed run must compute with the same precision, or it differs from an uninterrupted run.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +13,11 @@ from torch import Tensor
 
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.processor import VARIABLE, FastPath
+from stage1_tokenizer.engine.processor import FAST_PATHS_VARIABLE, FastPath
 
 
 def device_of_float64(device: torch.device) -> torch.device:
-    """Return the device itself, or the CPU where the device has no float64: Apple's GPUs (mps) have float32 at most."""
+    """Return the device, or the CPU if the device is an Apple GPU (mps), which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
@@ -24,44 +26,44 @@ def float64(x: Tensor) -> Tensor:
     return x.to(device_of_float64(x.device)).double()
 
 
-class Arithmetic:
-    """Mixed precision, and the processor's fast paths that change how this training rounds."""
+class TrainingPrecision:
+    """Mixed precision of a training, and the fast paths of the processor that change its rounding."""
 
     def __init__(self, accelerator: Accelerator, fast_paths: Sequence[FastPath]) -> None:
-        """fast_paths: those that this training's float32 on a CPU meets; on a GPU or in bfloat16 it meets none."""
+        """Read the settings. fast_paths: paths that this training uses in float32 on a CPU; elsewhere it uses none."""
         self._precision: str = accelerator.mixed_precision
-        self._scaler = accelerator.scaler  # of float16's loss; None in other precisions
-        exact = accelerator.device.type == "cpu" and self._precision == "no"
-        self._fast_paths = {path: processor.takes(path) for path in fast_paths if exact}
+        self._scaler = accelerator.scaler  # scales the loss in float16; None in other precisions
+        is_float32_on_cpu = accelerator.device.type == "cpu" and self._precision == "no"
+        self._fast_paths = {path: processor.takes(path) for path in fast_paths if is_float32_on_cpu}
 
     def record(self) -> dict[str, Any]:
-        """Entries for a state's scalars."""
+        """Return the entries for the scalars of a state."""
         scaler = {"scaler": self._scaler.state_dict()} if self._scaler else {}
         return {"precision": self._precision, "fast_paths": self._fast_paths, **scaler}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Continue with the loss scale of a state's scalars."""
+        """Restore the loss scale from the scalars of a state."""
         if self._scaler and "scaler" in saved:
             self._scaler.load_state_dict(saved["scaler"])
 
     def check(self, folder: Path, saved: Mapping[str, Any]) -> None:
-        """Compare with the scalars of a state in `folder`. States of older versions record no fast paths.
+        """Compare with the scalars of a state of the run in `folder`. States of older versions have no fast paths.
 
         Raises:
-            ConfigError: the arithmetic differs; the message names the variable to set.
+            ConfigError: the precision differs; the message names the variable to set.
         """
         if saved.get("precision") != self._precision:
             raise ConfigError(
-                f"{folder} was trained with mixed precision {saved.get('precision')!r}, and would go on with "
-                f"{self._precision!r}, which is no longer the same as one run. Set "
+                f"{folder} was trained with mixed precision {saved.get('precision')!r} and would continue with "
+                f"{self._precision!r}, so its result would differ from an uninterrupted run. Set "
                 f"ACCELERATE_MIXED_PRECISION={saved.get('precision')}, or give --allow_changed"
             )
         before = saved.get("fast_paths", {})
         changed = [path for path, now in self._fast_paths.items() if before.get(path, now) != now]
         if changed:
-            wanted = ",".join(path if before[path] else f"-{path}" for path in changed)
+            value = ",".join(path if before[path] else f"-{path}" for path in changed)
             raise ConfigError(
-                f"{folder} was trained with other fast paths, on another processor or with another {VARIABLE}, and "
-                f"would go on with another rounding, which is no longer the same as one run. Set {VARIABLE}={wanted}, "
-                "or give --allow_changed"
+                f"{folder} was trained with other fast paths (on another processor, or with another "
+                f"{FAST_PATHS_VARIABLE}) and would continue with another rounding, so its result would differ from an "
+                f"uninterrupted run. Set {FAST_PATHS_VARIABLE}={value}, or give --allow_changed"
             )

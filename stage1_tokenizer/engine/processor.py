@@ -1,18 +1,17 @@
-"""The processor's fast paths: which of them are taken, and the environment variable that decides otherwise.
+"""The fast paths of the processor, the rules that choose them, and the environment variable that overrides the rules.
 
     TESSERA_FAST_PATHS=onednn,-bfloat16 python stage2_prior/train.py      onednn on, bfloat16 off, packed by its rule
 
-path       what it speeds up                                                          taken by itself on
-onednn     a GPT's linear maps in float32, in training and wherever a whole           AMD with AVX-512
-           sequence is computed: by oneDNN, not by torch's default (MKL)
-packed     a GPT's products in float32 while it decodes: by oneDNN, from weights      AMD
-           in the order that its kernels read
-bfloat16   training by plain `python` in bfloat16; `--precision bfloat16` from        AVX-512 BF16, AMX, GPUs that
-           packed weights                                                             compute in it
+path       what it speeds up                                                          chosen by its rule on
+onednn     linear layers of a GPT in float32 over whole sequences, e.g. in            AMD with AVX-512
+           training: by oneDNN instead of MKL, torch's default
+packed     matrix products of a GPT in float32 while it generates: by oneDNN,         AMD
+           with weights in the memory order of its kernels
+bfloat16   training in bfloat16 when plain `python` starts it; `--precision           AVX-512 BF16, AMX, GPUs that
+           bfloat16` with packed weights                                              compute in it
 
-The rules look at the processor and never at a stopwatch: the same machine always chooses the same arithmetic, or a
-resumed run would round differently from the one that it continues. Code that computes differently on a CPU than on a
-GPU, on all CPUs alike, is no matter of this file.
+The rules depend on the processor only, never on measured times: a resumed run on the same machine must round as before.
+Differences between CPU and GPU that are the same on all CPUs do not belong here.
 """
 
 import ctypes
@@ -27,37 +26,39 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.engine.errors import ConfigError
 
-VARIABLE = "TESSERA_FAST_PATHS"
+FAST_PATHS_VARIABLE = "TESSERA_FAST_PATHS"
 FastPath = Literal["onednn", "packed", "bfloat16"]
 FAST_PATHS: tuple[FastPath, ...] = get_args(FastPath)
 ONEDNN = ("_reorder_linear_weight", "_linear_pointwise")
-"""The operators of torch.ops.mkldnn that `onednn` and `packed` call. They are private to torch, which emits them when
-it compiles, so a version or build of torch may lack them."""
+"""Operators of torch.ops.mkldnn that `onednn` and `packed` call. They are private to torch, so some versions or builds
+of torch lack them."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3), from its malloc.h."""
 
 
 def takes(path: FastPath, device: torch.device | None = None) -> bool:
-    """True if this process takes the fast path: by the variable, or by the path's rule. device: None is the CPU.
+    """Return True if this process takes a fast path: by the variable if it names the path, else by the path's rule.
+
+    device: None is the CPU.
 
     Raises:
         ConfigError: the variable has a wrong value.
     """
-    forced = _parse(os.environ.get(VARIABLE, ""))
+    forced = _parse(os.environ.get(FAST_PATHS_VARIABLE, ""))
     return forced[path] if path in forced else RULES[path](device or torch.device("cpu"))
 
 
 def check_fast_paths() -> None:
-    """Read the variable at a command's start, where a wrong value can still be told before anything is done.
+    """Check the variable at the start of a command, before any work.
 
     Raises:
         ConfigError: an unknown name, a path that is both on and off, or one that this build of torch cannot take.
     """
-    for path, is_on in _parse(os.environ.get(VARIABLE, "")).items():
+    for path, is_on in _parse(os.environ.get(FAST_PATHS_VARIABLE, "")).items():
         if is_on and path in ("onednn", "packed") and not has_onednn():
             raise ConfigError(
-                f"{VARIABLE}: {path} cannot be turned on, since this build of torch has no oneDNN or not the operators "
-                f"that the path calls; leave {path} out, or give -{path}"
+                f"{FAST_PATHS_VARIABLE}: {path} cannot be turned on, since this build of torch has no oneDNN or lacks "
+                f"the operators that the path calls. Leave {path} out, or give -{path}"
             )
 
 
@@ -68,20 +69,21 @@ def _parse(value: str) -> Mapping[FastPath, bool]:
         path = next((known for known in FAST_PATHS if known == word.removeprefix("-")), None)
         if path is None and word:
             raise ConfigError(
-                f"{VARIABLE}={value}: {word!r} is no fast path; allowed are {', '.join(FAST_PATHS)}, each with a - "
-                f"before it to turn it off, separated by commas, e.g. {VARIABLE}=onednn,-bfloat16"
+                f"{FAST_PATHS_VARIABLE}={value}: {word!r} is not a fast path. Allowed are {', '.join(FAST_PATHS)}, "
+                f"each with a - before it to turn it off, separated by commas, e.g. "
+                f"{FAST_PATHS_VARIABLE}=onednn,-bfloat16"
             )
         if path is not None and forced.setdefault(path, word == path) != (word == path):
-            raise ConfigError(f"{VARIABLE}={value}: {path} is turned both on and off; give it once")
+            raise ConfigError(f"{FAST_PATHS_VARIABLE}={value}: {path} is turned both on and off. Give it once")
     return forced
 
 
 def is_traced(x: Tensor) -> bool:
-    """True if what happens to x is compiled, exported, traced or counted, and not only computed.
+    """Return True if operations on x are compiled, exported, traced or counted, and not only computed.
 
-    The operators of oneDNN have no version for tensors without contents and no formula for their arithmetic, so there
-    the plain operators stand in for them: torch.compile, torch.export, torch.jit.trace, torch.func, fake tensors (and
-    other subclasses), and modes that look at every operation, such as torch's FlopCounterMode.
+    The operators of oneDNN do not work with tensors without contents and have no FLOP formula. So callers use plain
+    operators under torch.compile, torch.export, torch.jit.trace and torch.func, for fake tensors and other subclasses,
+    and in modes that inspect each operation, such as FlopCounterMode.
     """
     return bool(
         torch.compiler.is_compiling()
@@ -93,25 +95,30 @@ def is_traced(x: Tensor) -> bool:
 
 
 def has_onednn() -> bool:
-    """True if this torch has oneDNN with the private operators."""
-    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(there and all(hasattr(torch.ops.mkldnn, name) for name in ONEDNN))
+    """Return True if this build of torch has oneDNN with the private operators."""
+    is_available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(is_available and all(hasattr(torch.ops.mkldnn, name) for name in ONEDNN))
 
 
 def _prefers_onednn(_: torch.device) -> bool:
-    """MKL chooses its kernels by the vendor: on AMD processors with AVX-512 it ran at half of oneDNN's rate (207 and
-    410 GFLOP/s, Zen 5), on those with AVX2 alone at the same (130, Zen 3). Nothing was measured on Intel's."""
+    """Return True on AMD with AVX-512.
+
+    MKL chooses its kernels by the vendor. On AMD with AVX-512 it had half the rate of oneDNN (207 and 410 GFLOP/s,
+    Zen 5), with AVX2 only the same rate (130 GFLOP/s, Zen 3). Intel processors were not measured.
+    """
     return has_onednn() and is_amd() and torch.cpu._is_avx512_supported()
 
 
 def _prefers_packed(_: torch.device) -> bool:
-    """On an AMD processor with AVX2, 16 rows took 0.6 to 0.8 times as long as by MKL, and 1 or 64 rows the same; with
-    AVX-512, half as long."""
+    """Return True on AMD.
+
+    With AVX2, 16 rows took 0.6 to 0.8 times as long as by MKL, 1 or 64 rows the same; with AVX-512, half as long.
+    """
     return has_onednn() and is_amd()
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Elsewhere bfloat16 is emulated, slowly."""
+    """Return True if the device computes in bfloat16; other devices emulate it, slowly."""
     match device.type:
         case "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -129,7 +136,7 @@ RULES: Mapping[FastPath, Callable[[torch.device], bool]] = {
 
 @cache
 def is_amd() -> bool:
-    """From Linux's description of the processor; elsewhere unknown, and taken for no."""
+    """Return True if /proc/cpuinfo names AMD; False on systems without that file."""
     try:
         return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -137,16 +144,16 @@ def is_amd() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to use freed memory again rather than give it back to the system; elsewhere nothing happens.
+    """Make glibc keep freed memory for the next tensors; other C libraries stay as they are.
 
-    By default each tensor of megabytes gets new memory, which the system clears page by page at the first touch: half a
-    gigabyte for one pass through a VQGAN's encoder. Without that, encoding and decoding took 0.8 times as long, a
-    training step 0.94, and the most memory in use stayed the same. The process stays as large as it once was.
+    By default glibc returns the memory of large tensors to the system, which clears new memory page by page: half a
+    gigabyte for one pass through the encoder of a VQGAN. With this setting encoding and decoding took 0.8 times as
+    long, a training step 0.94 times, with the same peak of memory. The process does not shrink after its peak.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, or another system
         return
-    mallopt(M_MMAP_MAX, 0)  # (a high M_MMAP_THRESHOLD would not do: glibc ignores more than 32 MiB)
+    mallopt(M_MMAP_MAX, 0)  # glibc ignores an M_MMAP_THRESHOLD above 32 MiB
     mallopt(M_TRIM_THRESHOLD, -1)
     mallopt(M_TOP_PAD, 64 * 2**20)

@@ -1,7 +1,7 @@
-"""Randomness as a function of names and numbers, never of what ran before.
+"""Random numbers as pure functions of a seed and of names and indices.
 
-Nothing here holds a state, so nothing about randomness has to be saved: a resumed run, another number of processes or
-of data workers, or a batch of another size draws the same numbers for the same (seed, purpose, epoch, index).
+There is no generator state to save. A resumed run, another number of processes or data workers, and another batch size
+draw the same numbers for the same (seed, purpose, epoch, index).
 """
 
 import hashlib
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed that depends on `seed` and every part of `purpose`, e.g. `derive_seed(0, "model", step, rank)`."""
+    """Return a 63-bit seed for a purpose, e.g. `derive_seed(0, "model", step, rank)`."""
     text = "\x1f".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def uniforms(
+def draw_uniforms(
     seed: int, purpose: str, epochs: NDArray[np.int64], indices: NDArray[np.int64], draws: int
 ) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), `draws` for each (epoch, index): (B,), (B,) -> (B, draws).
+    """Draw uniform numbers in [0, 1), `draws` for each (epoch, index): (B,), (B,) -> (B, draws).
 
-    A counter-based generator: the finaliser of SplitMix64 (Steele, Lea and Flood 2014) applied to the key and then to
-    each coordinate in turn. Vectorised, since an own generator object per image would cost more than the image.
+    A counter-based generator: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), applied to the key and then to
+    each coordinate in turn.
     """
     state = np.full((1, 1), derive_seed(seed, purpose), dtype=np.uint64)
     for coordinate in (epochs[:, None], indices[:, None], np.arange(draws)[None, :]):
@@ -31,7 +31,7 @@ def uniforms(
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the point
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2**64
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

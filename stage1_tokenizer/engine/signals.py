@@ -1,8 +1,8 @@
-"""What SIGTERM and Ctrl-C do to a command, and what becomes of it when its launcher dies.
+"""The effect of SIGTERM, of Ctrl-C and of a launcher's death on a command.
 
-most of the time      SIGTERM raises InterruptionError at once (exit code 75), Ctrl-C KeyboardInterrupt
-in a training loop    both are noted; the loop finishes its step, saves, and then raises InterruptionError
-after it              either raises InterruptionError at once, and only the first one does
+by default            SIGTERM raises InterruptionError at once (exit code 75), Ctrl-C KeyboardInterrupt
+in a training loop    StopRequest notes both; the loop finishes its step, saves, and raises InterruptionError
+after the loop        the first of either raises InterruptionError at once, later ones do nothing
 """
 
 import ctypes
@@ -18,18 +18,18 @@ from types import FrameType
 from stage1_tokenizer.engine.errors import InterruptionError
 
 SECOND_AFTER = 1.0
-"""Seconds. A Ctrl-C that follows another within this time is the same one: torchrun hands on what the terminal has
-already sent to every process."""
+"""Seconds. A second Ctrl-C within this time counts as the first one: the terminal sends it to every process, and
+torchrun sends it again."""
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
-"""What the command line of a process says that starts trainings and waits for them."""
+"""Words in the command line of a process that starts trainings and waits for them."""
 PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM raises InterruptionError, so that files under temporary names are removed on the way out."""
+    """Let SIGTERM raise InterruptionError within a block, so that temporary files are removed on the way out."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # a command called from somebody's thread; only the main one may ask for signals
+        yield  # only the main thread may handle signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, _raise)
@@ -37,32 +37,35 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: it was not Python's to give back
+            if handler is not None:  # None: another library had set it, and Python cannot restore it
                 signal.signal(number, handler)
 
 
 def die_with_launcher() -> None:
-    """Ask Linux for a SIGTERM when the launcher dies. `accelerate launch` of one process hands on no signal: stopped by
-    a scheduler it would leave the training running, unseen, for ever.
+    """Ask Linux for a SIGTERM when the launcher dies.
+
+    `accelerate launch` of one process does not forward signals. A scheduler that stops it would leave the training
+    running.
 
     Raises:
-        InterruptionError: it is dead already.
+        InterruptionError: the launcher is dead already.
     """
     launcher = os.getppid()
     if sys.platform != "linux" or not _is_launcher(launcher):
-        return  # a shell, whose end ends no command that is to outlive it
+        return  # a shell: a command may outlive it
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != launcher:  # it died just now
-        raise InterruptionError("the launcher that started this process is gone; start the same command again")
+    if os.getppid() != launcher:  # it has just died
+        raise InterruptionError("the launcher that started this process is gone. Start the same command again")
 
 
 class StopRequest:
-    """From its making on, SIGTERM and the first Ctrl-C only set `asked`; another Ctrl-C stops at once.
+    """A flag `asked` that SIGTERM or the first Ctrl-C sets; a second Ctrl-C stops the command at once.
 
-    `interruptible` ends that too.
+    The end of the `interruptible` block restores the former handlers.
     """
 
     def __init__(self) -> None:
+        """Handle both signals from now on."""
         self.asked = False
         self._first_key = float("inf")
         if threading.current_thread() is threading.main_thread():
@@ -77,14 +80,17 @@ class StopRequest:
             self._first_key = min(self._first_key, now)
         first, self.asked = not self.asked, True
         if first:
-            with suppress(OSError):  # a console that is gone is no reason not to save
-                # Not print, which may be in the middle of printing when the signal comes.
+            with suppress(OSError):  # without a console the run still saves
+                # print() must not be called within print(), where the signal may have come.
                 os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
 
 def stop_at_once(message: str) -> None:
-    """From now on the first SIGTERM or Ctrl-C raises InterruptionError, and others do nothing: there is no more step
-    to finish, and a launcher hands on what the terminal has sent already. `interruptible` ends that too."""
+    """Let the first SIGTERM or Ctrl-C raise InterruptionError from now on; later ones do nothing.
+
+    For the time after the loop, which has no step to finish. A launcher may send a signal again that the terminal has
+    sent already. The end of the `interruptible` block restores the former handlers.
+    """
 
     def stop(_: int, __: FrameType | None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,11 +103,12 @@ def stop_at_once(message: str) -> None:
 
 
 def _raise(number: int, _: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a launcher may send it twice, and the way out removes temporary files
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the removal of temporary files
     raise InterruptionError("stopped by SIGTERM; the same command continues from what is on disk")
 
 
 def _is_launcher(process: int) -> bool:
+    """Return True if the command line of a process is that of a launcher."""
     try:
         with open(f"/proc/{process}/cmdline", "rb") as file:
             command = file.read(4096)

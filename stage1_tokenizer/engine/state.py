@@ -1,10 +1,10 @@
-"""The states that a run resumes from: whole or passed over, never lost, and exact.
+"""The states that a run resumes from: everything that it needs to continue exactly.
 
     state/step-00001000/NAME.safetensors    each registered part: a model, an optimizer
     state/step-00001000/manifest.json       step, plain values, and size and checksum of each of these files
 
-A state is made under a temporary name, flushed to disk and renamed, and only then are old ones dropped: at whatever
-moment a run is killed, the state before is whole. The manifest is written last and has a checksum of itself.
+A state is written under a temporary name, flushed to disk and renamed. Older states are removed only after that, so
+the previous state is intact whenever a run is killed. The manifest is written last and has a checksum of itself.
 """
 
 import hashlib
@@ -22,23 +22,14 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.engine.checkpoint import (
-    Header,
-    free_space,
-    load_strict,
-    portable,
-    read_tensors,
-    storage_error,
-    sync_folder,
-    uncompiled,
-    write_file,
-)
-from stage1_tokenizer.engine.errors import BadFileError, StorageError
+from stage1_tokenizer.engine.checkpoint import Header, load_strict, read_tensors, to_cpu, unwrap_compiled
+from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.files import free_bytes, no_space_error, storage_error, sync_folder, write_file
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1_000_000
-"""Bytes; one has about a hundred for each part."""
+"""Bytes; a manifest has about a hundred for each part."""
 STATE_NAME = re.compile(r"step-(\d{8,})")
 TEMPORARY = ".tmp-"
 
@@ -46,14 +37,14 @@ Part = nn.Module | torch.optim.Optimizer
 
 
 class FileEntry(Config):
-    """What a manifest says of a file."""
+    """Size and SHA-256 of one file in a state."""
 
     sha256: str
     bytes: NonNegativeInt
 
 
 class Manifest(Config):
-    """What a state holds; `sha256` is that of all the rest."""
+    """Content of a state. `sha256` is the checksum of all other entries."""
 
     format: int
     step: NonNegativeInt
@@ -63,29 +54,28 @@ class Manifest(Config):
 
 
 def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapping[str, Any], keep: int = 2) -> Path:
-    """Save all that a resume needs as `folder/step-XXXXXXXX`; afterwards drop all but the newest `keep`.
+    """Save a state as `folder/step-XXXXXXXX`, then remove all but the newest `keep` states. Return its path.
+
+    parts: models and optimizers by name. scalars: plain values, ready for JSON.
 
     Raises:
-        StorageError: the disk is full or read-only; former states are untouched.
+        StorageError: the disk is full or read-only. Earlier states stay as they were.
     """
     final = folder / f"step-{step:08d}"
     temporary = folder / f"{TEMPORARY}{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    needed, free = sum(map(_size, parts.values())), free_space(folder)
-    if needed > free:
-        raise StorageError(
-            f"no space left writing {final}: it needs {needed:,} bytes, {free:,} are free. What was saved before is "
-            "intact; make room, and the same command continues from there"
-        )
+    needed = sum(map(_count_bytes, parts.values()))
+    if needed > free_bytes(folder):
+        raise no_space_error(final, needed)
     manifest: dict[str, Any] = {"format": FORMAT, "step": step, "scalars": dict(scalars), "files": {}}
     try:
         for name, part in parts.items():
-            data = _pack(part)
+            data = _serialise(part)
             write_file(temporary / f"{name}.safetensors", data)
             manifest["files"][f"{name}.safetensors"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         manifest["sha256"] = _checksum(manifest)
         write_file(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _drop(final)  # one of this step that could not be used
+        _remove(final)  # a damaged state of the same step
         temporary.rename(final)
         sync_folder(folder)
         sync_folder(folder.parent)
@@ -93,91 +83,92 @@ def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapp
         raise storage_error(final, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    drop_later(folder, step)
-    for old in states(folder)[keep:]:
-        _drop(old)
+    drop_states_after(folder, step)
+    for old in list_states(folder)[keep:]:
+        _remove(old)
     return final
 
 
-def newest_state(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest state that is whole; damaged ones are named to `warn` and passed over. None: nothing was saved yet.
+def find_newest_state(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """Return the newest intact state; None: nothing was saved yet. Damaged states are reported to `warn` and skipped.
 
     Raises:
-        BadFileError: there are states, and none of them is whole. (Silently, all of the run would be done again.)
+        BadFileError: all states are damaged. To start the run again without a word would lose the user's work.
     """
     problems = []
-    for state in states(folder):
-        problem = problem_of(state)
+    for state in list_states(folder):
+        problem = find_problem(state)
         if problem is None:
             return state
         problems.append(f"  {state.name}: {problem}")
         warn(f"{state} cannot be used ({problem}); trying the one before it")
     if problems:
         raise BadFileError(
-            f"{folder}: none of its states can be used:\n" + "\n".join(problems) + "\nTo begin again, give another "
+            f"{folder}: none of its states can be used:\n" + "\n".join(problems) + "\nTo start again, give another "
             "--out or move that folder away"
         )
     return None
 
 
-def named_state(folder: Path, name: str) -> Path:
-    """The state in `folder` that the user has named, by its own name or its path.
+def find_named_state(folder: Path, name: str) -> Path:
+    """Return the state in `folder` that the user names, by its name or its path.
 
     Raises:
-        BadFileError: there is none, or it is not whole: it was asked for, so no other one is taken in its place.
+        BadFileError: there is no such state, or it is damaged. No other state takes its place.
     """
     state = folder / Path(name).name
     if (Path(name).parent != Path() and Path(name).resolve() != state.resolve()) or not state.is_dir():
-        there = ", ".join(each.name for each in states(folder)) or "none"
-        raise BadFileError(f"--resume {name}: is no state of this run; in {folder} there are: {there}")
-    problem = problem_of(state)
+        names = ", ".join(other.name for other in list_states(folder)) or "none"
+        raise BadFileError(f"--resume {name}: is no state of this run. The states in {folder} are: {names}")
+    problem = find_problem(state)
     if problem:
         raise BadFileError(f"--resume {name}: {state} cannot be used: {problem}")
     return state
 
 
-def load_state(state: Path, parts: Mapping[str, Part], newer: Collection[str] = ()) -> tuple[int, dict[str, Any]]:
-    """Put a whole state back into the parts it was saved from. Returns the step and the scalars.
+def load_state(state: Path, parts: Mapping[str, Part], optional: Collection[str] = ()) -> tuple[int, dict[str, Any]]:
+    """Load a state into the parts that it was saved from. Return its step and its scalars.
 
-    newer: names of parts that a state of an earlier version may lack; these stay as they are then.
+    optional: names of parts that states of earlier versions lack; without them these parts stay as they are.
 
     Raises:
         BadFileError: the state is damaged, or does not fit these parts.
     """
-    manifest = _manifest(state)
+    manifest = _read_manifest(state)
     for name, part in parts.items():
         path = state / f"{name}.safetensors"
         if path.name not in manifest.files:
-            if name in newer:
+            if name in optional:
                 continue
-            raise BadFileError(f"{state}: holds no {name}; it was saved by a run of another kind")
+            raise BadFileError(f"{state}: has no {name}, so a run of another kind saved it")
         tensors, header = read_tensors(path)
         if isinstance(part, nn.Module):
             load_strict(part, tensors, str(path))
         else:
-            _unpack_optimizer(part, tensors, header, str(path))
+            _load_optimizer(part, tensors, header, str(path))
     return manifest.step, manifest.scalars
 
 
-def drop_later(folder: Path, step: int) -> None:
-    """Remove the states after a step to which a run has gone back: killed before its next save, it would find them."""
-    for state in states(folder):
-        if step_of(state) > step:
-            _drop(state)
+def drop_states_after(folder: Path, step: int) -> None:
+    """Remove the states of later steps, so that a run that went back to `step` cannot resume from them."""
+    for state in list_states(folder):
+        if step_of_state(state) > step:
+            _remove(state)
 
 
-def states(folder: Path) -> list[Path]:
-    """Newest first, by the step in the name: modification times lie."""
+def list_states(folder: Path) -> list[Path]:
+    """Return the states in a folder, newest first by the step in the name; copying changes modification times."""
     named = [path for path in folder.glob("step-*") if STATE_NAME.fullmatch(path.name)]
-    return sorted(named, key=step_of, reverse=True)
+    return sorted(named, key=step_of_state, reverse=True)
 
 
-def step_of(state: Path) -> int:
+def step_of_state(state: Path) -> int:
+    """Return the step in the name of a state."""
     return int(state.name.removeprefix("step-"))
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed run had not finished writing. Only who holds the run's lock may call it."""
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that a killed run has left. The caller must hold the lock of the run."""
     for path in folder.glob(f"{TEMPORARY}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -185,14 +176,14 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def problem_of(state: Path) -> str | None:
-    """What makes a state unusable; None where every byte of it is as it was written."""
+def find_problem(state: Path) -> str | None:
+    """Return the reason why a state cannot be used; None: every byte of it is as it was written."""
     try:
-        for name, entry in _manifest(state).files.items():
+        for name, entry in _read_manifest(state).files.items():
             path = state / name
-            found = path.stat().st_size
-            if found != entry.bytes:
-                return f"{name} is damaged: {found:,} of {entry.bytes:,} bytes are there"
+            size = path.stat().st_size
+            if size != entry.bytes:
+                return f"{name} is damaged: {size:,} of {entry.bytes:,} bytes are there"
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                     return f"{name} is damaged: its checksum (SHA-256) is not that of the manifest"
@@ -205,7 +196,7 @@ def problem_of(state: Path) -> str | None:
     return None
 
 
-def _manifest(state: Path) -> Manifest:
+def _read_manifest(state: Path) -> Manifest:
     path = state / MANIFEST
     if path.is_file() and path.stat().st_size > LARGEST_MANIFEST:
         raise BadFileError(f"its manifest is damaged: it has more than {LARGEST_MANIFEST:,} bytes")
@@ -213,9 +204,9 @@ def _manifest(state: Path) -> Manifest:
         tree = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise BadFileError(f"its manifest is damaged: {error}") from None
-    found = tree.get("format") if isinstance(tree, dict) else None
-    if found != FORMAT:
-        raise BadFileError(f"its format is {found!s:.20}, this version reads {FORMAT}")
+    version = tree.get("format") if isinstance(tree, dict) else None
+    if version != FORMAT:
+        raise BadFileError(f"its format is {version!s:.20}, this version reads {FORMAT}")
     if tree.get("sha256") != _checksum(tree):
         raise BadFileError("its manifest is damaged: its checksum (SHA-256) differs")
     try:
@@ -228,13 +219,13 @@ def _manifest(state: Path) -> Manifest:
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
-    """Of all of a manifest but its own entry."""
+    """Return the SHA-256 of all entries of a manifest but its own."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _drop(state: Path) -> None:
-    """Remove a state; under another name, so that no half of one is ever found."""
+def _remove(state: Path) -> None:
+    """Remove a state. It is renamed first, so that a crash never leaves half a state."""
     doomed = state.with_name(f"{TEMPORARY}dropped-{state.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     if state.exists():
@@ -242,24 +233,24 @@ def _drop(state: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _size(part: Part) -> int:
-    """Bytes of a part's tensors."""
+def _count_bytes(part: Part) -> int:
+    """Return the size of a part's tensors in bytes."""
     if isinstance(part, nn.Module):
         return sum(tensor.nbytes for tensor in part.state_dict().values())
     return sum(value.nbytes for entry in part.state.values() for value in entry.values())
 
 
-def _pack(part: Part) -> bytes:
+def _serialise(part: Part) -> bytes:
+    """Return the content of a part's file."""
     if isinstance(part, nn.Module):
-        return serialise(portable(uncompiled(part).state_dict()))
-    # An optimizer's state is {index of parameter: {name: tensor}} and a list of groups of plain values. The learning
-    # rate in the groups is a function of the step and is set anew before each step.
+        return serialise(to_cpu(unwrap_compiled(part).state_dict()))
+    # The state of an optimizer is {index of parameter: {name: tensor}} and a list of groups of plain values.
     state = part.state_dict()
     tensors = {f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()}
-    return serialise(portable(tensors), {"groups": json.dumps(state["param_groups"])})
+    return serialise(to_cpu(tensors), {"groups": json.dumps(state["param_groups"])})
 
 
-def _unpack_optimizer(
+def _load_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], header: Header, source: str
 ) -> None:
     state: dict[int, dict[str, Tensor]] = {}
@@ -268,14 +259,14 @@ def _unpack_optimizer(
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = tensor
         groups = json.loads(header["groups"])
-        # Settings are those of this run's configuration, which may have been allowed to change.
+        # The settings come from the present configuration, which --allow_changed may have changed.
         own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         groups = [{**saved, **ours} for saved, ours in zip(groups, own, strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (ValueError, KeyError, TypeError) as error:
         raise BadFileError(f"{source}: does not fit the optimizer: {error}") from None
-    # Files hold plain row-major tensors. The fused step goes through parameter and moments alike in memory, so the
-    # moments of a channels_last parameter must lie as it does, or the resumed run differs.
+    # Files have row-major tensors. The fused step reads parameter and moments in memory order, so the moments of a
+    # channels_last parameter need its layout, or the resumed run differs.
     for parameter, entry in optimizer.state.items():
         for name, value in entry.items():
             if value.shape == parameter.shape:

@@ -1,5 +1,4 @@
-"""Cores, threads, memory and locks that the operating system gives this process. Calls that not every system has stand
-here, each with what takes its place."""
+"""Cores, threads, memory and locks of the operating system. Calls that some systems lack are here, with a fallback."""
 
 import errno
 import os
@@ -16,36 +15,39 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 U = TypeVar("U")
-AT_ONCE = 256
-"""Things that are handed to the threads together."""
+CHUNK = 256
+"""Items that the threads get at a time."""
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 UNKNOWN = 4 * 2**30
-"""Bytes that are assumed where no system call says how much there is."""
+"""Bytes of memory that are assumed if no system call tells the size."""
 
 
-def cores() -> int:
-    """Number of cores that this process may use; where the system does not tell, of all that the machine has."""
+def count_cores() -> int:
+    """Return the number of cores that this process may use; if the system does not tell, all cores of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(function: Callable[[T], U], things: Iterable[T]) -> Iterator[U]:
-    """Apply a function that releases the interpreter's lock, as Pillow's decoders do, to each of any number of things.
-    They are handed to the threads a part at a time, for that takes memory too."""
-    things = iter(things)
+def map_in_threads(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """Apply a function to each item in several threads, and yield the results in order.
+
+    It helps if the function releases the interpreter's lock, as Pillow's decoders do. The threads get a chunk of the
+    items at a time, so that any number of items needs little memory.
+    """
+    items = iter(items)
     with ThreadPoolExecutor() as threads:
-        while part := list(islice(things, AT_ONCE)):
-            yield from threads.map(function, part)
+        while chunk := list(islice(items, CHUNK)):
+            yield from threads.map(function, chunk)
 
 
-def memory_share() -> int:
-    """Bytes of memory for each of the processes of this training on this machine."""
+def memory_per_process() -> int:
+    """Return the bytes of memory for each process of this training on this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     return min([machine_memory(), *container_limits()]) // max(1, processes)
 
 
 def machine_memory() -> int:
-    """Bytes of memory of the machine."""
+    """Return the bytes of memory of the machine."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
@@ -53,7 +55,7 @@ def machine_memory() -> int:
 
 
 def container_limits(own: Path = OWN_CGROUP, groups: Path = CGROUPS) -> Iterator[int]:
-    """Bytes that each control group of Linux above this process allows; none where there is no limit."""
+    """Yield the bytes of memory that each Linux control group of this process allows; nothing without a limit."""
     try:
         lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -66,7 +68,7 @@ def container_limits(own: Path = OWN_CGROUP, groups: Path = CGROUPS) -> Iterator
             top, name = groups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # Within a container its own group is mounted at the top, and the path is that of the host.
+        # A container mounts its own group at the top, but the path is the one on the host.
         parts = Path(path.lstrip("/")).parts
         for folder in (top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)):
             try:
@@ -77,15 +79,14 @@ def container_limits(own: Path = OWN_CGROUP, groups: Path = CGROUPS) -> Iterator
                 yield int(limit)
 
 
-def lock(file: int | IO[str], shared: bool = False, wait: bool = False) -> None:
+def lock_file(file: int | IO[str], shared: bool = False, wait: bool = False) -> None:
     """Lock an open file against other processes, until it is closed or this process ends.
 
     Raises:
-        BlockingIOError, PermissionError: another process has it, and wait is False. (POSIX allows either, and network
-            file systems take the other.)
+        BlockingIOError, PermissionError: another process has locked it, and wait is False. POSIX allows both errors.
         OSError: the system, or the file system, has no locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOLCK, "this system has no locks that end with a process")
-    # A record lock: unlike flock's, it is not inherited by data workers, which may outlive a killed run by seconds.
+    # Data workers, which may outlive a killed run by seconds, do not inherit a record lock; they would inherit flock's.
     fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

@@ -1,4 +1,10 @@
-"""Encoder and decoder: one config class per kind, one union, one build. To add a kind: a file, a member, a case."""
+"""The networks (encoder and decoder of a tokenizer), and `build_network`, which builds both from their config.
+
+    sonnet   small residual network of the VQ-VAE paper      vqgan   ResNet with attention of the VQGAN paper
+    mlp      fully connected layers, for small images        tiles   images of any size through a trained tokenizer
+
+To add a kind: one file, one member of the union, one case.
+"""
 
 from typing import Annotated, assert_never
 

@@ -1,4 +1,4 @@
-"""The facts that every kind of network states about itself, and the base of the decoders."""
+"""The network's contract: what every network config states about its kind, and the base class of decoders."""
 
 from typing import ClassVar
 
@@ -8,21 +8,24 @@ from stage1_tokenizer.config.base import Config
 
 
 class BaseNetworkConfig(Config):
-    """Base of the config classes. A kind adds `factor`, image size over latent size, and `latent_channels`, D."""
+    """Base of the config classes of all networks.
+
+    A kind adds `factor`, the image size divided by the latent size, and `latent_channels`, D.
+    """
 
     name_of_one_size: ClassVar[str | None] = None
-    """Name of a kind whose weights fit images of the training size alone, for messages; None: they fit any size."""
+    """Name of the kind, for messages, if its weights fit only images of the training size; None: they fit any size."""
     mixes_positions: ClassVar[bool] = False
-    """True if a code may describe any part of the image, and not mainly the patch under it."""
+    """True if a code can describe any part of the image; False: mainly the patch at its position."""
 
     @property
     def reach(self) -> int:
-        """Number of latents away at which a code sees pixels, or a pixel codes, at most; 0: it sees all of its input,
-        as with normalisation or attention."""
+        """Largest distance, in latents, at which a pixel influences a code, or a code a pixel; 0: unlimited, as with
+        normalisation or attention."""
         return 0
 
     def check(self, image_size: tuple[int, int]) -> None:
-        """Raise ConfigError where the network cannot learn from images of this size."""
+        """Raise ConfigError if the network cannot learn from images of this (H, W)."""
 
 
 class Decoder(nn.Sequential):
@@ -30,6 +33,6 @@ class Decoder(nn.Sequential):
 
     @property
     def last_weight(self) -> Tensor:
-        """The last layer's weight, at which the adaptive weight compares gradients."""
+        """Weight of the last layer, at which `objective.adaptive_weight` compares gradients (VQGAN, equation 7)."""
         weights = [layer.weight for layer in self if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
         return weights[-1]

@@ -1,4 +1,7 @@
-"""Fully connected encoder and decoder, as in the first autoencoders: every latent number sees every pixel."""
+"""Fully connected encoder and decoder: every number of the latent depends on every pixel.
+
+Hinton and Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks" (2006), without the pretraining.
+"""
 
 from itertools import pairwise
 from typing import Literal
@@ -7,27 +10,26 @@ from einops.layers.torch import Rearrange
 from pydantic import Field
 from torch import nn
 
-from stage1_tokenizer.config.base import Channels
-from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.config.value_types import Channels, Side
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 
 class MlpNetworkConfig(BaseNetworkConfig):
-    """A multilayer perceptron, for small images: its weights fit one image size, and grow with the number of pixels."""
+    """A multilayer perceptron, for small images: its weights fit one image size, and their number grows with it."""
 
     name_of_one_size = "multilayer perceptron"
     mixes_positions = True
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[Channels, ...] = Field((300, 300), max_length=64)
-    """Widths of the encoder's hidden layers; the decoder has them in reverse."""
+    """Widths of the encoder's hidden layers; the decoder has the same ones in reverse order."""
     factor: Side = 7
-    """Image size over latent size: 7 makes a grid of 4x4 of MNIST's 28x28."""
+    """Image size divided by latent size: 7 gives a latent grid of 4x4 for MNIST's 28x28 pixels."""
     latent_channels: Channels = 64
     """D, the channels of the latent that the bottleneck receives."""
 
 
-def _layers(widths: list[int]) -> list[nn.Module]:
-    """Linear layers between these widths, with a ReLU after each but the last."""
+def _build_layers(widths: list[int]) -> list[nn.Module]:
+    """Build linear layers between these widths, with a ReLU after each but the last."""
     layers: list[nn.Module] = []
     for width, next_width in pairwise(widths):
         layers += [nn.Linear(width, next_width), nn.ReLU()]
@@ -35,25 +37,27 @@ def _layers(widths: list[int]) -> list[nn.Module]:
 
 
 class MlpEncoder(nn.Sequential):
-    """(B, C, H, W) in [-1, 1], of the one size that it was built for -> (B, D, H / factor, W / factor)."""
+    """x (B, C, H, W) in [-1, 1], only of the size that it was built for -> z (B, D, H / factor, W / factor)."""
 
     def __init__(self, image_channels: int, image_size: tuple[int, int], config: MlpNetworkConfig) -> None:
         (H, W), C, D = image_size, image_channels, config.latent_channels
         h, w = H // config.factor, W // config.factor
         super().__init__(
-            # The sizes are stated, so that another image size is an error, and not another order of the same numbers.
+            # With all sizes stated, an image of another size is an error. Without, it could fit in a wrong order.
             Rearrange("B C H W -> B (C H W)", C=C, H=H, W=W),
-            *_layers([C * H * W, *config.hidden, D * h * w]),
+            *_build_layers([C * H * W, *config.hidden, D * h * w]),
             Rearrange("B (D h w) -> B D h w", D=D, h=h, w=w),
         )
 
 
 class MlpDecoder(Decoder):
+    """z_q (B, D, h, w), only of the size that it was built for -> x_hat (B, C, H, W)."""
+
     def __init__(self, image_channels: int, image_size: tuple[int, int], config: MlpNetworkConfig) -> None:
         (H, W), C, D = image_size, image_channels, config.latent_channels
         h, w = H // config.factor, W // config.factor
         super().__init__(
             Rearrange("B D h w -> B (D h w)", D=D, h=h, w=w),
-            *_layers([D * h * w, *reversed(config.hidden), C * H * W]),
+            *_build_layers([D * h * w, *reversed(config.hidden), C * H * W]),
             Rearrange("B (C H W) -> B C H W", C=C, H=H, W=W),
         )

@@ -1,9 +1,11 @@
-"""The small residual network of the VQ-VAE paper: strided convolutions, a residual stack, and the way back.
+"""The small residual network of the VQ-VAE paper: strided convolutions and residual blocks, and the same in reverse.
 
-van den Oord et al. 2017, section 4.1; the name is that of the authors' published example code (DeepMind Sonnet). It has
-no normalisation and no attention, so a code depends only on the pixels within its receptive field. With
-`local: true` even that shrinks to little more than the code's own patch, so that one patch looks the same to the
-prior wherever it is and whatever is around it; the decoder keeps its 3x3 kernels, since it may look around.
+van den Oord et al., "Neural Discrete Representation Learning" (2017), section 4.1. The name is that of the authors'
+published example code (DeepMind Sonnet).
+
+There is no normalisation and no attention, so a code depends only on the pixels within its receptive field. `local`
+shrinks this field to little more than the code's own patch. Then equal patches have equal codes, wherever they are and
+whatever is around them, which helps the prior. The decoder keeps its 3x3 kernels.
 """
 
 from typing import Literal
@@ -12,8 +14,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Blocks, Channels
-from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.config.value_types import Blocks, Channels, Side
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 
@@ -22,17 +23,17 @@ class SonnetNetworkConfig(BaseNetworkConfig):
 
     kind: Literal["sonnet"] = "sonnet"
     factor: Side = 4
-    """Image size over latent size: a power of two, 2 or more."""
+    """Image size divided by latent size: a power of two, 2 or more."""
     channels: Channels = 128
-    """Width at the latent resolution; half of it on the way there and back."""
+    """Width at the latent resolution; the layers at higher resolutions have half of it."""
     residual_channels: Channels = 32
     """Width inside the residual blocks."""
     blocks: Blocks = 2
-    """Residual blocks in the encoder, and as many in the decoder."""
+    """Residual blocks in the encoder, and the same number in the decoder."""
     latent_channels: Channels = 64
     """D, the channels of the latent that the bottleneck receives."""
     local: bool = False
-    """1x1 kernels in the encoder at the latent resolution: a code then sees little beyond its own patch."""
+    """Use 1x1 kernels in the encoder at the latent resolution: a code then depends on little beyond its own patch."""
 
     @model_validator(mode="after")
     def _check(self) -> "SonnetNetworkConfig":
@@ -44,12 +45,12 @@ class SonnetNetworkConfig(BaseNetworkConfig):
 
     @property
     def reach(self) -> int:
-        """One for each 3x3 kernel at the latent resolution, and the strided kernels together less than two."""
+        """Distance in latents: 1 per 3x3 kernel at the latent resolution, and less than 2 for all strided kernels."""
         return self.blocks + 3
 
 
-class ResidualBlock(nn.Module):
-    """(B, c, h, w) -> the same: ReLU, k x k convolution, ReLU, 1x1 convolution, added to the input."""
+class SonnetBlock(nn.Module):
+    """Residual block (B, c, h, w) -> (B, c, h, w): ReLU, k x k convolution, ReLU, 1x1 convolution, plus the input."""
 
     def __init__(self, channels: int, inner: int, kernel: int) -> None:
         super().__init__()
@@ -57,18 +58,19 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, c, h, w) -> (B, c, h, w)."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
-def _residual_stack(config: SonnetNetworkConfig, kernel: int) -> list[nn.Module]:
+def _build_blocks(config: SonnetNetworkConfig, kernel: int) -> list[nn.Module]:
     return [
-        *(ResidualBlock(config.channels, config.residual_channels, kernel) for _ in range(config.blocks)),
+        *(SonnetBlock(config.channels, config.residual_channels, kernel) for _ in range(config.blocks)),
         nn.ReLU(),
     ]
 
 
 class SonnetEncoder(nn.Sequential):
-    """(B, C, H, W) in [-1, 1] -> (B, D, H / factor, W / factor)."""
+    """x (B, C, H, W) in [-1, 1] -> z (B, D, H / factor, W / factor)."""
 
     def __init__(self, image_channels: int, config: SonnetNetworkConfig) -> None:
         halvings = config.factor.bit_length() - 1
@@ -79,16 +81,18 @@ class SonnetEncoder(nn.Sequential):
             wider = config.channels if halving == halvings else config.channels // 2
             layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.ReLU()]
             width = wider
-        layers += [nn.Conv2d(width, width, kernel, padding=kernel // 2), *_residual_stack(config, kernel)]
+        layers += [nn.Conv2d(width, width, kernel, padding=kernel // 2), *_build_blocks(config, kernel)]
         layers.append(nn.Conv2d(width, config.latent_channels, 1))
         super().__init__(*layers)
 
 
 class SonnetDecoder(Decoder):
+    """z_q (B, D, h, w) -> x_hat (B, C, h * factor, w * factor)."""
+
     def __init__(self, image_channels: int, config: SonnetNetworkConfig) -> None:
         halvings = config.factor.bit_length() - 1
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, config.channels, 3, padding=1)]
-        layers += _residual_stack(config, kernel=3)
+        layers += _build_blocks(config, kernel=3)
         width = config.channels
         for _ in range(halvings - 1):
             layers += [nn.ConvTranspose2d(width, config.channels // 2, 4, stride=2, padding=1), nn.ReLU()]

@@ -1,6 +1,6 @@
-"""The VQGAN's encoder and decoder: residual blocks, attention at chosen resolutions, a factor of two per level.
+"""The network of the VQGAN paper: residual blocks, self-attention at chosen levels, half the resolution per level.
 
-After Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthesis" (2021), appendix table 7.
+Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthesis" (2021), appendix, table 7.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from einops import rearrange
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Blocks, Channels
+from stage1_tokenizer.config.value_types import Blocks, Channels
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
@@ -21,19 +21,19 @@ class VqganNetworkConfig(BaseNetworkConfig):
 
     kind: Literal["vqgan"] = "vqgan"
     channels: Channels = 32
-    """Width of the first level; level i has channels * multipliers[i]."""
+    """Width of the first level; level i has a width of channels * multipliers[i]."""
     multipliers: tuple[Channels, ...] = Field((1, 2, 4), min_length=1, max_length=16)
-    """Width of each level. Between two levels the resolution halves, so the factor is 2 ** (len - 1)."""
+    """Width of each level as a multiple of `channels`. The resolution halves between levels: factor 2 ** (len - 1)."""
     blocks: Blocks = 1
     """Residual blocks per level of the encoder; the decoder has one more."""
     attention: tuple[NonNegativeInt, ...] = Field((), max_length=16)
-    """Levels (0 is the full resolution) whose residual blocks are each followed by self-attention."""
+    """Levels (0 is the full resolution) with self-attention after each residual block."""
     middle_attention: bool = True
     """Self-attention between the two residual blocks at the latent resolution."""
     latent_channels: Channels = 64
     """D, the channels of the latent that the bottleneck receives."""
     dropout: float = Field(0.0, ge=0.0, le=1.0)
-    """Dropout inside the residual blocks."""
+    """Probability of dropout inside the residual blocks, in 0..1."""
 
     @model_validator(mode="after")
     def _check(self) -> "VqganNetworkConfig":
@@ -46,7 +46,7 @@ class VqganNetworkConfig(BaseNetworkConfig):
 
     @property
     def factor(self) -> int:
-        """Image size over latent size."""
+        """Image size divided by latent size."""
         return int(2 ** (len(self.multipliers) - 1))
 
     @property
@@ -55,9 +55,9 @@ class VqganNetworkConfig(BaseNetworkConfig):
         return [self.channels * multiplier for multiplier in self.multipliers]
 
     def check(self, image_size: tuple[int, int]) -> None:
-        """Raise ConfigError where a group of a norm has a single value, of which nothing is left without its mean."""
+        """Raise ConfigError if a group of a norm has a single value: minus its mean, this value would always be 0."""
         width, factor = self.widths[-1], self.factor
-        if image_size == (factor, factor) and groups_of(width) == width:
+        if image_size == (factor, factor) and count_groups(width) == width:
             raise ConfigError(
                 f"network.channels {self.channels}: the latent grid of {factor}x{factor} images is 1x1, and its norms "
                 f"have one of the {width} channels in each group, so that all images would look alike to the decoder; "
@@ -65,27 +65,27 @@ class VqganNetworkConfig(BaseNetworkConfig):
             )
 
 
-def groups_of(channels: int) -> int:
-    """Groups of a norm: 32 as in the paper, or as many as divide a smaller or odd width."""
+def count_groups(channels: int) -> int:
+    """Return the number of groups of a GroupNorm: 32 as in the paper, or fewer if 32 do not divide the width."""
     return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
 
-def normalisation(channels: int) -> nn.GroupNorm:
-    """Return the GroupNorm of a layer."""
-    return nn.GroupNorm(groups_of(channels), channels, eps=1e-6)
+def build_norm(channels: int) -> nn.GroupNorm:
+    """Build the GroupNorm of a layer of this width."""
+    return nn.GroupNorm(count_groups(channels), channels, eps=1e-6)
 
 
-# Without gradients, sums and SiLU write over a tensor that nothing else needs. New memory would cost more than the
-# arithmetic: the first touch of a large tensor's pages takes a CPU three times as long as the operation itself.
+# Without gradients, `silu` and `add` write into a tensor that nothing else needs. New memory costs more than the
+# arithmetic: on a CPU, the first access to a large tensor's pages takes three times as long as the operation itself.
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU of any shape; writes over x where no gradient is wanted."""
+    """Apply SiLU to x of any shape; in place if gradients are off."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y; writes over y where no gradient is wanted."""
+    """Add x and y; in place in y if gradients are off."""
     return x + y if torch.is_grad_enabled() else y.add_(x)
 
 
@@ -93,37 +93,40 @@ class Silu(nn.Module):
     """`silu` as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x of any shape -> the same shape."""
         return silu(x)
 
 
 class ResidualBlock(nn.Module):
-    """(B, c_in, h, w) -> (B, c_out, h, w): norm, SiLU, convolution, twice, and a shortcut."""
+    """(B, c_in, h, w) -> (B, c_out, h, w): norm, SiLU and convolution, twice, plus a shortcut."""
 
     def __init__(self, c_in: int, c_out: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = normalisation(c_in)
+        self.norm1 = build_norm(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = normalisation(c_out)
+        self.norm2 = build_norm(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(silu(self.norm1(x)))
+        """x (B, c_in, h, w) -> (B, c_out, h, w)."""
+        y = self.conv1(silu(self.norm1(x)))  # (B, c_out, h, w)
         y = self.conv2(self.dropout(silu(self.norm2(y))))
         return add(self.shortcut(x), y)
 
 
 class AttentionBlock(nn.Module):
-    """(B, c, h, w) -> the same: single-head self-attention over all positions, added to the input."""
+    """(B, c, h, w) -> (B, c, h, w): single-head self-attention over all positions, plus the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = normalisation(channels)
+        self.norm = build_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, c, h, w) -> (B, c, h, w)."""
         h = x.shape[2]
         q, k, v = rearrange(self.qkv(self.norm(x)), "B (three c) h w -> three B 1 (h w) c", three=3)
         y = F.scaled_dot_product_attention(q, k, v)  # (B, 1, h*w, c)
@@ -131,16 +134,16 @@ class AttentionBlock(nn.Module):
 
 
 FOLD_FROM = 512
-"""Positions of a batch from which on `Upsample` folds its kernel; with fewer, folding takes longer than it saves."""
+"""Smallest number of positions B * h * w at which `Upsample` folds its kernel; with fewer, folding does not pay."""
 
 
 class Upsample(nn.Module):
-    """(B, c, h, w) -> (B, c, 2h, 2w): nearest neighbour, then a convolution, which leaves no checkerboard.
+    """(B, c, h, w) -> (B, c, 2h, 2w): nearest neighbour, then a 3x3 convolution, which avoids a checkerboard pattern.
 
-    Of the nine pixels under the 3x3 kernel, several are copies of the same one, so with the sums of the weights that
-    meet there it is a transposed convolution, of 4x4 and stride 2: four products for each new pixel in place of nine,
-    and no larger tensor in between. On a CPU that is more than twice as fast, forward and backward, and equal up to
-    rounding; elsewhere it was not measured.
+    On a CPU both are computed as one transposed convolution of 4x4 and stride 2. Several of the nine pixels under the
+    3x3 kernel are copies of one pixel, so their weights can be added up first (`fold_kernel`). This needs four products
+    per new pixel instead of nine, and no larger tensor in between. It is more than twice as fast, forward and backward,
+    and equal up to rounding. On other devices it was not measured.
     """
 
     def __init__(self, channels: int) -> None:
@@ -148,26 +151,27 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, c, h, w) -> (B, c, 2h, 2w)."""
         if x.device.type == "cpu" and x.shape[0] * x.shape[2] * x.shape[3] >= FOLD_FROM:
-            return F.conv_transpose2d(x, folded(self.conv.weight), self.conv.bias, stride=2, padding=1)
+            return F.conv_transpose2d(x, fold_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def folded(weight: Tensor) -> Tensor:
-    """A 3x3 kernel (c_out, c_in, 3, 3) -> the 4x4 kernel (c_in, c_out, 4, 4) of the transposed convolution with stride
-    2 that does the same as nearest neighbour and the 3x3 kernel: the sums over all 2x2 windows that overlap it."""
+def fold_kernel(weight: Tensor) -> Tensor:
+    """Turn a 3x3 kernel (c_out, c_in, 3, 3) after nearest-neighbour upsampling into the 4x4 kernel (c_in, c_out, 4, 4)
+    of an equal transposed convolution of stride 2: the sums over all 2x2 windows that overlap the kernel."""
     sums = F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=1)  # (c_out, c_in, 4, 4)
     return sums.flip(2, 3).transpose(0, 1)
 
 
-def _middle(channels: int, config: VqganNetworkConfig) -> list[nn.Module]:
+def _build_middle(channels: int, config: VqganNetworkConfig) -> list[nn.Module]:
     attention = [AttentionBlock(channels)] if config.middle_attention else []
     block = (channels, channels, config.dropout)
     return [ResidualBlock(*block), *attention, ResidualBlock(*block)]
 
 
 class VqganEncoder(nn.Sequential):
-    """(B, C, H, W) in [-1, 1] -> (B, D, H / factor, W / factor)."""
+    """x (B, C, H, W) in [-1, 1] -> z (B, D, H / factor, W / factor)."""
 
     def __init__(self, image_channels: int, config: VqganNetworkConfig) -> None:
         widths = config.widths
@@ -181,16 +185,21 @@ class VqganEncoder(nn.Sequential):
                 width = level_width
                 if level in config.attention:
                     layers.append(AttentionBlock(width))
-        layers += _middle(width, config)
-        layers += [normalisation(width), Silu(), nn.Conv2d(width, config.latent_channels, 3, padding=1)]
+        layers += _build_middle(width, config)
+        layers += [build_norm(width), Silu(), nn.Conv2d(width, config.latent_channels, 3, padding=1)]
         super().__init__(*layers)
 
 
 class VqganDecoder(Decoder):
+    """z_q (B, D, h, w) -> x_hat (B, C, h * factor, w * factor)."""
+
     def __init__(self, image_channels: int, config: VqganNetworkConfig) -> None:
         widths = config.widths
         width = widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1), *_middle(width, config)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(config.latent_channels, width, 3, padding=1),
+            *_build_middle(width, config),
+        ]
         for level in reversed(range(len(widths))):
             for _ in range(config.blocks + 1):
                 layers.append(ResidualBlock(width, widths[level], config.dropout))
@@ -199,5 +208,5 @@ class VqganDecoder(Decoder):
                     layers.append(AttentionBlock(width))
             if level > 0:
                 layers.append(Upsample(width))
-        layers += [normalisation(width), Silu(), nn.Conv2d(width, image_channels, 3, padding=1)]
+        layers += [build_norm(width), Silu(), nn.Conv2d(width, image_channels, 3, padding=1)]
         super().__init__(*layers)

@@ -13,8 +13,7 @@ from einops import rearrange
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Channels, Count
-from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.config.value_types import Channels, Count, Side
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Grid, Prior

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import alexnet
 
 from stage1_tokenizer.config.base import config_from_json
-from stage1_tokenizer.config.trees import parse_yaml
+from stage1_tokenizer.config.yaml_and_json import parse_yaml
 from stage1_tokenizer.data import build_images, data_config
+from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.perceptual import DOWNLOADED
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
@@ -71,10 +72,10 @@ def test_fault_31_a_mistake_in_the_config_costs_nothing(
     monkeypatch.chdir(tmp_path)
     names = names_of(script)
 
-    def begin() -> None:
+    def begin(**_: object) -> None:
         raise AssertionError("the processes were joined")
 
-    names["start_accelerator"] = begin
+    monkeypatch.setattr(launch, "Accelerator", begin)
     words: list[object] = ["--tokenizer", "x"] if script == PRIOR else []
     if source == "yaml":
         *parents, leaf = key.split(".")
@@ -123,8 +124,8 @@ def test_fault_34_a_file_given_for_another(tmp_path: Path) -> None:
     """Fault 34: a prior as tokenizer and a tokenizer as prior are told what they are, not what they lack."""
     write_prior(tmp_path)
     for script, option, name, message in (
-        (PRIOR, "--tokenizer", PRIOR_FILE, "this is a prior, but a tokenizer is wanted"),
-        (SAMPLER, "--prior", TOKENIZER_FILE, "this is a tokenizer, but a prior is wanted"),
+        (PRIOR, "--tokenizer", PRIOR_FILE, "this is a prior, but a tokenizer is needed"),
+        (SAMPLER, "--prior", TOKENIZER_FILE, "this is a tokenizer, but a prior is needed"),
     ):
         ended = run(names_of(script)["main"], option, tmp_path / name, "--out", tmp_path / "out")
         refused(ended, 3, f"{name}: {message}")

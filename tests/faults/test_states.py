@@ -18,11 +18,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from stage1_tokenizer.engine import checkpoint, state
+from stage1_tokenizer.engine import checkpoint, files, state
 from stage1_tokenizer.engine.checkpoint import read_weights, write_weights
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 from stage1_tokenizer.engine.lock import LOCK_FILE
-from stage1_tokenizer.engine.state import load_state, newest_state, save_state, states, step_of, sweep
+from stage1_tokenizer.engine.state import (
+    find_newest_state,
+    list_states,
+    load_state,
+    remove_unfinished,
+    save_state,
+    step_of_state,
+)
 from stage2_prior.prior import load_prior
 from tests.helpers.artefacts import files_of, write_tokenizer
 from tests.helpers.commands import names_of, run
@@ -51,7 +58,7 @@ def silent(message: str) -> None:
 
 
 POINTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-    "after the first file": (checkpoint, "sync_folder", lambda folder: ".tmp-step-00000003" in str(folder)),
+    "after the first file": (files, "sync_folder", lambda folder: ".tmp-step-00000003" in str(folder)),
     "the manifest under its temporary name": (
         Path,
         "replace",
@@ -90,19 +97,19 @@ def test_fault_02_killed_while_saving(tmp_path: Path, point: str) -> None:
     """Fault 2: at five points, a whole state is there, it is the newest that was finished, and the rest is swept."""
     dies(killed_while_saving, tmp_path, point)
     warnings: list[str] = []
-    newest = newest_state(tmp_path, warnings.append)
+    newest = find_newest_state(tmp_path, warnings.append)
     assert newest is not None
     finished = point in ("after the rename", "in the middle of the purge")
-    assert step_of(newest) == (3 if finished else 2)
+    assert step_of_state(newest) == (3 if finished else 2)
     assert not warnings, "nothing half is ever found under a state's name"
     fresh = model(0)
-    assert load_state(newest, {"model": fresh}) == (step_of(newest), {"step": step_of(newest)})
-    assert torch.equal(fresh.weight, model(step_of(newest)).weight)  # type: ignore[arg-type]
+    assert load_state(newest, {"model": fresh}) == (step_of_state(newest), {"step": step_of_state(newest)})
+    assert torch.equal(fresh.weight, model(step_of_state(newest)).weight)  # type: ignore[arg-type]
     assert list(tmp_path.glob(".tmp-*")) or finished
-    sweep(tmp_path)
+    remove_unfinished(tmp_path)
     assert not list(tmp_path.glob(".tmp-*"))
     save(tmp_path, 4)
-    assert len(states(tmp_path)) == 2
+    assert len(list_states(tmp_path)) == 2
 
 
 def truncate(path: Path) -> None:
@@ -174,7 +181,7 @@ def check(text: str, pattern: str) -> None:
 def test_fault_08_no_state_is_whole(stopped: Path, tmp_path: Path) -> None:
     """Fault 8: with none left, beginning again in silence would throw the run away: code 3, and all is as it was."""
     shutil.copytree(stopped / "run", tmp_path / "run")
-    for each in states(tmp_path / "run/state"):
+    for each in list_states(tmp_path / "run/state"):
         truncate(each / "tokenizer.safetensors")
     before = checksums(tmp_path / "run", 3)
     ((code, err),) = run_processes(1, trained, tmp_path / "run", OPTIONS)
@@ -213,14 +220,14 @@ def test_fault_11_an_empty_or_temporary_state(tmp_path: Path) -> None:
     save(tmp_path, 2)
     for name in (".tmp-step-00000009-77", "step-00000008.bak", "step-x", "latest"):
         (tmp_path / name).mkdir()
-    newest = newest_state(tmp_path, pytest.fail)
+    newest = find_newest_state(tmp_path, pytest.fail)
     assert newest is not None
-    assert step_of(newest) == 2
+    assert step_of_state(newest) == 2
     (tmp_path / "step-00000007").mkdir()
     warnings: list[str] = []
-    newest = newest_state(tmp_path, warnings.append)
+    newest = find_newest_state(tmp_path, warnings.append)
     assert newest is not None
-    assert step_of(newest) == 2
+    assert step_of_state(newest) == 2
     check(" ".join(warnings), "step-00000007 cannot be used .*manifest.json is missing")
 
 
@@ -237,7 +244,7 @@ def test_fault_12_disk_full(tmp_path: Path, processes: int, stopped: Path) -> No
     for code, err in ranks:
         assert code == 5
         check(err, r"no space left writing \S+: it needs [\d,]+ bytes, [\d,]+ are free.*the same command continues")
-    assert [step_of(each) for each in states(tmp_path / "state")] == [2, 1]
+    assert [step_of_state(each) for each in list_states(tmp_path / "state")] == [2, 1]
     assert not list(tmp_path.rglob(".tmp-*"))
     assert run_processes(processes, trained, tmp_path, OPTIONS)[0][0] == 0
     if processes == 1:
@@ -251,7 +258,7 @@ def test_fault_12_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(StorageError, match="needs 32 bytes, 10 are free"):
         save(tmp_path, 2)
     monkeypatch.undo()
-    assert [step_of(each) for each in states(tmp_path)] == [1]
+    assert [step_of_state(each) for each in list_states(tmp_path)] == [1]
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -328,7 +335,7 @@ def test_fault_49_weights_of_a_compiled_module(tmp_path: Path) -> None:
         for target in (model(0), torch.compile(model(0))):
             assert isinstance(target, nn.Module)
             load_state(saved, {"model": target})
-            loaded: Any = checkpoint.uncompiled(target).state_dict()["weight"]
+            loaded: Any = checkpoint.unwrap_compiled(target).state_dict()["weight"]
             assert bool((loaded == 5.0).all())
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "compiled").read_bytes()
 
@@ -350,7 +357,7 @@ def test_fault_50_states_of_an_old_format(tmp_path: Path) -> None:
     """Fault 50: a state of format 1 lacks what a bit-exact resume needs now; code 3 names both versions."""
     shutil.copytree(FIXTURE / "state", tmp_path / "state")
     with pytest.raises(BadFileError, match=r"step-00000012: its format is 1, this version reads 2"):
-        newest_state(tmp_path / "state", silent)
+        find_newest_state(tmp_path / "state", silent)
     for version, message in (("3", "format 3, this version reads 1 and 2"), ("0", "format 0")):
         write_weights(tmp_path / "x", model(1), "tokenizer", {"format": version})
         with pytest.raises(BadFileError, match=message):
@@ -363,10 +370,10 @@ def test_fault_53_times_that_lie(tmp_path: Path) -> None:
         save(tmp_path, step, keep=9) if step > 7 else None
         if step > 7:
             os.utime(tmp_path / f"step-{step:08d}", (2**31 - age, 2**31 - age))
-    assert [step_of(each) for each in states(tmp_path)] == [100_000_000, 99_999_999]
-    newest = newest_state(tmp_path, pytest.fail)
+    assert [step_of_state(each) for each in list_states(tmp_path)] == [100_000_000, 99_999_999]
+    newest = find_newest_state(tmp_path, pytest.fail)
     assert newest is not None
-    assert step_of(newest) == 100_000_000
+    assert step_of_state(newest) == 100_000_000
 
 
 def test_fault_12_the_disk_is_still_full(tmp_path: Path) -> None:
@@ -388,7 +395,7 @@ def test_fault_02_a_run_that_went_back_is_killed_before_it_saves(stopped: Path, 
     shutil.copytree(stopped / "whole", tmp_path / "run")
     (tmp_path / "run/samples/.tmp-x.png-1").write_text("half")
     dies(trained, tmp_path / "run", {**OPTIONS, "resume": "step-00000003"}, partial(at_step, step=4, fault=killed))
-    assert [step_of(each) for each in states(tmp_path / "run/state")] == [3]
+    assert [step_of_state(each) for each in list_states(tmp_path / "run/state")] == [3]
     assert not list(tmp_path.rglob(".tmp-*"))
     assert run_processes(1, trained, tmp_path / "run", OPTIONS)[0][0] == 0
     assert checksums(tmp_path / "run", 4) == checksums(stopped / "whole", 4)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from stage1_tokenizer.engine import checkpoint, signals
+from stage1_tokenizer.engine import files, signals
 from stage1_tokenizer.engine.lock import LOCK_FILE
-from stage1_tokenizer.engine.state import states, step_of
+from stage1_tokenizer.engine.state import list_states, step_of_state
 from tests.helpers.artefacts import write_tokenizer
 from tests.helpers.commands import ROOT
 from tests.helpers.faults import Names, at_step, dies, ended, killed, prior_trained, sending, told, trained
@@ -61,7 +61,7 @@ def whole_prior(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Pa
 def test_fault_01_killed_while_training(tmp_path: Path, whole: Path) -> None:
     """Fault 1: SIGKILL at any moment loses the steps since the last state and nothing else; the end is bit-equal."""
     dies(trained, tmp_path, OPTIONS, partial(at_step, step=5, fault=killed))
-    assert [step_of(state) for state in states(tmp_path / "state")] == [4, 2]
+    assert [step_of_state(state) for state in list_states(tmp_path / "state")] == [4, 2]
     (ended,) = run_processes(1, trained, tmp_path, OPTIONS)
     assert ended[0] == 0
     same_end(tmp_path, whole)
@@ -83,7 +83,7 @@ def test_fault_03_told_to_stop(tmp_path: Path, whole: Path, number: signal.Signa
     ((code, err),) = run_processes(1, trained, tmp_path, OPTIONS, sending(2, number))
     assert code == 75
     assert "saved step 3 of 6; the same command continues" in err
-    assert [step_of(state) for state in states(tmp_path / "state")] == [3, 2]
+    assert [step_of_state(state) for state in list_states(tmp_path / "state")] == [3, 2]
     assert run_processes(1, trained, tmp_path, OPTIONS)[0][0] == 0
     same_end(tmp_path, whole)
 
@@ -142,7 +142,7 @@ def twice(_: Accelerator, folder: Path) -> tuple[int, list[str]]:
                 told(signal.SIGTERM)
 
         setattr(os, "fsync", interrupted)  # noqa: B010
-        checkpoint.write_file(folder / "x", b"data")
+        files.write_file(folder / "x", b"data")
 
     return ended(main)[0], [path.name for path in folder.iterdir()]
 
@@ -164,7 +164,7 @@ def test_fault_05_ctrl_c_twice(tmp_path: Path, whole: Path) -> None:
     ((code, err),) = run_processes(1, trained, tmp_path, OPTIONS, partial(at_step, step=5, fault=interrupted_twice))
     assert code == 130
     assert "same command continues" in err
-    assert [step_of(state) for state in states(tmp_path / "state")] == [4, 2]
+    assert [step_of_state(state) for state in list_states(tmp_path / "state")] == [4, 2]
     assert run_processes(1, trained, tmp_path, OPTIONS)[0][0] == 0
     same_end(tmp_path, whole)
 
@@ -195,7 +195,7 @@ def failing_main(accelerator: Accelerator, kind: str) -> tuple[str, str]:
         raise getattr(errors, kind)("what to do")
 
     try:
-        launch.on_main(accelerator, action)
+        launch.run_on_main(accelerator, action)
     except errors.UserError as error:
         return type(error).__name__, str(error)
     return "", ""
@@ -252,17 +252,17 @@ def test_fault_04_the_launcher_alone_is_told_to_stop(tmp_path: Path) -> None:
     """Fault 4: `accelerate launch` of one process dies of SIGTERM and hands on nothing; the trainer hears of it from
     the system, saves, and is gone. (Without it the training went on, unseen, for ever.)"""
     launcher = launched("accelerate.commands.launch", "--num_cpu_threads_per_process", "1", *command(tmp_path))
-    wait_for(lambda: states(tmp_path / "state"), launcher)
+    wait_for(lambda: list_states(tmp_path / "state"), launcher)
     trainers = children_of(launcher.pid)
     assert trainers
-    before = max(step_of(state) for state in states(tmp_path / "state"))
+    before = max(step_of_state(state) for state in list_states(tmp_path / "state"))
     launcher.terminate()
     out, _ = launcher.communicate(timeout=60)
     deadline = time.monotonic() + 30
     while not all(map(gone, trainers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert all(map(gone, trainers)), "an orphan"
-    assert max(step_of(state) for state in states(tmp_path / "state")) >= before
+    assert max(step_of_state(state) for state in list_states(tmp_path / "state")) >= before
     assert "the same command continues" in out
 
 
@@ -274,7 +274,7 @@ def test_fault_06_one_rank_is_killed_under_torchrun(tmp_path: Path) -> None:
         "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0, "--rdzv-backend", "c10d",
         "--rdzv-endpoint", "localhost:0", *command(tmp_path),
     )  # fmt: skip
-    wait_for(lambda: states(tmp_path / "state"), launcher)
+    wait_for(lambda: list_states(tmp_path / "state"), launcher)
     ranks = children_of(launcher.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)

@@ -22,11 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stage1_tokenizer import objective
+from stage1_tokenizer import objective, validation
 from stage1_tokenizer.data import OpenData
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.state import states, step_of
+from stage1_tokenizer.engine.state import list_states, step_of_state
 from stage1_tokenizer.objective import LARGEST_WEIGHT
 from stage2_prior.tokens import load_or_extract
 from tests.helpers.artefacts import edit_weights, files_of, shapes, write_tokenizer
@@ -71,7 +71,7 @@ def test_fault_15_a_nan_is_skipped(tmp_path: Path) -> None:
     (alarm,) = alarms(tmp_path / "ours")
     assert (alarm["step"], alarm["alarm"]) == (4, "not_finite")
     assert "step 4 of the tokenizer: the input batch (1 of" in alarm["message"]
-    assert "left out (1 in a row, at most 3)" in alarm["message"]
+    assert "skipped (1 in a row, at most 3)" in alarm["message"]
     assert (tmp_path / "ours/nonfinite-step-00000004-rank-0.safetensors").exists()
     entries = {entry["step"]: entry for entry in log(tmp_path / "ours") if "train/total" in entry}
     assert sorted(entries) == [1, 2, 3, 5, 6], "no entry of a step that was not"
@@ -170,16 +170,18 @@ def exploding(names: Names, _: int, factor: float) -> None:
         return total * factor, terms
 
     vars(objective)["reconstruction_loss"] = scaled
-    vars(objective)["adversarial_loss"] = lambda critic, image, kind: judge(critic, image, kind) + image.sum() * 0.0
+    vars(objective)["adversarial_loss"] = lambda discriminator, image, kind: (
+        judge(discriminator, image, kind) + image.sum() * 0.0
+    )
 
 
-def silent_critic(names: Names, _: int) -> None:
+def silent_discriminator(names: Names, _: int) -> None:
     """The discriminator says nothing about the image: the last layer's gradient is 0, and lambda is divided by it."""
-    vars(objective)["adversarial_loss"] = lambda critic, image, kind: (image * 0.0).sum()
+    vars(objective)["adversarial_loss"] = lambda discriminator, image, kind: (image * 0.0).sum()
 
 
 @pytest.mark.parametrize(
-    ("change", "largest"), [(partial(exploding, factor=1e15), LARGEST_WEIGHT), (silent_critic, LARGEST_WEIGHT)]
+    ("change", "largest"), [(partial(exploding, factor=1e15), LARGEST_WEIGHT), (silent_discriminator, LARGEST_WEIGHT)]
 )
 def test_fault_17_exploding_loss_and_lambda(tmp_path: Path, change: Any, largest: float) -> None:
     """Fault 17: lambda ends at its clamp, finite; gradients are clipped, and the log counts how often; the weights stay
@@ -261,7 +263,7 @@ def test_fault_39_another_precision(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     ((code, err),) = run_processes(1, trained, tmp_path / "run", OPTIONS, precision="bf16")
     assert code == 2
-    assert "mixed precision 'no', and would go on with 'bf16'" in err
+    assert "mixed precision 'no' and would continue with 'bf16'" in err
     allowed = {**OPTIONS, "allow_changed": True}
     assert run_processes(1, trained, tmp_path / "run", allowed, precision="bf16")[0][0] == 0
 
@@ -301,7 +303,7 @@ def test_fault_18_bad_input_loses_no_work(tmp_path: Path) -> None:
     options = {**OPTIONS, "save_every": 100}
     ((code, err),) = run_processes(1, trained, tmp_path / "ours", options, damaged_from_step_5)
     assert (code, err) == (3, "BadFileError: 2 of 20 pictures cannot be read\n")
-    assert [step_of(state) for state in states(tmp_path / "ours/state")] == [4]
+    assert [step_of_state(state) for state in list_states(tmp_path / "ours/state")] == [4]
     for name in ("ours", "whole"):
         assert run_processes(1, trained, tmp_path / name, options)[0][0] == 0
     assert checksums(tmp_path / "ours", 6) == checksums(tmp_path / "whole", 6)
@@ -311,7 +313,7 @@ def damaged_validation(names: Names, _: int) -> None:
     def damaged(*_: Any, **__: Any) -> None:
         raise BadFileError("9 of 9 pictures cannot be read")
 
-    names["validate"] = damaged
+    vars(validation)["validate"] = damaged
 
 
 def test_fault_18_bad_validation_pictures_lose_no_work(tmp_path: Path) -> None:
@@ -319,7 +321,7 @@ def test_fault_18_bad_validation_pictures_lose_no_work(tmp_path: Path) -> None:
     options = {**OPTIONS, "save_every": 4, "validate_every": 4}
     ((code, _),) = run_processes(1, trained, tmp_path, options, damaged_validation)
     assert code == 3
-    assert [step_of(state) for state in states(tmp_path / "state")] == [4]
+    assert [step_of_state(state) for state in list_states(tmp_path / "state")] == [4]
 
 
 def test_fault_40_processes_that_do_not_know_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,14 +497,14 @@ def test_fault_54_determinism(tmp_path: Path) -> None:
 
 def killed_at_random(names: Names, rank: int, seed: int) -> None:
     """SIGKILL at a point that the seed decides: while a step is computed, or at any call that saving makes."""
-    from stage1_tokenizer.engine import checkpoint, state  # noqa: PLC0415
+    from stage1_tokenizer.engine import files, state  # noqa: PLC0415
 
     chance = random.Random(seed)
     if chance.random() < 0.5:
         at_step(names, rank, chance.randint(1, 16), killed)
         return
     owner, name = chance.choice(
-        [(checkpoint, "sync_folder"), (state, "sync_folder"), (Path, "replace"), (Path, "rename"), (Path, "unlink")]
+        [(files, "sync_folder"), (state, "sync_folder"), (Path, "replace"), (Path, "rename"), (Path, "unlink")]
     )
     original, left = getattr(owner, name), [chance.randint(1, 40)]
 
@@ -531,7 +533,7 @@ def test_fault_55_soak(tmp_path: Path) -> None:
             ((code, err),) = run_processes(1, trained, tmp_path / "ours", options, *([change] if change else []))
         except RankFailedError:
             kills += 1
-            assert len(states(tmp_path / "ours/state")) <= 3
+            assert len(list_states(tmp_path / "ours/state")) <= 3
             assert len(list((tmp_path / "ours/state").iterdir())) <= 4
             continue
         assert code == 0, err
@@ -543,4 +545,4 @@ def test_fault_55_soak(tmp_path: Path) -> None:
     assert checksums(tmp_path / "ours", 16) == checksums(tmp_path / "whole", 16)
     weights = [(tmp_path / name / "tokenizer.safetensors").read_bytes() for name in ("ours", "whole")]
     assert hashlib.sha256(weights[0]).digest() == hashlib.sha256(weights[1]).digest()
-    assert [step_of(each) for each in states(tmp_path / "ours/state")] == [16, 14]
+    assert [step_of_state(each) for each in list_states(tmp_path / "ours/state")] == [16, 14]

@@ -20,8 +20,8 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.shapes import ShapesConfig
-from stage1_tokenizer.engine.checkpoint import SUM, checksum, write_weights
-from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, checksum, write_weights
+from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, Tokenizer, TokenizerConfig, TokenShape
 from stage2_prior.base import Prior
@@ -115,7 +115,7 @@ def write_prior(
 def noise_of(n: int, length: int, seed: int = 0) -> Tensor:
     """Uniform noise (n, length) in [0, 1), as `generate` takes it."""
     indices = np.arange(n)
-    return torch.from_numpy(uniforms(seed, "test", np.zeros_like(indices), indices, length))
+    return torch.from_numpy(draw_uniforms(seed, "test", np.zeros_like(indices), indices, length))
 
 
 def edit_weights(path: Path, **changed: Tensor) -> None:
@@ -125,8 +125,8 @@ def edit_weights(path: Path, **changed: Tensor) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     assert changed.keys() <= tensors.keys()
     tensors |= changed
-    if SUM in header:
-        header[SUM] = checksum(tensors, header)
+    if CHECKSUM_KEY in header:
+        header[CHECKSUM_KEY] = checksum(tensors, header)
     save_file(tensors, path, header)
 
 

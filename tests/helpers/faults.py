@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.run import OpenedRun, Run
+from stage1_tokenizer.engine.run import Run
 from tests.helpers import prior_training
 from tests.helpers.commands import names_of
 from tests.helpers.processes import RankFailedError, run_processes
@@ -123,13 +123,13 @@ def nan_pixels(names: Names, rank: int, steps: range, on_rank: int = 0) -> None:
 
 def remembered(names: Names, rank: int, kept: dict[str, Any]) -> None:
     """Keep a reference to every part of the run, to look at its weights in memory."""
-    resume = OpenedRun.resume
+    resume = Run.resume
 
-    def watched(folder: OpenedRun, given: dict[str, Any], *args: Any, **kwargs: Any) -> Run:
+    def watched(run: Run, given: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         kept.update(given)
-        return resume(folder, given, *args, **kwargs)
+        resume(run, given, *args, **kwargs)
 
-    setattr(OpenedRun, "resume", watched)  # noqa: B010
+    setattr(Run, "resume", watched)  # noqa: B010
 
 
 def weights_of(accelerator: Accelerator, out: Path, options: dict[str, Any], change: Change) -> dict[str, Any]:

@@ -27,10 +27,10 @@ from stage1_tokenizer.config.base import CommandConfig, configure, parse_command
 from stage1_tokenizer.data.folder.labels import read_labels
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.record import DATA_FILE, DataRecord
-from stage1_tokenizer.engine.checkpoint import SUM, checksum, read_tensors, write_tensors
+from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, checksum, read_tensors, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.log_file import log_entries
-from stage1_tokenizer.engine.state import MANIFEST, _checksum, load_state, problem_of, save_state
+from stage1_tokenizer.engine.log_file import read_log
+from stage1_tokenizer.engine.state import MANIFEST, _checksum, find_problem, load_state, save_state
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, read_backbone
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, load_prior
@@ -145,7 +145,7 @@ def run_targets(folder: Path) -> Iterator[Target]:
 
     def read_state(path: Path) -> None:
         (state / MANIFEST).write_bytes(path.read_bytes())
-        if problem := problem_of(state):
+        if problem := find_problem(state):
             raise BadFileError(problem)
         load_state(state, {"model": nn.Linear(3, 2)})
 
@@ -168,12 +168,12 @@ def run_targets(folder: Path) -> Iterator[Target]:
     yield Target("tokens", [shard.read_bytes()], read_shard, ".safetensors", signed)
 
     log = b"".join(json.dumps({"step": step, "train/total": 1.5}).encode() + b"\n" for step in (20, 40))
-    yield Target("log", [log], read_log, ".jsonl", (mutate_json,))
+    yield Target("log", [log], check_log, ".jsonl", (mutate_json,))
 
 
-def read_log(path: Path) -> None:
+def check_log(path: Path) -> None:
     """A log is read as far as it makes sense; for the fuzzer, one of which nothing is left is refused."""
-    if len(log_entries(path)) < 2:
+    if len(read_log(path)) < 2:
         raise BadFileError("lines are left out")
 
 
@@ -183,8 +183,8 @@ def signed_safetensors(rng: random.Random, data: bytes) -> bytes:
     with contextlib.suppress(Exception):
         length = int.from_bytes(changed[:8], "little")
         tree = json.loads(changed[8 : 8 + length])
-        tree["__metadata__"].pop(SUM, None)
-        tree["__metadata__"][SUM] = checksum(load(changed), tree["__metadata__"])
+        tree["__metadata__"].pop(CHECKSUM_KEY, None)
+        tree["__metadata__"][CHECKSUM_KEY] = checksum(load(changed), tree["__metadata__"])
         text = json.dumps(tree).encode()
         changed = len(text).to_bytes(8, "little") + text + changed[8 + length :]
     return changed

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from stage1_tokenizer.engine.command import leave_group
+from stage1_tokenizer.engine.command import leave_process_group
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -38,7 +38,7 @@ _CONTEXT.set_forkserver_preload(
         "sampling.evaluation.features",
         "stage1_tokenizer.diagnostics.alarms",
         "stage1_tokenizer.discriminator",
-        "stage1_tokenizer.engine.averages",
+        "stage1_tokenizer.engine.training_step",
         "stage1_tokenizer.engine.compiling",
         "stage1_tokenizer.validation",
     ]
@@ -136,7 +136,7 @@ def _rank(
         data = pickle.dumps((False, traceback.format_exc()))
     pipe.send_bytes(data)
     pipe.close()
-    leave_group()
+    leave_process_group()
 
 
 def _free_port() -> int:

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 
 from sampling.output import is_finished
 from stage1_tokenizer.engine.errors import InterruptionError, StorageError
-from stage1_tokenizer.engine.state import problem_of, states, step_of
+from stage1_tokenizer.engine.state import find_problem, list_states, step_of_state
 from tests.helpers.artefacts import write_prior, write_tokenizer
 from tests.helpers.commands import names_of
 from tests.helpers.faults import ended, prior_trained, trained
@@ -75,7 +75,7 @@ def pictures(accelerator: Accelerator, out: Path, given: Path) -> tuple[int, str
 
 def of_training(out: Path) -> dict[str, bytes]:
     """The newest state, the weights, and the log without what depends on the clock."""
-    newest = states(out / "state")[0]
+    newest = list_states(out / "state")[0]
     found = {path.name: path.read_bytes() for path in [*newest.iterdir(), *out.glob("*.safetensors")]}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in line.items() if not key.endswith("per_second")} for line in lines]
@@ -113,7 +113,7 @@ def life(accelerator: Accelerator, job: Job, out: Path, given: Path, end: str, d
 
 def damage(out: Path, chance: random.Random) -> str | None:
     """Harm a folder between two lives, as no crash may but a bad disk or a careless hand; what was done."""
-    whole = [state for state in states(out / "state") if problem_of(state) is None]
+    whole = [state for state in list_states(out / "state") if find_problem(state) is None]
     kinds = ["half a line in the log", "leftovers", "an empty state", "a picture", "tokens"]
     kind = chance.choice([*kinds, *["a state"] * 5] if len(whole) > 1 else kinds)
     if kind == "half a line in the log" and (out / "metrics.jsonl").exists():
@@ -188,10 +188,10 @@ def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random,
         # may be stopped before it has, or just after.
         if job.result is of_sampling and is_finished(out):
             break
-        kept = states(out / "state")
+        kept = list_states(out / "state")
         began = bool(kept) or bool([*out.glob("0*.png")])
         if job.result is of_training and kept:
-            lost = max(0, reached(out) - step_of(kept[0]))
+            lost = max(0, reached(out) - step_of_state(kept[0]))
             counts["lost steps"] += lost
             counts["most steps lost at once"] = max(counts["most steps lost at once"], lost)
             if lost > SAVE_EVERY or len(kept) > 4:

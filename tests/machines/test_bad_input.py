@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str, str, int, str]] = {
     "wrong kind": (TOKENIZER, "--bottleneck.kind vae", 2, "bottleneck.kind: 'vae' is not one of .* vq_library"),
     "missing config": (TOKENIZER, "--config {}/no.yaml", 2, "--config .*no.yaml: cannot be read"),
     "broken config": (SAMPLER, "--config {}/broken.yaml", 2, "--config .*broken.yaml: is not YAML"),
-    "config of another form": (PRIOR, "--config {}/list.yaml", 2, "--config .*list.yaml: holds a list"),
+    "config of another form": (PRIOR, "--config {}/list.yaml", 2, "--config .*list.yaml: is a list"),
     "size that is not divisible": (
         TOKENIZER,
         f"--data.image_size 30,44 {FEW}",
@@ -74,7 +74,7 @@ CASES: dict[str, tuple[str, str, int, str]] = {
         PRIOR,
         f"--tokenizer {{}}/prior/{PRIOR_FILE}",
         3,
-        "this is a prior, but a tokenizer is wanted",
+        "this is a prior, but a tokenizer is needed",
     ),
     "text as tokenizer": (
         PRIOR,
@@ -101,7 +101,7 @@ CASES: dict[str, tuple[str, str, int, str]] = {
         SAMPLER,
         f"--prior {{}}/tok/{TOKENIZER_FILE}",
         3,
-        "this is a tokenizer, but a prior is wanted",
+        "this is a tokenizer, but a prior is needed",
     ),
     "text as prior": (SAMPLER, "--prior {}/text", 3, f"text/{PRIOR_FILE}: is damaged or is not a safetensors"),
     "another tokenizer": (SAMPLER, "--prior {}/mixed", 3, "[0-9a-f]{32}, but .*tokenizer.safetensors is [0-9a-f]{32}"),

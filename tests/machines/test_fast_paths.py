@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stage1_tokenizer.engine import launch, processor
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.precision import Arithmetic
-from stage1_tokenizer.engine.processor import FAST_PATHS, VARIABLE, FastPath, takes
+from stage1_tokenizer.engine.precision import TrainingPrecision
+from stage1_tokenizer.engine.processor import FAST_PATHS, FAST_PATHS_VARIABLE, FastPath, takes
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior import products
 from stage2_prior.generation import generate
@@ -44,7 +44,7 @@ def state(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     value: str = request.param
     if not processor.has_onednn() and not value.startswith("-onednn,-packed"):
         pytest.skip("this build of torch has no such operators")
-    monkeypatch.setenv(VARIABLE, value)
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, value)
     return value
 
 
@@ -53,7 +53,7 @@ def _all_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every path forced on."""
     if not processor.has_onednn():
         pytest.skip("this build of torch has no such operators")
-    monkeypatch.setenv(VARIABLE, STATES[0])
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, STATES[0])
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_variable_decides_before_the_processor(path: FastPath, monkeypatch: 
     for rule in (True, False):
         monkeypatch.setattr(processor, "RULES", dict.fromkeys(FAST_PATHS, partial(equal, rule)))
         for value, wanted in (("", rule), (path, True), (f"-{path}", False), (f" -{path} ,", False)):
-            monkeypatch.setenv(VARIABLE, value)
+            monkeypatch.setenv(FAST_PATHS_VARIABLE, value)
             assert takes(path) == wanted
 
 
@@ -92,7 +92,7 @@ def test_the_variable_decides_before_the_processor(path: FastPath, monkeypatch: 
 @pytest.mark.parametrize("operators", [True, False])
 def test_the_rules_by_processor(amd: bool, avx512: bool, operators: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every answer of the processor, simulated."""
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(FAST_PATHS_VARIABLE, raising=False)
     monkeypatch.setattr(processor, "is_amd", lambda: amd)
     monkeypatch.setattr(processor, "has_onednn", lambda: operators)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
@@ -104,26 +104,26 @@ def test_the_rules_by_processor(amd: bool, avx512: bool, operators: bool, monkey
 @pytest.mark.parametrize("amx", [True, False])
 def test_bfloat16_is_the_default_where_it_is_native(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By plain python; what Accelerate was told stays, and a device that is neither CPU nor CUDA gets float32."""
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(FAST_PATHS_VARIABLE, raising=False)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert launch.default_precision(CPU) == ("bf16" if bf16 or amx else "no")
-    assert launch.default_precision(torch.device("mps")) == "no"
-    monkeypatch.setenv(VARIABLE, "-bfloat16")
-    assert launch.default_precision(CPU) == "no"
+    assert launch.choose_precision(CPU) == ("bf16" if bf16 or amx else "no")
+    assert launch.choose_precision(torch.device("mps")) == "no"
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, "-bfloat16")
+    assert launch.choose_precision(CPU) == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert launch.default_precision(CPU) is None
+    assert launch.choose_precision(CPU) is None
 
 
 @pytest.mark.parametrize("value", ["onedn", "-", "onednn bfloat16", "onednn,-onednn", "ONEDNN", "1", "--onednn"])
 def test_a_wrong_value_ends_each_command_at_once(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One message with what is allowed, exit code 2, and nothing is written."""
-    monkeypatch.setenv(VARIABLE, value)
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, value)
     for script in ("stage1_tokenizer/train.py", SCRIPT, "sampling/generate.py"):
         ended = run(names_of(script)["main"], "--out", tmp_path / "out")
         assert ended.code == 2
-        assert ended.err.startswith(f"ConfigError: {VARIABLE}={value}: ")
+        assert ended.err.startswith(f"ConfigError: {FAST_PATHS_VARIABLE}={value}: ")
         assert ended.err.count("\n") == 1
         assert "both on and off" in ended.err or all(path in ended.err for path in FAST_PATHS)
     assert not (tmp_path / "out").exists()
@@ -133,10 +133,10 @@ def test_a_path_that_is_not_there_cannot_be_turned_on(monkeypatch: pytest.Monkey
     """Off is always possible."""
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
     for path in ("onednn", "packed"):
-        monkeypatch.setenv(VARIABLE, path)
+        monkeypatch.setenv(FAST_PATHS_VARIABLE, path)
         with pytest.raises(ConfigError, match=f"{path} cannot be turned on.*give -{path}"):
             processor.check_fast_paths()
-        monkeypatch.setenv(VARIABLE, f"-{path},bfloat16")
+        monkeypatch.setenv(FAST_PATHS_VARIABLE, f"-{path},bfloat16")
         processor.check_fast_paths()
 
 
@@ -153,7 +153,7 @@ def test_training_and_likelihoods_are_equal(gpt: Gpt, monkeypatch: pytest.Monkey
         return [loss, *torch.autograd.grad(loss, list(gpt.parameters()))]
 
     forced = found()
-    monkeypatch.setenv(VARIABLE, STATES[-1])
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, STATES[-1])
     for one, other in zip(forced, found(), strict=True):
         assert float((one - other).detach().norm()) <= 1e-5 * float(other.detach().norm())
 
@@ -170,7 +170,7 @@ def test_decoding_is_equal(precision: Precision, gpt: Gpt, monkeypatch: pytest.M
         return generation.logits()
 
     forced = found()
-    monkeypatch.setenv(VARIABLE, STATES[-1])
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, STATES[-1])
     wanted = found()
     most = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 1e-4}[precision]
     assert float((forced - wanted).norm()) <= most * float(wanted.norm())
@@ -184,7 +184,7 @@ def test_a_plan_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """On fake tensors, training and decoding."""
     config = GptConfig(layers=1, width=32, heads=2)
     counts = count(config, SHAPE, 2, 2), count_decoding(config, SHAPE, 2, 2)
-    monkeypatch.setenv(VARIABLE, STATES[-1])
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, STATES[-1])
     assert counts == (count(config, SHAPE, 2, 2), count_decoding(config, SHAPE, 2, 2))
 
 
@@ -202,7 +202,7 @@ def test_flops_are_counted_whole(gpt: Gpt, monkeypatch: pytest.MonkeyPatch) -> N
         return training.get_total_flops(), decoding.get_total_flops()
 
     forced = operations()
-    monkeypatch.setenv(VARIABLE, STATES[-1])
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, STATES[-1])
     prepared = gpt.prepare()
     assert forced == operations()
 
@@ -265,12 +265,12 @@ def accelerator(device: str = "cpu", precision: str = "no") -> Accelerator:
 def test_a_resume_must_choose_the_same_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The refusal names the value to set; states of older versions, which say nothing, are taken as they are."""
     folder = Path("runs/x")
-    monkeypatch.setenv(VARIABLE, "-onednn")
-    saved = Arithmetic(accelerator(), ("onednn",)).record()
-    Arithmetic(accelerator(), ("onednn",)).check(folder, saved)
-    monkeypatch.setenv(VARIABLE, "onednn")
-    now = Arithmetic(accelerator(), ("onednn",))
-    with pytest.raises(ConfigError, match=rf"Set {VARIABLE}=-onednn, or give --allow_changed"):
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, "-onednn")
+    saved = TrainingPrecision(accelerator(), ("onednn",)).record()
+    TrainingPrecision(accelerator(), ("onednn",)).check(folder, saved)
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, "onednn")
+    now = TrainingPrecision(accelerator(), ("onednn",))
+    with pytest.raises(ConfigError, match=rf"Set {FAST_PATHS_VARIABLE}=-onednn, or give --allow_changed"):
         now.check(folder, saved)
     now.check(folder, {"precision": "no"})
     with pytest.raises(ConfigError, match="Set ACCELERATE_MIXED_PRECISION=bf16"):
@@ -282,8 +282,8 @@ def test_paths_that_a_run_does_not_meet_may_change(
     device: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU and in mixed precision no linear map goes that way, so another processor is the same run."""
-    monkeypatch.setenv(VARIABLE, "onednn")
-    assert Arithmetic(accelerator(device, precision), ("onednn",)).record()["fast_paths"] == {}
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, "onednn")
+    assert TrainingPrecision(accelerator(device, precision), ("onednn",)).record()["fast_paths"] == {}
 
 
 @pytest.mark.slow
@@ -293,10 +293,10 @@ def test_a_prior_s_run_is_bound_to_its_paths(tmp_path: Path, monkeypatch: pytest
         pytest.skip("this build of torch has no such operators")
     write_tokenizer(tmp_path / "stage1")
     words = flags(tmp_path / "out", tmp_path / "stage1", steps=2)
-    monkeypatch.setenv(VARIABLE, "onednn")
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, "onednn")
     assert run(names_of(SCRIPT)["main"], *words).code == 0
-    monkeypatch.setenv(VARIABLE, "-onednn")
+    monkeypatch.setenv(FAST_PATHS_VARIABLE, "-onednn")
     ended = run(names_of(SCRIPT)["main"], *words)
     assert ended.code == 2
-    assert f"Set {VARIABLE}=onednn, or give --allow_changed" in ended.err
+    assert f"Set {FAST_PATHS_VARIABLE}=onednn, or give --allow_changed" in ended.err
     assert run(names_of(SCRIPT)["main"], *words, "--allow_changed").code == 0

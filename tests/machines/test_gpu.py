@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stage1_tokenizer.bottlenecks.nearest import nearest
+from stage1_tokenizer.bottlenecks.nearest import find_nearest
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate
@@ -111,7 +111,7 @@ def test_every_bottleneck_learns_on_a_gpu_and_its_codes_decode_exactly(tree: Tre
     with torch.autocast("cuda", dtype=torch.bfloat16):
         out = made(latents(B=8).cuda())
         if out.codes is not None:
-            assert torch.equal(made.vectors(out.codes), out.z_q)
+            assert torch.equal(made.codes_to_latents(out.codes), out.z_q)
 
 
 @pytest.mark.parametrize("size", [64, 1024, 16_384])
@@ -119,4 +119,4 @@ def test_the_nearest_codes_are_those_of_the_cpu(size: int) -> None:
     """Trap 6: float32 there too, not TF32, by the same rule for ties."""
     generator = torch.Generator().manual_seed(0)
     x, codes = torch.randn(5000, 32, generator=generator), torch.randn(size, 32, generator=generator)
-    assert (nearest(x.cuda(), codes.cuda()).cpu() == nearest(x, codes)).float().mean() > 0.999
+    assert (find_nearest(x.cuda(), codes.cuda()).cpu() == find_nearest(x, codes)).float().mean() > 0.999

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from sampling.choose import ChooseConfig, choose
 from stage1_tokenizer.bottlenecks.dictionary import largest_eigenvalue
-from stage1_tokenizer.bottlenecks.group import draw as draw_places
+from stage1_tokenizer.bottlenecks.process_group import draw_places
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.precision import device_of_float64, float64
 from stage1_tokenizer.metrics import CodeUse
@@ -82,7 +82,7 @@ def test_use_of_codes_and_bottlenecks() -> None:
     with simulated_mps():
         there = on_mps(CodeUse(1, 8, torch.device("cpu")))
         there.add(torch.tensor([[1], [3], [3]]).to("mps"))
-        assert there.figures() == use.figures()
+        assert there.metrics() == use.metrics()
         assert torch.equal(draw_places(weights.to("mps"), 4, 0).cpu(), draw_places(weights, 4, 0))
         assert torch.equal(largest_eigenvalue(gram.to("mps")).cpu(), largest_eigenvalue(gram))
 
@@ -109,7 +109,7 @@ def test_which_device_is_asked_for(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert launch.best_device().type == device
+    assert launch.choose_device().type == device
 
 
 def test_a_command_that_computes_in_float64_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_command_that_computes_in_float64_stays_on_the_cpu(monkeypatch: pytest
         raise RefusedError
 
     monkeypatch.setattr(launch, "Accelerator", make)
-    monkeypatch.setattr(launch, "best_device", lambda: MPS)
+    monkeypatch.setattr(launch, "choose_device", lambda: MPS)
     for exact in (False, True):
         with pytest.raises(RefusedError):
             launch.start_accelerator(exact)

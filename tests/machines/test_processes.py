@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from stage1_tokenizer import validation
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data import build_image_batches
 from stage1_tokenizer.data.image_batches import ImageBatches, normalise
@@ -22,7 +23,6 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.objective import PixelConfig, adaptive_weight, reconstruction_loss
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
-from stage1_tokenizer.validation import validate
 from tests.helpers.commands import names_of
 from tests.helpers.processes import RankFailedError, run_processes
 from tests.helpers.training import TINY, assert_close, checksums, log, part, train
@@ -77,7 +77,7 @@ def figures(accelerator: Accelerator, n: int) -> dict[str, float]:
     model.bottleneck.start(model.encoder(all_of(build_image_batches(data, "train", 0))))
     split = build_image_batches(data, "validation", 0)
     distance = partial(reconstruction_loss, pixel=PixelConfig(), perceptual=None, perceptual_weight=0.0)
-    result = validate(accelerator, model.eval(), split, 6, 0.5, distance)
+    result = validation.validate(accelerator, model.eval(), split, 6, 0.5, distance)
     if accelerator.num_processes == 1:
         with torch.no_grad():
             result["by hand"] = len(set(model.encode_codes(all_of(split)).flatten().tolist())) / 32
@@ -152,7 +152,7 @@ def modules_left(_: Accelerator, out: Path) -> dict[str, int]:
         counts[when] = sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
 
     names = names_of("stage1_tokenizer/train.py")
-    validate_then, leave_then = names["validate"], torch.distributed.destroy_process_group
+    validate_then, leave_then = validation.validate, torch.distributed.destroy_process_group
 
     def validated(*args: Any) -> Any:
         count("validating")
@@ -162,7 +162,7 @@ def modules_left(_: Accelerator, out: Path) -> dict[str, int]:
         count("leaving")
         leave_then()
 
-    names["validate"] = validated
+    vars(validation)["validate"] = validated
     vars(torch.distributed)["destroy_process_group"] = left
     sys.argv = ["train.py", "--out", str(out), "--no-report", "--adversarial.start=0"]
     sys.argv += [f"--{key}={value}" for key, value in TINY.items() if not isinstance(value, bool)]

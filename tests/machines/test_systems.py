@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from stage1_tokenizer.engine import environment, system
-from stage1_tokenizer.engine.checkpoint import sync_folder
-from stage1_tokenizer.engine.lock import holder_of, lock_folder, unlock_folders
+from stage1_tokenizer.engine.files import sync_folder
+from stage1_tokenizer.engine.lock import find_lock_holder, lock_folder, unlock_folders
 from tests.helpers.commands import ROOT
 
 MACOS = ["os.sched_getaffinity", "signal.sigwaitinfo", "signal.sigtimedwait", "os.O_DIRECT", "os.posix_fallocate"]
@@ -109,18 +109,18 @@ def test_without_locks_a_folder_is_used_and_the_user_is_told(
     lock_folder(tmp_path / "run")
     unlock_folders()
     assert "do not start two commands on it at once" in capsys.readouterr().err
-    assert holder_of(tmp_path / "run") is None
+    assert find_lock_holder(tmp_path / "run") is None
 
 
 def test_cores_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the machine's, and one where even that is unknown."""
-    assert system.cores() >= 1
+    assert system.count_cores() >= 1
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    assert system.cores() == 7
+    assert system.count_cores() == 7
     assert environment.processor_name().endswith("7 cores")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert system.cores() == 1
+    assert system.count_cores() == 1
 
 
 def test_folders_that_cannot_be_opened_are_not_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""The repository's own rules, read from its files: who imports whom, which names a file may have, what is never loaded.
+"""Rules of the repository, checked on its files: imports between packages, names of files, no pickles.
 
-Nothing here imports the packages, so the tests take a second and hold even while the code does not run.
+The tests do not import the packages, so they take a second and also work while the code does not run.
 """
 
 import ast
@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Each module that the file imports: `from a.b import c` gives a.b and a.b.c, a relative import begins with "."."""
+    """Yield the modules that a file imports: `from a.b import c` gives a.b and a.b.c, relative ones begin with "."."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -44,7 +45,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @cache
 def repository_files() -> tuple[Path, ...]:
-    """What is tracked or would be: `git ls-files` and what it does not ignore."""
+    """Return the tracked files and the untracked files that git does not ignore."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -68,6 +69,34 @@ def test_imports_go_one_way() -> None:
         tops = {module.split(".")[0] for module in imports(path)}
         wrong += [f"{name_of(path)}: {top}" for top in tops & {*PACKAGES, "configs", "tests"} - {*allowed}]
     assert not wrong
+
+
+INNER_LAYERS = {
+    "config": {"config", "engine.console", "engine.errors", "engine.file_names", "engine.files"},
+    "engine": {"config", "engine"},
+}
+"""Folders of stage one that know nothing of images and data sets, with the modules that each may import. The modules of
+the engine that config may import do not import config: else neither could be read first."""
+
+
+@pytest.mark.parametrize("folder", INNER_LAYERS)
+def test_machinery_knows_no_images(folder: str) -> None:
+    """engine and config serve any training: a change of data sets, networks or reports never reaches them."""
+    wrong = []
+    for path in (ROOT / "stage1_tokenizer" / folder).glob("*.py"):
+        ours = {module.removeprefix("stage1_tokenizer.") for module in imports(path) if module.startswith("stage1_")}
+        allowed = tuple(f"{layer}." for layer in INNER_LAYERS[folder])
+        ours -= {"config", "engine"}  # `from stage1_tokenizer.engine import console` gives engine and engine.console
+        wrong += [f"{name_of(path)}: {module}" for module in ours if not f"{module}.".startswith(allowed)]
+    assert not wrong
+
+
+def test_machinery_has_no_import_cycles() -> None:
+    """engine imports config, and config the lowest modules of engine: in a cycle none could be imported first."""
+    paths = [path for folder in INNER_LAYERS for path in (ROOT / "stage1_tokenizer" / folder).glob("*.py")]
+    modules = {name_of(path).removesuffix(".py").replace("/", "."): path for path in paths}
+    graph = {name: modules.keys() & set(imports(path)) for name, path in modules.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
 
 
 def test_imports_are_absolute() -> None:
@@ -114,7 +143,7 @@ def test_nothing_is_unpickled() -> None:
 
 
 def test_no_file_names_a_registry() -> None:
-    """Where packages come from is the machine's affair: a host in a file breaks every install behind a mirror."""
+    """The machine decides where packages come from: a host in a file breaks every install behind a mirror."""
     # In pieces, for this file is searched too.
     registry = re.compile("index" + r"[-_]url|https?://\S*/(simple|packages)/|python" + r"hosted\.org", re.IGNORECASE)
     wrong = []
@@ -172,7 +201,7 @@ def test_functions_can_be_read(path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["stage1_tokenizer", "stage2_prior"])
 def test_a_package_shows_the_paper(package: str) -> None:
-    """Machinery is behind doors: who opens the folder sees the model, its parts and its commands."""
+    """The top folder has the model, its parts and its commands; the machinery is in sub-folders."""
     entries = {path.name for path in (ROOT / package).iterdir() if path.suffix in {".py", ""}}
     most = {"stage1_tokenizer": 16, "stage2_prior": 22}[package]
     assert len(entries - {"__init__.py", "__pycache__"}) <= most, sorted(entries)

@@ -1,4 +1,4 @@
-"""The files in configs/: each names its source, holds what the source states, builds, and takes a step on CPU."""
+"""The files in configs/: each names its source, has its values, builds, and takes a step on CPU."""
 
 import re
 from pathlib import Path
@@ -14,12 +14,12 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree, merge, parse_command_line, read_yaml, write_yaml
-from stage1_tokenizer.config.presets import FOLDER, find_presets, short_schedule
+from stage1_tokenizer.diagnostics.presets import PRESETS_FOLDER, find_presets, short_schedule
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.run import Run
 from tests.helpers.commands import ROOT, names_of, run
 
-STAGE1 = sorted(FOLDER.glob("*.yaml"))
+STAGE1 = sorted(PRESETS_FOLDER.glob("*.yaml"))
 STAGE2 = sorted((ROOT / "configs" / "stage2").glob("*.yaml"))
 LARGE = {"imagenet256_vqgan", "imagenet256_llamagen", "shapes64_vqgan"}  # more than five seconds
 
@@ -136,7 +136,7 @@ def train_config() -> type[CommandConfig]:
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """LPIPS's convolutions with random weights: a step does not depend on their values."""
+    """Make the convolutions of LPIPS with random weights, which are enough for a step."""
     folder = tmp_path_factory.mktemp("weights")
     nets: dict[str, nn.Module] = {"alex": alexnet(weights=None).features, "vgg": make_layers(cfgs["D"])}
     for name, net in nets.items():
@@ -157,7 +157,7 @@ def value(tree: Tree, key: str) -> Any:
 
 @pytest.mark.parametrize("path", STAGE1 + STAGE2, ids=lambda path: path.stem)
 def test_names_its_source_and_its_command(path: Path) -> None:
-    """A number in a preset is someone's result, or our choice: the first line says whose, the command how to get it."""
+    """The first line of a preset names the source of its values, and the command that trains it."""
     text = path.read_text(encoding="utf-8")
     if path in STAGE1:
         assert re.match(r"# Source: .+\n", text)
@@ -166,27 +166,27 @@ def test_names_its_source_and_its_command(path: Path) -> None:
 
 
 def test_every_preset_is_in_the_table_of_stated_values() -> None:
-    """A new preset without a row would be checked by nobody. Those named here are in a size of our own."""
+    """A new preset needs a row. The presets named here have a size of our own."""
     ours = {"cifar10_vqgan", "cifar10_vqgan_gpu", "flowers_vqgan"}
     assert {path.stem for path in STAGE1} - ours == set(STATED)
 
 
 @pytest.mark.parametrize("name", STATED)
 def test_holds_what_its_source_states(name: str, train_config: type[CommandConfig]) -> None:
-    """In the resolved config, so that a changed default of ours does not silently change a reproduction."""
-    tree = resolved(train_config, FOLDER / f"{name}.yaml")
+    """The values are compared in the complete config, so that a changed default cannot change a reproduction."""
+    tree = resolved(train_config, PRESETS_FOLDER / f"{name}.yaml")
     assert {key: value(tree, key) for key in STATED[name]} == STATED[name]
 
 
 def test_the_learning_rate_of_the_vqgan_is_its_base_rate_times_the_batch(train_config: type[CommandConfig]) -> None:
-    """Esser et al.'s code multiplies 4.5e-6 by the batch; our `lr` is the product."""
-    tree = resolved(train_config, FOLDER / "imagenet256_vqgan.yaml")
+    """The code of Esser et al. multiplies 4.5e-6 by the batch size; our `lr` is the product."""
+    tree = resolved(train_config, PRESETS_FOLDER / "imagenet256_vqgan.yaml")
     assert tree["optim"]["lr"] == pytest.approx(4.5e-6 * tree["batch_size"])
 
 
 def test_the_two_mnist_presets_differ_in_the_quantizer_alone() -> None:
-    """Each is the other's oracle, which a second difference would spoil."""
-    ours, theirs = (read_yaml(FOLDER / f"{name}.yaml") for name in ("mnist_mlp_vq", "mnist_mlp_vq_library"))
+    """Their results can be compared only if nothing else differs."""
+    ours, theirs = (read_yaml(PRESETS_FOLDER / f"{name}.yaml") for name in ("mnist_mlp_vq", "mnist_mlp_vq_library"))
     assert ours.pop("bottleneck") | {"kind": "vq_library"} == theirs.pop("bottleneck")
     assert ours == theirs
 
@@ -208,7 +208,7 @@ def test_takes_a_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the real script, on a few pictures of its size; with LPIPS and the discriminator where it has them."""
+    """The script trains on a few images of the preset's size, with LPIPS and the discriminator if it has them."""
     tree = resolved(train_config, path)
     # The networks of the largest know no image size, and 256x256 would take minutes.
     height, width = (min(side, 128) for side in tree["data"]["image_size"])
@@ -250,15 +250,15 @@ def test_takes_a_step(
 
 @pytest.mark.parametrize("path", STAGE2, ids=lambda path: path.stem)
 def test_a_prior_names_a_tokenizer_that_there_is(path: Path) -> None:
-    """Its command follows that of a stage-one preset, whose run has the preset's name, or that of the defaults."""
+    """The tokenizer in its command is the run of a stage-one preset, or of the defaults."""
     config = parse_command_line(names_of("stage2_prior/train.py")["TrainPriorConfig"], ["--config", str(path)])
     defaults = parse_command_line(names_of("stage1_tokenizer/train.py")["TrainTokenizerConfig"], [])
-    runs = {str(defaults.folder), *(f"runs/stage1/{preset.stem}" for preset in FOLDER.glob("*.yaml"))}
+    runs = {str(defaults.folder), *(f"runs/stage1/{preset.stem}" for preset in PRESETS_FOLDER.glob("*.yaml"))}
     assert config.tree()["tokenizer"] in runs
 
 
 def test_presets_are_found_by_name_or_path(tmp_path: Path) -> None:
-    """In the order given; a wrong name costs no training, and its message names the nearest and all."""
+    """The order is that of the names; the message about a wrong name has the nearest name and all names."""
     own = tmp_path / "mine.yaml"
     own.touch()
     assert list(find_presets(["shapes64_ae", str(own), "cifar10_ae"])) == ["shapes64_ae", "mine", "cifar10_ae"]
@@ -268,12 +268,12 @@ def test_presets_are_found_by_name_or_path(tmp_path: Path) -> None:
         find_presets(["cifar10_vqave"])
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         find_presets([str(tmp_path / "nowhere.yaml")])
-    with pytest.raises(ConfigError, match="two are named mine"):
+    with pytest.raises(ConfigError, match="two have the name mine"):
         find_presets([str(own), str(own)])
 
 
 def test_schedules_are_shortened_only_where_they_are_too_long() -> None:
-    """What a preset begins after the short budget's end would not be compared at all."""
+    """In a short run, a term that starts after the last step would not be compared."""
     late: Tree = {
         "optim": {"warmup_steps": 200},
         "adversarial": {"weight": 0.5, "start": 5000},

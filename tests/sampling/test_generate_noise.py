@@ -21,7 +21,7 @@ from stage1_tokenizer.bottlenecks.dictionary import DictionaryConfig
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
 from stage1_tokenizer.data.image_batches import to_uint8
-from stage1_tokenizer.engine.seeds import uniforms
+from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from tests.helpers.artefacts import (
     IMAGE_SIZE,
@@ -87,7 +87,7 @@ def test_a_picture_is_its_noise_decoded(tokenizer: Path, tmp_path: Path) -> None
     generate(tokenizer, tmp_path, "-n", 20, "--seed", 3)
     model = LoadedTokenizer.load(tokenizer).tokenizer
     for i in (0, 18):
-        uniform = uniforms(3, "noise", np.zeros(1, dtype=np.int64), np.array([i]), 5 * 2 * 3)[0]
+        uniform = draw_uniforms(3, "noise", np.zeros(1, dtype=np.int64), np.array([i]), 5 * 2 * 3)[0]
         noise = torch.tensor([NormalDist().inv_cdf(u) for u in uniform]).float().reshape(1, 5, 2, 3)
         image = model.decode(model.bottleneck.sample(noise))
         wanted = to_uint8(image)[0].permute(1, 2, 0).numpy().astype(int)
@@ -156,7 +156,7 @@ def test_the_ends_of_the_unit_interval_are_finite(monkeypatch: pytest.MonkeyPatc
     def extremes(*_: object) -> NDArray[np.float64]:
         return np.array([[0.0, 1 - 2.0**-53, 0.5, 2.0**-53]])
 
-    monkeypatch.setattr(noise_module, "uniforms", extremes)
+    monkeypatch.setattr(noise_module, "draw_uniforms", extremes)
     low, high, middle, next_to_low = normals(0, np.array([0]), (1, 2, 2)).flatten().tolist()
     assert middle == 0
     assert -8.5 < low < next_to_low < -8
@@ -166,7 +166,7 @@ def test_the_ends_of_the_unit_interval_are_finite(monkeypatch: pytest.MonkeyPatc
 def test_noise_of_a_picture_is_not_that_of_a_prior() -> None:
     """Its purpose is part of the key, so that the tokens of picture i and its noise have nothing in common."""
     indices = np.arange(50)
-    tokens = uniforms(0, "sample", np.zeros_like(indices), indices, 6)
+    tokens = draw_uniforms(0, "sample", np.zeros_like(indices), indices, 6)
     noise = torch.special.ndtr(normals(0, indices, (1, 2, 3)).double()).flatten(1).numpy()
     assert abs(np.corrcoef(tokens.flatten(), noise.flatten())[0, 1]) < 0.2
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from stage1_tokenizer.objective import adaptive_weight, pulled_back
+from stage1_tokenizer.objective import adaptive_weight, pull_back
 from tests.helpers.processes import run_processes
 from tests.helpers.training import StoppedError, train
 
@@ -57,7 +57,7 @@ def textbook(
 
 
 def distances(accelerator: Accelerator, out: Path, options: dict[str, Any]) -> list[float]:
-    """How far train.py's total, lambda and gradients are from the textbook's, relative to those.
+    """Return the relative distances of train.py's total, lambda and gradients from the textbook's.
 
     No gradient's norm counts as less than 1/100 of that of all: a bias before a norm has none but rounding."""
     caught: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def image_loss(image: Tensor) -> Tensor:
     return (image * image.detach().sin()).square().sum()
 
 
-def test_a_loss_pulled_back_to_the_reconstruction() -> None:
+def test_a_loss_is_pulled_back_to_the_reconstruction() -> None:
     """Its value and gradient, float16's loss scale cancelled; the graph of the loss itself is used up, so that nothing
     can go through it again."""
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def test_a_loss_pulled_back_to_the_reconstruction() -> None:
     for scale in (1.0, 65536.0):
         image = x_hat.detach().requires_grad_()
         loss = image_loss(image)
-        ours = pulled_back(loss, image, x_hat, scale)
+        ours = pull_back(loss, image, x_hat, scale)
         assert torch.equal(ours.detach(), loss.detach())
         (gradient,) = torch.autograd.grad(ours, leaf, retain_graph=True)
         assert torch.allclose(gradient, wanted, rtol=1e-12)
@@ -163,7 +163,7 @@ def test_lambda_goes_back_through_the_last_layer_alone(last: nn.Module, shape: t
     hidden.register_hook(seen.append)  # type: ignore[no-untyped-call]
     x_hat = last(hidden)
     image = x_hat.detach().requires_grad_()
-    losses = [pulled_back(loss, image, x_hat) for loss in (image_loss(image), image.mean())]
+    losses = [pull_back(loss, image, x_hat) for loss in (image_loss(image), image.mean())]
     assert isinstance(last.weight, Tensor)
     assert adaptive_weight(losses[0], losses[1], last.weight) > 0
     assert seen == []

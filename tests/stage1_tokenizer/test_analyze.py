@@ -1,4 +1,4 @@
-"""stage1_tokenizer/analyze.py: it runs on every kind of tokenizer, and its pictures show something."""
+"""stage1_tokenizer/analyze.py: it runs on every kind of tokenizer, and its images show something."""
 
 import json
 import sys
@@ -31,8 +31,8 @@ def analyze(*arguments: object) -> Ended:
     return run(names_of("stage1_tokenizer/analyze.py")["main"], *arguments)
 
 
-def pictures_in(folder: Path) -> set[str]:
-    """The names of the pictures in a folder, each of which is a whole PNG that shows something."""
+def names_of_images(folder: Path) -> set[str]:
+    """Return the names of the images in a folder; each must be a whole PNG that shows something."""
     names = set()
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
@@ -56,7 +56,7 @@ def test_every_picture_of_a_run_with_codes_is_drawn_and_drawn_again_alike(tmp_pa
     write_log(tmp_path)
     ended = analyze("--tokenizer", tmp_path)
     assert ended.code == 0, ended.err
-    assert pictures_in(tmp_path / "analysis") == ALWAYS | OF_CODES | {"curves", "holes"}
+    assert names_of_images(tmp_path / "analysis") == ALWAYS | OF_CODES | {"curves", "holes"}
     assert "left out" not in ended.out
     assert ended.out.count(".png") == 9
     first = files_of(tmp_path / "analysis")
@@ -78,7 +78,7 @@ def test_other_kinds_of_bottleneck(bottleneck: BottleneckConfig, left_out: set[s
     write_tokenizer(tmp_path, bottleneck=bottleneck)
     ended = analyze("--tokenizer", tmp_path, "--images", 5)
     assert ended.code == 0, ended.err
-    assert pictures_in(tmp_path / "analysis") == (ALWAYS | OF_CODES) - left_out
+    assert names_of_images(tmp_path / "analysis") == (ALWAYS | OF_CODES) - left_out
     for name in (*left_out, "curves", "holes"):
         assert f"{name}: left out, " in ended.out
 
@@ -99,7 +99,7 @@ def test_grey_images_from_a_folder_that_was_moved_and_a_codebook_of_one_code(tmp
         "--tokenizer", tmp_path / "run", "--root", tmp_path / "now", "--codes", 1, "--out", tmp_path / "out"
     )
     assert ended.code == 0, ended.err
-    assert pictures_in(tmp_path / "out") == ALWAYS | OF_CODES
+    assert names_of_images(tmp_path / "out") == ALWAYS | OF_CODES
     atlas = json.loads((tmp_path / "out" / "atlas.json").read_text())
     assert atlas["codes"][0]["share"] == 1.0
     assert atlas["codes"][0]["nearest"] == []
@@ -144,7 +144,7 @@ def test_what_the_user_can_mend_is_said(options: tuple[str, str], said: tuple[st
 def test_the_vectors_drawn_behind_a_codebook_are_those_looked_up_in_it(
     bottleneck: BottleneckConfig, tmp_path: Path
 ) -> None:
-    """Of the latent itself, of residuals, and of those of a projection."""
+    """The vectors of the latent itself, of residuals, and of a projection."""
     loaded = write_tokenizer(tmp_path, bottleneck=bottleneck)
     encoded = encode_images(loaded, shapes(), 7)
     assert encoded.codes is not None

@@ -86,7 +86,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
 
 @pytest.mark.parametrize("name", ["codes", "plain"])
 def test_a_row_is_what_one_measures_by_hand(name: str, compared: Compared) -> None:
-    """By the formulas, from the run's file: on the whole validation split, in float32."""
+    """A row of the table equals the formulas, computed from the run's file on the whole validation split in float32."""
     row = next(row for row in compared.table["rows"] if row["preset"] == name)
     loaded = LoadedTokenizer.load(compared.out / name)
     data = data_config(loaded.data, name)
@@ -146,7 +146,11 @@ def test_a_failed_training_says_why(tmp_path: Path) -> None:
 
 def test_the_table_says_on_what_it_was_made(compared: Compared) -> None:
     """Figures of a short budget on some machine, which must not pass for anything else."""
-    for word in ("20 steps of 4 images", "warm-up to 2 steps", "discriminator's start and the KL's warm-up to 10"):
+    for word in (
+        "20 steps of 4 images",
+        "warm-up to 2 steps",
+        "discriminator and warm-up of the KL to 10",
+    ):
         assert word in compared.markdown
     assert torch.__version__ in compared.markdown
     assert compared.table["machine"]["torch"] == torch.__version__
@@ -155,14 +159,14 @@ def test_the_table_says_on_what_it_was_made(compared: Compared) -> None:
 
 def test_the_picture_has_a_row_for_each(compared: Compared) -> None:
     """The images, and the two presets that share them."""
-    with Image.open(compared.out / "reconstructions.png") as picture:
-        pixels = np.asarray(picture.convert("L"))
+    with Image.open(compared.out / "reconstructions.png") as image:
+        pixels = np.asarray(image.convert("L"))
     assert pixels.shape[0] > 3 * 32
     assert pixels.min() < 50, "there is something on it"
 
 
 def test_the_same_command_trains_nothing_again(compared: Compared) -> None:
-    """What is finished is only measured, to the same figures."""
+    """A finished run is only measured, with the same metrics."""
     names = names_of(SCRIPT)
     trained: list[str] = []
     names["train"] = lambda folder, *_: trained.append(folder.name)
@@ -218,7 +222,7 @@ def test_a_mistake_is_found_before_anything_is_trained(arguments: list[str], wor
 
 
 def test_without_weights_there_is_no_lpips(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where they cannot be downloaded, the column is empty and the reason is shown; the rest is measured."""
+    """If the weights cannot be downloaded, the column is empty and the reason is printed; the rest is measured."""
     names = names_of(SCRIPT)
 
     def offline(**_: object) -> None:
@@ -230,7 +234,7 @@ def test_without_weights_there_is_no_lpips(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_numbers_are_written_for_people() -> None:
-    """With their units, "-" for what there is not, and no more digits than mean something."""
+    """Numbers have units, "-" stands for a missing one, and digits that mean nothing are left out."""
     row = ["name", "1,234,567", "0.0346", "21.99", "0.1235", "98.8%", "1,234.6", "576 bits", "3,210", "12.3"]
     assert row_cells(ROW) == row
     fields = {**vars(ROW), "lpips": None, "usage": None, "perplexity": None, "bits": None, "floats": 16_384}
@@ -280,7 +284,7 @@ def test_presets_of_one_data_set_stand_under_its_images() -> None:
 
 
 def test_the_last_error_is_found_in_a_log() -> None:
-    """Of a stopped and continued run's log: the newest message, on one line; or the last line, whatever it is."""
+    """The newest message in the log of a continued run, on one line; without a message, the last line."""
     last_error = names_of(SCRIPT)["last_error"]
     assert (
         last_error("ConfigError: old\nstep 1\nDivergedError: train/total\n  is nan\n")
@@ -292,7 +296,7 @@ def test_the_last_error_is_found_in_a_log() -> None:
 
 
 def test_the_processor_has_a_name(tmp_path: Path) -> None:
-    """As Linux tells it; elsewhere whatever Python knows."""
+    """The name is from Linux's cpuinfo; elsewhere from Python."""
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU @ 3 GHz\n")
     assert processor_model(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
     assert processor_model(tmp_path / "none")

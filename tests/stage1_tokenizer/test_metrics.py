@@ -67,7 +67,7 @@ def test_each_code_of_a_position_has_a_histogram_of_its_own() -> None:
 
 
 class Levels:
-    """A data set of grey pictures, picture i at level i."""
+    """A data set of grey images, image i at level i."""
 
     channels = 1
 
@@ -75,8 +75,8 @@ class Levels:
         return 256
 
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        pictures = torch.from_numpy(indices).to(torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
-        return pictures, torch.zeros(len(indices), dtype=torch.int64)
+        images = torch.from_numpy(indices).to(torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+        return images, torch.zeros(len(indices), dtype=torch.int64)
 
 
 @pytest.mark.parametrize("at_most", [256, 10_000])
@@ -106,7 +106,7 @@ def test_psnr_in_closed_form(x: float, x_hat: float, decibels: float) -> None:
 
 
 def test_psnr_equals_that_of_the_pictures() -> None:
-    """Trap 40: the same number comes from the 8-bit pictures, 10 log10(255^2 / mse)."""
+    """Trap 40: the same number comes from the 8-bit images, 10 log10(255^2 / mse)."""
     x = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0)).double()
     y = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(1)).double()
     expected = 10 * torch.log10(255**2 / (x - y).square().mean(dim=(1, 2, 3)))
@@ -114,7 +114,7 @@ def test_psnr_equals_that_of_the_pictures() -> None:
 
 
 def test_psnr_is_per_image_clamped_and_finite() -> None:
-    """A reconstruction is clamped when it becomes a picture, and equal images must not make a mean infinite."""
+    """A reconstruction is clamped when it becomes an image file, and equal images must not make a mean infinite."""
     x, x_hat = torch.stack([constant(1.0)[0], constant(0.0)[0]]), torch.stack([constant(3.0)[0], constant(0.2)[0]])
     figures = psnr(x, x_hat)
     assert figures.shape == (2,)

@@ -121,15 +121,15 @@ def test_the_generator_is_paid_for_looking_real(kind: Kind) -> None:
 def test_the_generators_step_leaves_no_gradient_in_the_discriminator(kind: Kind) -> None:
     """Trap 18: it would be added to the discriminator's own gradient, with the opposite sign."""
     torch.manual_seed(0)
-    critic = PatchDiscriminator(DiscriminatorConfig(channels=4, layers=1), image_channels=3)
-    critic.layers[0].bias.requires_grad_(False)
+    discriminator = PatchDiscriminator(DiscriminatorConfig(channels=4, layers=1), image_channels=3)
+    discriminator.layers[0].bias.requires_grad_(False)
     x_hat = torch.randn(2, 3, 16, 16, requires_grad=True)
-    torch.autograd.backward(adversarial_loss(critic, x_hat, kind))
+    torch.autograd.backward(adversarial_loss(discriminator, x_hat, kind))
     assert x_hat.grad is not None
     assert x_hat.grad.abs().max() > 0
-    frozen = [name for name, parameter in critic.named_parameters() if not parameter.requires_grad]
+    frozen = [name for name, parameter in discriminator.named_parameters() if not parameter.requires_grad]
     assert frozen == ["layers.0.bias"], "what was trained is trained again, and what was not is not"
-    assert all(parameter.grad is None for parameter in critic.parameters())
+    assert all(parameter.grad is None for parameter in discriminator.parameters())
 
 
 def linear_decoder(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, float, float]:

@@ -168,7 +168,7 @@ def test_a_wrong_file_is_refused(random_alex: Path, tmp_path: Path) -> None:
 
 
 def test_no_network_and_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a download the message says which option takes a local file."""
+    """If the download fails, the message says which option takes a local file."""
 
     def offline(**_: object) -> None:
         raise URLError("no network")
@@ -198,11 +198,11 @@ def reference(net: Net, weights: dict[str, Tensor], heads: list[Tensor], x: Tens
 @pytest.mark.slow
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_real_weights_give_the_papers_distance(real_data: Path, net: Net) -> None:
-    """Every layer of the file is in its place: photographs have the distance of a reference written out here."""
+    """Every layer of the file is in its place: images have the distance of a reference written out here."""
     metric = loaded(real_data / "weights" / FILES[net], net)
     paths = sorted((real_data / "flowers" / "rose").glob("*.jpg"))[:4]
-    photographs = np.stack([np.asarray(Image.open(path).convert("RGB").resize((64, 64))) for path in paths])
-    x = torch.from_numpy(photographs).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = np.stack([np.asarray(Image.open(path).convert("RGB").resize((64, 64))) for path in paths])
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     heads = [head.model[-1].weight for head in metric.lpips.lins]
     assert all((head >= 0).all() for head in heads), "trained heads are not negative, random ones are"
     with torch.no_grad():

@@ -61,7 +61,7 @@ def test_the_grid_is_row_major() -> None:
     sequence = torch.arange(24)
     codes = rearrange(sequence, "(h w K) -> 1 h w K", h=4, w=6, K=1)
     assert isinstance(model.bottleneck, VectorQuantizer)
-    vectors = model.bottleneck.vectors(codes)
+    vectors = model.bottleneck.codes_to_latents(codes)
     for i in range(4):
         for j in range(6):
             assert torch.equal(vectors[0, :, i, j], model.bottleneck.codebook.weight[i * 6 + j])

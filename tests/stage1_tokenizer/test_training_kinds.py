@@ -45,7 +45,7 @@ def test_every_kind_resumes_bit_for_bit(tmp_path: Path, tree: Tree) -> None:
 
 @pytest.mark.parametrize("tree", KINDS, ids=lambda tree: tree["kind"])
 def test_every_kind_gives_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Tree) -> None:
-    """From a tokenizer to new pictures, by the commands: through a prior over its codes, by its own noise, or refused
+    """A tokenizer gives new images by the commands: through a prior over its codes, by its own noise, or refused
     with a word of what would do."""
     monkeypatch.chdir(tmp_path)
     small = {key: value for key, value in TINY.items() if not key.startswith(("bottleneck", "adversarial"))}

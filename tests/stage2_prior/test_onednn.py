@@ -21,7 +21,7 @@ def _preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor whose float32 products are faster by oneDNN."""
     if not processor.has_onednn():
         pytest.skip("this build of torch has no such operators")
-    monkeypatch.setenv(processor.VARIABLE, "onednn")
+    monkeypatch.setenv(processor.FAST_PATHS_VARIABLE, "onednn")
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_prior_s_gradients_are_equal(checkpoint: bool, monkeypatch: pytest.Mon
     """All of its linear maps go that way: four in a layer and the head, in a checkpointed layer once more."""
     found = loss_and_gradients(checkpoint)
     assert len(calls) == (2 * 4 + 1) * 3 + 2 * 4 * checkpoint
-    monkeypatch.setenv(processor.VARIABLE, "-onednn")
+    monkeypatch.setenv(processor.FAST_PATHS_VARIABLE, "-onednn")
     wanted = loss_and_gradients(checkpoint)
     assert len(calls) == (2 * 4 + 1) * 3 + 2 * 4 * checkpoint
     for one, other in zip(found, wanted, strict=True):
@@ -89,7 +89,7 @@ def test_what_it_leaves_to_torch(calls: list[int]) -> None:
 def test_without_the_operators_torch_computes(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
     """They are private, so another version may have neither."""
     linear, x = OneDnnLinear(8, 8), torch.randn(MIN_ROWS, 8)
-    monkeypatch.delenv(processor.VARIABLE, raising=False)
+    monkeypatch.delenv(processor.FAST_PATHS_VARIABLE, raising=False)
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
     monkeypatch.setattr(processor, "is_amd", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)

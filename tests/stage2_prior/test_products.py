@@ -29,7 +29,7 @@ def test_float32_is_the_linear_layer(size: tuple[int, int, int], packed: bool, m
     """Whichever library multiplies."""
     if packed and not processor.has_onednn():
         pytest.skip("this build of torch has no such operators")
-    monkeypatch.setenv(processor.VARIABLE, "packed" if packed else "-packed")
+    monkeypatch.setenv(processor.FAST_PATHS_VARIABLE, "packed" if packed else "-packed")
     x, weight, bias = case(size)
     for given in (None, bias):
         wanted = F.linear(x.double(), weight.double(), None if given is None else given.double())
@@ -81,7 +81,7 @@ def test_zeros(precision: Precision) -> None:
 
 def test_without_onednns_private_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """They may go with any release of torch; the plain product takes their place."""
-    monkeypatch.delenv(processor.VARIABLE, raising=False)
+    monkeypatch.delenv(processor.FAST_PATHS_VARIABLE, raising=False)
     monkeypatch.setattr(processor, "is_amd", lambda: True)
     x, weight, bias = case((3, 20, 33))
     wanted = F.linear(x, weight, bias)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.errors import BadFileError, shorten
 
 
 class Extracted(NamedTuple):
@@ -93,7 +92,7 @@ def fit(network: nn.Module, given: Mapping[str, Tensor], source: str) -> None:
         if name not in given:
             raise BadFileError(f"{source}: is not of {kind}: no {name}")
         if name not in places:
-            raise BadFileError(f"{source}: is not of {kind}: it has no {brief(name)}")
+            raise BadFileError(f"{source}: is not of {kind}: it has no {shorten(name)}")
         fits = given[name].shape == places[name].shape
         if not fits or given[name].is_floating_point() != places[name].is_floating_point():
             raise BadFileError(

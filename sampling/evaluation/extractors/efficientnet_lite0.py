@@ -14,7 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sampling.evaluation.extractors.base import Extracted, Extractor, fit
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
+from stage1_tokenizer.engine.checkpoint import read_tensors
+from stage1_tokenizer.engine.files import file_sha256, require_file
 
 BLOCKS = (
     # kernel, stride, expansion, channels in, channels out, repeats
@@ -55,8 +56,8 @@ class EfficientNetLite0Extractor(Extractor):
 
     def __init__(self, config: EfficientNetLite0Config, key: str) -> None:
         """Raises ConfigError or BadFileError: weights that are missing or do not fit."""
-        path = existing(Path(config.weights), f"{key}.weights", CHOICES)
-        super().__init__("EfficientNet-Lite0", HEAD, (SIZE, SIZE), sha256_of(path), is_inception=False)
+        path = require_file(Path(config.weights), f"{key}.weights", CHOICES)
+        super().__init__("EfficientNet-Lite0", HEAD, (SIZE, SIZE), file_sha256(path), is_inception=False)
         with torch.device("meta"):
             self.network = EfficientNetLite0()
         fit(self.network, read_tensors(path, f"{key}.weights")[0], f"{key}.weights {path}")

@@ -24,8 +24,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 
 from sampling.evaluation.extractors.base import Extracted, Extractor, fit
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
+from stage1_tokenizer.engine.checkpoint import read_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.files import file_sha256, require_file
 from stage1_tokenizer.perceptual import check_download
 
 DIMENSION = 2048
@@ -52,9 +53,9 @@ class InceptionExtractor(Extractor):
             f"give {DOWNLOADED}, pt_inception-2015-12-05-6726825d.pth or the same weights as a safetensors file as "
             f"{key}.weights, leave that null to have them downloaded, or take {key}.kind efficientnet_lite0"
         )
-        given = None if config.weights is None else existing(Path(config.weights), f"{key}.weights", choices)
+        given = None if config.weights is None else require_file(Path(config.weights), f"{key}.weights", choices)
         path = _downloaded(choices) if given is None else given
-        super().__init__("Inception-v3 (TensorFlow 2015)", DIMENSION, (299, 299), sha256_of(path), is_inception=True)
+        super().__init__("Inception-v3 (TensorFlow 2015)", DIMENSION, (299, 299), file_sha256(path), is_inception=True)
         source = f"{key}.weights {path}"
         if path.suffix == ".safetensors":
             weights = read_tensors(path, f"{key}.weights")[0]

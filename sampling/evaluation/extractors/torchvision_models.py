@@ -12,9 +12,10 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from sampling.evaluation.extractors.base import Extracted, Extractor, fit
 from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.config.messages import shown
-from stage1_tokenizer.engine.checkpoint import existing, read_tensors, sha256_of
+from stage1_tokenizer.config.error_messages import quote_value
+from stage1_tokenizer.engine.checkpoint import read_tensors
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.files import file_sha256, require_file
 from stage1_tokenizer.perceptual import check_download
 
 
@@ -43,8 +44,8 @@ class TorchvisionExtractor(Extractor):
         if config.model not in known:
             nearest = difflib.get_close_matches(config.model, known, 3, 0.0)
             raise ConfigError(
-                f"{key}.model {shown(config.model)}: is no classifier of torchvision's with a linear last layer; the "
-                f"nearest names are {', '.join(nearest)}"
+                f"{key}.model {quote_value(config.model)}: is no classifier of torchvision's with a linear last layer; "
+                f"the nearest names are {', '.join(nearest)}"
             )
         # The input's size and scale, and for a ViT the number of its positions, stand beside the published weights.
         published: Any = get_model_weights(config.model).DEFAULT
@@ -57,11 +58,11 @@ class TorchvisionExtractor(Extractor):
         if config.weights is None:
             path, weights = _download(published, choices)
         else:
-            path = existing(Path(config.weights), f"{key}.weights", choices)
+            path = require_file(Path(config.weights), f"{key}.weights", choices)
             weights = read_tensors(path, f"{key}.weights")[0]
         network = get_model(config.model, weights=None, **_options(config.model, size))
         dimension = _last_linear(network).in_features
-        super().__init__(f"torchvision {config.model}", dimension, (size, size), sha256_of(path), is_inception=False)
+        super().__init__(f"torchvision {config.model}", dimension, (size, size), file_sha256(path), is_inception=False)
         fit(network, weights, f"{key}.weights {path}")
         self.network = network
         self.register_buffer("mean", torch.tensor(wanted.mean).view(3, 1, 1), persistent=False)

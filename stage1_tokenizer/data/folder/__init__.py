@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.data.bad_files import BadImageError
 from stage1_tokenizer.data.colour import LARGEST, Background, Decoding
 from stage1_tokenizer.data.folder.index import FolderIndex, Item
@@ -17,7 +17,7 @@ from stage1_tokenizer.data.folder.layout import Layout
 from stage1_tokenizer.data.folder.scan import Links
 from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split, target_size
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.engine.names import folded
+from stage1_tokenizer.engine.file_names import normalise_name
 
 COLOURS: dict[str, Background] = {"white": (255, 255, 255), "black": (0, 0, 0), "checker": "checker"}
 SAMPLED = 256
@@ -128,7 +128,7 @@ def identity_of(items: Sequence[Item]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     every = max(1, len(items) // SAMPLED)
     for place, item in enumerate(items):
-        line = f"{folded(item.name)}\t{item.class_}\t{_size(item)}\n"
+        line = f"{normalise_name(item.name)}\t{item.class_}\t{_size(item)}\n"
         digest.update(line.encode(errors="surrogateescape"))
         if place % every == 0 and not item.refusal:
             digest.update(_ends(item))

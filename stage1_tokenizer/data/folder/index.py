@@ -16,7 +16,7 @@ from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.data.image_files import GET_HEIC, HEIC, RAW, USUAL
 from stage1_tokenizer.data.record import Found, plural
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.names import folded, located, natural
+from stage1_tokenizer.engine.file_names import describe_path, natural_sort_key, normalise_name
 
 if TYPE_CHECKING:
     from stage1_tokenizer.data.folder import FolderConfig
@@ -55,7 +55,7 @@ class FolderIndex:
                 for, or a class whose name is not UTF-8.
             BadFileError: a folder in it cannot be listed.
         """
-        self._config, self._root, self._option = config, Path(config.root), f"data.root {located(config.root)}"
+        self._config, self._root, self._option = config, Path(config.root), f"data.root {describe_path(config.root)}"
         self._notes, self._left_out = list[str](), Counter[str]()
         self.how = config.decoding  # one for both splits, so that what is odd is reported once
         files, self._seen = _files(self._root, config, self._option)
@@ -81,7 +81,7 @@ class FolderIndex:
         numbers = Counter(item.class_ for item in {*splits["train"], *splits["validation"]})
         self.splits = splits
         self.found = Found(
-            where=f"under {located(config.root)}",
+            where=f"under {describe_path(config.root)}",
             train=len(splits["train"]),
             validation=len(splits["validation"]),
             shared=shared,
@@ -105,7 +105,7 @@ class FolderIndex:
             return places
         kept = {name: place for name, place in places.items() if place.class_ in self._named}
         if not kept:
-            there = sorted({place.class_ for place in places.values() if place.class_}, key=natural)
+            there = sorted({place.class_ for place in places.values() if place.class_}, key=natural_sort_key)
             raise ConfigError(
                 f"data.classes {config.classes}: no image is of one of its classes; the folder has "
                 + (", ".join(there[:QUOTED]) or "no classes")
@@ -180,12 +180,12 @@ class FolderIndex:
                 )
         if self._named is not None:
             return tuple(name for name in self._named if name in names)
-        return tuple(sorted(names, key=natural))
+        return tuple(sorted(names, key=natural_sort_key))
 
     def _other_root(self, given: str) -> list[Item]:
         """All images of data.validation_root, with the classes of the training images."""
         config, root = self._config, Path(given)
-        files, beside = _files(root, config, f"data.validation_root {located(root)}")
+        files, beside = _files(root, config, f"data.validation_root {describe_path(root)}")
         arranged = arrange_like(list(files), () if config.labels else self.classes, os.fspath(root))
         self._seen.ignored.update(beside.ignored + arranged.left_out)
         self._notes += [f"all of {root} is validated on", *arranged.notes]
@@ -243,7 +243,7 @@ def _item(root: str, name: str, places: Places, files: Mapping[str, str]) -> Ite
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda name: (folded(name), name))
+    return sorted(names, key=lambda name: (normalise_name(name), name))
 
 
 def held_out(classes: Mapping[str, str | None], share: float) -> set[str]:
@@ -267,5 +267,5 @@ def held_out(classes: Mapping[str, str | None], share: float) -> set[str]:
 
 def unit_hash(name: str) -> float:
     """A number in [0, 1) that depends on the name alone, in whichever normal form its accents are."""
-    data = folded(name).encode(errors="surrogateescape")
+    data = normalise_name(name).encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") / 2.0**64

@@ -17,7 +17,7 @@ from typing import Any
 from stage1_tokenizer.data.folder.layout import Arranged, Place
 from stage1_tokenizer.data.folder.names import PARTS, Part
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.names import folded, located
+from stage1_tokenizer.engine.file_names import describe_path, normalise_name
 
 FILE_COLUMNS = ("file_name", "filename", "file", "filepath", "path", "image_path", "image", "img", "name", "id")
 LABEL_COLUMNS = ("label", "class", "category", "class_name", "label_name", "target", "species", "breed", "labels", "y")
@@ -36,7 +36,7 @@ class Matcher:
 
     def __init__(self, names: Iterable[str], root: Path, beside: Path) -> None:
         """names: relative to `root`. beside: the folder of the file that holds the paths."""
-        self._names = {folded(name): name for name in names}
+        self._names = {normalise_name(name): name for name in names}
         self._root, self._beside = os.path.abspath(root), os.path.abspath(beside)
         self._ends = defaultdict[str, list[str]](list)
         for name in self._names:
@@ -46,7 +46,7 @@ class Matcher:
 
     def find(self, given: str) -> str | None:
         """The image's name, or None where there is none, or more than one that it may mean."""
-        text = folded(given.strip())
+        text = normalise_name(given.strip())
         for form in (text, text.replace("\\", "/")):
             if found := self._exact(form):
                 return found
@@ -83,7 +83,7 @@ def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path
     Raises:
         ConfigError: it cannot be read, has no such columns, names no image, or gives an image two classes.
     """
-    option = f"data.labels {located(path)}"
+    option = f"data.labels {describe_path(path)}"
     text = _read(path, option)
     matcher = Matcher(names, root, path.parent)
     rows = list(_json_rows(text, option) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, matcher, option))
@@ -93,7 +93,7 @@ def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path
     places: dict[str, Place] = {}
     missing, empty = list[str](), 0
     for number, row in enumerate(rows, start=1):
-        name, label = matcher.find(row.get(files, "")), folded(row.get(labels, "").strip())
+        name, label = matcher.find(row.get(files, "")), normalise_name(row.get(labels, "").strip())
         if name is None:
             missing.append(row.get(files, ""))
         elif not label:
@@ -118,8 +118,8 @@ def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path
 def read_classes(path: Path) -> tuple[str, ...]:
     """Names of classes, one a line, in the order of their labels. Raises ConfigError: unreadable, empty, or a name is
     there twice."""
-    option = f"data.classes {located(path)}"
-    names = [folded(line.strip()) for line in _read(path, option).splitlines() if line.strip()]
+    option = f"data.classes {describe_path(path)}"
+    names = [normalise_name(line.strip()) for line in _read(path, option).splitlines() if line.strip()]
     twice = [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
     if twice or not names:
         raise ConfigError(f"{option}: " + (f"names {twice[0]} twice" if twice else "holds no names"))
@@ -132,7 +132,7 @@ def read_list(path: Path, names: Iterable[str], root: Path, key: str) -> set[str
     Raises:
         ConfigError: it cannot be read, or a path in it names no image.
     """
-    option = f"data.{key} {located(path)}"
+    option = f"data.{key} {describe_path(path)}"
     matcher = Matcher(names, root, path.parent)
     lines = [line for line in _read(path, option).splitlines() if line.strip()]
     found = {line: matcher.find(line) for line in lines}

@@ -24,7 +24,7 @@ from stage1_tokenizer.data.folder.names import (
     split_names,
 )
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.names import folded, natural
+from stage1_tokenizer.engine.file_names import natural_sort_key, normalise_name
 
 Layout = Literal["auto", "classes", "flat", "splits"]
 
@@ -50,7 +50,7 @@ class Arranged:
 
     def put(self, names: Iterable[str], part: Part | None, class_: str | None = None) -> None:
         """Give images one place. class_: the name of the folder that is their class."""
-        self.places |= dict.fromkeys(names, Place(part, None if class_ is None else folded(class_)))
+        self.places |= dict.fromkeys(names, Place(part, None if class_ is None else normalise_name(class_)))
 
     def leave_out(self, names: Sequence[str], why: str) -> None:
         """Leave images out, and say why."""
@@ -146,7 +146,7 @@ def _unwrapped(
             done.leave_out(groups.pop(name), f"in {name}/, {why}")
         if beside:
             names = [*(name for group in groups.values() for name in group), *loose]
-        if loose or any(folded(name) in stop for name in groups):
+        if loose or any(normalise_name(name) in stop for name in groups):
             return depth, names
         if are_pieces(groups):
             done.notes.append(f"{listed(groups)} are pieces of one set by their names, so no classes")
@@ -223,7 +223,7 @@ def _nothing_in_common(groups: dict[str, list[str]], splits: dict[str, tuple[Par
 def _inner_folders(names: Sequence[str], depth: int) -> set[str]:
     """Return the sub-folders that would be the classes of some images."""
     inner, names = _unwrapped(Arranged(), names, depth)
-    return {folded(folder) for folder in _below(names, inner)[0]}
+    return {normalise_name(folder) for folder in _below(names, inner)[0]}
 
 
 def _like(
@@ -235,7 +235,7 @@ def _like(
         return
     inner, names = _unwrapped(done, names, depth, classes)
     groups, loose = _below(names, inner)
-    unknown = [name for name in groups if folded(name) not in classes]
+    unknown = [name for name in groups if normalise_name(name) not in classes]
     others = [*loose, *(name for group in unknown for name in groups[group])]
     done.leave_out(others, f"in no class of the training images, but in {where}")
     for name in groups.keys() - set(unknown):
@@ -266,5 +266,5 @@ def _classes(
     siblings = {
         parts[depth] for folder in folders if len(parts := folder.split("/")) > depth and tuple(parts[:depth]) in above
     }
-    if empty := sorted(siblings - groups.keys() - {""}, key=natural):
+    if empty := sorted(siblings - groups.keys() - {""}, key=natural_sort_key):
         done.notes.append(f"no image in {listed(empty)}{where}, so no class")

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set, Sized
 from os.path import splitext
 from typing import Literal
 
-from stage1_tokenizer.engine.names import folded, natural
+from stage1_tokenizer.engine.file_names import natural_sort_key, normalise_name
 
 SHOWN = 5
 """Names that a note lists."""
@@ -111,7 +111,7 @@ def split_names(names: Collection[str]) -> dict[str, tuple[Part, str]]:
 
 def _part_and_rest(name: str) -> tuple[Part, str] | None:
     """Return the part that a folder's name says, and the name without it; None where it says none, or two."""
-    name = folded(name)
+    name = normalise_name(name)
     words = list(WORD.finditer(name))
     if len(words) != 1:
         return None
@@ -129,8 +129,8 @@ def lack_training(names: Collection[str]) -> bool:
 def doubts(classes: Mapping[str, Set[str]]) -> list[str]:
     """Say why folders that are taken as classes, each with its sub-folders, may be none."""
     notes = []
-    plain = Counter(map(_plain, {folded(name) for name in classes}))
-    if twice := [name for name in classes if plain[_plain(folded(name))] > 1]:
+    plain = Counter(map(_plain, {normalise_name(name) for name in classes}))
+    if twice := [name for name in classes if plain[_plain(normalise_name(name))] > 1]:
         notes.append(f"classes that differ in capital letters, spaces or hyphens alone: {listed(twice)}")
     first = next(iter(classes.values()), set())
     if classes and all(re.fullmatch(r"(?:.* )?(?:19|20)\d\d", name) for name in classes):
@@ -145,7 +145,7 @@ def doubts(classes: Mapping[str, Set[str]]) -> list[str]:
 
 def listed(folders: Iterable[str]) -> str:
     """Write the first of some folders by their names, for a note."""
-    ordered = sorted(folders, key=natural)
+    ordered = sorted(folders, key=natural_sort_key)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return ", ".join(f"{name}/" for name in ordered[:SHOWN]) + more
 

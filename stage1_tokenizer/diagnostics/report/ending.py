@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder, open_run
-from stage1_tokenizer.engine.checkpoint import write_file
-from stage1_tokenizer.engine.console import command, say
+from stage1_tokenizer.engine.console import format_command, say
+from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.signals import stop_at_once
 
@@ -35,5 +35,5 @@ def report_at_end(accelerator: Accelerator, wanted: bool, folder: Path, page_of:
     except Exception as error:  # any error, and a stop by the user: the training is complete, and its exit code is 0
         say(
             f"the report could not be written ({one_line(str(error))[:500] or type(error).__name__}); the training is "
-            f"complete. To write the report: {command('sampling/report.py', folder)}"
+            f"complete. To write the report: {format_command('sampling/report.py', folder)}"
         )

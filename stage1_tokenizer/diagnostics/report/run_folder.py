@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
-from stage1_tokenizer.config.messages import shortened
-from stage1_tokenizer.engine.checkpoint import brief
-from stage1_tokenizer.engine.environment import SESSIONS
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.lock import holder_of
-from stage1_tokenizer.engine.log_file import Curve, log_entries, read_curves
-from stage1_tokenizer.engine.names import located
-from stage1_tokenizer.engine.state import states, step_of
+from stage1_tokenizer.engine.environment import SESSIONS_FILE
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.lock import find_lock_holder
+from stage1_tokenizer.engine.log_file import Curve, read_curves, read_log
+from stage1_tokenizer.engine.state import list_states, step_of_state
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
 CONFIG = "config.yaml"
@@ -67,12 +65,12 @@ class RunFolder:
     @cached_property
     def alarms(self) -> list[dict[str, Any]]:
         """The entries of alarms.jsonl: step, alarm, message."""
-        return log_entries(self.path / "alarms.jsonl")
+        return read_log(self.path / "alarms.jsonl")
 
     @cached_property
     def sessions(self) -> list[dict[str, Any]]:
         """One entry for each start of the training; none in runs of former versions."""
-        return log_entries(self.path / SESSIONS)
+        return read_log(self.path / SESSIONS_FILE)
 
     @cached_property
     def planned_steps(self) -> int | None:
@@ -84,13 +82,13 @@ class RunFolder:
     def steps_done(self) -> int:
         """Steps that were trained, by the log and the saved states."""
         logged = [curve.steps[-1] for curve in self.curves.values()]
-        saved = [step_of(state) for state in states(self.path / "state")[:1]]
+        saved = [step_of_state(state) for state in list_states(self.path / "state")[:1]]
         return max([0, *logged, *saved])
 
     @cached_property
     def is_in_use(self) -> bool:
         """True if another process is training this run."""
-        return holder_of(self.path) not in (None, "this one")
+        return find_lock_holder(self.path) not in (None, "this one")
 
     def last_value(self, name: str) -> float | None:
         """Return the newest value of a scalar; None if there is none."""
@@ -111,7 +109,7 @@ class RunFolder:
         tree: Any = self.config
         for key in keys:
             tree = tree.get(key) if isinstance(tree, dict) else None
-        return "unknown" if tree is None else brief(tree)
+        return "unknown" if tree is None else shorten(tree)
 
 
 def open_run(path: str | Path, *weights: str) -> RunFolder:
@@ -127,13 +125,13 @@ def open_run(path: str | Path, *weights: str) -> RunFolder:
         if folder.is_file() and folder.suffix == ".safetensors":
             folder = folder.parent
         if not folder.is_dir():
-            raise ConfigError(f"RUN {located(shortened(str(path)))}: there is no such folder")
+            raise ConfigError(f"RUN {describe_path(shorten(str(path)))}: there is no such folder")
         names = [CONFIG, TOKENIZER_FILE, *weights]
-        if not any((folder / name).exists() for name in names) and not states(folder / "state"):
+        if not any((folder / name).exists() for name in names) and not list_states(folder / "state"):
             raise ConfigError(
                 f"RUN {folder}: is no run's folder: it holds none of {', '.join(names)} and state/. "
                 "Runs are in runs/stage1 and runs/stage2"
             )
     except OSError as error:
-        raise ConfigError(f"RUN {shortened(str(path))}: {error.strerror}") from None
+        raise ConfigError(f"RUN {shorten(str(path))}: {error.strerror}") from None
     return RunFolder(folder)

@@ -22,7 +22,7 @@ from stage1_tokenizer.diagnostics.report.markup import (
 )  # fmt: skip
 from stage1_tokenizer.diagnostics.report.page import PageHead, Section, notice, render_page, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
-from stage1_tokenizer.engine.checkpoint import brief
+from stage1_tokenizer.engine.errors import shorten
 from stage1_tokenizer.engine.log_file import Curve
 
 LONGEST, LONGEST_MESSAGE, LONGEST_COMMAND = 300, 1500, 2000
@@ -168,7 +168,7 @@ def describe_data(data: Tree) -> str:
 def describe_classes(classes: Sequence[str]) -> str:
     """Return the number of classes and the names of the first twelve."""
     names = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    return f"{len(classes):,}: {brief(names)}"
+    return f"{len(classes):,}: {shorten(names)}"
 
 
 def _data_found(run: RunFolder) -> Iterator[tuple[Child, Child]]:

@@ -22,7 +22,7 @@ from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind
 from stage1_tokenizer.diagnostics.views.sheet import STYLE, Sheet
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.names import located
+from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
@@ -228,7 +228,7 @@ def with_root(data: DataConfig, root: str | None) -> DataConfig:
     if root is None or data.is_drawn:
         return data
     if not Path(root).is_dir():
-        raise ConfigError(f"--root {located(root)}: there is no such folder")
+        raise ConfigError(f"--root {describe_path(root)}: there is no such folder")
     return data.model_copy(update={"root": root})
 
 
@@ -266,7 +266,9 @@ def decode_latents(tokenizer: Tokenizer, z_q: Tensor) -> Tensor:
 @torch.inference_mode()
 def look_up_vectors(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
     """Return z_q (N, D, h, w) of codes (N, h, w, K), on the CPU."""
-    return in_batches(lambda part: tokenizer.bottleneck.vectors(part).float(), codes, tokenizer_device(tokenizer))
+    return in_batches(
+        lambda part: tokenizer.bottleneck.codes_to_latents(part).float(), codes, tokenizer_device(tokenizer)
+    )
 
 
 def code_use(codes: Tensor, codebook_size: int) -> CodeUse:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_tokenizer.bottlenecks.space import CodeSpace
+from stage1_tokenizer.bottlenecks.quantizer import CodeSpace
 from stage1_tokenizer.diagnostics.views.atlas import mean_patches
 from stage1_tokenizer.diagnostics.views.base import (
     EncodedImages,
@@ -56,7 +56,7 @@ def searched_vectors(encoded: EncodedImages) -> list[Tensor]:
     codes, tokenizer = codes_of(encoded), encoded.tokenizer
     codebooks = [codebook.float().cpu() for codebook in tokenizer.bottleneck.codebooks()]
     spaces = [part for part in tokenizer.bottleneck.children() if isinstance(part, CodeSpace)]
-    into = spaces[0].into if spaces else CodeSpace(encoded.z.shape[1], None).into
+    into = spaces[0].to_vectors if spaces else CodeSpace(encoded.z.shape[1], None).to_vectors
     residual = in_batches(into, encoded.z, tokenizer_device(tokenizer))  # (N h w, d)
     searched = []
     for k, codebook in enumerate(codebooks):

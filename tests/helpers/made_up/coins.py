@@ -7,8 +7,8 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig
-from stage1_tokenizer.bottlenecks.space import Quantized, Quantizer
-from stage1_tokenizer.bottlenecks.straight import straight_through
+from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
+from stage1_tokenizer.bottlenecks.straight_through import straight_through
 
 
 class CoinsConfig(BaseBottleneckConfig):
@@ -28,12 +28,12 @@ class Coins(Quantizer):
 
     def quantize(self, vectors: Tensor) -> Quantized:
         codes = (vectors > 0).long() @ torch.tensor([2, 1], device=vectors.device)
-        nearest = self.values(codes[:, None])
+        nearest = self.codes_to_vectors(codes[:, None])
         loss = self.config.pull * (vectors - nearest).square().mean()
         return Quantized(straight_through(vectors, nearest), codes, loss, {})
 
-    def values(self, codes: Tensor) -> Tensor:
+    def codes_to_vectors(self, codes: Tensor) -> Tensor:
         return torch.cat([codes // 2, codes % 2], dim=1).float() * 2 - 1
 
     def codebooks(self) -> list[Tensor]:
-        return [self.values(torch.arange(4)[:, None])]
+        return [self.codes_to_vectors(torch.arange(4)[:, None])]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import nn
 
-from stage1_tokenizer.config.value_forms import Side
+from stage1_tokenizer.config.value_types import Side
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 

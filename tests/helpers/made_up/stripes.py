@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from stage1_tokenizer.config.marks import Mark
+from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split
 
 

@@ -1,4 +1,4 @@
-"""What every kind of bottleneck keeps to, whatever it does with the latent."""
+"""The contract of all bottlenecks, tested for every kind."""
 
 import copy
 from typing import Any, get_args
@@ -58,7 +58,7 @@ def test_codes_give_back_exactly_what_forward_decodes(tree: Tree, size: tuple[in
     assert out.codes.shape == (size[0], *size[1:], made.depth)
     assert out.codes.dtype == torch.int64
     assert 0 <= int(out.codes.min()) <= int(out.codes.max()) < made.codebook_size
-    vectors = made.vectors(out.codes)
+    vectors = made.codes_to_latents(out.codes)
     assert vectors.shape == out.z_q.shape == (size[0], D, *size[1:])
     assert torch.equal(vectors, out.z_q)
 

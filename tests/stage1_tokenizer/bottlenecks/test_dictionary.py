@@ -287,7 +287,7 @@ def test_it_recovers_a_planted_dictionary(code: Code, wanted: float, error: floa
 
 
 def test_more_l1_is_fewer_atoms_or_smaller_ones() -> None:
-    """In ISTA's threshold and in the softmax's loss: a weight that is not passed on is a sweep over nothing."""
+    """The weight l1 acts in ISTA's threshold and in the softmax's loss; unused, a sweep over it would do nothing."""
     few, many = (dictionary(code="ista", top=ATOMS, l1=l1)(latents()).stats for l1 in (1.0, 0.01))
     assert few["active_atoms_per_position"] < 0.7 * many["active_atoms_per_position"]
     assert few["mean_coefficient"] < many["mean_coefficient"]

@@ -42,7 +42,7 @@ def test_the_kl_is_the_closed_form(channels: int | None) -> None:
 
 
 def test_the_kl_is_the_mean_log_ratio_of_the_draws() -> None:
-    """By its definition, from what the bottleneck really draws: the noise and the KL must be of the same variance."""
+    """The KL equals its definition, computed from real draws: noise and KL must have the same variance."""
     kl, z = bottleneck(), latents(B=1, h=1, w=2)
     q = posterior(kl, z)
     drawn = kl(z.expand(40_000, -1, -1, -1)).z_q.double()
@@ -52,7 +52,7 @@ def test_the_kl_is_the_mean_log_ratio_of_the_draws() -> None:
 
 
 def test_draws_have_the_posteriors_mean_and_spread() -> None:
-    """In train mode the decoder must see latents as they are sampled, each position with noise of its own."""
+    """The decoder gets sampled latents in train mode, with independent noise at each position."""
     kl, z = bottleneck(), latents(B=1, h=2, w=2)
     q = posterior(kl, z)
     drawn = kl(z.expand(20_000, -1, -1, -1)).z_q.double()  # (20000, D, 2, 2)
@@ -100,7 +100,7 @@ def test_the_gradient_goes_through_the_draw() -> None:
 
 
 def test_the_variance_is_learned_against_the_noise() -> None:
-    """With a weight of 0 the noise only harms reconstruction; without a gradient the variance would stay."""
+    """A weight of 0 makes the variance shrink, since noise harms reconstruction; without a gradient it would stay."""
     kl, z = bottleneck(weight=0.0), latents(B=32)
     before = kl(z).stats["posterior_std"]
     optimizer = torch.optim.Adam(kl.parameters(), lr=0.02)
@@ -143,7 +143,7 @@ def test_the_warm_up_survives_a_resume(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [None, 3])
 def test_noise_is_taken_as_a_latent(channels: int | None) -> None:
-    """A picture sampled from the noise that the mean happens to be is the reconstruction: one decoder, one scale."""
+    """An image sampled from the noise that the mean happens to be is the reconstruction: one decoder, one scale."""
     kl, z = bottleneck(channels=channels).eval(), latents()
     mean = kl.project_in(z).chunk(2, dim=1)[0]
     assert kl.noise_channels == mean.shape[1]
@@ -185,7 +185,7 @@ def test_autocast_leaves_the_kl_in_float32() -> None:
 
 
 def test_trained_alone_the_kl_makes_the_latent_standard_normal() -> None:
-    """From any start, with nothing to reconstruct: mean 0, std 1, no active channel, and draws that are noise."""
+    """The KL alone leads from any start to mean 0, std 1, no active channel, and draws that are noise."""
     kl, z = bottleneck(weight=1.0), 3 * latents(B=32)
     optimizer = torch.optim.Adam(kl.parameters(), lr=0.02)
     assert kl(z).stats["active_channels"] == 1

@@ -21,7 +21,7 @@ SIZES = [(4, 5, 3), (1, 1, 1), (1, 1, 7), (3, 8, 1), (5, 1, 1)]
 
 
 def quantizer(bits: int = BITS, latent_channels: int | None = None, **options: Any) -> LookupFreeQuantizer:
-    """Without projections, unless the latent has another number of channels than there are bits."""
+    """Build a quantizer; it has projections only if the latent's channels differ from the number of bits."""
     torch.manual_seed(0)
     return LookupFreeQuantizer(LfqConfig(**{"codebook_size": 2**bits, **options}), latent_channels or bits)
 
@@ -170,7 +170,7 @@ def test_codes_give_back_exactly_what_forward_decodes(
     """Traps 2 and 5: the forward value is exactly the code, so ids -> vectors equals the forward pass bit for bit."""
     lfq = quantizer(latent_channels=latent_channels, spherical=spherical).eval()
     out = lfq(latents(*size, D=latent_channels))
-    assert torch.equal(lfq.vectors(out.codes), out.z_q)
+    assert torch.equal(lfq.codes_to_latents(out.codes), out.z_q)
     assert out.z_q.shape == (size[0], latent_channels, *size[1:])
     assert out.codes.shape == (size[0], *size[1:], 1)
 

@@ -29,7 +29,7 @@ def codes_in_use(entropy_weight: float, seed: int) -> int:
 
 
 def test_the_entropy_terms_put_codes_to_use() -> None:
-    """What the terms are for: without them the latents stay in the corners where they began."""
+    """The entropy terms move the latents; without them they stay in the corners where they began."""
     for seed in (0, 1):
         assert codes_in_use(entropy_weight=0.0, seed=seed) <= 4
         assert codes_in_use(entropy_weight=1.0, seed=seed) >= 12

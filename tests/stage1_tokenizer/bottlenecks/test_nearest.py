@@ -1,9 +1,9 @@
-"""The nearest code: the right one, never by way of a matrix of all vectors by all codes."""
+"""The search for the nearest code: correct, and without a matrix of all vectors by all codes."""
 
 import pytest
 import torch
 
-from stage1_tokenizer.bottlenecks.nearest import nearest
+from stage1_tokenizer.bottlenecks.nearest import find_nearest
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 from tests.helpers.largest import LargestTensor
 
@@ -17,7 +17,7 @@ def test_it_is_the_nearest(n: int, size: int, dim: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x, codes = torch.randn(n, dim, generator=generator), torch.randn(size, dim, generator=generator)
     distances = torch.cdist(x.double(), codes.double()).square()
-    ids = nearest(x, codes)
+    ids = find_nearest(x, codes)
     assert ids.shape == (n,)
     assert ids.dtype == torch.int64
     chosen = distances.gather(1, ids[:, None])[:, 0]
@@ -31,16 +31,16 @@ def test_it_is_the_nearest(n: int, size: int, dim: int) -> None:
 def test_no_other_precision() -> None:
     """Trap 6: a caller under autocast who forgot to say float32 would get codes that are merely near."""
     with pytest.raises(ValueError, match="float32"):
-        nearest(torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(4, 3))
+        find_nearest(torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(4, 3))
 
 
 def test_autocast_around_it_changes_nothing() -> None:
     """Trap 6: a matrix product is the first thing that autocast makes bfloat16."""
     generator = torch.Generator().manual_seed(0)
     x, codes = torch.randn(500, 16, generator=generator), torch.randn(2048, 16, generator=generator)
-    expected = nearest(x, codes)
+    expected = find_nearest(x, codes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(nearest(x, codes), expected)
+        assert torch.equal(find_nearest(x, codes), expected)
 
 
 def test_no_matrix_of_vectors_by_codes() -> None:
@@ -63,6 +63,6 @@ def test_draws_follow_the_distances() -> None:
     torch.manual_seed(0)
     for temperature in (0.5, 2.0):
         expected = torch.softmax(-(codes - x).square().sum(dim=1) / temperature, dim=0)
-        drawn = nearest(x.expand(20_000, 2).contiguous(), codes, temperature)
+        drawn = find_nearest(x.expand(20_000, 2).contiguous(), codes, temperature)
         share = torch.bincount(drawn, minlength=4) / 20_000
         assert torch.allclose(share, expected, atol=4 * 0.5 / 20_000**0.5)

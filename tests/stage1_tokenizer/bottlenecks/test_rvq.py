@@ -89,7 +89,7 @@ def test_straight_through_goes_past_all_depths_at_once() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_more_depth_leaves_less(shared: bool) -> None:
-    """What depth is for; a shared codebook has to serve coarse and fine at once and still gains by each."""
+    """Each depth lowers the error; also with a shared codebook, which serves coarse and fine codes at once."""
     errors = []
     for depth in (1, 2, 4):
         made = rvq(depth=depth, shared=shared, kmeans_init=True, revive_below=0.05, decay=0.9)

@@ -107,7 +107,7 @@ def test_codes_give_back_exactly_what_forward_decodes(options: dict[str, Any], s
     """Traps 2 and 5: the forward value is exactly the code, so ids -> vectors equals the forward pass bit for bit."""
     vq = quantizer(**options).eval()
     out = vq(latents(*size))
-    assert torch.equal(vq.vectors(out.codes), out.z_q)
+    assert torch.equal(vq.codes_to_latents(out.codes), out.z_q)
     assert out.z_q.shape == (size[0], D, *size[1:])
     assert out.codes.shape == (size[0], *size[1:], 1)
     if "code_dim" not in options:
@@ -126,7 +126,7 @@ def test_autocast_does_not_change_codes(training: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = vq(z)
         assert torch.equal(vq.codebooks()[0], codebook)
-        assert torch.equal(vq.vectors(out.codes), out.z_q)
+        assert torch.equal(vq.codes_to_latents(out.codes), out.z_q)
     assert torch.equal(out.codes, exact.codes)
     assert out.loss.dtype == torch.float32
 
@@ -144,7 +144,7 @@ def test_a_step_moves_every_code() -> None:
 
 
 def test_training_puts_a_codebook_in_the_wrong_place_to_use() -> None:
-    """Of a codebook ten times too short few codes are used; learning the linear map brings them in."""
+    """A codebook ten times too short uses few codes; learning the linear map brings the others into use."""
     vq = quantizer(codebook_size=64)
     with torch.no_grad():
         vq.transform.weight.mul_(0.1)

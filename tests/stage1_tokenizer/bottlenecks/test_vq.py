@@ -148,7 +148,7 @@ def test_codes_give_back_exactly_what_forward_decodes(
     before = before.clone()
     out = step(vq, latents(*size))
     assert out.codes is not None
-    assert torch.equal(vq.vectors(out.codes), out.z_q)
+    assert torch.equal(vq.codes_to_latents(out.codes), out.z_q)
     assert out.z_q.shape == (size[0], D, *size[1:])
     assert out.codes.shape == (size[0], *size[1:], 1)
     assert torch.equal(vq.codebooks()[0], before), "eval must not train"

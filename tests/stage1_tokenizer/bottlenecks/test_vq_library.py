@@ -1,4 +1,4 @@
-"""What we rely on in vector_quantize_pytorch, and that our quantizer and the library's are each other's oracle."""
+"""Behaviour of vector_quantize_pytorch that we rely on, and our quantizer and the library's against each other."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_both_quantizers_learn_the_same_codebook(options: dict[str, Any]) -> Non
 
 
 def test_the_library_starts_from_k_means_as_we_do() -> None:
-    """On well separated clusters every k-means finds the same means: here ours and the library's, with their counts."""
+    """Any k-means finds the same means of well separated clusters: here ours and the library's, with their counts."""
     centres = 20 * torch.randn(V, 8, generator=torch.Generator().manual_seed(0))
     z = (centres.repeat(20, 1) + 0.1 * latents(B=V * 20, h=1, w=1)[:, :, 0, 0]).reshape(V * 20, 8, 1, 1)
     for kind in VQ_KINDS:

@@ -1,4 +1,4 @@
-"""What is typed on a command line is what a command gets: any text, and of an option given twice the last value."""
+"""Command lines: any text arrives as typed, and the last value of an option counts."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import pytest
 from pydantic_settings import CliPositionalArg
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.config.value_forms import Limit, Size, Texts
+from stage1_tokenizer.config.value_types import Limit, Size, Texts
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.shapes import ShapesConfig
@@ -33,7 +33,7 @@ class Command(CommandConfig):
 
 
 class Bare(Command):
-    """The same without words that belong to no option."""
+    """The same options, without words that belong to no option."""
 
     paths: tuple[str, ...] = ()
 
@@ -56,7 +56,7 @@ class Bare(Command):
 def test_the_last_one_counts_and_it_is_said(
     key: str, words: list[str], value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two sizes made an oblong one; for every type the last value counts, alone, and the other is named."""
+    """For every type the last value counts, and a line names the value that does not."""
     assert getattr(parse_command_line(Command, words), key) == value
     assert "does not count" in capsys.readouterr().err
 
@@ -83,7 +83,7 @@ ODD = [
 
 @pytest.mark.parametrize("text", ODD)
 def test_any_text_is_taken_as_it_is_typed(text: str) -> None:
-    """As a value, and as one of several paths: the parser alone would split, strip or refuse it."""
+    """As one value, and as one of several paths: the parser alone would split, strip or refuse it."""
     found = parse_command_line(Command, ["--number", "5", f"--text={text}", *ODD])
     assert (found.text, found.paths, found.number) == (text, tuple(ODD), 5)
     data = parse_command_line(Command, ["--data.kind", "folder", "--data.root", text]).data
@@ -92,7 +92,7 @@ def test_any_text_is_taken_as_it_is_typed(text: str) -> None:
 
 
 def test_keys_of_a_file_that_do_not_count_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A preset's `flip: true` was dropped without a word where the command line chose another kind of data."""
+    """A line names a preset's `flip: true` if the command line chooses another kind of data."""
     file = tmp_path / "x.yaml"
     file.write_text("data:\n  kind: cifar10\n  flip: true\n  image_size: [32, 32]\n")
     found = parse_command_line(
@@ -100,7 +100,7 @@ def test_keys_of_a_file_that_do_not_count_are_said(tmp_path: Path, capsys: pytes
     ).data
     assert (found.kind, found.flip, found.image_size) == ("shapes", False, (16, 16))
     said = capsys.readouterr().err
-    assert "data.kind shapes takes the place of cifar10" in said
+    assert "data.kind shapes replaces cifar10" in said
     assert "data.flip true" in said
     assert "image_size" not in said
     same = parse_command_line(Command, ["--config", str(file), "--data.workers", "2"]).data
@@ -130,13 +130,13 @@ def test_keys_of_a_file_that_do_not_count_are_said(tmp_path: Path, capsys: pytes
     ids=str,
 )
 def test_the_forms_that_people_type_are_taken(key: str, words: list[str], value: Any) -> None:
-    """Each was refused, or read as another option, although it can mean one thing only."""
+    """Each form can mean one thing only."""
     assert getattr(parse_command_line(Bare, words), key) == value
 
 
 @pytest.mark.parametrize("value", ["true", "64x96", "0"])
 def test_the_same_forms_in_a_file(value: str, tmp_path: Path) -> None:
-    """A value means the same wherever it stands."""
+    """A value means the same in a file and on the command line."""
     key = {"true": "flag", "64x96": "size", "0": "most"}[value]
     (tmp_path / "x.yaml").write_text(f"{key}: {value}\n")
     found = parse_command_line(Bare, ["--config", str(tmp_path / "x.yaml")])
@@ -144,7 +144,7 @@ def test_the_same_forms_in_a_file(value: str, tmp_path: Path) -> None:
 
 
 def test_an_option_that_collects_texts_collects_them(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--class a --class b` is two classes; a comma may be a part of a name; and one text stays one."""
+    """`--class a --class b` is two classes; a comma may be a part of a name; one text stays one text."""
     assert parse_command_line(Bare, ["--names", "a", "--names", "b,c"]).names == ("a", "b,c")
     assert parse_command_line(Bare, ["--names", "a", "b"]).names == ("a", "b")
     assert parse_command_line(Bare, ["--names=a,b"]).names == "a,b"
@@ -155,7 +155,7 @@ def test_an_option_that_collects_texts_collects_them(capsys: pytest.CaptureFixtu
 
 
 def test_dashes_in_an_option_are_underscores() -> None:
-    """Most programs write `--top-p`; nobody can mean anything else by it."""
+    """Most programs write `--top-p`."""
     data = parse_command_line(Bare, ["--data.train-images", "5"]).data
     assert isinstance(data, ShapesConfig)
     assert data.train_images == 5
@@ -163,6 +163,6 @@ def test_dashes_in_an_option_are_underscores() -> None:
 
 @pytest.mark.parametrize("words", [["--text", "--number", "2"], ["--number"]])
 def test_a_value_that_was_forgotten_is_asked_for(words: list[str]) -> None:
-    """The next option is no value: a folder `--number` was made."""
+    """The next option is not a value: else a folder `--number` would be made."""
     with pytest.raises(ConfigError, match="expected one argument"):
         parse_command_line(Bare, words)

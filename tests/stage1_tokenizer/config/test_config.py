@@ -1,4 +1,4 @@
-"""How a config is read: the order of precedence, kinds, the errors, and the help."""
+"""Reading a config: precedence, kinds, errors, and help."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ from stage1_tokenizer.config.base import (
     parse_command_line,
     write_yaml,
 )
-from stage1_tokenizer.config.value_forms import Size
+from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.networks import NetworkConfig
@@ -37,7 +37,7 @@ class Apple(Config):
 
 
 class Pear(Config):
-    """Another kind, with another default for the common key and a required one of its own."""
+    """Another kind, with another default for the common key and a required key of its own."""
 
     kind: Literal["pear"] = "pear"
     weight: float = 2.0
@@ -60,7 +60,7 @@ Parse = Callable[..., Basket]
 
 @pytest.fixture
 def parse(tmp_path: Path) -> Parse:
-    """parse(yaml or None, *argv) -> Basket; each element of argv may hold several words."""
+    """parse(yaml or None, *argv) -> Basket; each element of argv may have several words."""
 
     def call(yaml: str | None, *argv: str) -> Basket:
         words = [word for flags in argv for word in flags.split()]
@@ -74,13 +74,13 @@ def parse(tmp_path: Path) -> Parse:
 
 @pytest.fixture(scope="module")
 def train_config() -> type[CommandConfig]:
-    """The config of stage one's script, which trains nothing under another name than __main__."""
+    """The config class of stage one's train.py."""
     found: type[CommandConfig] = runpy.run_path(str(TRAIN), run_name="train")["TrainTokenizerConfig"]
     return found
 
 
 def test_command_line_beats_yaml_beats_defaults(tmp_path: Path) -> None:
-    """Each source overrides only the keys it names, and flags come in any order, or a sweep would be silently void."""
+    """Each source overrides only the keys that it names, and options come in any order."""
     (tmp_path / "c.yaml").write_text("count: 2\nname: b\nfruit: {worms: 5}")
     flags = [["--config", str(tmp_path / "c.yaml")], ["--count", "3"], ["--fruit.worms", "9"], ["--no-ripe"]]
     for order in itertools.permutations(flags):
@@ -103,7 +103,7 @@ def test_command_line_beats_yaml_beats_defaults(tmp_path: Path) -> None:
     ],
 )
 def test_another_kind_drops_the_old_keys(parse: Parse, yaml: str | None, argv: list[str], expected: Config) -> None:
-    """A default or a value meant for one kind never leaks into another, whichever source chooses it."""
+    """A default or a value for one kind never reaches another kind, whichever source chooses it."""
     assert parse(yaml, *argv).fruit == expected
 
 
@@ -133,14 +133,14 @@ def test_another_kind_drops_the_old_keys(parse: Parse, yaml: str | None, argv: l
     ],
 )
 def test_an_error_says_what_and_where(parse: Parse, yaml: str | None, argv: list[str], words: list[str]) -> None:
-    """A mistake costs one run of a second: its message has the dotted key, the value, and the nearest known key."""
+    """The message has the dotted key, the value, and the nearest known key."""
     with pytest.raises(ConfigError) as caught:
         parse(yaml, *argv)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_a_key_of_another_kind_is_not_its_own_advice(parse: Parse) -> None:
-    """'There is no fruit.worms; did you mean fruit.worms?' would leave the user no way out."""
+    """The message 'There is no fruit.worms; did you mean fruit.worms?' would not help the user."""
     with pytest.raises(ConfigError) as caught:
         parse("fruit: {kind: pear, stem: s}", "--fruit.worms 3")
     assert "fruit.worms" in str(caught.value)
@@ -148,26 +148,26 @@ def test_a_key_of_another_kind_is_not_its_own_advice(parse: Parse) -> None:
 
 
 def test_a_tuple_can_be_null_on_the_command_line(parse: Parse) -> None:
-    """`--data.size null` is how the help says one gets the lecture's shapes."""
+    """The help says that `--data.size null` chooses the original shapes."""
     assert parse(None, "--span null").span is None
 
 
 @pytest.mark.parametrize("word", ["-n", "stray"])
 def test_an_unknown_word_is_shown_as_it_was_typed(parse: Parse, word: str) -> None:
-    """A message about `---n` or `--stray` names something that the user never wrote."""
+    """A message about `---n` or `--stray` would name something that the user never wrote."""
     with pytest.raises(ConfigError, match=rf"(^|\s){word}: ") as caught:
         parse(None, word)
     assert f"-{word}" not in str(caught.value)
 
 
 def test_one_number_is_a_square(parse: Parse) -> None:
-    """A size is (height, width) in this order from every source."""
+    """A size is (height, width), in this order, from every source."""
     assert parse(None, "--size 64").size == parse("size: 64").size == parse("size: [64]").size == (64, 64)
     assert parse(None, "--size 64,48").size == parse("size: [64, 48]").size == (64, 48)
 
 
 def test_a_config_cannot_be_changed() -> None:
-    """What ran is what was saved: nothing edits a config on its way."""
+    """The config that ran is the config that was saved."""
     with pytest.raises(ValidationError, match="frozen"):
         Basket().count = 2  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
@@ -175,7 +175,7 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_a_tree_survives_the_file_and_the_header(tmp_path: Path, train_config: type[CommandConfig]) -> None:
-    """The config in a run's folder and in a checkpoint's header is the config that ran, whatever its kinds."""
+    """The config in a run's folder and in the header of its weights is the config that ran, for all kinds."""
     chosen = "--data.kind folder --data.root r --data.image_size 64,48 --network.kind vqgan --bottleneck.kind none"
     for argv in ([], ["--data.palette", "null", "--bottleneck.update", "gradient"], chosen.split()):
         config = parse_command_line(train_config, argv)
@@ -190,7 +190,7 @@ def test_a_tree_survives_the_file_and_the_header(tmp_path: Path, train_config: t
 
 
 def test_merge_and_differences_edit_nothing() -> None:
-    """Both read trees that others go on using, and differences names the dotted key, the old value and the new."""
+    """Callers use both trees afterwards; differences names the dotted key, the old value and the new value."""
     old: dict[str, Any] = {"a": {"kind": "x", "k": 1, "deep": {"m": 1}}, "b": 2}
     new = merge(old, {"a": {"deep": {"m": 5}}, "c": 3})
     assert old == {"a": {"kind": "x", "k": 1, "deep": {"m": 1}}, "b": 2}
@@ -199,7 +199,7 @@ def test_merge_and_differences_edit_nothing() -> None:
 
 
 def test_help_lists_every_option(train_config: type[CommandConfig], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each key that a YAML file may hold can be found with -h and has the text that stands under the field."""
+    """-h lists each key that a YAML file may have, with the docstring under the field."""
     with pytest.raises(SystemExit, match=r"^0$"):
         parse_command_line(train_config, ["-h"])
     text = capsys.readouterr().out
@@ -216,7 +216,7 @@ def test_help_lists_every_option(train_config: type[CommandConfig], capsys: pyte
 
 
 def test_help_shows_the_default_kind(train_config: type[CommandConfig], capsys: pytest.CaptureFixture[str]) -> None:
-    """-h says `--data.kind (default: folder)` where the default is shapes, so a reader believes the wrong run."""
+    """-h of pydantic-settings says `--data.kind (default: folder)` although the default is shapes."""
     with pytest.raises(SystemExit):
         parse_command_line(train_config, ["-h"])
     shown = dict(re.findall(r"^  --(\w+)\.kind .*\s+\(default: (\w+)\)", capsys.readouterr().out, re.MULTILINE))
@@ -225,7 +225,7 @@ def test_help_shows_the_default_kind(train_config: type[CommandConfig], capsys: 
 
 
 def test_a_choice_among_numbers_can_be_made_on_the_command_line(train_config: type[CommandConfig]) -> None:
-    """There every value is a word, and "1" is none of the numbers 1 and 3."""
+    """Each value of a command line is a word, and "1" is not one of the numbers 1 and 3."""
     words = ["--data.kind", "folder", "--data.root", "pictures", "--data.channels"]
     assert parse_command_line(train_config, [*words, "1"]).tree()["data"]["channels"] == 1
     with pytest.raises(ConfigError, match=r"data\.channels.*1 or 3, got '2'"):

@@ -1,4 +1,4 @@
-"""Headers of weights from anybody: they say what is built, and it must be these weights and nothing besides."""
+"""Headers of foreign weights files: they build exactly these weights and nothing more."""
 
 import json
 import resource
@@ -32,7 +32,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 
 def edit(path: Path, change: Edit, entry: str = "config") -> None:
-    """Change the JSON of a header's entry; the file stays one of format 1, which had no checksum."""
+    """Change the JSON of a header's entry; the file becomes one of format 1, which has no checksum."""
     with safe_open(path, framework="pt") as file:
         header = {name: text for name, text in file.metadata().items() if name != "sha256"}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -55,7 +55,7 @@ def put(dotted: str, value: Any) -> Edit:
 
 @pytest.fixture
 def bounded() -> Iterator[None]:
-    """No more than 256 MB of further address space, and three seconds."""
+    """Limit a block to 256 MB of further address space and three seconds."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))
@@ -88,7 +88,7 @@ TOKENIZER_HEADERS: dict[str, tuple[Edit, str]] = {
 @pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("name", TOKENIZER_HEADERS)
 def test_a_tokenizers_header_builds_no_more_than_the_file_has(name: str, tmp_path: Path) -> None:
-    """A header of a few bytes that asks for terabytes, or for a loop without end, would take the machine with it."""
+    """A small header that asks for terabytes, or for an endless loop, is refused."""
     change, message = TOKENIZER_HEADERS[name]
     write_tokenizer(tmp_path)
     edit(tmp_path / TOKENIZER_FILE, change)
@@ -113,7 +113,7 @@ PRIOR_HEADERS: dict[str, tuple[Edit, str]] = {
 @pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("name", PRIOR_HEADERS)
 def test_a_priors_header_fits_its_weights_and_its_tokenizer(name: str, tmp_path: Path) -> None:
-    """Grid and codebook are the tokenizer's, else codes would be decoded that it does not have."""
+    """Grid and codebook are those of the tokenizer; else codes would be decoded that it does not have."""
     change, message = PRIOR_HEADERS[name]
     write_prior(tmp_path)
     edit(tmp_path / PRIOR_FILE, change)
@@ -123,7 +123,7 @@ def test_a_priors_header_fits_its_weights_and_its_tokenizer(name: str, tmp_path:
 
 
 def test_a_prior_over_the_codes_of_no_codes(tmp_path: Path) -> None:
-    """A continuous tokenizer has no grid of codes to compare with; a forged header is a bad file, not bad usage."""
+    """A continuous tokenizer has no grid of codes; a forged header is a bad file, not wrong usage."""
     write_prior(tmp_path)
     continuous = write_tokenizer(tmp_path, bottleneck=NoBottleneckConfig())
     edit(tmp_path / PRIOR_FILE, put("tokenizer", continuous.fingerprint))
@@ -133,7 +133,7 @@ def test_a_prior_over_the_codes_of_no_codes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["many", "-1", "1e3", "9" * 5000, "", "\u0663"])
 def test_a_step_that_is_no_number_is_refused(step: str, tmp_path: Path) -> None:
-    """int() raises on some of these and reads others."""
+    """int() fails for some of these and reads others."""
     write_tokenizer(tmp_path)
     change_entry(tmp_path / TOKENIZER_FILE, step=step)
     with pytest.raises(BadFileError, match=f"{TOKENIZER_FILE}: its header says step"):
@@ -145,7 +145,7 @@ def test_a_step_that_is_no_number_is_refused(step: str, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("entry", ["config", "data"])
 def test_json_that_is_no_config_is_refused(entry: str, text: str, tmp_path: Path) -> None:
-    """Python's reader overflows its stack, and raises about long numbers what is no JSON error."""
+    """Python's reader overflows its stack, and its error about long numbers is not a JSON error."""
     write_tokenizer(tmp_path)
     change_entry(tmp_path / TOKENIZER_FILE, **{entry: text})
     with pytest.raises(BadFileError, match=f"{TOKENIZER_FILE}: its header"):
@@ -162,7 +162,7 @@ def change_entry(path: Path, **entries: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
 def test_numbers_of_another_format_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
-    """They would be converted without a word, and the fingerprint would be that of other weights."""
+    """A silent conversion would give the fingerprint of other weights."""
     write_tokenizer(tmp_path)
     path = tmp_path / TOKENIZER_FILE
     with safe_open(path, framework="pt") as file:
@@ -203,7 +203,7 @@ def test_every_kind_can_be_planned_without_memory(kind: BottleneckConfig, tmp_pa
 
 
 def test_data_of_a_later_version_are_told_in_a_few_lines(tmp_path: Path) -> None:
-    """A header of thousands of unknown keys is a short message all the same."""
+    """A header of thousands of unknown keys gives a short message."""
     loaded = write_tokenizer(tmp_path)
     with pytest.raises(BadFileError, match=r"(?s)^f: .*data\.key0 \(of kind shapes\): there is no such key") as caught:
         data_config({**loaded.data, **{f"key{number}": 1 for number in range(5000)}}, "f")

@@ -149,7 +149,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, cache: str) -> None:
 
 def test_all_unreadable_files_are_found_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that a training would leave out, with the same reasons, and a folder of any length is read in pieces."""
-    monkeypatch.setattr("stage1_tokenizer.engine.system.AT_ONCE", 7)
+    monkeypatch.setattr("stage1_tokenizer.engine.system.CHUNK", 7)
     write(tmp_path / "set", *[f"{i % 3}/{i}.png" for i in range(40)])
     write(tmp_path, "outside.png")
     (tmp_path / "set" / "0" / "3.png").write_bytes(b"")

@@ -16,8 +16,8 @@ from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.folder.names import split_names
 from stage1_tokenizer.data.image_batches import Split
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.file_names import natural_sort_key
 from stage1_tokenizer.engine.lock import mark_folder
-from stage1_tokenizer.engine.names import natural
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
@@ -287,7 +287,7 @@ def test_accents_have_two_forms_and_are_one(tmp_path: Path, typed: Any, kept: An
 
 def test_numbers_are_sorted_by_their_value() -> None:
     """Folders 1, 2, 10 have the labels 0, 1, 2, whatever is around the number."""
-    assert sorted(["10", "2", "1", "a10", "a9", "01"], key=natural) == ["01", "1", "2", "10", "a9", "a10"]
+    assert sorted(["10", "2", "1", "a10", "a9", "01"], key=natural_sort_key) == ["01", "1", "2", "10", "a9", "a10"]
 
 
 def test_the_identity_is_that_of_the_content(tmp_path: Path) -> None:

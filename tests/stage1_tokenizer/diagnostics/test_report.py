@@ -29,7 +29,7 @@ from stage1_tokenizer.diagnostics.report.run_folder import open_run
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
 from stage1_tokenizer.diagnostics.views.failures import rank_correlation
 from stage1_tokenizer.engine.errors import InterruptionError
-from stage1_tokenizer.engine.log_file import Curve, log_entries
+from stage1_tokenizer.engine.log_file import Curve, read_log
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.report import prior_page
 from tests.helpers.artefacts import write_image_folder, write_tokenizer
@@ -504,12 +504,12 @@ def test_a_training_writes_its_report_and_records_its_machine(tmp_path: Path, to
     assert ended.code == 0, ended.err
     assert f"report: {tmp_path / 'run/report.html'}" in ended.out
     page = Page((tmp_path / "run/report.html").read_text())
-    (session,) = log_entries(tmp_path / "run/environment.jsonl")
+    (session,) = read_log(tmp_path / "run/environment.jsonl")
     assert session["packages"]["torch"] == torch.__version__.split("+")[0]
     assert page.terms["Device"] == ["cpu"]
     assert page.terms["Mixed precision"] == ["no"]
     assert "--bottleneck.codebook_size 8 --batch_size 4" in page.text
-    logged = log_entries(tmp_path / "run/metrics.jsonl")[-1]["validation/psnr"]
+    logged = read_log(tmp_path / "run/metrics.jsonl")[-1]["validation/psnr"]
     assert float(page.terms["PSNR"][0].split()[0]) == pytest.approx(logged, abs=0.01)
     assert "Started again" not in page.terms
     again = train("--steps", 2)  # continues from its end
@@ -605,7 +605,7 @@ def test_a_priors_training_writes_its_report_too(tmp_path: Path) -> None:
                 "--out", tmp_path / "run")  # fmt: skip
     assert ended.code == 0, ended.err
     page = Page((tmp_path / "run/report.html").read_text())
-    logged = log_entries(tmp_path / "run/metrics.jsonl")[-1]["validation/bits_per_token"]
+    logged = read_log(tmp_path / "run/metrics.jsonl")[-1]["validation/bits_per_token"]
     assert float(page.terms["Bits per token"][0]) == pytest.approx(logged, rel=1e-3)
     assert "Samples after 2 steps" in [each["alt"] for each in page.all("img")]
 

@@ -1,4 +1,4 @@
-"""Weights on disk: strict, of the right kind, whole, and never a program that is run."""
+"""Weights files: strict loading, the right kind, complete files, and no pickles."""
 
 import os
 import pickle
@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stage1_tokenizer.engine.checkpoint import load_strict, read_weights, write_file, write_weights
+from stage1_tokenizer.engine.checkpoint import load_strict, read_weights, write_weights
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
+from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 
@@ -28,7 +29,7 @@ def written(folder: Path, **header: str) -> Path:
 
 
 def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
-    """With their header, from any memory layout, and readable by whoever may read other new files of the user."""
+    """Weights with their header, of any memory layout, with the permissions of the user's other new files."""
     original = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     write_weights(tmp_path / "x", original, "tokenizer", {"config": "{}", "step": "12"})
     tensors, header = read_weights(tmp_path / "x", kind="tokenizer")
@@ -39,7 +40,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_loading_is_strict(tmp_path: Path) -> None:
-    """Trap 43: a missing, unexpected or misshapen key is an error that names it, and nothing is loaded by halves."""
+    """Trap 43: a missing, unexpected or misshapen key is an error that names it, and nothing is loaded."""
     tensors, _ = read_weights(written(tmp_path), "tokenizer")
     mistakes: dict[str, dict[str, Any]] = {
         r"missing 2\.weight": {name: tensor for name, tensor in tensors.items() if name != "2.weight"},
@@ -59,14 +60,14 @@ def test_loading_is_strict(tmp_path: Path) -> None:
 
 
 def test_a_long_list_of_keys_is_cut() -> None:
-    """A checkpoint of another model is one line, not a wall."""
+    """A file of another model gives one line, not hundreds."""
     with pytest.raises(BadFileError, match="and 8 more"):
         load_strict(model(), {f"other.{i}": torch.zeros(1) for i in range(4)}, "x")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 40, -1])
 def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
-    """Also by a single byte; the message has the file's name, which the library's own has not."""
+    """One missing byte is enough. The message has the file's name, which the library's message has not."""
     path = written(tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(BadFileError, match=r"tokenizer\.safetensors.*damaged"):
@@ -74,7 +75,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
-    """A header that promises terabytes, or is no JSON, costs neither memory nor a traceback."""
+    """A header that promises terabytes, or is not JSON, costs neither memory nor a traceback."""
     path = written(tmp_path)
     data = path.read_bytes()
     for damage in (b"\xff" * 7 + b"\x7f" + data[8:], data[:8] + b"}" + data[9:], os.urandom(200)):
@@ -84,9 +85,9 @@ def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_kind_must_be_right(tmp_path: Path) -> None:
-    """A prior given as a tokenizer, and a stranger's file, are called what they are."""
+    """The message names the kind of a prior given as a tokenizer, and of a foreign file."""
     write_weights(tmp_path / "prior", model(), "prior", {})
-    with pytest.raises(BadFileError, match="this is a prior, but a tokenizer is wanted"):
+    with pytest.raises(BadFileError, match="this is a prior, but a tokenizer is needed"):
         read_weights(tmp_path / "prior", "tokenizer")
     with pytest.raises(BadFileError, match="this is a prior"):
         LoadedTokenizer.load(tmp_path / "prior")
@@ -96,13 +97,13 @@ def test_the_kind_must_be_right(tmp_path: Path) -> None:
 
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
-    """Both versions are named, so that the user knows which side to update."""
+    """The message names both formats, so that the user knows which side to update."""
     with pytest.raises(BadFileError, match="format 3, this version reads 1 and 2"):
         read_weights(written(tmp_path, format="3"), "tokenizer")
 
 
 class Evil:
-    """Unpickling it makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = str(canary)
@@ -113,7 +114,7 @@ class Evil:
 
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path, how: str) -> None:
-    """Trap 44: under whatever name, it is not a safetensors file, and what it would do is not done."""
+    """Trap 44: a pickle is no safetensors file under any name, and its code does not run."""
     canary, path = tmp_path / "canary", tmp_path / "tokenizer.safetensors"
     if how == "pickle":
         path.write_bytes(pickle.dumps(Evil(canary)))
@@ -129,7 +130,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """A full disk is one message, and the weights of the step before are still there, whole, without litter."""
+    """A full disk gives one message; the older weights stay complete, and no temporary file is left."""
     path = written(tmp_path)
     before = path.read_bytes()
 
@@ -144,7 +145,7 @@ def test_a_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renamed first and flushed later, a power cut leaves an empty file under the good name."""
+    """A file that is renamed before it is flushed would be empty after a power cut."""
     calls: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -160,7 +161,7 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: p
 
 
 def test_a_folder_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
-    """What cannot be written is said in a message, not in a traceback."""
+    """A failed write gives a message, not a traceback."""
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot write"):
         write_file(tmp_path / "file" / "x", b"data")

@@ -1,4 +1,4 @@
-"""What commands say: bars on a terminal alone, a line per validation, and a summary whose commands run."""
+"""Console output of commands: bars on terminals only, a line per validation, and a summary whose commands run."""
 
 import fcntl
 import json
@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from sampling.report_comparison import METRICS
+from sampling.report_comparison import COMPARED_METRICS
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.engine import console
-from stage1_tokenizer.validation import FIGURES
+from stage1_tokenizer.validation import METRICS
 from tests.helpers.artefacts import write_prior, write_tokenizer
 from tests.helpers.commands import ROOT, Ended, names_of, run
 from tests.helpers.prior_training import flags
@@ -31,7 +31,7 @@ SMALL = {key: value for key, value in TINY.items() if not isinstance(value, bool
 
 
 def on_terminal(code: str, columns: int = 100) -> str:
-    """What Python code writes to a terminal that is so wide."""
+    """Return the output of Python code on a terminal of this width."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     found: list[bytes] = []
@@ -61,8 +61,8 @@ def on_terminal(code: str, columns: int = 100) -> str:
 COUNTING = """
 import sys, time
 sys.path.insert(0, {root!r})
-from stage1_tokenizer.engine.console import counted, say
-for place in counted(range(30), 30, "image", "reading"):
+from stage1_tokenizer.engine.console import say, show_progress
+for place in show_progress(range(30), 30, "image", "reading"):
     time.sleep(0.02)
     if place == 15:
         say("half of it")
@@ -90,12 +90,12 @@ def test_elsewhere_there_is_no_bar() -> None:
 
 
 def test_other_processes_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several on one terminal only the first."""
+    """Only the first of several processes draws on the terminal."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("RANK", "1")
-    assert console.bar(3, "step").disable
+    assert console.progress_bar(3, "step").disable
     monkeypatch.setenv("RANK", "0")
-    first = console.bar(3, "step")
+    first = console.progress_bar(3, "step")
     assert not first.disable
     first.close()
 
@@ -108,7 +108,7 @@ def trained(tmp_path: Path, **options: Any) -> Ended:
 
 
 def test_a_training_that_is_not_on_a_terminal_says_plain_lines(tmp_path: Path) -> None:
-    """One that says what begins, one for each validation, and the summary; nothing that draws."""
+    """There is one line at the start, one per validation, and the summary, without control characters."""
     ended = trained(tmp_path, validate_every=2)
     assert ended.code == 0, ended.err
     assert ended.err == ""
@@ -136,10 +136,10 @@ def test_the_summarys_figures_are_the_logs_and_its_commands_run(
     assert f"{last['validation/code_usage']:.0%}" in summary
     assert re.search(r"^  alarms +none$", summary, flags=re.M)
     commands = dict(re.findall(r"^([a-z ]+): (\S*python\S* .*)$", summary, flags=re.M))
-    assert commands.keys() == {"next", "pictures that explain it"}
+    assert commands.keys() == {"next", "diagnostic images"}
     expected = {
         "next": ("stage2_prior/train.py", "TrainPriorConfig"),
-        "pictures that explain it": ("stage1_tokenizer/analyze.py", "AnalyzeConfig"),
+        "diagnostic images": ("stage1_tokenizer/analyze.py", "AnalyzeConfig"),
     }
     for what, line in commands.items():
         _, script, *arguments = shlex.split(line)
@@ -166,7 +166,7 @@ def test_a_priors_summary_leads_to_samples(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_finished_training_that_is_started_again_says_so(tmp_path: Path) -> None:
-    """And not how fast it did nothing."""
+    """The summary has no duration, since nothing was trained."""
     assert trained(tmp_path).code == 0
     again = trained(tmp_path)
     assert again.code == 0
@@ -175,10 +175,10 @@ def test_a_finished_training_that_is_started_again_says_so(tmp_path: Path) -> No
 
 
 def test_the_time_left_is_by_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A validation between two steps lets it not jump: after ten steps of a second each and one of eleven, two seconds
-    a step."""
+    """A validation between two steps does not make the time jump: with ten steps of one
+    second and one of eleven seconds, a step takes two seconds."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    shown = console.bar(110, "step")
+    shown = console.progress_bar(110, "step")
     now = shown.start_t
     monkeypatch.setattr(shown, "_time", lambda: now)
     for step in range(1, 11):
@@ -189,7 +189,7 @@ def test_the_time_left_is_by_the_average(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
-    """A run whose figures were better half-way, with alarms and steps left out."""
+    """The run has better metrics half-way, an alarm, and skipped steps."""
     entries: list[dict[str, Any]] = [
         {"step": 10, "train/skipped": 2.0},
         {"step": 10, "validation/psnr": 21.0, "validation/total": 0.5},
@@ -199,34 +199,34 @@ def test_the_summary_says_the_best_and_what_went_wrong(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     alarm = {"step": 20, "alarm": "collapse", "message": "m"}
     (tmp_path / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
-    said = console.summary(tmp_path, FIGURES, 0, 20, 200.0, "tokenizer.safetensors", [("next", "python x.py")])
+    said = console.format_summary(tmp_path, METRICS, 0, 20, 200.0, "tokenizer.safetensors", [("next", "python x.py")])
     assert "20 steps in 3 min 20 s" in said
-    assert "PSNR      20.00 dB (best 21.00 dB at step 10)" in said
-    assert "loss      0.4\n" in said
-    assert "alarms    1: collapse at step 20; alarms.jsonl says what to change" in said
-    assert "left out  3 steps that were not finite" in said
+    assert "PSNR     20.00 dB (best 21.00 dB at step 10)" in said
+    assert "loss     0.4\n" in said
+    assert "alarms   1: collapse at step 20; alarms.jsonl says what to change" in said
+    assert "skipped  3 steps that were not finite" in said
     assert said.endswith("\nnext: python x.py")
 
 
 def test_the_console_and_the_report_call_the_same_better() -> None:
-    """Each has a table of the figures."""
+    """Each has its own table of the metrics."""
     signs = {"higher": 1, "lower": -1, None: 0}
     trainings = {"stage1_tokenizer/train.py": "TrainTokenizerConfig", "stage2_prior/train.py": "TrainPriorConfig"}
-    figures = [figure for script, config in trainings.items() for figure in names_of(script)[config].figures]
-    both = [(figure, METRICS.get(f"validation/{figure.name}")) for figure in figures]
+    figures = [figure for script, config in trainings.items() for figure in names_of(script)[config].console_metrics]
+    both = [(figure, COMPARED_METRICS.get(f"validation/{figure.name}")) for figure in figures]
     assert sum(meaning is not None for _, meaning in both) > 3
-    assert [figure.name for figure, meaning in both if meaning and signs[meaning.better] != figure.sign] == []
+    assert [figure.name for figure, meaning in both if meaning and signs[meaning.better] != figure.direction] == []
 
 
 def test_a_command_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From where it is said: with this interpreter where the path has another, and the script's place."""
+    """The command has the right interpreter and the script's path from the current folder."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    assert console.command("sampling/generate.py", "-n", 4) == "python sampling/generate.py -n 4"
+    assert console.format_command("sampling/generate.py", "-n", 4) == "python sampling/generate.py -n 4"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert shlex.split(console.command("sampling/generate.py"))[0] == console.near(Path(sys.executable))
+    assert shlex.split(console.format_command("sampling/generate.py"))[0] == console.relative_path(Path(sys.executable))
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(console.command("sampling/generate.py", "--prior", "it's a run"))
+    words = shlex.split(console.format_command("sampling/generate.py", "--prior", "it's a run"))
     assert words[1:] == [str(ROOT / "sampling/generate.py"), "--prior", "it's a run"]
     assert Path(words[1]).is_file()
 
@@ -236,7 +236,7 @@ def test_a_command_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [(0.04, "0.0 s"), (9.9, "9.9 s"), (12.4, "12 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599.6, "1 h 0 min")],
 )
 def test_durations_read_as_people_say_them(seconds: float, said: str) -> None:
-    assert console.duration(seconds) == said
+    assert console.format_duration(seconds) == said
 
 
 def test_sampling_that_is_not_on_a_terminal_draws_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a command ends: the user's errors as one message and an exit code, our own as a traceback."""
+"""The end of a command: one message and an exit code for a user's error, a traceback for our bugs."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     ("error", "code"), [(ConfigError, 2), (BadFileError, 3), (DivergedError, 4), (StorageError, 5)]
 )
 def test_a_users_error_is_one_message(error: type[Exception], code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Scripts tell the causes apart by the exit code, and people read what to do instead of a traceback."""
+    """Scripts tell the causes apart by the exit code, and people read what to do."""
     with pytest.raises(SystemExit) as ended:
         run_command(raising(error("what to do")))
     assert ended.value.code == code
@@ -28,7 +28,7 @@ def test_a_users_error_is_one_message(error: type[Exception], code: int, capsys:
 
 
 def test_a_misspelt_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong usage has the exit code that shells and argparse give it, and stdout stays clean for pipes."""
+    """Wrong usage has the exit code of shells and argparse, and stdout stays empty for pipes."""
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: print(parse_command_line(CommandConfig, ["--confg", "x"])))
     out, err = capsys.readouterr()
@@ -39,7 +39,7 @@ def test_a_misspelt_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_an_interrupt_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C ends with the shell's code for it, and says that nothing is lost."""
+    """Ctrl-C ends with the shell's exit code for it, and the message says that nothing is lost."""
     with pytest.raises(SystemExit) as ended:
         run_command(raising(KeyboardInterrupt()))
     assert ended.value.code == 130
@@ -48,7 +48,7 @@ def test_an_interrupt_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, OSError, AssertionError])
 def test_our_own_error_keeps_its_traceback(error: type[Exception]) -> None:
-    """A bug hidden behind a friendly message could not be mended."""
+    """Without a traceback nobody could fix the bug."""
     with pytest.raises(error, match=r"^bug$"):
         run_command(raising(error("bug")))
 
@@ -61,7 +61,7 @@ def full(errno: int) -> Callable[[], None]:
 
 
 def test_fault_12_a_full_disk_is_told_wherever_it_is_met(capsys: pytest.CaptureFixture[str]) -> None:
-    """Fault 12: a log or a picture that nobody thought of, or the console's own output into a file: code 5 in words."""
+    """Fault 12: a write that no code expects to fail, or the console's output into a file, ends with code 5."""
     with pytest.raises(SystemExit) as ended:
         run_command(full(28))
     assert ended.value.code == 5
@@ -71,7 +71,7 @@ def test_fault_12_a_full_disk_is_told_wherever_it_is_met(capsys: pytest.CaptureF
 
 
 def test_fault_12_the_console_is_on_the_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 12: a message that cannot be written either does not hide the code."""
+    """Fault 12: a message that cannot be written does not change the exit code."""
 
     def refuse(_: str) -> int:
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""Before each optimizer step: what is not finite is named and saved, and nothing has learned from it."""
+"""The guard before each optimizer step: it names and saves what is not finite, and no weight changes."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stage1_tokenizer import objective
 from stage1_tokenizer.engine.errors import DivergedError
 from stage1_tokenizer.engine.finite import SMALLEST_SCALE, FiniteGuard, Tally
-from stage1_tokenizer.engine.run import OpenedRun, Run
+from stage1_tokenizer.engine.run import Run
 from tests.helpers.commands import lone_accelerator
 from tests.helpers.processes import run_processes
 from tests.helpers.training import part, train
@@ -27,7 +27,7 @@ AT_STEP = 4
 
 
 class Root(nn.Module):
-    """As it is, but its gradient at 0 is infinite."""
+    """The identity, with an infinite gradient at 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + (x * 0.0).sqrt()
@@ -39,7 +39,7 @@ def small() -> nn.Sequential:
 
 
 def guarded(folder: Path, model: nn.Module, x: Tensor, term: float = 0.0, accelerator: Any = None) -> Tensor:
-    """One backward pass of a loss with two terms, in two micro-batches, and the check before the optimizer's step."""
+    """Run one backward pass of a loss with two terms, in two micro-batches, and the check before the optimizer step."""
 
     def loss_of(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = model(x).square().mean(), torch.tensor(term)
@@ -57,7 +57,7 @@ def guarded(folder: Path, model: nn.Module, x: Tensor, term: float = 0.0, accele
 
 
 def test_what_is_finite_passes(tmp_path: Path) -> None:
-    """The norm that it returns is the one by which the gradients are then clipped; nothing is written."""
+    """The result has the norm that clipping uses; nothing is written."""
     model = small()
     norm = guarded(tmp_path, model, torch.ones(4, 3))
     squares = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
@@ -96,7 +96,7 @@ def spoil_gradient(model: nn.Sequential) -> nn.Sequential:
 def test_the_first_that_is_not_finite_is_named(
     tmp_path: Path, spoil: Callable[[nn.Sequential], nn.Sequential], pixel: float, term: float, name: str
 ) -> None:
-    """All that is computed after it is not finite either; only the first says where to look."""
+    """All later tensors are not finite either; only the first shows the cause."""
     x = torch.ones(4, 3)
     x[3, 2] = pixel  # in the second micro-batch
     with pytest.raises(DivergedError, match=rf"^step 7 of the model: {name} is not finite, on rank 0 of 1\."):
@@ -104,7 +104,7 @@ def test_the_first_that_is_not_finite_is_named(
 
 
 def test_what_happens_once_is_not_blamed_on_a_tensor(tmp_path: Path) -> None:
-    """A faulty device or an overflowing sum: the second look finds nothing, and the message must not make it up."""
+    """After a fault of the device or an overflowing sum, the second computation is finite; the message says so."""
     guard = FiniteGuard(
         lone_accelerator(),
         tmp_path,
@@ -120,7 +120,7 @@ def test_what_happens_once_is_not_blamed_on_a_tensor(tmp_path: Path) -> None:
 
 
 class Scaled:
-    """What the guard sees of an accelerator under float16."""
+    """An accelerator under float16, as far as the guard uses it."""
 
     def __init__(self, scale: float) -> None:
         self._own = lone_accelerator()
@@ -136,7 +136,7 @@ class Scaled:
 
 
 def test_an_overflow_under_float16_is_the_scalers_affair(tmp_path: Path) -> None:
-    """It skips the step and lowers its scale, as it does in every healthy run; but not for ever, and no bad loss."""
+    """It skips the step and lowers its scale, as in every healthy run; but not for ever, and not for a bad loss."""
     spoilt = spoil_gradient(small())
     assert not guarded(tmp_path, spoilt, torch.ones(4, 3), accelerator=Scaled(65536.0)).isfinite()
     with pytest.raises(DivergedError, match="gradient"):
@@ -146,7 +146,7 @@ def test_an_overflow_under_float16_is_the_scalers_affair(tmp_path: Path) -> None
 
 
 def test_a_full_disk_does_not_hide_the_cause(tmp_path: Path) -> None:
-    """The batch is a help; the message about the training is what matters."""
+    """The message about the training matters more than the batch."""
     (tmp_path / "file").write_text("")
     with pytest.raises(DivergedError, match=r"the loss's other .*cannot write"):
         guarded(tmp_path / "file", small(), torch.ones(4, 3), NAN)
@@ -166,14 +166,14 @@ def spoilt_pixels(names: dict[str, Any], rank: int, on_rank: int) -> None:
 
 
 def spoilt_from_the_start(names: dict[str, Any], _: int) -> None:
-    build = names["Tokenizer"]
+    build = names["build_tokenizer"]
 
     def spoilt(*args: Any) -> nn.Module:
         tokenizer: nn.Module = build(*args)
         cast("Tensor", tokenizer.get_parameter("encoder.0.weight")).data[0, 0] = NAN
         return tokenizer
 
-    names["Tokenizer"] = spoilt
+    names["build_tokenizer"] = spoilt
 
 
 def spoilt_gradient(names: dict[str, Any], rank: int) -> None:
@@ -200,23 +200,23 @@ def spoilt_judgement(names: dict[str, Any], _: int) -> None:
 def diverge(
     accelerator: Accelerator, out: Path, options: dict[str, Any], change: Callable[[dict[str, Any], int], object]
 ) -> dict[str, Any]:
-    """A run that must diverge: its message, and all tensors as they are afterwards in this process's memory."""
+    """Run a training that must diverge; return its message and all tensors in memory after it."""
     kept: dict[str, Any] = {"message": None, "weights": {}, "batches": []}
     parts: dict[str, Any] = {}
 
     def changed(names: dict[str, Any], rank: int) -> None:
-        resume, batches = OpenedRun.resume, names["training_batches"]
+        resume, batches = Run.resume, names["training_batches"]
 
-        def watched(folder: OpenedRun, given: dict[str, Any], *args: Any, **kwargs: Any) -> Run:
+        def watched(run: Run, given: dict[str, Any], *args: Any, **kwargs: Any) -> None:
             parts.update(given)
-            return resume(folder, given, *args, **kwargs)
+            resume(run, given, *args, **kwargs)
 
         def recorded(*args: Any) -> Any:
             for pixels, labels in batches(*args):
                 kept["batches"].append((pixels.numpy().copy(), labels.numpy().copy()))
                 yield pixels, labels
 
-        setattr(OpenedRun, "resume", watched)  # noqa: B010
+        setattr(Run, "resume", watched)  # noqa: B010
         names["training_batches"] = recorded
         change(names, rank)
 
@@ -237,8 +237,10 @@ def saved(out: Path, step: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("processes", "on_rank"), [(1, 0), (2, 1)])
 def test_a_nan_stops_all_ranks_before_anything_learns_from_it(tmp_path: Path, processes: int, on_rank: int) -> None:
-    """Faults 15 and 16: on whichever rank, all stop in the same step with the same words (none waits for the others),
-    with weights, running means, codebook and moments as they were after the step before, and the batch is on disk."""
+    """Faults 15 and 16: all ranks stop in the same step with the same message, wherever the NaN is.
+
+    Weights, running means, codebook and moments are those after the step before, and the batch is on disk.
+    """
     options = {"steps": 8, "accumulation": 2, "bottleneck.revive_below": 2.0}
     ranks = run_processes(processes, diverge, tmp_path, options, partial(spoilt_pixels, on_rank=on_rank))
     assert len({rank["message"] for rank in ranks}) == 1
@@ -273,7 +275,7 @@ def log_lines(out: Path) -> list[str]:
 
 
 def test_a_gradient_is_traced_to_its_rank(tmp_path: Path) -> None:
-    """The loss is finite everywhere, and once averaged the gradients are bad on all ranks alike."""
+    """The loss is finite on all ranks; after averaging, the gradients are bad on all of them."""
     ranks = run_processes(2, diverge, tmp_path, {"adversarial.weight": 0.0}, spoilt_gradient)
     assert "step 1 of the tokenizer: the gradient of tokenizer.decoder." in ranks[0]["message"]
     assert "on rank 1 of 2" in ranks[0]["message"]
@@ -282,14 +284,14 @@ def test_a_gradient_is_traced_to_its_rank(tmp_path: Path) -> None:
 
 
 def test_a_parameter_that_is_nan_from_the_start_is_named(tmp_path: Path) -> None:
-    """Before the first step there is k-means too, which must not fail in words of its own."""
+    """K-means runs before the first step, and must not fail with a message of its own."""
     (rank,) = run_processes(1, diverge, tmp_path, {}, spoilt_from_the_start)
     assert "step 1 of the tokenizer: the parameter tokenizer.encoder.0.weight (" in rank["message"]
     assert "no state was saved yet" in rank["message"]
 
 
 def test_the_discriminators_loss_is_looked_at_too(tmp_path: Path) -> None:
-    """It would take the generator with it one step later, and be saved in between."""
+    """It would spoil the generator one step later, and a state could be saved in between."""
     (rank,) = run_processes(1, diverge, tmp_path, {}, spoilt_judgement)
     assert f"step {AT_STEP} of the discriminator: the loss's total (1 of 1 values, infinite)" in rank["message"]
     assert part(tmp_path, 3, "discriminator_optimizer") == {}

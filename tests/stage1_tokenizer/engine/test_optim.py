@@ -1,4 +1,4 @@
-"""The schedule, what decays, and the running mean of the weights."""
+"""The learning-rate schedule, weight decay, and the running mean of the weights."""
 
 import math
 from itertools import pairwise
@@ -28,7 +28,7 @@ def images(seed: int) -> Tensor:
 
 
 def test_the_schedule() -> None:
-    """Linear warm-up that starts above zero, the peak, half a cosine, and the stated share of the peak at the end."""
+    """Linear warm-up from above zero, the peak, half a cosine, and the configured share of the peak at the end."""
     config = OptimConfig(warmup_steps=10, final_lr=0.1)
     rates = [learning_rate(config, 2.0, step, 110) for step in range(111)]
     assert rates[:10] == [pytest.approx(0.2 * (step + 1)) for step in range(10)]
@@ -40,7 +40,7 @@ def test_the_schedule() -> None:
 
 
 def test_the_schedules_edges() -> None:
-    """No warm-up, a constant rate, a run shorter than its warm-up, steps past the end: always a sensible rate."""
+    """No warm-up, a constant rate, a run shorter than its warm-up, and steps past the end give sensible rates."""
     assert learning_rate(OptimConfig(warmup_steps=0), 1.0, 0, 100) == 1.0
     constant = OptimConfig(warmup_steps=0, final_lr=1.0)
     assert [learning_rate(constant, 1.0, step, 10) for step in (0, 5, 9, 50)] == [1.0] * 4
@@ -49,7 +49,7 @@ def test_the_schedules_edges() -> None:
 
 
 def test_the_schedule_has_no_state() -> None:
-    """Trap 42: the rate depends on the step alone, so nothing can step it twice and nothing has to be resumed."""
+    """Trap 42: the rate depends on the step only, so there is nothing to resume."""
     config = OptimConfig()
     order = [7, 3, 99, 3, 7]
     assert [learning_rate(config, 1.0, s, 100) for s in order] == [
@@ -73,7 +73,7 @@ def decayed(module: nn.Module) -> set[str]:
 
 
 def test_only_kernels_decay() -> None:
-    """Biases, norms, embeddings and codebooks are no kernels: decay would pull the codes to zero."""
+    """Biases, norms, embeddings and codebooks have no decay, which would pull the codebook vectors to zero."""
     vqgan = VqganNetworkConfig(channels=4, latent_channels=6)
     model = tokenizer(vqgan, update="gradient", code_dim=3)
     model.add_module("embedding", nn.Embedding(3, 2))
@@ -85,18 +85,18 @@ def test_only_kernels_decay() -> None:
 
 
 def test_transposed_convolutions_are_convolutions() -> None:
-    """The config says "matrices and kernels", and the sonnet decoder's larger ones are of transposed convolutions."""
+    """The larger kernels of the sonnet decoder are those of transposed convolutions."""
     model = tokenizer()
     assert {name for name, p in model.named_parameters() if p.ndim == 4} == decayed(model)
 
 
 def test_no_decay_is_one_group() -> None:
-    """Without weight decay an empty group would be refused, and two equal ones would halve the fused step."""
+    """Torch refuses an empty group, and two equal groups would halve the speed of the fused step."""
     assert len(build_optimizer(tokenizer(), OptimConfig()).param_groups) == 1
 
 
 def test_the_running_mean_is_the_closed_form() -> None:
-    """mean = d * mean + (1 - d) * weight with d = min(decay, (1 + step) / (10 + step)), which forgets the start."""
+    """mean = d * mean + (1 - d) * weight with d = min(decay, (1 + step) / (10 + step))."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     ema = Ema(model, decay=0.5)
@@ -113,7 +113,7 @@ def test_the_running_mean_is_the_closed_form() -> None:
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_decay_zero_is_the_model_itself(update: str) -> None:
-    """Trap 23: buffers are copied too (an EMA codebook is a buffer), so the ids of the mean equal the model's."""
+    """Trap 23: buffers are copied too (an EMA codebook is a buffer), so the mean gives the same codes as the model."""
     model = tokenizer(update=update)
     ema = Ema(model, decay=0.0)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-2))
@@ -131,7 +131,7 @@ def test_decay_zero_is_the_model_itself(update: str) -> None:
 
 
 def test_buffers_are_copied_and_not_averaged() -> None:
-    """Trap 23: with any decay the codebook is the model's own; a mean of codes would be none of them."""
+    """Trap 23: with any decay the codebook is equal to the model's."""
     model = tokenizer()
     ema = Ema(model, decay=0.9)
     for step in range(3):
@@ -145,7 +145,7 @@ def test_buffers_are_copied_and_not_averaged() -> None:
 
 
 def test_the_mean_shares_nothing_with_the_model() -> None:
-    """A copy that shared memory, or a hook bound to the original, would be trained along."""
+    """A copy with shared memory, or with a hook of the original, would be trained too."""
     model = tokenizer()
     ema = Ema(model, decay=0.9)
     theirs = {tensor.data_ptr() for tensor in model.state_dict().values()}
@@ -153,7 +153,7 @@ def test_the_mean_shares_nothing_with_the_model() -> None:
 
 
 def test_the_librarys_hooks_belong_to_the_copy() -> None:
-    """The library calls back into the bottleneck that it was built for; in a copy that must be the copy."""
+    """The library calls back into the bottleneck that it was built for; in a copy this must be the copy."""
     mine = LibraryVectorQuantizer(VqLibraryConfig(codebook_size=4), latent_channels=4)
     copied = Ema(mine, decay=0.9).module
     codebook: Any = copied.library._codebook

@@ -1,4 +1,4 @@
-"""The states that a run resumes from: whole or passed over, never lost, and exact."""
+"""States: exact when loaded, skipped when damaged, and never lost by a failed save."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ from torch import nn
 
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 from stage1_tokenizer.engine.optim import OptimConfig, build_optimizer
-from stage1_tokenizer.engine.state import Part, load_state, newest_state, save_state
+from stage1_tokenizer.engine.state import Part, find_newest_state, load_state, save_state
 
 
 def parts(seed: int = 0, steps: int = 3) -> dict[str, Part]:
-    """A model with a buffer, and an AdamW with two groups, that have been trained for some steps."""
+    """Return a model with a buffer and an AdamW with two groups, trained for some steps."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1))
@@ -27,7 +27,7 @@ def parts(seed: int = 0, steps: int = 3) -> dict[str, Part]:
 
 
 def flat(part: Any) -> dict[str, Any]:
-    """Everything in a part's state under one name each."""
+    """Return everything in the state of a part, each value under one name."""
     state = part.state_dict()
     if isinstance(part, nn.Module):
         return dict(state)
@@ -58,11 +58,11 @@ def flip(path: Path, position: int) -> None:
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    """Trap 41: model, buffers, Adam's moments and its step count, groups and scalars, into freshly built parts."""
+    """Trap 41: model, buffers, Adam's moments and step count, groups and scalars, into newly built parts."""
     saved = parts()
     save_state(tmp_path, 12, saved, {"best": 0.25})
     fresh = parts(seed=1, steps=0)
-    newest = newest_state(tmp_path, quiet)
+    newest = find_newest_state(tmp_path, quiet)
     assert newest is not None
     assert load_state(newest, fresh) == (12, {"best": 0.25})
     assert same(saved, fresh)
@@ -77,7 +77,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_loaded_optimizer_steps_alike_in_channels_last(tmp_path: Path) -> None:
-    """Trap 41: AdamW's fused step walks through memory, so moments in another layout than the weights meet others."""
+    """Trap 41: AdamW's fused step reads memory in order, so moments need the layout of the weights."""
 
     def step(conv: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
         torch.manual_seed(seed)
@@ -100,17 +100,17 @@ def test_a_loaded_optimizer_steps_alike_in_channels_last(tmp_path: Path) -> None
 
 
 def test_the_newest_is_so_by_its_step(tmp_path: Path) -> None:
-    """Modification times lie after a copy or a change of the clock."""
+    """Modification times are wrong after a copy or a change of the clock."""
     for step in (9, 10, 100):
         save_state(tmp_path, step, parts(), {}, keep=9)
     os.utime(tmp_path / "step-00000009", (2**33, 2**33))
-    assert newest_state(tmp_path, quiet) == tmp_path / "step-00000100"
+    assert find_newest_state(tmp_path, quiet) == tmp_path / "step-00000100"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path, file: str, damage: str) -> None:
-    """One flipped byte loads without a word in safetensors; the manifest's checksum finds it."""
+    """safetensors loads a file with one flipped byte without an error; the manifest's checksum finds it."""
     for step in (1, 2):
         save_state(tmp_path, step, parts(seed=step), {})
     path = tmp_path / "step-00000002" / file
@@ -121,7 +121,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path, file: str
     else:
         path.unlink()
     warnings: list[str] = []
-    assert newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
+    assert find_newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
     assert file in warnings[0]
@@ -132,7 +132,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path, file: str
     [*("", "[]", "{}", '{"format": 1}', None), *(f'{{"format": {n}, "step": 2, "files": []}}' for n in (1, 2))],
 )
 def test_an_incomplete_state_is_passed_over(tmp_path: Path, manifest: str | None) -> None:
-    """The manifest is written last, so a folder without a good one is what a stop left."""
+    """The manifest is written last, so a folder without a good one was left by a stop."""
     save_state(tmp_path, 1, parts(), {})
     newer = tmp_path / "step-00000002"
     shutil.copytree(tmp_path / "step-00000001", newer)
@@ -141,54 +141,54 @@ def test_an_incomplete_state_is_passed_over(tmp_path: Path, manifest: str | None
     else:
         (newer / "manifest.json").write_text(manifest)
     warnings: list[str] = []
-    assert newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
+    assert find_newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
     assert len(warnings) == 1
 
 
 def test_a_manifest_of_another_step_is_damaged(tmp_path: Path) -> None:
-    """The manifest has no checksum of its own; a flipped bit in its step would resume at another step, in silence."""
+    """A flipped bit in the step would resume at another step without a message."""
     for step in (1, 2):
         save_state(tmp_path, step, parts(), {})
     path = tmp_path / "step-00000002" / "manifest.json"
     path.write_text(path.read_text().replace('"step": 2', '"step": 6'))
     warnings: list[str] = []
-    assert newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
+    assert find_newest_state(tmp_path, warnings.append) == tmp_path / "step-00000001"
     assert warnings
 
 
 def test_no_state_is_a_new_run(tmp_path: Path) -> None:
-    """Neither a folder that is not there, nor temporary ones, nor strangers are states."""
-    assert newest_state(tmp_path / "gone", quiet) is None
+    """A missing folder, temporary folders and other files are no states."""
+    assert find_newest_state(tmp_path / "gone", quiet) is None
     save_state(tmp_path, 1, parts(), {})
     (tmp_path / "step-00000001").rename(tmp_path / ".tmp-step-00000001-99")
     (tmp_path / "step-latest").mkdir()
-    assert newest_state(tmp_path, quiet) is None
+    assert find_newest_state(tmp_path, quiet) is None
 
 
 def test_two_are_kept(tmp_path: Path) -> None:
-    """The newest may be in the making when the power fails; saving one step twice replaces it."""
+    """The power may fail while the newest is written; saving one step twice replaces it."""
     for step in (1, 2, 3, 3):
         save_state(tmp_path, step, parts(), {}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
-    assert newest_state(tmp_path, quiet) is not None
+    assert find_newest_state(tmp_path, quiet) is not None
 
 
 def test_what_was_just_saved_is_kept(tmp_path: Path) -> None:
-    """After a resume past damaged states the new one has a lower number than they; it must not be the one dropped."""
+    """After a resume past damaged states the new state has a lower number than they, and must not be removed."""
     for step in (5, 20, 25):
         save_state(tmp_path, step, parts(), {}, keep=3)
     for step in (20, 25):
         flip(tmp_path / f"step-{step:08d}" / "model.safetensors", -5)
-    assert newest_state(tmp_path, lambda _: None) == tmp_path / "step-00000005"
+    assert find_newest_state(tmp_path, lambda _: None) == tmp_path / "step-00000005"
     saved = save_state(tmp_path, 10, parts(), {}, keep=2)
-    assert newest_state(tmp_path, lambda _: None) == saved
+    assert find_newest_state(tmp_path, lambda _: None) == saved
 
 
 @pytest.mark.parametrize(("step", "nth"), [("fsync", 1), ("fsync", 2), ("fsync", 5), ("replace", 3), ("rename", 1)])
 def test_a_failed_save_leaves_the_former_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, nth: int
 ) -> None:
-    """Atomic: at whatever moment the disk is full, the states before are whole and nothing half is left."""
+    """A disk that is full at any moment leaves the older states complete, and no half of a new one."""
     save_state(tmp_path, 1, parts(), {})
     real, calls = getattr(os, step), []
 
@@ -202,20 +202,20 @@ def test_a_failed_save_leaves_the_former_state(
     with pytest.raises(StorageError, match="No space left on device"):
         save_state(tmp_path, 2, parts(seed=1), {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert newest_state(tmp_path, quiet) == tmp_path / "step-00000001"
+    assert find_newest_state(tmp_path, quiet) == tmp_path / "step-00000001"
 
 
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
-    """A part that was not saved, and one of another shape, are named."""
+    """The message names a part that was not saved, or one of another shape."""
     state = save_state(tmp_path, 1, parts(), {})
-    with pytest.raises(BadFileError, match="holds no discriminator"):
+    with pytest.raises(BadFileError, match="has no discriminator"):
         load_state(state, {"discriminator": nn.Linear(1, 1)})
     with pytest.raises(BadFileError, match=r"model\.safetensors.*missing 0\.bias|unexpected"):
         load_state(state, {"model": nn.Linear(1, 1)})
 
 
 def test_an_optimizer_of_another_run_is_refused(tmp_path: Path) -> None:
-    """Documented: BadFileError where the state does not fit, also where the groups of the optimizer do not."""
+    """BadFileError if the state does not fit, also if the groups of the optimizer do not."""
     saved = parts()
     state = save_state(tmp_path, 1, saved, {})
     with pytest.raises(BadFileError, match="optimizer"):

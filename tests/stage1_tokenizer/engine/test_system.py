@@ -1,4 +1,4 @@
-"""The memory that a cache may count on: the machine's or the container's, shared by the processes."""
+"""The memory that a cache may use: the machine's or the container's, shared by the processes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from stage1_tokenizer.engine import system
 
 
 def test_the_least_limit_of_all_groups_counts(tmp_path: Path) -> None:
-    """Both versions of control groups, and every group above: a container's limit may stand at any of them."""
+    """In both versions of control groups, every group above the process may have a limit."""
     (tmp_path / "own").write_text("4:memory:/a/b\n3:cpu:/\n0::/x/y\n")
     for name, limit in [
         ("memory.max", "max"),
@@ -24,14 +24,14 @@ def test_the_least_limit_of_all_groups_counts(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight processes that each took a quarter would take it twice over; without the system call, little is assumed."""
+    """Eight processes with a quarter each would use it twice; without the system call a small size is assumed."""
     monkeypatch.setattr(system, "machine_memory", lambda: 8000)
     monkeypatch.setattr(system, "container_limits", lambda: iter([6000]))
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert system.memory_share() == 6000
+    assert system.memory_per_process() == 6000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert system.memory_share() == 2000
+    assert system.memory_per_process() == 2000
     monkeypatch.undo()
     monkeypatch.delattr("os.sysconf")
     assert system.machine_memory() == system.UNKNOWN

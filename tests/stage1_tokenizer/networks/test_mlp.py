@@ -61,7 +61,7 @@ def test_mnist_at_the_defaults_has_a_grid_of_4x4() -> None:
 
 
 def test_every_code_sees_every_pixel_and_every_pixel_every_code() -> None:
-    """What sets it apart from convolutions: the Jacobians have no structural zero, in either direction."""
+    """The Jacobians have no structural zero in either direction, unlike those of convolutions."""
     encoder, decoder = built()
     x = torch.randn(3, *SIZE)
     down = torch.autograd.functional.jacobian(lambda image: encoder(image[None])[0], x)  # type: ignore[no-untyped-call]
@@ -136,8 +136,8 @@ def overfit(model: Tokenizer, x: Tensor, steps: int) -> float:
 def test_it_learns_a_few_digits_by_heart(real_data: Path) -> None:
     """Eight digits through 128 numbers; a layer without gradient or a ReLU at the end would keep the error up."""
     config = MnistConfig(root=str(real_data / "mnist"), image_size=(28, 28), cache="none")
-    pictures = build_image_batches(config, "validation", seed=0)
-    x = normalise(pictures.batch(torch.arange(8).numpy())[0])
+    images = build_image_batches(config, "validation", seed=0)
+    x = normalise(images.batch(torch.arange(8).numpy())[0])
     assert overfit(mnist(), x, steps=150) < 0.03 * float((x - x.mean(dim=0)).square().mean())
 
 

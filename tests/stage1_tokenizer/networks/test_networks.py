@@ -47,7 +47,7 @@ def test_a_factor_that_is_no_power_of_two_is_refused(factor: int) -> None:
 
 
 def seen_by(encoder: nn.Module, row: int, column: int, size: int = 40) -> Tensor:
-    """Which pixels (size, size) one latent position depends on: where the Jacobian is not zero for some image."""
+    """Return the pixels (size, size) that one latent position depends on: those with a nonzero Jacobian."""
     x = torch.randn(16, 3, size, size, dtype=torch.float64, requires_grad=True)
     latent = encoder.double()(x)[:, :, row, column]
     (gradient,) = torch.autograd.grad((latent * torch.randn_like(latent)).sum(), x)
@@ -145,7 +145,7 @@ def test_last_weight_is_that_of_the_last_layer(config: NetworkConfig, _factor: i
 
 @pytest.mark.parametrize("size", [(32, 16), (16, 16), (4, 5)], ids=str)
 def test_upsampling_is_nearest_neighbour_and_a_convolution(size: tuple[int, int]) -> None:
-    """On a CPU it may be one transposed convolution: forward and both gradients are those of the two steps."""
+    """The transposed convolution on a CPU equals both steps: forward and both gradients."""
     torch.manual_seed(0)
     layer = Upsample(6).double()
     x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)

@@ -39,7 +39,7 @@ def drawn(*size: int) -> Tensor:
 def test_a_network_of_known_reach_gives_what_it_gives_for_the_whole_image(
     local: bool, factor: int, blocks: int
 ) -> None:
-    """With twice the reach as overlap, latents and pixels are those of the whole image: everywhere, seams too."""
+    """An overlap of twice the reach gives latents and pixels of the whole image everywhere, also at seams."""
     model = tokenizer(SONNET.model_copy(update={"local": local, "factor": factor, "blocks": blocks})).double()
     reach = model.config.network.reach
     tiles = Tiles((4 * reach, 4 * reach + 1), 2 * reach, reach)
@@ -162,7 +162,7 @@ def test_the_default_tiles_of_a_plain_network_are_exact() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    """With the value and what would do."""
+    """The message has the value and what is allowed."""
     config = tokenizer().config
     with pytest.raises(ConfigError, match=r"tile 33: must be a multiple of the tokenizer's factor 2.* 32 and 34"):
         tiles_for(config, tile=33)
@@ -179,7 +179,7 @@ def test_a_fully_connected_network_takes_its_own_size_alone() -> None:
     tiles = tiles_for(model.config)
     assert encode_codes(model, drawn(16, 24), tiles).shape == (2, 4, 6, 1)
     for size in ((32, 24), (16, 20)):
-        with pytest.raises(ConfigError, match=rf"{size[0]}x{size[1]}: .*multilayer perceptron.*16x24 alone"):
+        with pytest.raises(ConfigError, match=rf"{size[0]}x{size[1]}: .*multilayer perceptron.*only 16x24"):
             encode_codes(model, drawn(*size), tiles)
     with pytest.raises(ConfigError, match="multilayer perceptron"):
         decode_codes(model, torch.zeros(1, 8, 6, 1, dtype=torch.long), tiles)

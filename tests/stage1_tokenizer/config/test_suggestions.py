@@ -1,12 +1,12 @@
-"""What a message says about an option that does not exist."""
+"""Suggestions in messages about unknown options."""
 
 from functools import cache
 
 import pytest
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.config.hints import OF_ACCELERATE, OTHER_NAMES
-from stage1_tokenizer.config.messages import _keys
+from stage1_tokenizer.config.error_messages import _keys
+from stage1_tokenizer.config.suggestions import ACCELERATE_NAMES, OTHER_NAMES
 from stage1_tokenizer.engine.errors import ConfigError
 from tests.helpers.commands import names_of
 
@@ -22,7 +22,7 @@ COMMANDS = {
 
 @cache
 def config_of(script: str) -> type[CommandConfig]:
-    """The config class of a script."""
+    """Return the config class of a script."""
     found: type[CommandConfig] = names_of(script)[COMMANDS[script]]
     return found
 
@@ -56,18 +56,18 @@ ONE, TWO, MAKE = "stage1_tokenizer/train.py", "stage2_prior/train.py", "sampling
     ids=str,
 )
 def test_the_option_that_was_meant_is_named(script: str, typed: str, meant: str) -> None:
-    """`--lr` was answered with `adversarial.lr`, the nearest by its letters; the well-known names had no answer."""
+    """Well-known names of other programs find our option; similar spelling alone gives `adversarial.lr` for `--lr`."""
     with pytest.raises(ConfigError) as caught:
         parse_command_line(config_of(script), [typed, "1"])
     assert meant in str(caught.value)
 
 
 def test_a_hint_names_what_there_is() -> None:
-    """The table names no option that was renamed meanwhile, and no name in it is one of the option's own."""
+    """All options in the table exist, and no option is in its own list of names."""
     known = {key for script in COMMANDS for key in _keys(config_of(script))}
     assert sorted(OTHER_NAMES.keys() - known) == []
     assert [key for key, names in OTHER_NAMES.items() if key in names] == []
-    assert set(OF_ACCELERATE)
+    assert set(ACCELERATE_NAMES)
     assert all(len(set(names)) == len(names) for names in OTHER_NAMES.values())
 
 
@@ -82,7 +82,7 @@ def test_a_hint_names_what_there_is() -> None:
     ids=str,
 )
 def test_a_key_of_another_kind_names_the_kind(words: str, meant: str) -> None:
-    """Whoever gives a root has a folder of images; 'is a key of another kind' left the kind to be guessed."""
+    """A user who gives a root has a folder of images, so the message names that kind."""
     with pytest.raises(ConfigError) as caught:
         parse_command_line(config_of(ONE), words.split())
     assert meant in str(caught.value)

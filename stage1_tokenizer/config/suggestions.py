@@ -1,10 +1,10 @@
-"""The option that was meant where one does not exist: by its meaning first, then by its letters."""
+"""Suggestions for unknown options: first by the names that other programs use, then by similar spelling."""
 
 import difflib
 from collections.abc import Iterable
 
 MOST = 3
-"""Options that a hint names."""
+"""Largest number of options in a suggestion."""
 
 _NAMES = {
     "optim.lr": "lr learning_rate max_lr base_lr base_learning_rate peak_lr learn_rate",
@@ -67,64 +67,63 @@ _NAMES = {
     "presets": "configs preset config",
 }
 OTHER_NAMES = {option: tuple(names.split()) for option, names in _NAMES.items()}
-"""Our options, and what other programs call them. Of several that fit, a command's first one in this order is named."""
+"""Names that other programs use for our options. If several options fit, the first one that a command has is named."""
 
-_OF_ACCELERATE = {
+_ACCELERATE = {
     "mixed_precision bf16": "fp16 bf16 amp half mixed_precision use_amp dtype precision",
     "num_processes 2": "gpus num_gpus ngpu n_gpu nproc_per_node devices world_size num_processes",
     "dynamo_backend inductor": "compile torch_compile compile_model",
     "cpu": "device cpu no_cuda cuda gpu use_gpu",
 }
-OF_ACCELERATE = {option: tuple(names.split()) for option, names in _OF_ACCELERATE.items()}
-"""Options of `accelerate launch`, to which devices and precision belong, and what other programs call them."""
+ACCELERATE_NAMES = {option: tuple(names.split()) for option, names in _ACCELERATE.items()}
+"""Names that other programs use for the options of `accelerate launch`, which sets devices and precision."""
 
 
-def hint(key: str, known: Iterable[str], typed: bool = False) -> str:
-    """The end of a message about an unknown key: the keys that were meant, or nothing where none is near.
+def suggest(key: str, known: Iterable[str], typed: bool = False) -> str:
+    """Return the end of a message about an unknown key, with the keys that may have been meant; empty if none is near.
 
-    known: all dotted keys of the command.
-    typed: the key was an option on a command line, and so the hint names options.
+    known: all dotted keys of the command. typed: the key was an option on a command line; the result names options.
     """
     known = set(known)
-    name = _plain(key.rsplit(".", 1)[-1])
-    found = _by_meaning(name, known) or _of_that_name(key, name, known)
+    name = _normalise(key.rsplit(".", 1)[-1])
+    found = _find_by_other_name(name, known) or _find_by_last_part(key, name, known)
     if not found:
-        for option, names in OF_ACCELERATE.items():
+        for option, names in ACCELERATE_NAMES.items():
             if name in names:
                 return f"; that belongs to Accelerate: `accelerate launch --{option} SCRIPT ...`"
-        found = _by_letters(key, known) or _by_words(name, known)
+        found = _find_by_spelling(key, known) or _find_by_words(name, known)
     if not found:
         return ""
-    named = " or ".join(f"{'-' if len(each) == 1 else '--'}{each}" if typed else each for each in found)
+    named = " or ".join(f"{'-' if len(other) == 1 else '--'}{other}" if typed else other for other in found)
     unit = " (a training's length is counted in steps)" if found == ["steps"] and "epoch" in name else ""
     return f"; did you mean {named}?{unit}"
 
 
-def _plain(name: str) -> str:
+def _normalise(name: str) -> str:
     return name.replace("-", "_").lower()
 
 
-def _by_meaning(name: str, known: set[str]) -> list[str]:
-    """The key that other programs call by this name."""
+def _find_by_other_name(name: str, known: set[str]) -> list[str]:
+    """Return the key for which other programs use this name."""
     return [key for key, names in OTHER_NAMES.items() if key in known and name in names][:1]
 
 
-def _of_that_name(key: str, name: str, known: set[str]) -> list[str]:
-    """The keys of this name under other paths, the most similar path first."""
-    found = [other for other in known if _plain(other.rsplit(".", 1)[-1]) == name]
+def _find_by_last_part(key: str, name: str, known: set[str]) -> list[str]:
+    """Return the keys of this name under other paths, the most similar path first."""
+    found = [other for other in known if _normalise(other.rsplit(".", 1)[-1]) == name]
     return sorted(found, key=lambda other: (-_similarity(key, other), other))[:MOST]
 
 
-def _by_letters(key: str, known: set[str]) -> list[str]:
-    """The key that is written most alike. A misspelt last part is likelier than a misspelt path."""
+def _find_by_spelling(key: str, known: set[str]) -> list[str]:
+    """Return the key with the most similar spelling; a misspelt last part is likelier than a misspelt path."""
     by_last_part = {other.rsplit(".", 1)[-1]: other for other in sorted(known, reverse=True)}
     return difflib.get_close_matches(key, known, 1, 0.75) or [
         by_last_part[part] for part in difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_part, 1, 0.7)
     ]
 
 
-def _by_words(name: str, known: set[str]) -> list[str]:
-    """The keys that share most of their words with this one: `gradient_accumulation` is `accumulation`."""
+def _find_by_words(name: str, known: set[str]) -> list[str]:
+    """Return the keys that share most words with this one, e.g. `accumulation` for `gradient_accumulation`."""
     words = set(name.split("_"))
     shared = {other: words & set(other.rsplit(".", 1)[-1].split("_")) for other in known}
     likeness = {

@@ -1,4 +1,4 @@
-"""YAML that is no config, and what a config may not hold: one message, whatever the reader or Python itself raises."""
+"""YAML that is not a config, and values that a config may not have: one message, whatever the reader raises."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ BAD_YAML = {
     "an object": ("!!python/object/apply:os.getcwd []", "is not YAML"),
     "not UTF-8": ("count: \udcff", "is not YAML"),
     "twice": ("count: 1\nfruit: {worms: 1, worms: 2}", "worms is given 2 times"),
-    "a list": ("- count", "holds a list"),
+    "a list": ("- count", "is a list"),
 }
 
 
@@ -66,7 +66,7 @@ def test_a_file_that_is_no_config(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_values_that_no_key_takes(yaml: str, tmp_path: Path) -> None:
-    """Fault 31: a message of a screen at most, even where the value is a whole file or cannot be printed at all."""
+    """Fault 31: the message is short even if the value is a whole file or cannot be printed."""
     (tmp_path / "c.yaml").write_text(yaml)
     with pytest.raises(ConfigError, match=r"^(in the configuration:\n|--config )") as caught:
         parse_command_line(Basket, ["--config", str(tmp_path / "c.yaml")])
@@ -74,7 +74,7 @@ def test_values_that_no_key_takes(yaml: str, tmp_path: Path) -> None:
 
 
 def test_a_config_is_written_whole_and_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal values as aliases would puzzle who edits the file; one cut off by a stop would end a run for good."""
+    """Equal values are written without aliases, which confuse readers; an interrupted write leaves the old file."""
     both = [1, 2]
     write_yaml(tmp_path / "c.yaml", {"b": both, "a": both})
     assert (tmp_path / "c.yaml").read_text() == "---\nb:\n- 1\n- 2\na:\n- 1\n- 2\n...\n"

@@ -1,0 +1,86 @@
+"""A model's weights file: find it, read its header, and rebuild the model from it. Used for tokenizers and priors.
+
+resolve_weights -> checkpoint.read_weights -> read_data_tree, read_step -> rebuild
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from stage1_tokenizer.config.base import Tree
+from stage1_tokenizer.config.error_messages import quote_value
+from stage1_tokenizer.config.yaml_and_json import parse_json
+from stage1_tokenizer.engine.checkpoint import load_strict
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def resolve_weights(path: str | Path, name: str, option: str) -> Path:
+    """Return `path` if it is a file, or the file `name` in it if it is a folder. `option` is named in errors.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path = Path(path)
+    try:
+        is_folder = path.is_dir()
+        file = path / name if is_folder else path
+        exists = file.is_file()
+    except OSError as error:  # the name is too long, or a folder above it cannot be opened
+        raise ConfigError(f"{option} {shorten(str(path))}: {error.strerror}") from None
+    if not exists:
+        hint = f"the folder holds no {name}" if is_folder else "there is no such file or folder"
+        raise ConfigError(f"{option} {describe_path(path)}: {hint}")
+    return file
+
+
+def read_step(header: Mapping[str, str], source: str) -> int:
+    """Return the training step in a header; 0 if the header has none.
+
+    Raises:
+        BadFileError: the entry is not a whole number.
+    """
+    step = header.get("step", "0")
+    if not (step.isascii() and step.isdecimal() and len(step) <= 18):
+        raise BadFileError(f"{source}: its header says step {quote_value(step)}, which is not a number of steps")
+    return int(step)
+
+
+def read_data_tree(header: Mapping[str, str], source: str) -> Tree:
+    """Return the data config in a header as a tree of plain values, not yet checked against any config class.
+
+    Raises:
+        BadFileError: the entry is missing or is not a JSON object.
+    """
+    try:
+        tree = parse_json(header.get("data"))
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise BadFileError(f"{source}: its header does not say which data it was made from")
+    return tree
+
+
+def rebuild(build: Callable[[], ModuleT], tensors: Mapping[str, Tensor], source: str) -> ModuleT:
+    """Call `build` and load the weights `tensors` into the model that it returns.
+
+    The model is first built on the meta device, where tensors have shapes but no memory, and compared with the weights.
+    So a damaged or hostile header cannot take more memory than the size of its file.
+
+    Raises:
+        BadFileError: the model cannot be built, or its weights have other names, shapes or number formats.
+    """
+    try:
+        with torch.device("meta"):
+            planned = build()
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise BadFileError(f"{source}: its header describes a model that cannot be built: {error}") from None
+    load_strict(planned, {name: tensor.to("meta") for name, tensor in tensors.items()}, source)
+    model = build()
+    load_strict(model, tensors, source)
+    return model
