@@ -540,7 +540,7 @@ def test_the_command_is_the_first_one_whole_or_marked_as_cut(tmp_path: Path) -> 
     assert "It is cut off here, after 2,000 characters" in page.text
 
 
-def test_no_report_leaves_the_report_out(tmp_path: Path, tokenizer_trainer: Any) -> None:
+def test_a_training_leaves_its_page_out_if_told(tmp_path: Path, tokenizer_trainer: Any) -> None:
     """The option may change when the run is resumed."""
     _, train = tokenizer_trainer
     ended = train("--steps", 1, "--no-report")
