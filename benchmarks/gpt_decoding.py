@@ -30,9 +30,9 @@ from benchmarks.record import Results
 from sampling.choose import ChooseConfig, choose
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.tokenizer import TokenShape
+from stage2_prior.fast_linear import Precision
 from stage2_prior.generation import generate
 from stage2_prior.gpt.model import Gpt, GptConfig
-from stage2_prior.products import Precision
 from stage2_prior.windows import Canvas
 
 SMALL = Size(layers=2, width=64, heads=4, side=4, vocabulary=32, top_k=5)

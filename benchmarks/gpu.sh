@@ -37,7 +37,7 @@ bench() { "$python" -m benchmarks.run "$@" "${small[@]}" --out "$out/results"; }
 
 # Without plugins that happen to be installed: some warn, and a warning is an error here.
 stage_tests() { PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -m gpu -q -p no:cacheprovider --durations=5 \
-    tests/machines/test_gpu.py tests/stage1_tokenizer/data/test_resident.py tests/stage2_prior/gpt/test_layer.py; }
+    tests/machines/test_gpu.py tests/stage1_tokenizer/data/test_image_tensor.py tests/stage2_prior/gpt/test_layer.py; }
 
 stage_decoding() { bench gpt_decoding; }
 

@@ -31,8 +31,8 @@ from stage2_prior.generation import generate
 from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import token_loss
 from stage2_prior.plan import image_seconds, step_seconds
-from stage2_prior.planning.costs import BYTES, count, count_decoding, step_inputs
-from stage2_prior.planning.devices import Device, measure_device
+from stage2_prior.planning.costs import BYTES, count_generation, count_training, zero_batch
+from stage2_prior.planning.devices import DeviceRates, measure_device
 from stage2_prior.planning.operations import Trace
 from stage2_prior.prior import build_prior
 
@@ -90,9 +90,9 @@ def check_equal() -> None:
     """The traced step is the timed one: as much arithmetic on real tensors as on those without contents."""
     prior = build_prior(CONFIG, SHAPE, 0)
     with Trace() as real:
-        codes, labels = step_inputs(SHAPE, 2)
+        codes, labels = zero_batch(SHAPE, 2)
         token_loss(prior(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
-    assert real.flops == count(CONFIG, SHAPE, 0, 2).training_flops
+    assert real.flops == count_training(CONFIG, SHAPE, 0, 2).training_flops
 
 
 def row(curve: str, x: int, what: str, unit: str, measured: float | None, predicted: float, spread: float = 0.0) -> Row:
@@ -110,7 +110,7 @@ def step_of(shape: TokenShape, batch: int, device: torch.device) -> Callable[[],
     prior = build_prior(CONFIG, shape, 0).to(device)
     optim = OptimConfig()
     optimizer, ema = build_optimizer(prior, optim), Ema(prior, optim.ema_decay)
-    codes, labels = (part.to(device) for part in step_inputs(shape, batch))
+    codes, labels = (part.to(device) for part in zero_batch(shape, batch))
 
     def step() -> None:
         token_loss(prior(codes, labels), codes).backward()  # type: ignore[no-untyped-call]
@@ -129,9 +129,9 @@ def prepared_step(shape: TokenShape, batch: int, device: torch.device) -> Callab
 
 
 def training(
-    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device, memory: bool
+    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates, memory: bool
 ) -> list[Row]:
-    counted = count(CONFIG, shape, 0, batch)
+    counted = count_training(CONFIG, shape, 0, batch)
     taken = compare({"step": step_of(shape, batch, device)}, REPEATS)["step"]
     predicted = step_seconds(counted, 1, rates)
     tokens = batch * shape.length
@@ -146,14 +146,14 @@ def training(
     return rows
 
 
-def drawing(curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: Device) -> Row:
+def drawing(curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates) -> Row:
     prior = build_prior(CONFIG, shape, 0).to(device).eval()
     prepared = prior.prepare()
-    noise, labels = torch.rand(batch, shape.length, device=device), step_inputs(shape, batch)[1].to(device)
+    noise, labels = torch.rand(batch, shape.length, device=device), zero_batch(shape, batch)[1].to(device)
     repeats = 1 if shape.length > 1024 else REPEATS
     taken = compare({"draw": lambda: generate(prior, labels, noise, prepared=prepared)}, repeats, warmups=repeats > 1)
     seconds, spread = taken["draw"].median / batch, taken["draw"].spread
-    predicted = image_seconds(count_decoding(CONFIG, shape, 0, batch), shape, batch, rates)
+    predicted = image_seconds(count_generation(CONFIG, shape, 0, batch), shape, batch, rates)
     if curve == "batch":
         return row(curve, x, "sampling", "images/s", 1 / seconds, 1 / predicted, spread)
     return row(curve, x, "drawing an image", "s", seconds, predicted, spread)
@@ -167,7 +167,7 @@ def prepared_lookup(codes: int, device: torch.device) -> Callable[[], torch.Tens
     return lambda: find_nearest(vectors, book)
 
 
-def looking_up(codes: int, device: torch.device, rates: Device) -> list[Row]:
+def looking_up(codes: int, device: torch.device, rates: DeviceRates) -> list[Row]:
     """The nearest of so many codes, for VECTORS vectors of CHANNELS."""
     taken = compare({"nearest": prepared_lookup(codes, device)}, REPEATS)["nearest"]
     with FakeTensorMode(), torch.no_grad(), Trace() as trace:
@@ -205,7 +205,7 @@ def together() -> list[Row]:
 def stack(name: str) -> Row:
     """Where memory goes, by the plan: MiB. The last part is what drawing 16 images keeps, beside the weights."""
     config, shape, batch = STACKS[name]
-    counted, cache = count(config, shape, 0, batch), count_decoding(config, shape, 0, 1).cache_bytes
+    counted, cache = count_training(config, shape, 0, batch), count_generation(config, shape, 0, 1).cache_bytes
     weights = BYTES * counted.parameters
     parts = {
         "weights": weights,

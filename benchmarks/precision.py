@@ -15,13 +15,14 @@ from einops import rearrange
 from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage2_prior.base import PreparedPrior
+from stage2_prior.fast_linear import Precision
 from stage2_prior.generation import generate
-from stage2_prior.likelihood import bits, nats_of
-from stage2_prior.prior import LoadedPrior, labels_for, load_prior
-from stage2_prior.products import Precision
+from stage2_prior.likelihood import bits, token_nats
+from stage2_prior.prior import LoadedPrior, load_prior, match_labels
 
 COMPARED: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
@@ -39,10 +40,10 @@ def logits_of(prepared: PreparedPrior, codes: Tensor, labels: Tensor) -> Tensor:
 @torch.inference_mode()
 def validation_codes(prior: LoadedPrior, n: int) -> tuple[Tensor, Tensor]:
     """Codes (n, h, w, K) and labels (n,) of the first validation images."""
-    pictures = build_image_batches(data_config(prior.data, str(prior.path)), "validation", seed=0)
+    pictures = open_data(parse_data_config(prior.data, str(prior.path))).image_batches("validation", seed=0)
     pixels, own = pictures.batch(np.arange(min(n, len(pictures))))
     return prior.tokenizer.tokenizer.encode_codes(normalise(pixels)), torch.from_numpy(
-        labels_for(prior, pictures.classes)
+        match_labels(prior, pictures.classes)
     )[own]
 
 
@@ -66,7 +67,7 @@ def main() -> None:
         found, wanted = logits[precision], logits["float32"]
         differs = samples[precision] != samples["float32"]
         print(
-            f"{precision:9} {bits(float(nats_of(found, codes).mean())):15.4f} "
+            f"{precision:9} {bits(float(token_nats(found, codes).mean())):15.4f} "
             f"{float((found.argmax(-1) == wanted.argmax(-1)).float().mean()):19.1%} "
             f"{float((found - wanted).std() / wanted.std()):13.2e} {float(differs.float().mean()):12.1%} "
             f"{float(differs.flatten(1).any(dim=1).float().mean()):15.1%}",

@@ -57,7 +57,7 @@ def train_classifier(pictures: ImageBatches, steps: int, seed: int, device: torc
     for step in show_progress(range(steps), steps, "step", "training a classifier"):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
-        pixels, labels = pictures.batch(*order.places(step))
+        pixels, labels = pictures.batch(*order.indices(step))
         loss = F.cross_entropy(classifier(normalise(pixels.to(device))), labels.to(device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

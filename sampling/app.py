@@ -21,8 +21,8 @@ from stage1_tokenizer.config.value_types import Side
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import ConfigError
+from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import load_prior
-from stage2_prior.products import Precision
 
 
 class AppConfig(CommandConfig):

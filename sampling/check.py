@@ -35,7 +35,7 @@ from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.state import STATE_NAME, list_states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 from stage2_prior.prior import PRIOR_FILE
-from stage2_prior.tokens import shards_in
+from stage2_prior.tokens import list_shards
 
 OF_A_RUN = (CONFIG, TOKENIZER_FILE, PRIOR_FILE)
 DEPTH = 3
@@ -128,7 +128,7 @@ def _look_for(folder: Path) -> Look | None:
         return check_run
     if (folder / SETTINGS).exists():
         return check_samples
-    return check_token_folder if shards_in(folder) else None
+    return check_token_folder if list_shards(folder) else None
 
 
 def _all_of(check: Check) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from sampling.option_facts import AlwaysShown, Idle, facts_of
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.engine.precision import float64
-from stage2_prior.generation import draw
+from stage2_prior.generation import draw_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,4 +129,4 @@ def choose(logits: Tensor, noise: Tensor, progress: float, config: ChooseConfig)
     # Relative to the largest one and in float64, so that a tiny temperature neither overflows nor becomes 0.
     scaled = float64(logits - logits.amax(dim=-1, keepdim=True)) / (temperature or 1.0)
     kept = config.filtered(config.filtered(scaled, of_logits=True).softmax(dim=-1), of_logits=False)
-    return draw(kept, noise) if temperature else kept.argmax(dim=-1)
+    return draw_codes(kept, noise) if temperature else kept.argmax(dim=-1)

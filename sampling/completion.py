@@ -24,15 +24,16 @@ from sampling.saved_images import DECODE_CHUNK, image_paths, in_chunks, readable
 from stage1_tokenizer.config.base import CommandConfig, Config
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Texts
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise, resize
 from stage1_tokenizer.data.image_files import read_image
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.seeds import derive_seed
-from stage2_prior.class_names import labels_in_turn
-from stage2_prior.generation import Known
-from stage2_prior.prior import labels_for
+from stage2_prior.class_labels import assign_labels
+from stage2_prior.generation import KnownCodes
+from stage2_prior.prior import match_labels
 
 ImageArrays = NDArray[np.uint8]
 """(n, H, W, C)."""
@@ -149,7 +150,7 @@ def read_originals(
         BadFileError: files cannot be read; all are named, so that they can be taken out at once.
     """
     known, size = sampler.prior.classes, sampler.size
-    given = None if class_ is None else labels_in_turn(class_, known, np.arange(n, dtype=np.int64))
+    given = None if class_ is None else assign_labels(class_, known, np.arange(n, dtype=np.int64))
     if source is not None:
         paths = image_paths(Path(source), "images")[:n]
         channels = sampler.prior.tokenizer.tokenizer.config.image_channels
@@ -157,15 +158,15 @@ def read_originals(
         if bad:
             raise unreadable(bad)
         pictures = np.stack([_middle(resize(read_image(path, channels), size), size) for path in paths])
-        names, own = [str(path) for path in paths], labels_for(sampler.prior, ())
+        names, own = [str(path) for path in paths], match_labels(sampler.prior, ())
         labels = np.resize(own, len(paths)) if given is None else given[: len(paths)]
         return Originals(pictures, labels, names)
-    data = data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": size})
-    split = build_image_batches(data, "validation", seed)
+    data = parse_data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": size})
+    split = open_data(data).image_batches("validation", seed)
     indices = np.arange(min(n, len(split)), dtype=np.int64)
     pixels, data_labels = split.batch(indices)
     names = [f"validation picture {index} of {data.kind}" for index in indices]
-    labels = labels_for(sampler.prior, split.classes)[data_labels.numpy()] if given is None else given[: len(indices)]
+    labels = match_labels(sampler.prior, split.classes)[data_labels.numpy()] if given is None else given[: len(indices)]
     return Originals(pixels.permute(0, 2, 3, 1).numpy(), labels, names)
 
 
@@ -296,7 +297,7 @@ def complete(
     paste: put the kept pixels back as they were; otherwise they are the tokenizer's reconstruction.
     """
     mask = torch.from_numpy(kept_codes(keep, sampler.factor))
-    made = _with_new_codes(sampler, task, Known(encode(sampler, filled(task.pictures, keep)), mask), progress)
+    made = _with_new_codes(sampler, task, KnownCodes(encode(sampler, filled(task.pictures, keep)), mask), progress)
     return np.where(keep[None, :, :, None], task.pictures, made) if paste else made
 
 
@@ -316,11 +317,11 @@ def _grow(sampler: Sampler, task: Task, down: int, right: int, paste: bool, prog
     larger[:, :height, :width] = codes
     mask = torch.zeros(larger.shape[1:3], dtype=torch.bool)
     mask[:height, :width] = True
-    made = _with_new_codes(sampler, task, Known(larger, mask), progress)
+    made = _with_new_codes(sampler, task, KnownCodes(larger, mask), progress)
     if paste:
         made[:, : task.pictures.shape[1], : task.pictures.shape[2]] = task.pictures
     return made
 
 
-def _with_new_codes(sampler: Sampler, task: Task, known: Known, progress: Progress | None) -> ImageArrays:
+def _with_new_codes(sampler: Sampler, task: Task, known: KnownCodes, progress: Progress | None) -> ImageArrays:
     return sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))

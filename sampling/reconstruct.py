@@ -27,11 +27,13 @@ from sampling.output import close_output, open_output, settings_of
 from sampling.saved_images import image_paths, readable, rows_of, save_png, unreadable
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.config.field_facts import Mark
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.image_batches import ImageArray, normalise, to_uint8
+from stage1_tokenizer.data.base import ImageArray
+from stage1_tokenizer.data.image_batches import normalise, to_uint8
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.order import rank_range
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import show_progress
 from stage1_tokenizer.engine.errors import BadFileError
@@ -101,7 +103,7 @@ def main() -> None:
 
     began = time.monotonic()
     figures = torch.zeros(number, len(COLUMNS), dtype=torch.float64)
-    mine = share(number, accelerator.process_index, accelerator.num_processes)
+    mine = rank_range(number, accelerator.process_index, accelerator.num_processes)
     for index in show_progress(mine, len(mine), "picture", "reconstructing"):
         picture = originals.read(index)
         made, *values = reconstruct(accelerator, loaded.tokenizer, picture, tiles)
@@ -181,8 +183,8 @@ def given_images(accelerator: Accelerator, config: ReconstructConfig, loaded: Lo
 
 def validation_images(config: ReconstructConfig, loaded: LoadedTokenizer) -> Originals:
     """The first pictures of the validation split of the tokenizer's training."""
-    data = data_config(loaded.data, str(loaded.path))
-    split = build_image_batches(data, "validation", seed=0)
+    data = parse_data_config(loaded.data, str(loaded.path))
+    split = open_data(data).image_batches("validation", seed=0)
     number = min(config.n or VALIDATION, len(split))
 
     def read(index: int) -> ImageArray:

@@ -26,19 +26,19 @@ from sampling.option_facts import AlwaysShown, Idle
 from sampling.saved_images import Shape, to_images
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Size
-from stage1_tokenizer.data.order import parts_of
+from stage1_tokenizer.data.order import split_evenly
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.networks.tiles import decode_codes, tiles_for
 from stage1_tokenizer.tokenizer import check_image_size
 from stage2_prior.base import Grid
-from stage2_prior.class_names import label_of, labels_in_turn
-from stage2_prior.generation import Known, NotFiniteError, generate
+from stage2_prior.class_labels import assign_labels, parse_class
+from stage2_prior.fast_linear import Precision
+from stage2_prior.generation import KnownCodes, NotFiniteError, generate
 from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
 from stage2_prior.prior import LoadedPrior, load_prior
-from stage2_prior.products import Precision
 from stage2_prior.windows import Canvas
 
 DEFAULT_TOP_P = 0.9
@@ -106,7 +106,7 @@ class Sampler:
         check_image_size(self.size, self.factor, "size")
         self.grid: Grid = (self.size[0] // self.factor, self.size[1] // self.factor)
         self.check_size(self.grid)
-        _, self.window = Canvas(self.grid, self.config.window, self.config.stride).fitted((shape.h, shape.w))
+        _, self.window = Canvas(self.grid, self.config.window, self.config.stride).resolve((shape.h, shape.w))
         self.guidance = Guidance(
             self._scale(), self.config.guidance_schedule, self.config.guidance_interval or (0.0, 1.0)
         )
@@ -187,7 +187,7 @@ class Sampler:
             raise ConfigError(f"n is {n}, but at least one picture must be asked for")
         indices = np.arange(n, dtype=np.int64)
         labels = self.labels(indices, classes)
-        parts = parts_of(indices, self.config.batch_size)
+        parts = split_evenly(indices, self.config.batch_size)
         return np.concatenate([self.images(part, labels[part], seed, progress) for part in parts])
 
     def labels(
@@ -198,10 +198,10 @@ class Sampler:
         if classes is None:
             return indices % max(1, len(known))
         if isinstance(classes, str | int | np.integer):
-            return labels_in_turn(str(classes), known, indices)
+            return assign_labels(str(classes), known, indices)
         if len(classes) != len(indices):
             raise ConfigError(f"{len(classes)} classes for {len(indices)} pictures: give one for each, or one for all")
-        return np.array([label_of(str(name), known) for name in classes], dtype=np.int64)
+        return np.array([parse_class(str(name), known) for name in classes], dtype=np.int64)
 
     def images(
         self, indices: NDArray[np.int64], labels: NDArray[np.int64], seed: int, progress: Progress | None = None
@@ -215,7 +215,7 @@ class Sampler:
         labels: NDArray[np.int64],
         seed: int,
         variants: NDArray[np.int64] | None = None,
-        known: Known | None = None,
+        known: KnownCodes | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """The codes (n, h, w, K) of these pictures: of several candidates each, the best.
@@ -246,7 +246,7 @@ class Sampler:
         labels: Tensor,
         seed: int,
         attempts: NDArray[np.int64],
-        known: Known | None,
+        known: KnownCodes | None,
         progress: Progress | None,
     ) -> Tensor:
         grid = self.grid if known is None else (known.mask.shape[0], known.mask.shape[1])

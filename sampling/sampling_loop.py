@@ -14,9 +14,9 @@ from sampling.evaluation.npz import write_samples
 from sampling.output import Output, close_output
 from sampling.sampler import Sampler
 from sampling.saved_images import Shape, grid_of, read_png, save_png
-from stage1_tokenizer.data.order import parts_of, share
+from stage1_tokenizer.data.order import rank_range, split_evenly
 from stage1_tokenizer.engine.console import progress_bar
-from stage2_prior.class_names import labels_in_turn
+from stage2_prior.class_labels import assign_labels
 from stage2_prior.prior import LoadedPrior
 
 GRID = "grid.png"
@@ -67,7 +67,7 @@ class PriorSource:
         """The label of each picture (n,)."""
         if self.class_ is None:
             return self.sampler.labels(indices)
-        return labels_in_turn(self.class_, self.sampler.prior.classes, indices)
+        return assign_labels(self.class_, self.sampler.prior.classes, indices)
 
     def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object]) -> NDArray[np.uint8]:
         return self.sampler.images(indices, self.labels(indices), self.seed, progress)
@@ -80,9 +80,9 @@ class PriorSource:
 def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_size: int) -> float:
     """Make the pictures that a folder lacks, each process its share, and wait for all. Returns the seconds it took."""
     began = time.monotonic()
-    mine = out.missing[share(len(out.missing), accelerator.process_index, accelerator.num_processes)]
+    mine = out.missing[rank_range(len(out.missing), accelerator.process_index, accelerator.num_processes)]
     shown = progress_bar(len(mine) * source.units_per_image, source.unit, source.doing)
-    for indices in parts_of(mine, batch_size):
+    for indices in split_evenly(mine, batch_size):
         pictures = source.sample(indices, shown.update)
         for index, picture in zip(indices, pictures, strict=True):
             save_png(out.path / out.names[index], picture)

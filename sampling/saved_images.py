@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.data.folder.scan import FOLDER, OUR_ENDINGS, image_files, png_mark
+from stage1_tokenizer.data.folder.scan import FOLDER, OUR_ENDINGS, find_images, png_mark
 from stage1_tokenizer.data.image_batches import to_uint8
-from stage1_tokenizer.data.image_files import USUAL, read_image
+from stage1_tokenizer.data.image_files import USUAL_EXTENSIONS, read_image
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.files import write_file
@@ -137,12 +137,12 @@ def image_paths(source: Path, option: str) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    files = image_files(source, "anywhere") if source.is_dir() else ()
+    files = find_images(source, "anywhere") if source.is_dir() else ()
     found = sorted(source / name for name, reason in files if reason != FOLDER)
     if not found:
         reason = "holds no pictures" if source.is_dir() else "there is no such file or folder"
         raise ConfigError(
-            f"{option} {describe_path(source)}: {reason} (looked for {', '.join(USUAL)} and all "
+            f"{option} {describe_path(source)}: {reason} (looked for {', '.join(USUAL_EXTENSIONS)} and all "
             "others that Pillow reads, by content)"
         )
     return found

@@ -13,7 +13,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from sampling.agreement import agreement
 from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.data import data_config, open_data
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import ConfigError
@@ -106,7 +107,7 @@ def prior_figures(run: Path, step: int) -> list[Figure]:
 
 
 def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
-    data = data_config(prior.data, str(prior.path))
+    data = parse_data_config(prior.data, str(prior.path))
     opened = open_data(data)
     train, validation = opened.image_batches("train", config.seed), opened.image_batches("validation", config.seed)
     sampler = Sampler(prior)

@@ -16,9 +16,10 @@ from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.config.run_config import RunConfig
-from stage1_tokenizer.data import DataConfig, open_data
+from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.alarms import build_alarms

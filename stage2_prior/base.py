@@ -1,17 +1,20 @@
-"""A prior: a distribution over the codes of images, given a class. It factorises position by position, row-major, and
-within a position code by code (Lee et al., "Autoregressive Image Generation using Residual
-Quantization", 2022, equation 5):
+"""The base class of all priors, and of their generation.
 
-    p(codes | label) = product over positions t, depths k of  p(codes[t, k] | codes[< t], codes[t, < k], label)
+A prior is a distribution over the codes of an image, given its class. It factorises position by position in row-major
+order, and within a position depth by depth (Lee et al., "Autoregressive Image Generation using Residual Quantization",
+2022, equation 5):
 
-    codes (B, h, w, K) -> embedding -> contexts (B, h*w, width) -> head -> logits (B, h*w*K, V)
+    p(codes | label) = product over positions t and depths k of  p(codes[t, k] | codes[< t], codes[t, < k], label)
 
-The context of a position knows all codes before the position; a kind of prior (`gpt/`, `pixelcnn/`) is a way to
-compute contexts. The head (`head.py`) turns a context, and the position's own codes so far, into logits. So training,
-likelihood and sampling share one factorisation, for both kinds and for any K.
+    codes (B, h, w, K) -> embedding -> contexts (B, h*w, width) -> output head -> logits (B, h*w*K, V)
 
-`Prior.forward` computes the logits of codes that are all given. Where the codes are still to be chosen,
-`Prior.prepare` gives a `PreparedPrior`, whose `begin` gives a `Generation`: the same logits, one code after the other.
+The context of position t summarises the label and all codes of the positions before t. A kind of prior (`gpt/`,
+`pixelcnn/`) is a way to compute contexts. The output head (`output_head.py`) turns a context, and the codes at depths
+below k of the same position, into the logits of the code at depth k. All kinds share this factorisation in training,
+likelihood and generation.
+
+`Prior.forward` computes the logits of given codes in one pass (teacher forcing). To generate, `Prior.prepare` returns a
+`PreparedPrior`, and its `begin` returns a `Generation`, which computes the same logits one code after the other.
 """
 
 from abc import ABC, abstractmethod
@@ -25,11 +28,11 @@ from torch import Tensor, nn
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.value_types import Channels, Count
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.head import build_head
-from stage2_prior.products import Precision
+from stage2_prior.fast_linear import Precision
+from stage2_prior.output_head import build_head
 
 Grid = tuple[int, int]
-"""Rows and columns of codes."""
+"""Rows and columns of a grid of codes."""
 
 
 class BasePriorConfig(Config):
@@ -38,57 +41,58 @@ class BasePriorConfig(Config):
     width: Channels = 128
     """Channels of embeddings and contexts."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the activations that training drops, wherever the kind does so."""
+    """Probability with which training sets an activation to 0. Raise it (0.1) when the overfitting alarm begins."""
     label_dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    """Share of the training images whose class is withheld, so that guidance can compare; 0: no guidance."""
+    """Share of the training images whose class is replaced by "no class", which classifier-free guidance needs; 0:
+    sampling cannot use guidance."""
     depth_layers: Count = 2
-    """Count of the transformer over the K codes of a position, where the tokenizer has several (rvq and its kin)."""
+    """Layers of the output head's transformer over the K codes of a position. No effect for a tokenizer with K = 1."""
 
-    # Facts that planning (plan.py) asks of a kind. The defaults hold for a kind that prepares nothing.
+    # Facts about a kind that plan.py needs. The defaults hold for a kind that arranges no weights for generation.
     copies_weights: ClassVar[bool] = False
-    """True if generation holds the weights a second time, prepared."""
+    """True if generation holds a second copy of the weights."""
     replays: ClassVar[bool] = False
-    """True if a GPU replays the step for one position as a CUDA graph."""
+    """True if a GPU runs the step for one position as a replayed CUDA graph."""
     generates_on_one_thread: ClassVar[bool] = False
-    """True if generating few images computes its small products on one thread of the CPU."""
+    """True if generation of few images at once uses one CPU thread."""
     generates_by_row: ClassVar[bool] = True
-    """True if positions of one row differ in their work; False: each position has the same."""
+    """True if the positions of one row differ in their arithmetic; False: all positions need the same."""
 
     @property
     def computes_layers_twice(self) -> bool:
-        """True if training computes each layer again in the backward pass."""
+        """True if training computes each layer again in the backward pass (activation checkpointing)."""
         return False
 
     def cached_numbers(self, grid: Grid) -> int:
-        """Return the count of the numbers that generating one image keeps; by default an embedding of each position."""
+        """Return how many numbers generation keeps for one image; by default one embedding per position."""
         return grid[0] * grid[1] * self.width
 
     def smallest(self) -> Self:
-        """Return the same kind in so small a size that its time is that of the calls into torch."""
+        """Return a copy of this config so small that its computing time is the cost of calling torch."""
         return self.model_copy(update={"width": 16})
 
 
 class Prior(nn.Module, ABC):
-    """A prior over codes of one TokenShape, for images of `classes` classes (0: unconditional)."""
+    """A prior over the codes of one TokenShape, for images of `classes` classes (0: unconditional)."""
 
     def __init__(self, config: BasePriorConfig, shape: TokenShape, classes: int) -> None:
         super().__init__()
         self.config, self.shape, self.classes = config, shape, classes
         width = config.width
-        # Row k * V + c is code c at depth k.
+        # Row k * V + c is the vector of code c at depth k.
         self.embedding = nn.Embedding(shape.K * shape.V, width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.head = build_head(width, config.depth_layers, shape)
 
     @property
     def null_label(self) -> int:
-        """The label that stands for "no class given"."""
+        """The label of "no class": `classes`, one more than the largest label of a class."""
         return self.classes
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """codes (B, h, w, K) in 0..V-1, labels (B,) in 0..classes -> logits (B, L, V).
+        """Compute the logits of all codes: codes (B, h, w, K) in 0..V-1, labels (B,) in 0..classes -> (B, L, V).
 
-        The grid may be smaller than the trained one, as a window's is, but not larger.
+        The grid h x w may be smaller than the trained grid (as a window is), but not larger.
         """
         grid = self.check_grid((codes.shape[1], codes.shape[2]))
         embedded = self.embed(rearrange(codes, "B h w K -> B (h w) K"))  # (B, h*w, K, width)
@@ -96,62 +100,70 @@ class Prior(nn.Module, ABC):
         return rearrange(self.head(contexts, embedded), "B p K V -> B (p K) V")
 
     def embed(self, codes: Tensor) -> Tensor:
-        """The first k codes of positions, (..., k) -> (..., k, width)."""
+        """Look up the vectors of the codes at the first k depths of positions: (..., k) -> (..., k, width)."""
         if codes.shape[-1] > 1:
             codes = codes + torch.arange(codes.shape[-1], device=codes.device) * self.shape.V
         embedded: Tensor = self.embedding(codes)
         return embedded
 
     def begin(self, labels: Tensor, grid: Grid | None = None) -> "Generation":
-        """Begin one generation in float32: see PreparedPrior.begin."""
+        """Begin one generation in float32; see PreparedPrior.begin."""
         return self.prepare().begin(labels, grid)
 
     @abstractmethod
     def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
-        """Embedded positions (B, h*w, width) -> contexts (B, h*w, width); that of position t knows those before t."""
+        """Compute the contexts of all positions: embedded positions (B, h*w, width), labels (B,) -> (B, h*w, width).
+
+        An embedded position is the sum of its K code vectors. The context of position t depends on positions before t
+        only.
+        """
 
     @abstractmethod
     def prepare(self, precision: Precision = "float32") -> "PreparedPrior":
-        """Arrange the present weights for generation; do not change them while the result is in use.
+        """Arrange the present weights for generation. Do not change the weights while the result is in use.
 
         Raises:
-            ConfigError: this kind of prior does not generate in this precision here.
+            ConfigError: this kind of prior, or this device, does not support the precision.
         """
 
     def check_grid(self, grid: Grid) -> Grid:
-        """Return the grid, which a caller has made no larger than the trained one."""
+        """Return the grid; assert that it is no larger than the trained one."""
         assert 0 < grid[0] <= self.shape.h, f"{grid[0]} rows, trained on {self.shape.h}"
         assert 0 < grid[1] <= self.shape.w, f"{grid[1]} columns, trained on {self.shape.w}"
         return grid
 
 
 class PreparedPrior(ABC):
-    """A prior with its weights arranged for one precision; serves any number of generations."""
+    """A prior with its weights arranged for generation in one precision. One object serves many generations."""
 
     def __init__(self, prior: Prior, precision: Precision) -> None:
         self.prior, self.precision = prior, precision
         self.next_logits = prior.head.prepare(precision)
 
     def begin(self, labels: Tensor, grid: Grid | None = None) -> "Generation":
-        """Begin to generate sequences of these labels (B,), on the trained grid or a smaller one."""
+        """Begin to generate the codes of B images with labels (B,), on `grid` (None: the trained grid)."""
         shape = self.prior.shape
         return self._begin(labels, self.prior.check_grid(grid or (shape.h, shape.w)))
 
     @abstractmethod
     def _begin(self, labels: Tensor, grid: Grid) -> "Generation":
-        """Begin on a grid that was checked."""
+        """Begin on a grid that `check_grid` has checked."""
 
 
 class Generation(ABC):
-    """A batch of sequences under way: codes go in one by one, or several positions at once; logits come out.
+    """The state of one generation: a batch of sequences whose codes are chosen one after the other.
 
-    Each kind of prior keeps what a next context needs of the former positions, so that none is computed twice.
+        generation.logits()          (B, V) of the next code
+        generation.append(codes)     (B,) the codes chosen from these logits
+        generation.prefill(codes)    (B, n, K) codes of the next n positions, where they are known
+
+    Each kind of prior keeps a cache of former positions, so that no position is computed twice.
     """
 
     def __init__(self, prepared: PreparedPrior) -> None:
         self._prior, self._next_logits = prepared.prior, prepared.next_logits
-        self._context: Tensor | None = None  # (B, width) of the present position, once somebody asked
-        self._chosen: list[Tensor] = []  # (B,) each: the present position's codes so far
+        self._context: Tensor | None = None  # (B, width) of the present position; None: not computed yet
+        self._chosen: list[Tensor] = []  # (B,) each: codes of the present position at depths 0, 1, ...
 
     def logits(self) -> Tensor:
         """Compute the logits (B, V) of the next code, in float32."""
@@ -161,26 +173,27 @@ class Generation(ABC):
         return self._next_logits(self._context, chosen).float()
 
     def append(self, codes: Tensor) -> None:
-        """Take the codes (B,) that were chosen there."""
+        """Add the codes (B,) that were chosen from the last logits."""
         self._chosen.append(codes)
         if len(self._chosen) == self._prior.shape.K:
-            whole = self._codes()[:, None]  # (B, 1, K)
+            position = self._codes()[:, None]  # (B, 1, K)
             self._chosen = []
-            self.prefill(whole)
+            self.prefill(position)
 
     def prefill(self, codes: Tensor) -> None:
-        """Take known codes (B, n, K) of the next n whole positions; cheaper than asking for logits at each."""
+        """Add the known codes (B, n, K) of the next n positions; cheaper than n calls of `logits` and `append`."""
         assert not self._chosen, "the present position has codes already"
         self._context = None
-        self._take(self._prior.embed(codes).sum(dim=2))
+        self._add_positions(self._prior.embed(codes).sum(dim=2))  # (B, n, width)
 
     def _codes(self) -> Tensor:
-        return torch.stack(self._chosen, dim=-1)  # (B, k)
+        """Return the codes of the present position so far: (B, k)."""
+        return torch.stack(self._chosen, dim=-1)
 
     @abstractmethod
     def _next_context(self) -> Tensor:
         """Compute the context (B, width) of the first position whose codes are not known yet."""
 
     @abstractmethod
-    def _take(self, embedded: Tensor) -> None:
-        """Take the embedded codes (B, n, width) of the next n positions."""
+    def _add_positions(self, embedded: Tensor) -> None:
+        """Add the next n embedded positions (B, n, width)."""

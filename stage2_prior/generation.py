@@ -1,9 +1,10 @@
-"""Generation: a prior, labels and noise in, codes out. A function of its arguments alone.
+"""Generation: compute the codes of images from a prior, labels and noise.
 
-    for each position, row by row, and each of its K codes:   logits -> guidance -> choose(logits, noise) -> code
+    for each position in row-major order, and each depth k < K:
+        logits (B, V) -> guidance (B, V) -> choose(logits, noise) -> codes (B,)
 
-Codes that are known (a picture's kept part) are not chosen but fed in. A grid larger than the trained one is generated
-through a sliding window (`windows.py`).
+Known codes (of the kept part of an image) are not chosen but given to the prior. A grid larger than the trained one is
+generated through a sliding window (`windows.py`). The result depends on the arguments only: same noise, same codes.
 """
 
 from collections.abc import Callable
@@ -20,56 +21,57 @@ from stage2_prior.guidance import Guidance, check_guidance, mix
 from stage2_prior.windows import Canvas, placements
 
 Choose = Callable[[Tensor, Tensor, float], Tensor]
-"""(logits (B, V) float32, noise (B,) uniform in [0, 1), progress in [0, 1]) -> codes (B,) int64. Progress is the share
-of the picture's positions that lie before this one: 0 at the first, 1 at the last."""
-NO_GUIDANCE, TRAINED = Guidance(), Canvas()
+"""A sampling rule: (logits (B, V) float32, noise (B,) uniform in [0, 1), progress) -> codes (B,) int64.
+
+Progress is the share of the image's positions before this one: 0 at the first position, 1 at the last."""
+NO_GUIDANCE, TRAINED_CANVAS = Guidance(), Canvas()
 
 
 class NotFiniteError(DivergedError, ValueError):
-    """Logits from which nothing can be chosen."""
+    """The prior's logits contain NaN or infinity, so no code can be chosen."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """Codes that are given."""
+class KnownCodes:
+    """Codes that are given, and need not be generated."""
 
     codes: Tensor
-    """(B, h, w, K) int64; what stands where `mask` is false is not read."""
+    """(B, h, w, K) int64; codes at positions outside `mask` are ignored."""
     mask: Tensor
-    """(h, w) bool."""
+    """(h, w) bool; True: the codes of this position are known."""
 
 
-def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
-    """Codes (B,) from probabilities (B, V), by inverting the distribution function at noise (B,) in [0, 1).
+def draw_codes(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """Draw codes (B,) from probabilities (B, V), by inverting the cumulative distribution at noise (B,) in [0, 1).
 
-    One number per code decides, so what an image becomes depends on its own noise and not on its batch. A code of
-    probability 0 is never drawn.
+    Each code uses one random number of its own, so an image does not depend on the other images of its batch. A code of
+    probability 0 is never drawn. The probabilities need not sum to 1.
     """
     cumulative = float64(probabilities).cumsum(dim=-1)  # (B, V)
-    target = noise.to(cumulative.device).double()[:, None] * cumulative[:, -1:]
+    target = noise.to(cumulative.device).double()[:, None] * cumulative[:, -1:]  # (B, 1)
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
 
 
 def sample_softmax(logits: Tensor, noise: Tensor, progress: float = 0.0) -> Tensor:
-    """The prior's own distribution, unfiltered: logits (B, V), noise (B,) -> codes (B,)."""
+    """Draw codes (B,) from the prior's own distribution, without filters: logits (B, V), noise (B,)."""
     del progress
-    return draw(logits.softmax(dim=-1), noise)
+    return draw_codes(logits.softmax(dim=-1), noise)
 
 
 class _FiniteLogits:
-    """A check that asks the device once per row of codes: asked at each code, a GPU would stand still in between."""
+    """A check of all logits that waits for the device once per row of codes only, so that a GPU need not stop at each
+    code."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sum = torch.zeros((), device=device)  # stays 0 while all logits are finite, else becomes NaN
+        self._sum = torch.zeros((), device=device)  # 0 while all logits are usable, else NaN
 
     def note(self, logits: Tensor) -> None:
-        """Remember whether from these logits (B, V) something can be chosen: -inf may stand in them, but no NaN, no inf
-        and no row of -inf alone."""
+        """Add logits (B, V) to the check. Some may be -inf (a filtered code), but none NaN or inf, and no row all
+        -inf."""
         self._sum += (logits.amax(dim=-1) * 0.0).sum()
 
     def check(self) -> None:
-        """Raises NotFiniteError: from logits noted so far nothing can be chosen. (What was drawn would silently be the
-        first or the last code.)"""
+        """Raise NotFiniteError if some logits so far are unusable; `draw_codes` would return the first or last code."""
         if not self._sum.isfinite():
             raise NotFiniteError(
                 "the prior gave logits that are not finite: its weights are damaged or its training diverged"
@@ -83,56 +85,56 @@ def generate(
     noise: Tensor,
     choose: Choose = sample_softmax,
     guidance: Guidance = NO_GUIDANCE,
-    canvas: Canvas = TRAINED,
+    canvas: Canvas = TRAINED_CANVAS,
     *,
-    known: Known | None = None,
+    known: KnownCodes | None = None,
     progress: Callable[[int], object] | None = None,
     prepared: PreparedPrior | None = None,
 ) -> Tensor:
-    """Codes (B, h, w, K) for labels (B,), from uniform noise (B, h*w*K), where h and w are those of the canvas.
+    """Generate codes (B, h, w, K) on the canvas from labels (B,) and uniform noise (B, h*w*K) in [0, 1).
 
-    known: codes that are given. `progress` is called with a number of codes, which add up to B*h*w*K. prepared: this
-    prior, prepared before and used again; None: it is prepared here, in float32.
+    known: codes that are given. progress: called with numbers of finished codes, which add up to B*h*w*K.
+    prepared: what `prior.prepare` returned, for use in several calls; None: prepare in float32.
 
     Raises:
-        ConfigError: guidance, but the prior has no classes or was trained without label dropout; a window that is
-            larger than the trained grid.
+        ConfigError: the prior does not support guidance, or the window is larger than the trained grid.
         NotFiniteError: the prior's logits are not finite.
     """
     check_guidance(prior.config, prior.classes, guidance)
     prepared = prepared or prior.prepare()
     assert prepared.prior is prior
     shape, batch = prior.shape, len(labels)
-    grid, window = canvas.fitted((shape.h, shape.w))
+    grid, window = canvas.resolve((shape.h, shape.w))
     height, width = grid
-    both = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guidance.is_needed else labels
+    # With guidance the batch is doubled: B sequences with their class, then the same B without.
+    all_labels = torch.cat([labels, torch.full_like(labels, prior.null_label)]) if guidance.is_needed else labels
     codes = torch.zeros((batch, height, width, shape.K), dtype=torch.int64, device=labels.device)
-    given = torch.zeros(grid, dtype=torch.bool) if known is None else known.mask.cpu()
+    is_known = torch.zeros(grid, dtype=torch.bool) if known is None else known.mask.cpu()
     if known is not None:
         codes = torch.where(known.mask[..., None].to(codes.device), known.codes, codes)
-    last = max(height * width - 1, 1)
     noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
 
     finite = _FiniteLogits(labels.device)
-    place = None  # of the window of the generation under way
-    done = 0  # positions of that window that it has been fed
+    corner = None  # top and left of the present window
+    done = 0  # positions of the present window that `generation` has
     for top, left, row, columns in placements(grid, window, canvas.stride):
-        unknown = [column for column in columns if not given[row, column]]
+        unknown = [column for column in columns if not is_known[row, column]]
         if progress is not None:
             progress(batch * shape.K * (len(columns) - len(unknown)))
         if not unknown:
             continue
-        view = rearrange(codes[:, top : top + window[0], left : left + window[1]], "B h w K -> B (h w) K")
-        if place != (top, left):
-            generation, place, done = prepared.begin(both, window), (top, left), 0
+        # Codes inside the window: (B, positions of the window, K)
+        inside = rearrange(codes[:, top : top + window[0], left : left + window[1]], "B h w K -> B (h w) K")
+        if corner != (top, left):
+            generation, corner, done = prepared.begin(all_labels, window), (top, left), 0
         for column in unknown:
-            here = (row - top) * window[1] + column - left
-            if done < here:
-                before = view[:, done:here]  # (B, n, K)
+            position = (row - top) * window[1] + column - left  # in the window
+            if done < position:
+                before = inside[:, done:position]  # (B, n, K)
                 generation.prefill(before.repeat(2, 1, 1) if guidance.is_needed else before)
-            share = (row * width + column) / last
+            share = (row * width + column) / max(height * width - 1, 1)
             _fill(codes[:, row, column], generation, noise[:, row, column], share, choose, guidance, finite=finite)
-            done = here + 1
+            done = position + 1
             if progress is not None:
                 progress(batch * shape.K)
         finite.check()
@@ -143,19 +145,19 @@ def _fill(
     codes: Tensor,
     generation: Generation,
     noise: Tensor,
-    share: float,
+    progress: float,
     choose: Choose,
     guidance: Guidance,
     *,
-    finite: "_FiniteLogits",
+    finite: _FiniteLogits,
 ) -> None:
-    """Choose the K codes of the position that comes next, and write them into codes (B, K); noise (B, K)."""
+    """Choose the K codes of the next position with noise (B, K), and write them into codes (B, K)."""
     for depth in range(codes.shape[1]):
-        logits = generation.logits()  # (B, V), or (2 B, V): with the class, then without
+        logits = generation.logits()  # (B, V); with guidance (2 B, V): with the class, then without
         if guidance.is_needed:
-            with_class, without = logits.chunk(2)
-            logits = mix(with_class, without, guidance.at(share))
+            conditional, unconditional = logits.chunk(2)
+            logits = mix(conditional, unconditional, guidance.scale_at(progress))
         finite.note(logits)
-        chosen = choose(logits, noise[:, depth], share).to(codes.device)  # (B,)
+        chosen = choose(logits, noise[:, depth], progress).to(codes.device)  # (B,)
         codes[:, depth] = chosen
         generation.append(chosen.repeat(2) if guidance.is_needed else chosen)

@@ -1,42 +1,49 @@
-"""Classifier-free guidance: how far logits are moved away from those of no class, and where in the picture.
+"""Classifier-free guidance: move the logits away from those of "no class", by a scale that may depend on the position.
 
-    logits = uncond + s (cond - uncond)        s = 1: the conditional prior, 0: the unconditional one, more: insists
+    training    the label of a share of the images is replaced by "no class" (`withhold_labels`; algorithm 1)
+    sampling    logits = uncond + s (cond - uncond)          s: the scale; (B, V) each (`mix`; equation 6, s = 1 + w)
 
-Ho and Salimans, "Classifier-Free Diffusion Guidance" (2022); over tokens as in Gafni et al., "Make-A-Scene" (2022).
+s = 1 is the conditional prior, s = 0 the unconditional one; larger s gives samples that show their class more clearly
+and vary less. From Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022; for priors over tokens from Gafni et
+al., "Make-A-Scene", 2022.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
+import torch
 from torch import Tensor
 
+from stage1_tokenizer.data.order import BatchIndices
 from stage1_tokenizer.engine.errors import ConfigError
-from stage2_prior.base import BasePriorConfig
+from stage1_tokenizer.engine.seeds import draw_uniforms
+from stage2_prior.base import BasePriorConfig, Prior
 
 GuidanceSchedule = Literal["constant", "linear", "cosine", "interval"]
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """A scale, and how it depends on `progress`: the share in [0, 1] of the picture's positions that lie before."""
+    """A guidance scale and its schedule over the positions of an image."""
 
     scale: float = 1.0
     schedule: GuidanceSchedule = "constant"
     interval: tuple[float, float] = (0.0, 1.0)
-    """For schedule "interval": where the scale applies, both ends included."""
+    """First and last progress at which the schedule "interval" applies the scale; outside the scale is 1."""
 
     @property
     def is_needed(self) -> bool:
-        """Whether any position wants the logits of no class."""
+        """True if some position needs the logits of "no class"."""
         return self.scale != 1.0
 
-    def at(self, progress: float) -> float:
-        """The scale at a position.
+    def scale_at(self, progress: float) -> float:
+        """Return the scale at a position; progress is the share in [0, 1] of the image's positions before it.
 
-        linear and cosine rise from 1 to `scale`: early positions lay out the picture and keep their variety, late ones
-        insist (Chang et al., "Muse", 2023, section 2.7, and Gao et al., "MDTv2", 2023, their power-cosine). interval is
-        1 outside (Kynkaanniemi et al., "Applying Guidance in a Limited Interval", 2024).
+        constant: `scale` everywhere. linear, cosine: rise from 1 to `scale`, so that early positions keep their variety
+        and late positions follow the class (Chang et al., "Muse", 2023, section 2.7; Gao et al., "MDTv2", 2023, power-
+        cosine). interval: `scale` inside the interval, else 1 (Kynkaanniemi et al., "Applying Guidance in a Limited
+        Interval", 2024).
         """
         match self.schedule:
             case "constant":
@@ -51,7 +58,7 @@ class Guidance:
 
 
 def mix(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Logits (B, V) twice -> (B, V); at scale 1 and 0 bit for bit one of the two."""
+    """Return the guided logits (B, V) from both logits (B, V); at scale 1 and 0 exactly one of the two."""
     if scale == 1.0:
         return conditional
     if scale == 0.0:
@@ -59,11 +66,22 @@ def mix(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
+def withhold_labels(labels: Tensor, places: BatchIndices, prior: Prior, seed: int) -> Tensor:
+    """Replace labels (B,) by `prior.null_label`, each with probability `label_dropout` of the prior's config.
+
+    The choice depends on the seed and on each image's place (index, epoch) only, so that a resumed run, or a run on
+    more processes, withholds the same labels.
+    """
+    indices, epochs = places
+    is_withheld = draw_uniforms(seed, "label", epochs, indices, 1)[:, 0] < prior.config.label_dropout  # (B,)
+    return labels.masked_fill(torch.from_numpy(is_withheld).to(labels.device, non_blocking=True), prior.null_label)
+
+
 def check_guidance(config: BasePriorConfig, classes: int, guidance: Guidance) -> None:
-    """Raises ConfigError where guidance is asked of a prior that does not know images both with and without a class."""
+    """Raise ConfigError if guidance is needed, but the prior has learned no logits of "no class", or has no classes."""
     if guidance.is_needed and (classes == 0 or config.label_dropout == 0.0):
         reason = "has no classes" if classes == 0 else "was trained with label_dropout 0"
         raise ConfigError(
-            f"guidance {guidance.scale}: this prior {reason}, so it does not know images without a class; use "
-            "guidance 1"
+            f"guidance {guidance.scale}: this prior {reason}, so it cannot compare images with and without a class; "
+            "use guidance 1"
         )

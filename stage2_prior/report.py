@@ -30,7 +30,7 @@ from stage1_tokenizer.diagnostics.views.curves import VALIDATION, pair, show_cha
 from stage1_tokenizer.diagnostics.views.reconstructions import over_training, triple
 from stage1_tokenizer.engine.errors import BadFileError, shorten
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step
-from stage2_prior.best import BEST_BY
+from stage2_prior.best_weights import BEST_BY
 from stage2_prior.prior import PRIOR_FILE, PriorHeader
 
 PRIOR_METRICS = {

@@ -1,10 +1,10 @@
-"""A data set as codes on disk, extracted once by the frozen tokenizer.
+"""The tokens of a data set: the codes and labels of its images, encoded once by the frozen tokenizer, on disk.
 
     tokens/train-00000-of-00002.safetensors   codes (n, views, h, w, K) int32, labels (n,) int32 of images start..stop-1
 
-Each process extracts and writes the shard of its own share of the images, so every image is extracted exactly once
-at any number of processes. A shard's header says what it was made from; shards are used again only if all of it is
-what is wanted now.
+Each process encodes its own share of the images and writes it as one shard, so every image is encoded exactly once on
+any number of processes. A shard's header names its provenance: tokenizer, data set and settings. Shards are reused only
+if their provenance is the one of the present run.
 """
 
 import json
@@ -20,47 +20,92 @@ from torch import Tensor
 
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.config.yaml_and_json import parse_json
-from stage1_tokenizer.data import DataConfig, OpenData
+from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.bad_files import BAD_FILES
-from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
-from stage1_tokenizer.data.order import Places, parts_of, share
-from stage1_tokenizer.data.resident import roomy
+from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise
+from stage1_tokenizer.data.image_tensor import device_with_room
+from stage1_tokenizer.data.open_data import OpenData, open_data
+from stage1_tokenizer.data.order import BatchIndices, rank_range, split_evenly
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, read_tensors, write_tensors
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.launch import run_on_all
+from stage1_tokenizer.engine.run import Run
 from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
-from stage2_prior.prior import check_classes
+from stage2_prior.prior import check_classes, read_saved_classes
 
 Provenance = dict[str, Any]
+"""What tokens were made from: tokenizer, data set and settings, as JSON values."""
 PROVENANCE = "provenance"
-"""The entry of a shard's header that says what it was made from."""
+"""Header entry of a shard that holds its provenance."""
 SHARD_NAME = re.compile(r"\w+-\d{5}-of-\d{5}\.safetensors")
 AT_ONCE = 128
-"""Images that are decoded and encoded together."""
+"""Images that are read and encoded together."""
 
 
 class TokenSet(NamedTuple):
-    """The codes of a split."""
+    """The codes and labels of one split, N images."""
 
     codes: Tensor
-    """(N, views, h, w, K) int32; view 0 is the plain one, the others are augmented."""
+    """(N, views, h, w, K) int32; view 0 is the plain image, the other views are augmented."""
     labels: Tensor
     """(N,) int32."""
     classes: tuple[str, ...]
+    """Names of the classes in the order of their labels."""
 
-    def batch(self, places: Places) -> tuple[Tensor, Tensor]:
-        """Codes (B, h, w, K) and labels (B,), int64, at (indices, epochs); each epoch takes the next view."""
+    def batch(self, places: BatchIndices) -> tuple[Tensor, Tensor]:
+        """Return codes (B, h, w, K) and labels (B,), int64, at places (indices, epochs); epochs take the views in
+        turn."""
         indices, epochs = torch.from_numpy(np.stack(places)).to(self.codes.device, non_blocking=True)
         return self.codes[indices, epochs % self.codes.shape[1]].long(), self.labels[indices].long()
 
-    def on(self, device: torch.device) -> "TokenSet":
-        """The same on a device, if they leave it enough room: then only indices travel there. Else as they are."""
-        where = roomy(device, self.codes.nbytes)
-        return TokenSet(self.codes.to(where), self.labels.to(where), self.classes)
+    def to_device(self, device: torch.device) -> "TokenSet":
+        """Move the tokens to a device if it has enough free memory, so that each step moves only indices."""
+        target = device_with_room(device, self.codes.nbytes)
+        return TokenSet(self.codes.to(target), self.labels.to(target), self.classes)
 
 
-def load_or_extract(
+def describe_batch(places: BatchIndices, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return a batch by names, as the guard saves one whose loss is not finite."""
+    indices, views = map(torch.from_numpy, places)
+    return {"codes": codes, "labels": labels, "indices": indices, "views": views}
+
+
+def open_data_of(tokenizer: LoadedTokenizer, config: DataConfig | None) -> OpenData:
+    """Open the data set of a training: `config`, or the tokenizer's own data set where that is None.
+
+    Raises:
+        ConfigError: the tokenizer has no codes, or the images have another size than it was trained on.
+    """
+    config = config or parse_data_config(tokenizer.data, str(tokenizer.path))
+    check_data_fits(tokenizer, config)
+    return open_data(config)
+
+
+def load_splits(
+    accelerator: Accelerator, run: Run, tokenizer: LoadedTokenizer, data: OpenData, views: int, seed: int
+) -> tuple[TokenSet, TokenSet]:
+    """Load the tokens of the train and the validation split, encoding them where they are not on disk.
+
+    Both have the classes of the run: those of the prior that it has saved, or else all classes with a readable image.
+    """
+    splits: tuple[tuple[Split, int], ...] = (("train", views), ("validation", 1))
+    tokens = [
+        load_or_encode(accelerator, tokenizer, data, split, number, seed, run.folder / "tokens")
+        for split, number in splits
+    ]
+    seen = classes_with_images(*tokens)
+    if unseen := [name for name in tokens[0].classes if name not in seen]:
+        run.say(f"note: no readable image of {', '.join(unseen)}; the prior does not have these classes")
+        tokens = [keep_classes(part, seen) for part in tokens]
+    classes = read_saved_classes(run.folder) or seen
+    train_set, validation_set = (relabel(part, classes) for part in tokens)
+    return train_set, validation_set
+
+
+def load_or_encode(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
     opened: OpenData,
@@ -69,43 +114,43 @@ def load_or_extract(
     seed: int,
     folder: Path,
 ) -> TokenSet:
-    """The tokens of a split: from `folder` if they are there and were made from just this, else extracted into it."""
+    """Load the tokens of a split from `folder`; if they are missing or have another provenance, encode and write them.
+
+    views: versions of each image, the plain one and views - 1 augmented ones, which depend on `seed`.
+
+    Raises:
+        ConfigError: the data set does not fit the tokenizer, or has too many classes for a prior.
+        BadFileError: the tokens cannot be read back after they were written.
+    """
     data = opened.config
-    check_fits(tokenizer, data)
-    images = opened.images(split)
+    check_data_fits(tokenizer, data)
+    images = opened.splits[split]
     check_classes(images.classes)
     provenance = _provenance(tokenizer, data, split, views, seed) | {"identity": images.identity}
     accelerator.wait_for_everyone()
-    found = _read(folder, split, provenance, accelerator.print)
-    # All processes must agree before one of them starts to delete.
-    if (
-        int(accelerator.reduce(torch.tensor(int(found is not None), device=accelerator.device), "sum"))
-        == accelerator.num_processes
-    ):
-        assert found is not None
-        return found
-    mine = share(len(images), accelerator.process_index, accelerator.num_processes)
-    pictures = opened.image_batches(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
-    if pictures.channels != tokenizer.tokenizer.config.image_channels:
-        raise ConfigError(
-            f"data.kind {data.kind} has {pictures.channels} channels, but the tokenizer {tokenizer.path} was "
-            f"trained on {tokenizer.tokenizer.config.image_channels}"
-        )
-    accelerator.print(f"extracting the codes of {len(pictures)} {split} images")
+    tokens = _read_tokens(folder, split, provenance, accelerator.print)
+    # All processes must agree before one of them deletes shards.
+    readers = accelerator.reduce(torch.tensor(int(tokens is not None), device=accelerator.device), "sum")
+    if tokens is not None and int(readers) == accelerator.num_processes:
+        return tokens
+    mine = rank_range(len(images), accelerator.process_index, accelerator.num_processes)
+    image_batches = opened.image_batches(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
+    check_channels(tokenizer, image_batches, data)
+    accelerator.print(f"extracting the codes of {len(image_batches)} {split} images")
     if accelerator.is_main_process:
-        for old in shards_in(folder, split):
+        for old in list_shards(folder, split):
             old.unlink()
     accelerator.wait_for_everyone()
-    run_on_all(accelerator, lambda: _extract(accelerator, tokenizer, pictures, views, provenance, folder / split))
-    tokens = _read(folder, split, provenance, accelerator.print)
+    run_on_all(accelerator, lambda: _extract(accelerator, tokenizer, image_batches, views, provenance, folder / split))
+    tokens = _read_tokens(folder, split, provenance, accelerator.print)
     if tokens is None:
-        raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; is the disk sound?")
+        raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; check the disk")
     return tokens
 
 
-def check_fits(tokenizer: LoadedTokenizer, data: DataConfig) -> None:
-    """Raises ConfigError unless the tokenizer has codes and was trained on images of this data set's size."""
-    _ = tokenizer.tokenizer.shape  # raises where the bottleneck is continuous
+def check_data_fits(tokenizer: LoadedTokenizer, data: DataConfig) -> None:
+    """Raise ConfigError unless the tokenizer has codes and was trained on images of this data set's size."""
+    _ = tokenizer.tokenizer.shape  # raises ConfigError if the bottleneck is continuous
     wanted = tokenizer.tokenizer.config.image_size
     if data.image_size != wanted:
         raise ConfigError(
@@ -114,11 +159,21 @@ def check_fits(tokenizer: LoadedTokenizer, data: DataConfig) -> None:
         )
 
 
+def check_channels(tokenizer: LoadedTokenizer, images: ImageBatches, data: DataConfig) -> None:
+    """Raise ConfigError unless the tokenizer was trained on images with this number of channels."""
+    wanted = tokenizer.tokenizer.config.image_channels
+    if images.channels != wanted:
+        raise ConfigError(
+            f"data.kind {data.kind} has {images.channels} channels, but the tokenizer {tokenizer.path} was trained on "
+            f"{wanted}; give a data set with {wanted}"
+        )
+
+
 def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
-    """The same tokens with the labels of another class map, matched by name.
+    """Return the tokens with labels that count `classes`; classes are matched by name.
 
     Raises:
-        ConfigError: an image has a class that the map does not know.
+        ConfigError: the tokens have a class that is not among `classes`, or no classes at all.
     """
     if tokens.classes == classes:
         return tokens
@@ -133,15 +188,14 @@ def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
     return TokenSet(tokens.codes, mapping[tokens.labels.long()], classes)
 
 
-def seen_classes(*parts: TokenSet) -> tuple[str, ...]:
-    """The classes that an image of any part is of. One whose images are all unreadable would be sampled though never
-    seen."""
+def classes_with_images(*parts: TokenSet) -> tuple[str, ...]:
+    """Return the classes with at least one image in some part; a class without images cannot be learned."""
     used = {label for tokens in parts for label in tokens.labels.tolist()}
     return tuple(name for label, name in enumerate(parts[0].classes) if label in used)
 
 
-def of_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
-    """The images of some of the classes, which are all that there are then."""
+def keep_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
+    """Return the tokens of the images of `classes` only, with labels that count these classes."""
     if tokens.classes == classes:
         return tokens
     places = torch.tensor([classes.index(name) if name in classes else -1 for name in tokens.classes])
@@ -150,6 +204,7 @@ def of_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
 
 
 def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, views: int, seed: int) -> Provenance:
+    """Return all settings that the codes depend on."""
     return {
         "kind": "tokens",
         "tokenizer": tokenizer.fingerprint,
@@ -165,76 +220,78 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
 def _extract(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
-    pictures: ImageBatches,
+    images: ImageBatches,
     views: int,
     provenance: Provenance,
     stem: Path,
 ) -> None:
-    """Write this process's shard."""
+    """Encode this process's share of the images, and write it as a shard."""
     rank, processes = accelerator.process_index, accelerator.num_processes
-    mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
+    mine = np.asarray(rank_range(len(images), rank, processes), dtype=np.int64)
     h, w, depth, _ = tokenizer.tokenizer.shape
     codes, labels = [torch.empty(0, views, h, w, depth, dtype=torch.int32)], [torch.empty(0, dtype=torch.int32)]
-    shown = progress_bar(len(mine) * views, "image", "extracting codes")
-    for indices in parts_of(mine, AT_ONCE):
+    progress = progress_bar(len(mine) * views, "image", "extracting codes")
+    for indices in split_evenly(mine, AT_ONCE):
         per_view = []
         for view in range(views):
-            pixels, batch_labels = pictures.batch(indices, None if view == 0 else np.full_like(indices, view))
+            pixels, batch_labels = images.batch(indices, None if view == 0 else np.full_like(indices, view))
             per_view.append(tokenizer.tokenizer.encode_codes(normalise(pixels.to(accelerator.device))).int().cpu())
-            shown.update(len(indices))
+            progress.update(len(indices))
         codes.append(torch.stack(per_view, dim=1))  # (b, views, h, w, K)
         labels.append(batch_labels.int())
-    shown.close()
+    progress.close()
     header = {
         PROVENANCE: json.dumps(provenance, sort_keys=True),
-        "classes": json.dumps(pictures.classes),
-        "start": str(share(len(pictures), rank, processes).start),
-        "total": str(len(pictures)),
+        "classes": json.dumps(images.classes),
+        "start": str(rank_range(len(images), rank, processes).start),
+        "total": str(len(images)),
     }
     path = stem.with_name(f"{stem.name}-{rank:05d}-of-{processes:05d}.safetensors")
     write_tensors(path, {"codes": torch.cat(codes).contiguous(), "labels": torch.cat(labels)}, header)
 
 
 class Shard(NamedTuple):
-    """What a file of tokens says of its content."""
+    """The header of one file of tokens."""
 
     start: int
-    """Number of its first image among those of the split."""
+    """Index of its first image in the split."""
     n: int
+    """Images in this file."""
     total: int
-    """Images of the split."""
+    """Images in the split."""
     classes: tuple[str, ...]
     provenance: Provenance
 
     @property
     def shape(self) -> TokenShape:
+        """The shape of the codes, by the provenance."""
         return TokenShape(*map(int, self.provenance["shape"]))
 
     def continues(self, former: Sequence["Shard"]) -> bool:
-        """True if these are the shards before it: their images end where its begin, and all else is the same."""
+        """Return True if this shard begins where the former ones end, and the rest of their headers is equal."""
         return self.start == sum(shard.n for shard in former) and all(shard[2:] == self[2:] for shard in former)
 
 
-def shards_in(folder: Path, split: str = "*") -> list[Path]:
-    """The files of tokens in a folder, those of a split in their order."""
+def list_shards(folder: Path, split: str = "*") -> list[Path]:
+    """List the token files in a folder, sorted; `split` "*": of all splits."""
     return sorted(path for path in folder.glob(f"{split}-*.safetensors") if SHARD_NAME.fullmatch(path.name))
 
 
-def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str], object]) -> TokenSet | None:
-    """The tokens in a folder, or None where there are none, or not all, or damaged ones, or of another provenance."""
+def _read_tokens(folder: Path, split: Split, provenance: Provenance, say: Callable[[str], object]) -> TokenSet | None:
+    """Read the tokens of a split; None: they are missing, incomplete, damaged or of another provenance (`say` why)."""
     shards: list[Shard] = []
     parts: list[TokenSet] = []
-    for path in shards_in(folder, split):
+    for path in list_shards(folder, split):
         try:
             shard, part = read_shard(path)
         except BadFileError as error:
-            say(f"{error}; it is made anew")
+            say(f"{error}; the tokens are made anew")
             return None
         if shard.provenance != json.loads(json.dumps(provenance)):
-            say(f"{path}: was made from another tokenizer, data set or setting; it is made anew")
+            say(f"{path}: was made from another tokenizer, data set or setting; the tokens are made anew")
             return None
         if not shard.continues(shards):
-            say(f"{path}: does not continue the shard before it; all are made anew")
+            say(f"{path}: does not continue the shard before it; the tokens are made anew")
             return None
         shards.append(shard)
         parts.append(part)
@@ -245,14 +302,14 @@ def _read(folder: Path, split: Split, provenance: Provenance, say: Callable[[str
 
 
 def read_shard(path: Path) -> tuple[Shard, TokenSet]:
-    """A file of tokens: what its header says, and the tokens.
+    """Read a file of tokens: its header and its tokens.
 
     Raises:
-        BadFileError: it is damaged, or holds what its header does not allow.
+        BadFileError: the file is damaged, or its codes or labels lie outside the range that its header gives.
     """
     tensors, header = read_tensors(path)
     if CHECKSUM_KEY not in header:
-        raise BadFileError(f"{path}: has no checksum, as an earlier version wrote it or as damage leaves it")
+        raise BadFileError(f"{path}: has no checksum; an earlier version wrote it, or it is damaged")
     try:
         tokens = TokenSet(tensors["codes"], tensors["labels"], tuple(parse_json(header["classes"])))
         made_from: Provenance = parse_json(header[PROVENANCE])
@@ -267,7 +324,9 @@ def read_shard(path: Path) -> tuple[Shard, TokenSet]:
     ):
         if values.dtype != torch.int32 or values.shape != shape:
             raise BadFileError(f"{path}: its {name} are {values.dtype} {tuple(values.shape)}, not int32 {shape}")
-        if n and not 0 <= int(values.min()) <= int(values.max()) < limit:  # indexing would wrap a negative one silently
-            found = f"{int(values.min())}..{int(values.max())}"
-            raise BadFileError(f"{path}: its {name} are {found}, but must lie in 0..{limit - 1}")
+        if (
+            n and not 0 <= int(values.min()) <= int(values.max()) < limit
+        ):  # a negative index would silently count from the end
+            present = f"{int(values.min())}..{int(values.max())}"
+            raise BadFileError(f"{path}: its {name} are {present}, but must lie in 0..{limit - 1}")
     return shard, tokens

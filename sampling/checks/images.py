@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sampling.checks.finding import Finding, bad, note, ok
 from stage1_tokenizer.data.bad_files import BadImageError
-from stage1_tokenizer.data.folder.scan import image_files, unreadable
+from stage1_tokenizer.data.folder.scan import find_images, try_images
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.console import progress_bar
 
@@ -16,7 +16,7 @@ MOST_CLASSES = 20
 
 def holds_images(folder: Path) -> bool:
     """Whether there is such a folder, and a file with an image's extension somewhere below."""
-    return folder.is_dir() and any(True for _ in image_files(folder, "inside", also_ours=True))
+    return folder.is_dir() and any(True for _ in find_images(folder, "inside", also_ours=True))
 
 
 def check_image(path: Path) -> Iterator[Finding]:
@@ -30,13 +30,15 @@ def check_image(path: Path) -> Iterator[Finding]:
 
 def check_images(folder: Path) -> Iterator[Finding]:
     """Every image below a folder: those that cannot be read, then a line for all. Memory does not grow with them."""
-    files = image_files(folder, "inside", also_ours=True)
+    files = find_images(folder, "inside", also_ours=True)
     found = Counter(name.split("/", 1)[0] if "/" in name else "" for name, _ in files)
     broken = 0
     with progress_bar(found.total(), "image", folder.name) as shown:
-        for error in unreadable(folder, seen=shown.update):
-            broken += 1
-            yield bad(error.path, error.reason)
+        for error in try_images(folder):
+            shown.update()
+            if error:
+                broken += 1
+                yield bad(error.path, error.reason)
     where = f" in {len(found)} sub-folders" if len(found) > 1 else ""
     if 1 < len(found) <= MOST_CLASSES:
         numbers = (f"{name or 'itself'} {number:,}" for name, number in sorted(found.items()))

@@ -18,7 +18,7 @@ from stage1_tokenizer.engine.lock import find_lock_holder
 from stage1_tokenizer.engine.state import FORMAT, find_problem, list_states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE
-from stage2_prior.tokens import shards_in
+from stage2_prior.tokens import list_shards
 
 CONFIG = "config.yaml"
 TOKENS = "tokens"
@@ -63,7 +63,7 @@ def check_run(folder: Path) -> Iterator[Finding]:
 def check_token_folder(folder: Path) -> Iterator[Finding]:
     """The token files of a run, and whether they are its tokenizer's."""
     holder = find_lock_holder(folder.absolute().parent)
-    yield from check_tokens(shards_in(folder), tokenizer_of(folder), busy=holder is not None)
+    yield from check_tokens(list_shards(folder), tokenizer_of(folder), busy=holder is not None)
     yield from check_leftovers(folder, holder)
 
 

@@ -14,7 +14,7 @@ from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.moments import Array, Moments, RunningMoments, combined
 from sampling.evaluation.results import described_machine, now, versions
 from sampling.evaluation.sources import Indices, Source, check_set
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.order import rank_range
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.seeds import draw_uniforms
 
@@ -178,7 +178,7 @@ class Measuring:
 
 def my_batches(accelerator: Accelerator, number: int, batch_size: int) -> list[Indices]:
     """This process's share of 0..number-1, in batches; the shares are in the order of the processes."""
-    mine = np.asarray(share(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
+    mine = np.asarray(rank_range(number, accelerator.process_index, accelerator.num_processes), dtype=np.int64)
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 

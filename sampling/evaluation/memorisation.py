@@ -26,7 +26,7 @@ from sampling.evaluation.intervals import Interval, share_interval
 from sampling.evaluation.results import Figure
 from sampling.evaluation.sources import Source, some
 from sampling.saved_images import rows_of
-from stage1_tokenizer.data.order import share as share_of
+from stage1_tokenizer.data.order import rank_range as share_of
 from stage1_tokenizer.engine.console import show_progress
 
 SHARE = 0.01

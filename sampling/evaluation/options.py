@@ -11,15 +11,15 @@ from sampling.evaluation.reference import SPLITS, DataSet, check_reference
 from sampling.option_facts import Idle, check_idle
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree
-from stage1_tokenizer.data import DataConfig, data_config
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.base import Split
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.image_batches import Split
-from stage1_tokenizer.data.partial_options import with_own_data
+from stage1_tokenizer.data.saved_config import complete_data_options, parse_data_config
 from stage1_tokenizer.diagnostics.views.base import with_root
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
-from stage2_prior.prior import load_prior, prior_file
+from stage2_prior.prior import find_prior_file, load_prior
 
 NOT_SAMPLED = "nothing is sampled"
 NO_RECONSTRUCTIONS = "LPIPS is of reconstructions"
@@ -85,9 +85,9 @@ class EvaluateConfig(CommandConfig):
         def weights() -> Path | None:
             if isinstance(tokenizer, str) and prior is None:
                 return resolve_tokenizer(tokenizer)
-            return prior_file(prior) if samples is None or prior is not None else None
+            return find_prior_file(prior) if samples is None or prior is not None else None
 
-        return with_own_data(tree, weights)
+        return complete_data_options(tree, weights)
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluateConfig":
@@ -132,7 +132,7 @@ def data_set(
 
     tree, source: the data config and the file that it is from; None: the tokenizer's own.
     """
-    header = data_config(tree or tokenizer.data, str(source or tokenizer.path))
+    header = parse_data_config(tree or tokenizer.data, str(source or tokenizer.path))
     if config.root is not None and (config.data is not None or header.is_drawn):
         raise ConfigError(f"--root {config.root}: the images are drawn, or --data says where they are; leave it out")
     data = DataSet(config.data or with_root(header, config.root))

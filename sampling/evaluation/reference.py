@@ -24,8 +24,10 @@ from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
 from sampling.evaluation.sources import NpzSource, Source, SplitSource, given, size_of
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
-from stage1_tokenizer.data import DataConfig, OpenData, open_data
-from stage1_tokenizer.data.image_batches import ImageBatches, Split
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.image_batches import ImageBatches
+from stage1_tokenizer.data.open_data import OpenData, open_data
 from stage1_tokenizer.engine.checkpoint import read_tensors, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.file_names import describe_path
@@ -180,7 +182,7 @@ class DataSet:
     def described(self, split: Split) -> dict[str, Any]:
         """What decides its pictures, which are looked at in their plain view."""
         tree = remove_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
-        identity = self._opened.images(split).identity
+        identity = self._opened.splits[split].identity
         shown = "all images of the folder" if self.whole is not None else split
         return tree | {"split": shown} | ({"identity": identity} if identity else {})
 

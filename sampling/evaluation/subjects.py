@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sampling.evaluation.features import Measuring
@@ -40,12 +39,11 @@ from sampling.sampling_loop import PriorSource
 from sampling.saved_images import save_png
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.image_batches import ImageBatches
-from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.perceptual import Perceptual
 from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.prior import LoadedPrior, labels_for, load_prior
-from stage2_prior.score import ScoreConfig, score
+from stage2_prior.prior import LoadedPrior, load_prior, match_labels
+from stage2_prior.scoring import score_images
 
 DEFAULT_SAMPLES = 10_000
 """Samples to draw from a prior where no number is given. Published FIDs take 50,000; of fewer they are larger."""
@@ -90,7 +88,7 @@ def evaluate_samples(config: EvaluateConfig, measuring: Measuring) -> tuple[Path
     if config.samples is None:
         prior = load_prior(config.prior, accelerator.device)
         data = data_set(config, prior.tokenizer, prior.data, prior.path)
-        labels = labels_for(prior, data.image_batches(config.measured_split).classes)
+        labels = match_labels(prior, data.image_batches(config.measured_split).classes)
         maker = PriorSource(Sampler(prior, config.sampling), None, config.seed)
         reference = reference_named(measuring, config.reference, data)  # what is wrong with it shows before sampling
         samples = sampled(accelerator, maker, config.n or DEFAULT_SAMPLES, config.sampling.batch_size)
@@ -147,10 +145,7 @@ def bits_of(
 ) -> list[Figure]:
     """Measure the bits per token that the prior needs for a split's images. Raises BadFileError: scores that are not
     finite."""
-    wanted = ScoreConfig(batch_size=config.batch_size)
-    scores = score(measuring.accelerator, prior, pictures, len(pictures), labels, wanted)
-    if not bool(torch.isfinite(scores.nats).all()):
-        raise BadFileError(f"{prior.path}: gives scores that are not finite: its weights are damaged")
+    scores = score_images(measuring.accelerator, prior, pictures, labels, len(pictures), config.batch_size)
     length, unigram = prior.model.shape.length, scores.use.entropy_bits
     return likelihood_figures(scores.nats, length, unigram, config.measured_split, config.seed)
 

@@ -32,7 +32,7 @@ from sampling.playground.painter import READ, SCRIPT, TEMPLATE, data_url, painte
 from sampling.playground.tasks import Chosen, Playground, said
 from sampling.sampler import SamplingConfig
 from sampling.saved_images import save_png
-from stage1_tokenizer.data.image_batches import ImageArray
+from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 
 KEPT_RESULTS = 32

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stage1_tokenizer.data.image_batches import ImageArray
+from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import ConfigError
 
 SCRIPT = Path(__file__).with_name("painter.js").read_text(encoding="utf-8")

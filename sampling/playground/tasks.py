@@ -31,10 +31,10 @@ from sampling.completion import (
 from sampling.generate import GenerateConfig
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.data.image_batches import ImageArray
+from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
+from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import LoadedPrior
-from stage2_prior.products import Precision
 
 SOURCE = "settings of this page"
 OFFERED = 12

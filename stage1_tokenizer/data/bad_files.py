@@ -1,16 +1,16 @@
-"""Pictures that cannot be read: each is reported once, listed in a file, and only a small share of them is tolerated.
+"""Images that cannot be read: each is reported once and listed in a file, and only a small share of them is tolerated.
 
-A bad picture keeps its place in the data set, and the next readable one stands in for it. So the order of the data
-stays a function of (seed, epoch, index): no process has to know what another one has found.
+A bad image keeps its place in the data set, and the next readable image replaces it. So the order of the data stays a
+function of (seed, epoch, index), and the processes need not tell each other about bad files.
 """
 
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.system import lock_file, map_in_threads
@@ -18,18 +18,18 @@ from stage1_tokenizer.engine.system import lock_file, map_in_threads
 T = TypeVar("T")
 
 BAD_FILES = "bad_files.txt"
-"""The list's name in a run's folder."""
-PRINTED = 10
-"""So many bad files are printed by each process; the list has them all."""
-QUOTED = 5
-"""So many are quoted where the run stops because of them."""
+"""Name of the list in a run's folder."""
+MAX_PRINTED = 10
+"""Number of bad files that each process prints; the list has all of them."""
+MAX_QUOTED = 5
+"""Number of bad files that an error message quotes."""
 
 
 class BadImageError(BadFileError):
-    """One picture that cannot be read: its path, and why."""
+    """One image that cannot be read: its path, and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # what pickling repeats
+        super().__init__(path, reason)  # pickling repeats these arguments
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
@@ -37,88 +37,93 @@ class BadImageError(BadFileError):
 
 
 class BadFiles:
-    """The bad files among the `n` of a data set, both splits together, as far as this process has met them."""
+    """The bad files among the `n` images of a data set (both splits together) that this process has met."""
 
     def __init__(
         self,
         path: Path | None,
-        share: float,
+        tolerated_share: float,
         n: int,
-        find_all: Callable[[], Iterable[tuple[int, BadImageError]]] = tuple,
+        find_all: Callable[[], Iterable[tuple[Hashable, BadImageError]]] = tuple,
     ) -> None:
-        """`path`: the list, one line `file<TAB>reason` for each; it appears with the first of them. None: no list.
-        `share`: so many of the n, in 0..1, are tolerated. `find_all`: reads all files, to list every bad one where a
-        run stops because of them."""
-        self._path, self._share, self.n = path, share, n
+        """Start without a bad file.
+
+        path: the list, with one line `file<TAB>reason` for each bad file. The first bad file creates it; None: no list.
+        tolerated_share: share of the n images, 0..1, that may be bad.
+        find_all: reads all images, and yields the bad ones with their keys; called before bad files end a run.
+        """
+        self._path, self._tolerated_share, self.n = path, tolerated_share, n
         self._find_all = find_all
-        self._errors: dict[int, BadImageError] = {}  # by place in the data set
+        self._errors: dict[Hashable, BadImageError] = {}
         self._listed: set[bytes] = set()
-        self._read = 0  # bytes of the list that `_listed` knows
-        self._complete = False
+        self._read_bytes = 0  # length of the part of the list that `_listed` knows
+        self._is_complete = False
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the lock and the reader, which belong to this process."""
+        """Return the state for pickling, without the lock and the reader, which belong to this process."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_find_all")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), _find_all=tuple)
 
-    def __contains__(self, place: int) -> bool:
-        return place in self._errors
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._errors
 
-    def add(self, place: int, error: BadImageError) -> None:
-        """Report the picture at `place`, if it is new. Any number of threads may call this.
+    def add(self, key: Hashable, error: BadImageError) -> None:
+        """Report a bad image if it is new. Safe to call from any thread.
+
+        key: identifies the image within the data set.
 
         Raises:
-            BadFileError: these are more than the share that is tolerated, or all there are.
+            BadFileError: more images than the tolerated share are bad, or all of them.
         """
-        if self._note(place, error) and (len(self._errors) / self.n > self._share or len(self._errors) == self.n):
+        is_new = self._report(key, error)
+        number = len(self._errors)
+        if is_new and (number / self.n > self._tolerated_share or number == self.n):
             raise self.verdict()
 
-    def _note(self, place: int, error: BadImageError) -> bool:
-        """Report and list a picture; true if it is new."""
+    def _report(self, key: Hashable, error: BadImageError) -> bool:
+        """Print and list a bad image; return True if it is new."""
         with self._lock:
-            if place in self._errors:
+            if key in self._errors:
                 return False
-            self._errors[place] = error
-            found = len(self._errors)
-            if found <= PRINTED:
-                more = "; further ones are not printed" if found == PRINTED else ""
-                print(f"warning: {one_line(str(error))}; the next picture stands in for it{more}", file=sys.stderr)
+            self._errors[key] = error
+            number = len(self._errors)
+            if number <= MAX_PRINTED:
+                more = "; further bad images are not printed" if number == MAX_PRINTED else ""
+                print(f"warning: {one_line(str(error))}; the next image replaces it{more}", file=sys.stderr)
             self._append(error)
             return True
 
     def verdict(self) -> BadFileError:
-        """The error that ends a run because of these, with all others that there are."""
+        """Find all bad files, and return the error that ends the run because of them."""
         with self._lock:
-            complete, self._complete = self._complete, True
-        if not complete:  # else a thread is at it, or it is done
-            for place, error in self._find_all():
-                self._note(place, error)
+            is_complete, self._is_complete = self._is_complete, True
+        if not is_complete:  # otherwise a thread is reading all images, or has done so
+            for key, error in self._find_all():
+                self._report(key, error)
         with self._lock:
             errors = list(self._errors.values())
-        lines = [f"  {one_line(str(error))}" for error in errors[:QUOTED]]
-        lines += [f"  and {len(errors) - QUOTED:,} more"] if len(errors) > QUOTED else []
+        lines = [f"  {one_line(str(error))}" for error in errors[:MAX_QUOTED]]
+        lines += [f"  and {len(errors) - MAX_QUOTED:,} more"] if len(errors) > MAX_QUOTED else []
+        listed = f" (all of them are listed in {self._path})" if self._path else ""
         return BadFileError(
-            f"{self._count()} cannot be read, and data.bad_share tolerates {self._share:.2%} of them:\n"
+            f"{self._count()} cannot be read, and data.bad_share tolerates {self._tolerated_share:.2%} of them:\n"
             + "\n".join(lines)
-            + f"\nMend them or move them away{self._where()}, or raise --data.bad_share"
+            + f"\nRepair them or move them away{listed}, or raise --data.bad_share"
         )
 
     def summary(self) -> str:
-        """One line about all that was found; empty where nothing was."""
+        """Return one line about all bad files; empty if there is none."""
         listed = f"; they are listed in {self._path}" if self._path else ""
         return f"{self._count()} cannot be read and are left out{listed}" if self._errors else ""
 
     def _count(self) -> str:
-        return f"{len(self._errors):,} of {self.n:,} pictures"
-
-    def _where(self) -> str:
-        return f" (all that were found are listed in {self._path})" if self._path else ""
+        return f"{len(self._errors):,} of {self.n:,} images"
 
     def _append(self, error: BadImageError) -> None:
-        """Add a line to the list unless the file is on it, from an earlier run or another process."""
+        """Add a line to the list, unless an earlier run or another process has listed the file."""
         if self._path is None:
             return
         name = one_line(str(error.path)).encode()
@@ -130,29 +135,29 @@ class BadFiles:
             binary: int = getattr(os, "O_BINARY", 0)
             file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | binary, 0o666)
             try:
-                with suppress(OSError):  # no locks there; a line is then twice in the list, at worst
+                with suppress(OSError):  # a file system without locks; at worst the list has a line twice
                     lock_file(file, wait=True)
-                torn = self._read_list(file)
+                is_torn = self._read_list(file)
                 if name not in self._listed:
-                    os.write(file, b"\n" + line if torn else line)
+                    os.write(file, b"\n" + line if is_torn else line)
             finally:
                 os.close(file)
-        except OSError as failure:  # a full disk ends the run where it saves; what is missing here is only a list
+        except OSError as failure:  # the run goes on without the list; a full disk ends it at the next save
             print(f"warning: {self._path} cannot be written ({failure.strerror})", file=sys.stderr)
             self._path = None
 
     def _read_list(self, file: int) -> bool:
-        """Learn the lines that were written since the last call; true where the last one was cut off."""
-        os.lseek(file, self._read, os.SEEK_SET)
-        tail = os.read(file, max(0, os.fstat(file).st_size - self._read))
+        """Read the lines that were written since the last call; return True if the last one was cut off."""
+        os.lseek(file, self._read_bytes, os.SEEK_SET)
+        tail = os.read(file, max(0, os.fstat(file).st_size - self._read_bytes))
         whole = tail[: tail.rfind(b"\n") + 1]
-        self._read += len(whole)
+        self._read_bytes += len(whole)
         self._listed.update(line.split(b"\t", 1)[0] for line in whole.splitlines())
         return len(whole) < len(tail)
 
 
-def errors_of(read: Callable[[T], object], things: Iterable[T]) -> Iterator[BadImageError | None]:
-    """Read things in threads, and return in their order what is wrong with each; None for one that can be read."""
+def read_errors(read: Callable[[T], object], things: Iterable[T]) -> Iterator[BadImageError | None]:
+    """Read things in threads, and yield in their order the error of each; None for one that can be read."""
 
     def error_of(thing: T) -> BadImageError | None:
         try:
@@ -164,22 +169,8 @@ def errors_of(read: Callable[[T], object], things: Iterable[T]) -> Iterator[BadI
     return map_in_threads(error_of, things)
 
 
-class BadPart(NamedTuple):
-    """The bad files of one split, whose first image has the place `first` in the data set."""
-
-    files: BadFiles
-    first: int
-
-    def __contains__(self, place: object) -> bool:
-        return isinstance(place, int) and self.first + place in self.files
-
-    def add(self, place: int, error: BadImageError) -> None:
-        """Report the picture at a place of the split. Raises BadFileError as `BadFiles.add` does."""
-        self.files.add(self.first + place, error)
-
-
 def one_line(text: str) -> str:
-    r"""Text in which whatever would break a line, or is no character at all, is written as Python escapes it: `\n`."""
+    r"""Return text in which characters that break a line, or cannot be printed, are escaped as Python does: `\n`."""
     return "".join(
         c if c.isprintable() and c != "\\" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

@@ -1,139 +1,60 @@
-"""A data set's split as batches of uint8 pictures: resized, cropped, flipped, and cached in memory where it fits.
+"""One split of a data set as batches of uint8 images: resized, cropped, flipped, and cached in memory if they fit.
 
-ImageSet[i]   (h', w', C) uint8 of any size, label    what each kind of data set provides
-resize        the short side covers the image size    antialiased; done once where the pictures are cached
+DataSplit[i]  (h', w', C) uint8 of any size, label    from each kind of data set
+resize        the short side covers the image size    antialiased; once per image if the images are cached
 crop, flip    (H, W, C)                               functions of (seed, epoch, index)
-batch         (B, C, H, W) uint8, labels (B,) int64   normalised to [-1, 1] on the device, by `normalise`
+batch         (B, C, H, W) uint8, labels (B,) int64   `normalise` maps them to [-1, 1] on the device
 """
 
 import sys
-from collections.abc import Mapping
-from typing import Annotated, Literal, Protocol
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
-from stage1_tokenizer.config.base import Config
-from stage1_tokenizer.config.field_facts import Mark
-from stage1_tokenizer.config.value_types import Side, Size
-from stage1_tokenizer.data.bad_files import BadFiles, BadImageError, BadPart
-from stage1_tokenizer.data.resident import Resident, roomy
+from stage1_tokenizer.data.bad_files import BadFiles, BadImageError
+from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray
+from stage1_tokenizer.data.image_tensor import ImageTensor, device_with_room
 from stage1_tokenizer.engine.console import show_progress
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.engine.system import map_in_threads, memory_per_process
 
-ImageArray = NDArray[np.uint8]
-Split = Literal["train", "validation"]
+MAX_ASPECT = 16
+"""Only the middle of an image is used if its long side is more than this many times its short side: an image one pixel
+wide, scaled as a whole to cover the image size, would fill any memory."""
 
-LONGEST = 16
-"""Of a picture that is longer than this many times its width, only the middle is used: scaled up whole to cover the
-image size, a line of pixels would fill any memory."""
-
-
-SPLITS: tuple[Split, Split] = ("train", "validation")
+LabelledImage = tuple[ImageArray, int]
 
 
-class ImageSet(Protocol):
-    """One split of a data set, before any processing."""
+class ResizedImages:
+    """The images of a split, each read and resized on access. The next readable image, with its own label, replaces one
+    that cannot be read; the first image follows the last."""
 
-    classes: tuple[str, ...]
-    """Names of the classes in the order of their labels; empty where there are none."""
-
-    @property
-    def identity(self) -> str:
-        """What the config does not say of the content: changes when images are added, removed or replaced."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
-        """The picture, (h', w', C) uint8, and its label; the label is 0 where there are no classes.
-
-        Raises:
-            BadImageError: it cannot be read.
-        """
-        ...
-
-
-class DataSplit(ImageSet, Protocol):
-    """One split of a kind of data set, which says what was found."""
-
-    origin: str
-    """Where the images are from: the end of the line."""
-
-    @property
-    def class_sizes(self) -> Mapping[str, int | None]:
-        """Number of images of each class; None: unknown."""
-        return dict.fromkeys(self.classes)
-
-
-class SizedConfig(Config):
-    """The base of the configs of all data sets."""
-
-    @property
-    def is_drawn(self) -> bool:
-        """True if the images are computed: no folder holds them, so none can be named in its place."""
-        return "root" not in type(self).model_fields
-
-    image_size: Size = (32, 32)
-    """Height and width in pixels: `64`, or `64,96`. Both must be divisible by the tokenizer's factor."""
-    flip: Annotated[bool, Mark.VIEW] = False
-    """Mirror a training picture left to right with probability 1/2."""
-    cache: Annotated[Literal["auto", "memory", "none"], Mark.FREE] = "auto"
-    """Keep the decoded uint8 pictures in memory. `auto` does so where those of both splits, in all processes of this
-    machine, take less than a quarter of the memory of the machine or its container. Where they also have one size and
-    take less than an eighth of the GPU's, training keeps them there and makes its batches there."""
-    workers: Annotated[NonNegativeInt, Mark.FREE] = 0
-    """Processes that prepare batches beside the training; of use where the pictures are not cached. Pictures that are
-    kept on a GPU need none."""
-
-    resize_to: Side | None = None
-    """Scale a picture's short side to this many pixels before cropping. By default it just covers the image size."""
-    random_crop: Annotated[bool, Mark.VIEW] = False
-    """Crop a training picture at a random place instead of the centre."""
-
-    @property
-    def tolerated(self) -> float:
-        """Share of the pictures, 0..1, that may be unreadable. Drawn and published ones never are."""
-        return 0.0
-
-    @model_validator(mode="after")
-    def _check(self) -> "SizedConfig":
-        if min(self.image_size) < 1:
-            raise ValueError(f"image_size must be positive, got {self.image_size}")
-        if self.resize_to is not None and self.resize_to < max(self.image_size):
-            raise ValueError(f"resize_to ({self.resize_to}) must be at least the image size {self.image_size}")
-        return self
-
-
-class Processed:
-    """An ImageSet whose pictures are resized, each when it is asked for. For one that cannot be read, the next one that
-    can stands in, with its own label; after the last comes the first."""
-
-    def __init__(self, images: ImageSet, config: SizedConfig, bad: BadPart) -> None:
+    def __init__(self, images: DataSplit, config: BaseDataConfig, bad: BadFiles) -> None:
         self._images, self._config, self._bad = images, config, bad
 
-    def __len__(self) -> int:
-        return len(self._images)
+    def __getitem__(self, index: int) -> LabelledImage:
+        """Return a resized image (h', w', C) uint8 and its label.
 
-    def __getitem__(self, index: int) -> tuple[ImageArray, int]:
-        """Raises BadFileError where too many cannot be read."""
+        Raises:
+            BadFileError: too many images cannot be read.
+        """
         n = len(self._images)
-        for place in range(index, index + n):
-            if place % n in self._bad:
+        for candidate in chain(range(index, n), range(index)):
+            key = self._images, candidate
+            if key in self._bad:
                 continue
             try:
-                picture, label = self._images[place % n]
+                image, label = self._images[candidate]
             except BadImageError as error:
-                self._bad.add(place % n, error)
+                self._bad.add(key, error)
             else:
-                return resize(picture, self._config.image_size, self._config.resize_to), label
-        raise self._bad.files.verdict()
+                return resize(image, self._config.image_size, self._config.resize_to), label
+        raise self._bad.verdict()
 
 
 class ImageBatches:
@@ -141,51 +62,56 @@ class ImageBatches:
 
     def __init__(
         self,
-        images: ImageSet,
-        config: SizedConfig,
+        images: DataSplit,
+        config: BaseDataConfig,
         seed: int,
         device: torch.device | str = "cpu",
-        bad: BadPart | None = None,
+        bad: BadFiles | None = None,
         only: range | None = None,
     ) -> None:
-        """`device`: where batches are to be made, if the pictures are cached, have one size and leave it enough room;
-        otherwise they are made on the CPU. The same batches either way. `bad`: what counts and lists the pictures that
-        cannot be read, over both splits; None: they are only printed. `only`: the pictures that will be asked for, of
-        which alone are cached; None: all.
+        """Read the images that are to be cached.
+
+        seed: selects the crops and flips.
+        device: place for the images and their batches, if the images are cached, have one size and leave the device
+            enough room. Otherwise the CPU; the batches are the same.
+        bad: the images of both splits that cannot be read; None: only those of this split count.
+        only: indices that will be asked for, so that only these images are cached; None: all.
 
         Raises:
-            BadFileError: too many pictures cannot be read; where they are not cached, so does `batch` later.
+            ConfigError: the split is empty.
+            BadFileError: too many images cannot be read. If they are not cached, `batch` raises this later.
         """
         if len(images) == 0:
             raise ConfigError(f"the data set ({config!r}) has no images in this split")
         self.classes = images.classes
         self._config, self._seed, self._length = config, seed, len(images)
-        bad = bad or BadPart(BadFiles(None, config.tolerated, len(images)), 0)
-        processed = Processed(images, config, bad)
-        first = processed[0][0]
-        self.channels: int = first.shape[2]
-        self._processed = processed
-        self._items: Processed | list[tuple[ImageArray, int]] | Resident = processed
-        self._cached = range(len(images)) if only is None else only
-        number = bad.files.n if only is None else len(only)
-        fits = config.cache == "auto" and first.nbytes * number < memory_per_process() // 4
-        if len(self._cached) and (config.cache == "memory" or fits):
-            self._items = _read_all(processed, self._cached, config.image_size, torch.device(device))
-            if bad.files.summary():
-                print(bad.files.summary(), file=sys.stderr)
+        bad = bad or BadFiles(None, config.tolerated_bad_share, len(images))
+        resized = ResizedImages(images, config, bad)
+        first_image, _ = resized[0]
+        self.channels: int = first_image.shape[2]
+        self._items: ResizedImages | list[LabelledImage] | ImageTensor = resized
+        self._first = 0  # index of the first item
+        indices = range(len(images)) if only is None else only
+        number = bad.n if only is None else len(only)
+        fits = config.cache == "auto" and first_image.nbytes * number < memory_per_process() // 4
+        if indices and (config.cache == "memory" or fits):
+            self._items = _read_images(resized, indices, config.image_size, torch.device(device))
+            self._first = indices.start
+            if summary := bad.summary():
+                print(summary, file=sys.stderr)
 
     def __len__(self) -> int:
         return self._length
 
     @property
     def device(self) -> torch.device:
-        """Where `batch` makes its tensors."""
-        return self._items.device if isinstance(self._items, Resident) else torch.device("cpu")
+        """The device on which `batch` makes its tensors."""
+        return self._items.device if isinstance(self._items, ImageTensor) else torch.device("cpu")
 
     def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
-        """Pictures (B, C, H, W) uint8 and labels (B,) int64.
+        """Return images (B, C, H, W) uint8 and labels (B,) int64.
 
-        `epochs` (B,) selects each picture's augmentation; without it the view is plain: centre crop, no flip.
+        epochs (B,): selects the crop and flip of each image; None: centre crop without a flip.
         """
         draws = np.full((len(indices), 3), 0.5)  # the centre, not flipped
         if epochs is not None and (self._config.random_crop or self._config.flip):
@@ -194,53 +120,54 @@ class ImageBatches:
                 draws[:, :2] = drawn[:, :2]
             if self._config.flip:
                 draws[:, 2] = drawn[:, 2]
-        indices = indices if self._items is self._processed else indices - self._cached.start
-        if isinstance(self._items, Resident):
+        indices = indices - self._first
+        if isinstance(self._items, ImageTensor):
             return self._items.batch(indices, draws)
         height, width = self._config.image_size
-        pictures = np.empty((len(indices), height, width, self.channels), dtype=np.uint8)
+        images = np.empty((len(indices), height, width, self.channels), dtype=np.uint8)
         labels = np.empty(len(indices), dtype=np.int64)
         for row, (index, (down, right, mirror)) in enumerate(zip(indices, draws, strict=True)):
-            picture, labels[row] = self._items[int(index)]
-            top = int(down * (picture.shape[0] - height + 1))
-            left = int(right * (picture.shape[1] - width + 1))
-            view = picture[top : top + height, left : left + width]
-            pictures[row] = view[:, ::-1] if mirror < 0.5 else view
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(labels)
+            image, labels[row] = self._items[int(index)]
+            top = int(down * (image.shape[0] - height + 1))
+            left = int(right * (image.shape[1] - width + 1))
+            crop = image[top : top + height, left : left + width]
+            images[row] = crop[:, ::-1] if mirror < 0.5 else crop
+        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
 
-def _read_all(
-    images: Processed, which: range, image_size: tuple[int, int], device: torch.device
-) -> Resident | list[tuple[ImageArray, int]]:
-    """Pictures in memory: as one tensor if they have one size, which is on the device if there is room for it."""
-    labels = np.empty(len(which), dtype=np.int64)
-    together = np.empty((len(which), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
-    read = show_progress(map_in_threads(images.__getitem__, which), len(which), "image", "reading", nested=True)
-    for index, (picture, label) in enumerate(read):
-        if picture.shape != together.shape[1:]:
-            return [*zip(together[:index].copy(), labels[:index].tolist(), strict=True), (picture, label), *read]
-        together[index], labels[index] = picture, label
-    return Resident(together, labels, image_size, roomy(device, together.nbytes))
+def _read_images(
+    images: ResizedImages, indices: range, image_size: tuple[int, int], device: torch.device
+) -> ImageTensor | list[LabelledImage]:
+    """Read images into memory: into one tensor if they have one size (on the device if there is room), else a list."""
+    labels = np.empty(len(indices), dtype=np.int64)
+    stacked = np.empty((len(indices), *images[0][0].shape), dtype=np.uint8)  # (N, H', W', C)
+    stream = show_progress(map_in_threads(images.__getitem__, indices), len(indices), "image", "reading", nested=True)
+    for row, (image, label) in enumerate(stream):
+        if image.shape != stacked.shape[1:]:
+            return [*zip(stacked[:row].copy(), labels[:row].tolist(), strict=True), (image, label), *stream]
+        stacked[row], labels[row] = image, label
+    return ImageTensor(stacked, labels, image_size, device_with_room(device, stacked.nbytes))
 
 
-def resize(picture: ImageArray, image_size: tuple[int, int], short_side: int | None = None) -> ImageArray:
-    """Scale (h', w', C), antialiased, so that it covers `image_size`, and to a short side of `short_side` if given."""
-    longest = LONGEST * min(picture.shape[:2])
-    top, left = (max(0, side - longest) // 2 for side in picture.shape[:2])
-    picture = picture[top : top + longest, left : left + longest]
-    height, width = picture.shape[:2]
+def resize(image: ImageArray, image_size: tuple[int, int], short_side: int | None = None) -> ImageArray:
+    """Scale an image (h', w', C), antialiased, so that it covers `image_size` and its short side is at least
+    `short_side` pixels."""
+    longest = MAX_ASPECT * min(image.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in image.shape[:2])
+    image = image[top : top + longest, left : left + longest]
+    height, width = image.shape[:2]
     target = target_size(height, width, image_size, short_side)
-    assert target is not None  # it is not too long any more
+    assert target is not None  # the crop above keeps the aspect below MAX_ASPECT
     if target == (height, width):
-        return picture
-    image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
-    scaled = np.asarray(image.resize((target[1], target[0]), Image.Resampling.BICUBIC))
-    return np.ascontiguousarray(scaled.reshape(*target, picture.shape[2]))
+        return image
+    pil_image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    scaled = np.asarray(pil_image.resize((target[1], target[0]), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(scaled.reshape(*target, image.shape[2]))
 
 
 def target_size(height: int, width: int, image_size: tuple[int, int], short_side: int | None) -> tuple[int, int] | None:
-    """Height and width that a picture is scaled to; None where only its middle is used, for it is too long."""
-    if max(height, width) > LONGEST * min(height, width):
+    """Return the height and width that `resize` scales an image to; None if it uses only the middle of the image."""
+    if max(height, width) > MAX_ASPECT * min(height, width):
         return None
     scale = max(image_size[0] / height, image_size[1] / width)
     if short_side is not None:
@@ -248,11 +175,12 @@ def target_size(height: int, width: int, image_size: tuple[int, int], short_side
     return max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale))
 
 
-def normalise(pictures: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1], on whatever device the pictures are."""
-    return pictures.float().div_(127.5).sub_(1.0)
+def normalise(images: Tensor) -> Tensor:
+    """Map uint8 images from 0..255 to float32 in [-1, 1], on their device."""
+    return images.float().div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float in [-1, 1] -> uint8 0..255, clamped and rounded (truncating would darken by half a level)."""
+    """Map images from float in [-1, 1] to uint8 0..255, clamped and rounded (truncating would darken by half a
+    level)."""
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,9 +1,9 @@
-"""Read one image file as pixels, the same whatever it holds: upright, 8 bits, sRGB, opaque, the first frame.
+"""The reader of image files: pixels that are upright, 8 bits, sRGB, opaque, and of the first frame.
 
-All that the installed Pillow decodes is read, and is known by its content. With the extra `heic` (pillow-heif) these
-include the HEIC files of telephones. Pillow alone decodes (torchvision's decoder crashes the process on a damaged PNG),
-after a look at the header. Pillow's own limits stay on beneath ours: on frames larger than their header says, and on
-compressed text and colour profiles.
+It reads all formats that the installed Pillow reads, and recognises them by their content. With the extra `heic`
+(pillow-heif) these include the HEIC files of phones. Only Pillow reads pixels, after our look at the header:
+torchvision's decoder crashes the process on a damaged PNG. Pillow's own limits stay on beneath ours: on frames larger
+than their header says, and on compressed text and colour profiles.
 """
 
 import errno
@@ -22,8 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from stage1_tokenizer.data.bad_files import BadImageError
-from stage1_tokenizer.data.colour import LARGEST, Decoding, to_plain
-from stage1_tokenizer.data.image_batches import ImageArray
+from stage1_tokenizer.data.base import ImageArray
+from stage1_tokenizer.data.colour import MAX_PIXELS, ReadingOptions, convert_to_plain
 from stage1_tokenizer.engine.errors import StorageError, UserError
 
 with suppress(ImportError):
@@ -33,78 +33,76 @@ with suppress(ImportError):
 Image.init()
 
 NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-"""Formats that Pillow names but does not decode itself: EPS would start another program, the others have no decoder."""
-SIGNED = tuple(sorted(name for name, (_, accept) in Image.OPEN.items() if accept and name not in NOT_READ))
-"""Formats that a file's first bytes tell. Any file may be one of these, whatever its name is."""
-BY_EXTENSION = {
-    ending: name
-    for ending, name in Image.registered_extensions().items()
+"""Formats that Pillow knows but does not read itself: EPS would start another program, the others have no decoder."""
+SIGNED_FORMATS = tuple(sorted(name for name, (_, accept) in Image.OPEN.items() if accept and name not in NOT_READ))
+"""Formats with a signature in the first bytes. A file may have any of these formats, whatever its name is."""
+FORMAT_OF_EXTENSION = {
+    extension: name
+    for extension, name in Image.registered_extensions().items()
     if name in Image.OPEN and name not in NOT_READ
 }
-"""The format that each extension promises. Formats without a signature (TGA) are read under their own extensions."""
-EXTENSIONS = frozenset(BY_EXTENSION)
-USUAL = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".ppm", ".pgm")
+"""The format of each extension. A format without a signature (TGA) is read only under its own extensions."""
+EXTENSIONS = frozenset(FORMAT_OF_EXTENSION)
+USUAL_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".ppm", ".pgm")
 """Extensions that a message names as examples."""
-HEIC = frozenset({".heic", ".heif", ".hif"}) - EXTENSIONS
-"""Extensions that would be read if pillow-heif were installed."""
-GET_HEIC = "install pillow-heif (the extra `heic`) to read it"
-RAW = frozenset(
+HEIC_EXTENSIONS = frozenset({".heic", ".heif", ".hif"}) - EXTENSIONS
+"""Extensions that can be read only after pillow-heif is installed."""
+INSTALL_HEIC = "install pillow-heif (the extra `heic`) to read"
+RAW_EXTENSIONS = frozenset(
     {".arw", ".cr2", ".cr3", ".crw", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".x3f"}
 )
-"""Raw data of cameras. Most are TIFF files by their first bytes, and Pillow would read the thumbnail in them."""
-REMAINS = ("~", ".bak", ".crdownload", ".download", ".orig", ".part", ".partial", ".swp", ".temp", ".tmp")
-"""How the names of backup copies and of unfinished downloads end."""
-PREFIX = 32
-"""Bytes at the beginning of a file that tell its format."""
-CLEAR = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-"""First bytes that no other kind of file has, so that even a damaged file is known as an image."""
+"""Extensions of raw data of cameras. Most are TIFF files by their first bytes, and Pillow would read a thumbnail."""
+SIGNATURE_BYTES = 32
+"""Number of bytes at the beginning of a file that identify its format."""
+CLEAR_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+"""First bytes that only image files have, so that even a damaged file counts as an image."""
 
 
 def formats_for(name: str) -> tuple[str, ...]:
-    """The formats to try on a file of this name."""
-    promised = BY_EXTENSION.get(os.path.splitext(name)[1].lower())
-    return SIGNED if promised is None or promised in SIGNED else (*SIGNED, promised)
+    """Return the formats to try on a file of this name."""
+    own = FORMAT_OF_EXTENSION.get(os.path.splitext(name)[1].lower())
+    return SIGNED_FORMATS if own is None or own in SIGNED_FORMATS else (*SIGNED_FORMATS, own)
 
 
 def is_image(path: str) -> bool:
-    """True for a file with the content of an image, judged by its first bytes and its header."""
+    """Return True for a file with the content of an image, judged by its first bytes and its header."""
     try:
         with open(path, "rb") as file:
-            prefix = file.read(PREFIX)
-            if prefix.startswith(CLEAR):
+            first_bytes = file.read(SIGNATURE_BYTES)
+            if first_bytes.startswith(CLEAR_SIGNATURES):
                 return True
-            candidates = [name for name in SIGNED if _accepts(name, prefix)]
+            candidates = [name for name in SIGNED_FORMATS if _accepts(name, first_bytes)]
             if not candidates:
                 return False
             file.seek(0)
-            _limit_pillow(LARGEST)
+            _raise_pillow_limit(MAX_PIXELS)
             with Image.open(file, formats=candidates) as image:
                 return min(image.size) > 0
-    except Exception:  # a decoder that stumbles over a file of another kind may raise anything
+    except Exception:  # a decoder may raise any error on a file of another kind
         return False
 
 
-def _accepts(name: str, prefix: bytes) -> bool:
+def _accepts(name: str, first_bytes: bytes) -> bool:
     accept = Image.OPEN[name][1]
     try:
-        answer = accept(prefix) if accept else False
-    except Exception:  # some look further than a short file has bytes
+        answer = accept(first_bytes) if accept else False
+    except Exception:  # some decoders read beyond the end of a short file
         return False
-    return bool(answer) and not isinstance(answer, str)  # text says that a decoder is not installed
+    return bool(answer) and not isinstance(answer, str)  # a text says that a decoder is not installed
 
 
-BYTES_PER_PIXEL = 10
-"""Greatest size of a file per pixel of the limit: eight bytes for four channels of 16 bits, and room for the rest. Some
-decoders read a file whole."""
-GAP = 2
-"""A JPEG is decoded at a half, a quarter or an eighth of its size where that is at least this many times the size that
-is wanted. Measured on photographs and on noise, the result differs by docs/data.md's bound."""
-Fit = Callable[[int, int], tuple[int, int] | None]
-"""Height and width of an upright image -> those it will be scaled to; None where it is not just scaled."""
-OF_THE_FILE = {errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
-OF_THE_FILE |= {errno.ENXIO, errno.EINVAL, errno.EOVERFLOW}  # the last two: bad data may have a decoder seek anywhere
-"""Errors of the system that are of a file. All others are the machine's: a disk, a network, its memory."""
-ORIENTATION = 0x0112
+MAX_BYTES_PER_PIXEL = 10
+"""Limit of a file's size, per pixel of the pixel limit: eight bytes for four channels of 16 bits, and room for the
+rest. Some decoders read a file as a whole."""
+REDUCTION_MARGIN = 2
+"""A JPEG is read at a half, a quarter or an eighth of its size if the result is at least this many times the wanted
+size. docs/data.md has the measured difference."""
+TargetSize = Callable[[int, int], tuple[int, int] | None]
+"""(height, width) of an upright image -> the size that it will be scaled to; None if it is not only scaled."""
+FILE_ERRORS = {errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+FILE_ERRORS |= {errno.ENXIO, errno.EINVAL, errno.EOVERFLOW}  # the last two: bad data may have a decoder seek anywhere
+"""Error numbers of the system that are the file's fault. All others are the machine's: disk, network, memory."""
+ORIENTATION_TAG = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -114,95 +112,106 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of each EXIF orientation upright."""
-TURNED = (5, 6, 7, 8)
+"""The operation that turns an image of each EXIF orientation upright."""
+SIDEWAYS = (5, 6, 7, 8)
 """Orientations with which the stored height is the upright image's width."""
 RAISE_LIMIT = "--data.largest_pixels raises it"
-DEFAULT = Decoding()
-_limits = {LARGEST}
-"""Numbers of pixels that were allowed so far in this process."""
+DEFAULT = ReadingOptions()
+_limits = {MAX_PIXELS}
+"""Pixel limits that were asked for so far in this process."""
 
 
 @cache
-def _limit_pillow(largest: int) -> None:
-    """Have Pillow refuse what is larger than any limit of ours, and not warn before our own check refuses it.
+def _raise_pillow_limit(max_pixels: int) -> None:
+    """Set Pillow's limit of pixels to the largest of our limits, and silence its warning.
 
-    Pillow has one limit for the process. Above the limit it warns and above twice the limit it refuses; the warning
-    would say less than our own check. It is ignored from the first image on and not for each image, since the filters
-    of `catch_warnings` are not safe among threads.
+    Pillow has one limit for the process: it warns above the limit and refuses above twice the limit. Our own check
+    refuses earlier, with a better message. The warning is silenced once and not for each image, because
+    `warnings.catch_warnings` is not safe among threads.
     """
-    _limits.add(largest)
+    _limits.add(max_pixels)
     Image.MAX_IMAGE_PIXELS = max(_limits)
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def read_image(path: Path, channels: int, how: Decoding = DEFAULT, fit: Fit | None = None) -> ImageArray:
-    """(h', w', channels) uint8: upright by its EXIF tag, the first frame, in sRGB, opaque, 16 bits scaled to 8.
+def read_image(
+    path: Path, channels: int, options: ReadingOptions = DEFAULT, target_size: TargetSize | None = None
+) -> ImageArray:
+    """Read a file as (h', w', channels) uint8: upright by its EXIF tag, first frame, sRGB, opaque, 16 bits scaled to 8.
 
-    fit: the size that is wanted. A JPEG much larger is decoded at a part of its size, and has the size wanted then;
-    other files are not scaled.
+    target_size: the wanted size. A JPEG much larger than this is read at a part of its size, and returned in the
+        wanted size; other files are not scaled.
 
     Raises:
-        BadImageError: not an image of a known format, damaged, too large, or of numbers without a known white.
-        StorageError: the disk or the network it lies on fails, twice; too many files are open; the memory is spent.
+        BadImageError: the file is damaged, too large, of an unknown format, or the value of white is unknown.
+        StorageError: the disk or the network fails twice, too many files are open, or no memory is left.
     """
     for _ in range(2):
         try:
-            return _read_once(path, channels, how, fit)
-        except OSError as error:  # of the machine: a network may have been away for a moment
+            return _read_once(path, channels, options, target_size)
+        except OSError as error:  # the machine's fault; a network may have been away for a moment
             reason = error.strerror
-    raise StorageError(f"{path}: cannot be read ({reason}), which is a fault of the machine and not of the picture")
+    raise StorageError(f"{path}: cannot be read ({reason}), which is a fault of the machine and not of the image")
 
 
-def _read_once(path: Path, channels: int, how: Decoding, fit: Fit | None) -> ImageArray:
-    """Raises OSError too, where the machine is at fault."""
+def _read_once(path: Path, channels: int, options: ReadingOptions, target_size: TargetSize | None) -> ImageArray:
+    """Read a file as `read_image` does.
+
+    Raises:
+        OSError: the machine is at fault.
+    """
     formats = formats_for(path.name)
-    _limit_pillow(how.largest)
+    _raise_pillow_limit(options.max_pixels)
     try:
-        # Opened here: of a path Pillow maps some formats into memory, and a file cut off meanwhile ends the process.
-        with open(path, "rb", opener=_without_waiting) as file:
-            _check_file(path, file, how)
+        # Opened here: given a path, Pillow maps some formats into memory, and a file that another process shortens then
+        # kills this process.
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            _check_file(path, file, options)
             image: Image.Image = Image.open(file, formats=formats)
-            if image.width * image.height > how.largest:
+            if image.width * image.height > options.max_pixels:
                 shape = f"{image.width}x{image.height} pixels"
-                raise BadImageError(path, f"{shape} are more than the limit of {how.largest:,}; {RAISE_LIMIT}")
-            if image.format == "PNG":  # whose pixels' checksums Pillow skips when it decodes
+                raise BadImageError(path, f"{shape} are more than the limit of {options.max_pixels:,}; {RAISE_LIMIT}")
+            if image.format == "PNG":  # Pillow skips the checksums of the pixels when it loads them
                 image.verify()
                 file.seek(0)
-                image = Image.open(file, formats=formats)  # what is verified cannot be decoded any more
-            size, box = _reduce(image, fit)
+                image = Image.open(file, formats=formats)  # a verified image cannot be loaded any more
+            size, box = _reduce(image, target_size)
             try:
-                image.load()  # before its EXIF data is asked for, so that what fails after this is not the pixels
+                image.load()  # before the EXIF data is read, so that an error after this line is not about the pixels
             except OSError:
-                if how.truncated != "fill" or not isinstance(image, JpegImageFile):
+                if options.truncated != "fill" or not isinstance(image, JpegImageFile):
                     raise
-                image = _filled(file)
-                size, box = _reduce(image, fit)
+                image = _complete_jpeg(file)
+                size, box = _reduce(image, target_size)
                 image.load()
             if getattr(image, "is_animated", False) and not isinstance(image, JpegImageFile):
-                how.remarks.add("frames", path, "holds several frames or pages, of which the first is read")
-            plain = to_plain(image, "L" if channels == 1 else "RGB", how, path)
+                options.warnings.warn_once("frames", path, "holds several frames or pages, of which the first is read")
+            plain = convert_to_plain(image, "L" if channels == 1 else "RGB", options, path)
             if size is not None:
                 plain = plain.resize(size, Image.Resampling.BICUBIC, box)
             turn = TURNS.get(_orientation(image))
             pixels = np.asarray(plain if turn is None else plain.transpose(turn))
             return pixels.reshape(*pixels.shape[:2], channels)
-    except UserError:  # ours, or a signal's
+    except UserError:  # ours, or raised by a signal handler
         raise
-    except MemoryError:  # what a header can promise is bounded, so this is not of the file
-        raise StorageError(f"{path}: cannot be decoded, since the machine's memory is spent") from None
+    except MemoryError:  # the size that a header can ask for is limited, so the file is not at fault
+        raise StorageError(f"{path}: cannot be read, because the machine has no memory left") from None
     except OSError as error:
-        if error.errno is None or error.errno in OF_THE_FILE:  # None: Pillow's own, of bad data
-            raise BadImageError(path, _reason(error, path, how)) from None
+        if error.errno is None or error.errno in FILE_ERRORS:  # None: Pillow's own error about bad data
+            raise BadImageError(path, _reason(error, path, options)) from None
         raise
-    except Exception as error:  # a decoder that stumbles over a bad file may raise anything
-        raise BadImageError(path, _reason(error, path, how)) from None
+    except Exception as error:  # a decoder may raise any error on a bad file
+        raise BadImageError(path, _reason(error, path, options)) from None
 
 
-def _check_file(path: Path, file: BinaryIO, how: Decoding) -> None:
-    """Raises BadImageError where an open file is none, is empty, or has more bytes than the pixels allowed need."""
+def _check_file(path: Path, file: BinaryIO, options: ReadingOptions) -> None:
+    """Check an open file before its pixels are read.
+
+    Raises:
+        BadImageError: it is no regular file, is empty, or has more bytes than the allowed pixels need.
+    """
     status = os.fstat(file.fileno())
-    size, limit = status.st_size, BYTES_PER_PIXEL * how.largest
+    size, limit = status.st_size, MAX_BYTES_PER_PIXEL * options.max_pixels
     if not stat.S_ISREG(status.st_mode):
         raise BadImageError(path, "is not a regular file")
     if size == 0:
@@ -214,47 +223,48 @@ def _check_file(path: Path, file: BinaryIO, how: Decoding) -> None:
 Box = tuple[float, float, float, float]
 
 
-def _reduce(image: Image.Image, fit: Fit | None) -> tuple[tuple[int, int], Box] | tuple[None, None]:
-    """Have a JPEG that is not yet loaded decoded at a part of its size, if it is much larger than what is wanted.
+def _reduce(image: Image.Image, target_size: TargetSize | None) -> tuple[tuple[int, int], Box] | tuple[None, None]:
+    """Have Pillow read a JPEG at a part of its size if it is much larger than wanted; call this before loading it.
 
-    Returns the width and height to scale it to, as it is stored, and the part of the reduced image to take: its last
-    column and row may lie partly outside the image.
+    Returns:
+        The (width, height) to scale the stored image to, and the box of the reduced image to take: its last column and
+        row may lie partly outside the image. (None, None) if the file is not reduced.
     """
-    if fit is None or not isinstance(image, JpegImageFile):
+    if target_size is None or not isinstance(image, JpegImageFile):
         return None, None
     full = image.size
-    turned = _orientation(image) in TURNED
-    target = fit(*full) if turned else fit(*full[::-1])
+    is_sideways = _orientation(image) in SIDEWAYS
+    target = target_size(*full) if is_sideways else target_size(*full[::-1])
     if target is None:
         return None, None
-    size = target if turned else target[::-1]
-    drafted = image.draft(None, (GAP * size[0], GAP * size[1]))
+    size = target if is_sideways else target[::-1]
+    drafted = image.draft(None, (REDUCTION_MARGIN * size[0], REDUCTION_MARGIN * size[1]))
     if drafted is None or image.size == full:
         return None, None
     return size, drafted[1]
 
 
-def _filled(file: BinaryIO) -> Image.Image:
-    """A JPEG file that ends early, with the mark of its end: the decoder makes grey of what is missing."""
+def _complete_jpeg(file: BinaryIO) -> Image.Image:
+    """Open a JPEG file that ends early with an end marker appended: the decoder makes the missing part grey."""
     file.seek(0)
     return Image.open(BytesIO(file.read() + b"\xff\xd9"), formats=("JPEG",))
 
 
-def _without_waiting(name: str, flags: int) -> int:
-    """Opens a file; a pipe too, without waiting for somebody to write into it."""
-    not_blocking: int = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
-    return os.open(name, flags | not_blocking)
+def _open_without_waiting(name: str, flags: int) -> int:
+    """Open a file. A pipe opens too, without waiting for a writer."""
+    non_blocking: int = getattr(os, "O_NONBLOCK", 0)  # Windows has no such pipes
+    return os.open(name, flags | non_blocking)
 
 
-def _reason(error: Exception, path: Path, how: Decoding) -> str:
+def _reason(error: Exception, path: Path, options: ReadingOptions) -> str:
     match error:
         case UnidentifiedImageError():
-            with suppress(OSError), open(path, "rb", opener=_without_waiting) as file:
-                if _is_heic(file.read(PREFIX)):
-                    return f"is a HEIC file; {GET_HEIC}"
+            with suppress(OSError), open(path, "rb", opener=_open_without_waiting) as file:
+                if _is_heic(file.read(SIGNATURE_BYTES)):
+                    return f"is a HEIC file; {INSTALL_HEIC} it"
             return "cannot be read as an image (its content is none of the formats that are read)"
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return f"its header, or that of a frame, promises more pixels than the limit of {how.largest:,}"
+            return f"its header, or that of a frame, promises more pixels than the limit of {options.max_pixels:,}"
         case OSError(strerror=str(text)):
             return f"cannot be read ({text})"
         case ValueError() | OSError():
@@ -263,15 +273,16 @@ def _reason(error: Exception, path: Path, how: Decoding) -> str:
             return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 
-def _is_heic(prefix: bytes) -> bool:
-    """True for the first bytes of a HEIC file, which telephones also give the ending .jpg."""
-    return prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+def _is_heic(first_bytes: bytes) -> bool:
+    """Return True for the first bytes of a HEIC file. Some phones name these files .jpg."""
+    brands = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+    return first_bytes[4:8] == b"ftyp" and first_bytes[8:12] in brands
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
     except UserError:
         raise
-    except Exception:  # damaged EXIF data do not make a damaged picture
+    except Exception:  # an image with damaged EXIF data is not a damaged image
         return 1

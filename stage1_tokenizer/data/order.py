@@ -1,7 +1,8 @@
-"""Which pictures make up which batch: a function of (seed, step), the same on any number of processes.
+"""The order of the data: the images of each batch, as a function of (seed, step), for any number of processes.
 
-Training reads the stream  perm(epoch 0), perm(epoch 1), ...  without a gap; step s takes positions s*B .. (s+1)*B of
-it, and each process takes its slice. So there is no state to save, and a resumed run continues with the next batch.
+Training reads the stream  perm(epoch 0), perm(epoch 1), ...  without a gap. Step s takes positions s*B .. (s+1)*B of
+the stream, and each process takes its slice of them. So there is no state to save, and a resumed run continues with the
+next batch.
 """
 
 import multiprocessing
@@ -22,38 +23,45 @@ from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
 from stage1_tokenizer.engine.seeds import derive_seed
 
-START = "fork" if sys.platform == "linux" and hasattr(os, "fork") else "spawn"
-"""How workers start. A fork shares the pictures; else each worker is sent a copy of all of them. On macOS the system's
-own libraries may crash in a fork, and Windows has none."""
-GRACE = 5.0
-"""Seconds that a worker goes on after a SIGTERM of which it cannot tell the sender. If it was not the parent, then the
-parent was sent one too, and needs batches until its last step is done."""
-Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+START_METHOD = "fork" if sys.platform == "linux" and hasattr(os, "fork") else "spawn"
+"""Start method of the workers. Forked workers share the cached images; spawned ones receive a copy. On macOS the system
+libraries may crash in a fork, and Windows has no fork."""
+GRACE_SECONDS = 5.0
+"""Time that a worker goes on after a SIGTERM with an unknown sender. The sender may be a scheduler that stops the
+parent too, and the parent needs batches until its last step is done."""
+BatchIndices = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Indices (B,) of the images of a batch, and the epoch (B,) of each, which selects its augmentation."""
 Batch = tuple[Tensor, Tensor]
+"""Images (B, C, H, W) uint8 and labels (B,) int64."""
 
 
 class BatchOrder:
-    """The batches of a training run. `batch_size` is that of all processes and micro-batches together."""
+    """The order of the images in a training run. `batch_size` counts all processes and micro-batches together."""
 
     def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        """n: the number of images.
+
+        Raises:
+            ConfigError: the processes cannot share a batch evenly.
+        """
         if batch_size % processes:
             raise ConfigError(f"batch_size {batch_size} cannot be shared evenly by {processes} processes")
         self._n, self._batch, self._seed = n, batch_size, seed
-        self._share = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
+        self._slice = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
 
-    def places(self, step: int) -> Places:
-        """This process's (indices, epochs) at a step, each (B / processes,)."""
-        positions = np.arange(step * self._batch, (step + 1) * self._batch, dtype=np.int64)[self._share]
+    def indices(self, step: int) -> BatchIndices:
+        """Return this process's indices and epochs at a step, (B / processes,) each."""
+        positions = np.arange(step * self._batch, (step + 1) * self._batch, dtype=np.int64)[self._slice]
         epochs = positions // self._n
         indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            indices[here] = _permutation(self._n, self._seed, int(epoch))[positions[here] % self._n]
+            in_epoch = epochs == epoch
+            indices[in_epoch] = _permutation(self._n, self._seed, int(epoch))[positions[in_epoch] % self._n]
         return indices, epochs
 
     def describe_batch(self, step: int, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the batch of a step with its indices and epochs, each (B / processes,), to be saved for inspection."""
-        indices, epochs = map(torch.from_numpy, self.places(step))
+        indices, epochs = map(torch.from_numpy, self.indices(step))
         return {"pixels": pixels, "labels": labels, "indices": indices, "epochs": epochs}
 
 
@@ -62,87 +70,87 @@ def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(n)
 
 
-def share(n: int, rank: int, processes: int) -> range:
-    """The part of 0..n-1 that falls to a process: contiguous, and every index in exactly one part."""
+def rank_range(n: int, rank: int, processes: int) -> range:
+    """Return the part of 0..n-1 that belongs to a process: contiguous, and each index belongs to exactly one."""
     return range(n * rank // processes, n * (rank + 1) // processes)
 
 
-def parts_of(indices: NDArray[np.int64], at_most: int) -> list[NDArray[np.int64]]:
-    """Split indices (n,) into parts of nearly equal length, `at_most` or less; no part is empty, so of none are none.
-
-    A process has none where there are fewer images than processes.
-    """
+def split_evenly(indices: NDArray[np.int64], at_most: int) -> list[NDArray[np.int64]]:
+    """Split indices (n,) into non-empty parts of nearly equal length, `at_most` or less; an empty list if n is 0, as
+    in a process for which there is no image."""
     return np.array_split(indices, -(-len(indices) // at_most)) if len(indices) else []
 
 
-class _Batches(Dataset[Batch | UserError]):
-    def __init__(self, pictures: ImageBatches, order: BatchOrder) -> None:
-        self._pictures, self._order = pictures, order
+class _TrainingBatches(Dataset[Batch | UserError]):
+    def __init__(self, images: ImageBatches, order: BatchOrder) -> None:
+        self._images, self._order = images, order
 
-    def make(self, step: int) -> Batch:
-        return self._pictures.batch(*self._order.places(step))
+    def batch(self, step: int) -> Batch:
+        """Return this process's batch of a step."""
+        return self._images.batch(*self._order.indices(step))
 
     def __getitem__(self, step: int) -> Batch | UserError:
-        """For the workers. An error of the user's is returned: raised, it would arrive with a traceback pasted in."""
+        """Return a batch, in a worker. Return a user error instead of raising it, because the loader would paste the
+        worker's traceback into the message."""
         try:
-            return self.make(step)
+            return self.batch(step)
         except UserError as error:
             return error
 
 
-def training_batches(pictures: ImageBatches, order: BatchOrder, first: int, last: int, workers: int) -> Iterator[Batch]:
-    """This process's batches of the steps first .. last-1: uint8 pictures (B, C, H, W) and labels (B,), on the device
-    where the pictures are kept. `workers` processes make them ahead, unless that is a GPU, where making them is free.
+def training_batches(images: ImageBatches, order: BatchOrder, first: int, last: int, workers: int) -> Iterator[Batch]:
+    """Yield this process's batches of the steps first .. last-1, on the device of the cached images. `workers`
+    processes prepare them ahead; if the images are on a GPU, preparing a batch costs nothing and no worker starts.
 
     Raises:
-        BadFileError: too many pictures cannot be read.
-        StorageError: a worker was killed, most often because the machine's memory is spent.
+        BadFileError: too many images cannot be read.
+        StorageError: a worker was killed, most often because the machine has no memory left.
     """
-    batches, steps = _Batches(pictures, order), range(first, last)
-    if workers == 0 or pictures.device.type != "cpu":
-        yield from map(batches.make, steps)
+    batches, steps = _TrainingBatches(images, order), range(first, last)
+    if workers == 0 or images.device.type != "cpu":
+        yield from map(batches.batch, steps)
         return
-    waiting = _start_workers(batches, steps, workers)
+    stream = _start_workers(batches, steps, workers)
     try:
         for _ in steps:
-            batch = _next(waiting, workers)
+            batch = _next_batch(stream, workers)
             if isinstance(batch, Exception):
                 raise batch
             yield batch
     finally:
-        del waiting  # ends the workers, also while an error keeps this frame
+        del stream  # ends the workers, also while an error keeps this frame alive
 
 
-def _start_workers(batches: _Batches, steps: range, workers: int) -> Iterator[Batch | UserError]:
-    # The loader draws a seed from its generator when it starts; an own one keeps torch's global state untouched.
+def _start_workers(batches: _TrainingBatches, steps: range, workers: int) -> Iterator[Batch | UserError]:
+    # The loader draws a seed from its generator when it starts. Its own generator keeps torch's global state untouched.
     loader = DataLoader(
         batches,
         batch_size=None,
         sampler=steps,
         num_workers=workers,
-        multiprocessing_context=START,
+        multiprocessing_context=START_METHOD,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_leave_signals_to_parent,
     )
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
-    waiting = iter(loader)
-    # torch's handler raises wherever the program is when a worker dies, be it in the middle of saving a state. Without
-    # it, the death is found when the worker's batch is waited for, at most five seconds later.
-    signal.signal(signal.SIGCHLD, before)
-    return waiting
+    handler = signal.getsignal(signal.SIGCHLD)
+    stream = iter(loader)
+    # torch's handler raises an error at any line when a worker dies, also while a state is saved. Without the handler,
+    # `_next_batch` notices the death when it waits for the worker's batch, at most five seconds later.
+    signal.signal(signal.SIGCHLD, handler)
+    return stream
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM go to all processes, and the parent still needs the batches of its last step.
-    A worker ends when its parent says so, by SIGTERM too, or has died."""
+    """Keep a worker alive when Ctrl-C or a scheduler's SIGTERM reaches all processes: the parent still needs the
+    batches of its last step. A worker ends when its parent sends SIGTERM, or has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads to come as well
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start later inherit the mask
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    else:  # macOS does not say who sent a signal, and Windows ends a process without one
-        signal.signal(signal.SIGTERM, lambda *_: threading.Timer(GRACE, os._exit, [0]).start())
+    else:  # macOS does not tell the sender of a signal, and Windows ends a process without a signal
+        signal.signal(signal.SIGTERM, lambda *_: threading.Timer(GRACE_SECONDS, os._exit, [0]).start())
 
 
 def _end_with_parent() -> None:
@@ -152,27 +160,27 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _next(waiting: Iterator[Batch | UserError], workers: int) -> Batch | Exception:
-    """Errors are returned, so that none keeps the frames of the loader, and with them its workers."""
+def _next_batch(stream: Iterator[Batch | UserError], workers: int) -> Batch | Exception:
+    """Return the next batch, or an error. A raised error would keep the frames of the loader alive, and with them its
+    workers."""
     try:
-        return next(waiting)
-    except UserError:  # a signal's
+        return next(stream)
+    except UserError:  # raised by a signal handler
         raise
     except Exception as error:
-        if str(error).startswith("Caught "):  # an error of our own; the message has the worker's traceback
+        if str(error).startswith("Caught "):  # a bug in our code; the message has the worker's traceback
             return error.with_traceback(None)
         reason = str(error)
     return StorageError(
-        f"one of {workers} data workers died ({reason}). Most often the memory is spent, or the shared memory in "
-        "/dev/shm: lower data.workers or batch_size; data.workers 0 needs neither. The same command goes on from "
+        f"one of {workers} data workers died ({reason}). Most often no memory is left, or no shared memory in "
+        "/dev/shm. Lower data.workers or batch_size; data.workers 0 needs neither. The same command continues from "
         "the last checkpoint."
     )
 
 
-def validation_batches(
-    pictures: ImageBatches, batch_size: int, rank: int, processes: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of a split, every picture exactly once over all processes, in its plain view."""
-    mine = np.asarray(share(len(pictures), rank, processes), dtype=np.int64)
+def validation_batches(images: ImageBatches, batch_size: int, rank: int, processes: int) -> Iterator[Batch]:
+    """Yield this process's part of a split, centre-cropped and not flipped; every image exactly once over all
+    processes."""
+    mine = np.asarray(rank_range(len(images), rank, processes), dtype=np.int64)
     for start in range(0, len(mine), batch_size):
-        yield pictures.batch(mine[start : start + batch_size])
+        yield images.batch(mine[start : start + batch_size])

@@ -1,9 +1,9 @@
-"""Flat coloured shapes on black, drawn on the fly: the sibling of the lecture's PurdueShapes data sets. Needs no file.
+"""Flat coloured shapes on black, drawn on demand: a data set like PurdueShapes5MultiObject that needs no file.
 
-Image i is a function of (seed, split, i). By default (`size` and `palette` unset) the rules are those measured on
-PurdueShapes5MultiObject: 1..max_shapes objects, no antialiasing, overlaps allowed. Rectangles and ovals are drawn as
-that source draws them, each source pixel mapped forward to a rounded target, which leaves regular one-pixel holes in
-the rotated ones. Reconstructing those holes is the lecture's test of a codebook against a plain VAE.
+Image i is a function of (drawing_seed, split, i). With `size` and `palette` unset, the rules are those measured on
+PurdueShapes5MultiObject (A. Kak, DLStudio): 1..max_shapes objects, no antialiasing, overlaps allowed. With `holes`,
+rectangles and ovals are drawn as in that data set: each source pixel is mapped forward to a rounded target, which
+leaves regular one-pixel holes in rotated objects. These holes show the difference between a codebook and a plain VAE.
 """
 
 from typing import Annotated, Literal
@@ -12,29 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
-from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split
+from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray, Split
 from stage1_tokenizer.engine.seeds import derive_seed
 
 Mask = NDArray[np.bool_]
 KINDS = ("rectangle", "triangle", "disk", "oval", "star")
 
 
-class ShapesConfig(SizedConfig):
-    """Rectangles, triangles, disks, ovals and stars, drawn on the fly; the class is the kind of the last one drawn."""
+class ShapesConfig(BaseDataConfig):
+    """Rectangles, triangles, disks, ovals and stars, drawn on demand. The class is that of the last object drawn."""
 
     kind: Literal["shapes"] = "shapes"
     max_shapes: PositiveInt = 1
-    """An image has 1..max_shapes objects, each number equally likely."""
+    """Greatest number of objects in an image; each number from 1 on is equally likely."""
     size: tuple[float, float] | None = (0.5, 0.8)
-    """Least and greatest extent of an object, as a share of the image's short side; null: the lecture's own sizes."""
+    """Least and greatest extent of an object, as a share of the image's short side; null: the sizes of PurdueShapes."""
     palette: Annotated[int, Field(ge=1, le=64)] | None = 4
-    """Number of colours (evenly spaced hues); null: any colour, as in the lecture's data."""
+    """Number of colours (evenly spaced hues); null: any colour, as in PurdueShapes."""
     holes: bool = False
-    """Leave the lecture's one-pixel holes in rotated rectangles and ovals."""
+    """Leave one-pixel holes in rotated rectangles and ovals, as PurdueShapes has them."""
     train_images: PositiveInt = 20_000
+    """Number of images to train on."""
     validation_images: PositiveInt = 2_000
+    """Number of images to validate on."""
     drawing_seed: int = 0
-    """Another seed is another data set of the same kind."""
+    """Seed of the images. Another seed gives another data set of the same kind."""
 
     @model_validator(mode="after")
     def _check_size(self) -> "ShapesConfig":
@@ -56,32 +58,32 @@ class Shapes(DataSplit):
 
     @property
     def identity(self) -> str:
-        """The config says all."""
+        """Empty: the config determines the images."""
         return ""
 
     def __len__(self) -> int:
         return self._n
 
     def __getitem__(self, index: int) -> tuple[ImageArray, int]:
-        """Image `index` as (H, W, 3) uint8, and the index into KINDS of the shape that was drawn last."""
+        """Draw an image (H, W, 3) uint8; its label is the index in KINDS of the last object drawn."""
         rng = np.random.default_rng((self._seed, index))
-        picture = np.zeros((*self._config.image_size, 3), dtype=np.uint8)
+        image = np.zeros((*self._config.image_size, 3), dtype=np.uint8)
         kind = 0
         for _ in range(rng.integers(1, self._config.max_shapes + 1)):
             kind = int(rng.integers(len(KINDS)))
-            points, radius = _draw(rng, KINDS[kind], self._config)
-            mask = _place(rng, points, np.asarray(picture.any(axis=-1)))
-            colour = _colour(rng, self._config.palette)
+            points, radius = _draw_object(rng, KINDS[kind], self._config)
+            mask = _place_randomly(rng, points, np.asarray(image.any(axis=-1)))
+            colour = _draw_colour(rng, self._config.palette)
             if self._config.palette is None and KINDS[kind] == "disk":
-                colour[0] = radius  # as the source has it: its disks are red by as many levels as their radius
-            picture[mask] = colour
-        return picture, kind
+                colour[0] = radius  # as in PurdueShapes, where the red level of a disk is its radius in pixels
+            image[mask] = colour
+        return image, kind
 
 
-def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[NDArray[np.int64], int]:
-    """The pixels (n, 2) of one object about the origin, and its radius in pixels (of use for disks)."""
+def _draw_object(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[NDArray[np.int64], int]:
+    """Draw one object around the origin: return its pixels (n, 2), and the radius in pixels (0 unless it is a disk)."""
     frame = config.image_size
-    pixel = min(frame) / 64.0  # the lecture's sizes are given in pixels of a 64 x 64 frame
+    pixel = min(frame) / 64.0  # the sizes of PurdueShapes are pixels of a 64 x 64 frame
     extent = None if config.size is None else rng.uniform(*config.size) * min(frame)
     turn = rng.uniform(0.0, 2.0 * np.pi)
     radius = 0
@@ -90,9 +92,9 @@ def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[ND
             sides = rng.uniform(1.0, 23.0 if kind == "rectangle" else 25.0, size=2) * pixel
         else:
             sides = np.array([extent, extent * rng.uniform(0.4, 0.6)])
-        points = _mapped_forward(kind, sides, turn) if config.holes else _filled(kind, sides, turn)
+        points = _rotate_forward(kind, sides, turn) if config.holes else _fill_rotated(kind, sides, turn)
     elif kind == "disk":
-        # The source's radii, 5..11 pixels, are the rarer the larger: their counts fall as 8, 7, ... 2.
+        # The radii in PurdueShapes are 5..11 pixels with frequencies proportional to 8, 7, ... 2.
         weights = np.arange(8, 1, -1) / 35.0
         size = rng.choice(np.arange(5, 12), p=weights) if extent is None else extent / 2.0 / pixel
         radius = max(1, round(size * pixel))
@@ -109,12 +111,12 @@ def _draw(rng: np.random.Generator, kind: str, config: ShapesConfig) -> tuple[ND
             corners = 10
             radii = size * np.tile([1.0, 0.382], 5)  # a regular pentagram
         angles = turn + 2.0 * np.pi * np.arange(corners) / corners
-        points = _polygon(np.stack([np.sin(angles), np.cos(angles)], axis=1) * radii[:, None])
+        points = _fill_polygon(np.stack([np.sin(angles), np.cos(angles)], axis=1) * radii[:, None])
     return points, radius
 
 
-def _mapped_forward(kind: str, sides: NDArray[np.float64], turn: float) -> NDArray[np.int64]:
-    """Pixels (n, 2) to which the pixels of an upright rectangle or oval go when it is turned: some are never hit."""
+def _rotate_forward(kind: str, sides: NDArray[np.float64], turn: float) -> NDArray[np.int64]:
+    """Rotate an upright rectangle or oval, and return the pixels (n, 2) that they hit; some are missed."""
     height, width = np.maximum(1, np.round(sides)).astype(int)
     rows, columns = np.mgrid[0:height, 0:width].reshape(2, -1) - (np.array([[height], [width]]) - 1) / 2.0
     if kind == "oval":
@@ -126,8 +128,8 @@ def _mapped_forward(kind: str, sides: NDArray[np.float64], turn: float) -> NDArr
     return np.round(turned).astype(np.int64)
 
 
-def _filled(kind: str, sides: NDArray[np.float64], turn: float) -> NDArray[np.int64]:
-    """Pixels (n, 2) inside a turned rectangle or oval: each is mapped back, so that there are no holes."""
+def _fill_rotated(kind: str, sides: NDArray[np.float64], turn: float) -> NDArray[np.int64]:
+    """Return the pixels (n, 2) inside a rotated rectangle or oval. Each pixel is mapped back, so there are no holes."""
     reach = int(np.ceil(np.hypot(*sides) / 2.0)) + 1
     grid = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
     rows = (grid[0] * np.cos(turn) + grid[1] * np.sin(turn)) / (sides[0] / 2.0)
@@ -136,8 +138,8 @@ def _filled(kind: str, sides: NDArray[np.float64], turn: float) -> NDArray[np.in
     return grid[:, inside].T.astype(np.int64)
 
 
-def _polygon(corners: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Pixels (n, 2) whose centres lie inside a polygon of corners (m, 2), by the even-odd rule."""
+def _fill_polygon(corners: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the pixels (n, 2) whose centres lie inside a polygon of corners (m, 2), by the even-odd rule."""
     reach = int(np.ceil(abs(corners).max())) + 1
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
     inside = np.zeros(rows.shape, dtype=bool)
@@ -147,29 +149,29 @@ def _polygon(corners: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.stack([rows[inside], columns[inside]], axis=1)
 
 
-def _place(rng: np.random.Generator, points: NDArray[np.int64], taken: Mask) -> Mask:
-    """A mask (H, W) of an object's pixels (n, 2), moved to a random place wholly inside the frame.
+def _place_randomly(rng: np.random.Generator, points: NDArray[np.int64], occupied: Mask) -> Mask:
+    """Move an object's pixels (n, 2) to a random place inside the frame, and return them as a mask (H, W).
 
-    The source's objects overlap more rarely than chance would have it, as if a place were tried up to three times for
-    one that is free. What is larger than the frame is cut off.
+    Objects in PurdueShapes overlap less often than independent random places would, at a rate that fits up to three
+    tries for a free place. An object larger than the frame is cut off.
     """
-    mask = np.zeros(taken.shape, dtype=bool)
+    mask = np.zeros(occupied.shape, dtype=bool)
     points = points - points.min(axis=0) if len(points) else np.zeros((1, 2), dtype=np.int64)
-    room = np.maximum(0, np.array(taken.shape) - 1 - points.max(axis=0))
-    points = points[(points < taken.shape).all(axis=1)]
+    room = np.maximum(0, np.array(occupied.shape) - 1 - points.max(axis=0))
+    points = points[(points < occupied.shape).all(axis=1)]
     for _ in range(3):
         rows, columns = (points + rng.integers(0, room + 1)).T
-        if not taken[rows, columns].any():
+        if not occupied[rows, columns].any():
             break
     mask[rows, columns] = True
     return mask
 
 
-def _colour(rng: np.random.Generator, palette: int | None) -> NDArray[np.uint8]:
-    """One RGB colour: any, or one of `palette` evenly spaced hues at full brightness."""
+def _draw_colour(rng: np.random.Generator, palette: int | None) -> NDArray[np.uint8]:
+    """Draw one RGB colour: any colour, or one of `palette` evenly spaced hues at full brightness."""
     if palette is None:
         return rng.integers(0, 255, size=3).astype(np.uint8)
     hue = rng.integers(palette) / palette
-    # The usual hexcone: each channel is a trapezoid over the circle of hues, shifted by a third.
+    # HSV to RGB: each channel is a trapezoid over the circle of hues, shifted by a third.
     channels = np.clip(abs((hue * 6.0 - np.array([0.0, 2.0, 4.0]) + 3.0) % 6.0 - 3.0) * -1.0 + 2.0, 0.0, 1.0)
     return (55 + 200 * channels).astype(np.uint8)

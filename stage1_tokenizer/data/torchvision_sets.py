@@ -10,14 +10,15 @@ from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 from torchvision.datasets.utils import download_url
 
 from stage1_tokenizer.config.field_facts import Mark
-from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split
+from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray, Split
 from stage1_tokenizer.engine.errors import ConfigError, UserError
 
 
 class Cifar10(CIFAR10):  # type: ignore[misc]  # torchvision has no types
-    """CIFAR-10, unpacked without trust in the archive. torchvision 0.26 lets members leave the folder."""
+    """CIFAR-10 with a safe way to unpack the archive: torchvision 0.26 lets members of it leave the folder."""
 
     def download(self) -> None:
+        """Download and unpack the data set, unless the folder holds it."""
         if self._check_integrity():
             return
         download_url(self.url, self.root, self.filename, self.tgz_md5)
@@ -26,7 +27,7 @@ class Cifar10(CIFAR10):  # type: ignore[misc]  # torchvision has no types
 
 
 def unpack(archive: Path, folder: Path, names: list[str]) -> None:
-    """Write these files of a tar archive into a folder, and nothing else that the archive holds.
+    """Write the named files of a tar archive, and no others, into a folder.
 
     Raises:
         KeyError: the archive does not hold one of them as a regular file.
@@ -42,20 +43,17 @@ def unpack(archive: Path, folder: Path, names: list[str]) -> None:
                 shutil.copyfileobj(content, file)
 
 
-TorchvisionSet = type[CIFAR10] | type[MNIST] | type[FashionMNIST]
-
-
-class DownloadedConfig(SizedConfig):
-    """What the data sets that torchvision knows have in common."""
+class DownloadedConfig(BaseDataConfig):
+    """The keys of all data sets that torchvision can download."""
 
     root: Annotated[str, Mark.PATH] = "data"
-    """Folder that holds the data set, or that it is downloaded to."""
+    """Folder that holds the data set, or to which it is downloaded."""
     download: Annotated[bool, Mark.FREE] = False
     """Download the data set if the folder does not hold it."""
 
 
 class Cifar10Config(DownloadedConfig):
-    """CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes (Krizhevsky 2009)."""
+    """CIFAR-10: 50,000 + 10,000 colour images of 32x32 pixels in ten classes (Krizhevsky 2009)."""
 
     kind: Literal["cifar10"] = "cifar10"
 
@@ -67,45 +65,52 @@ class MnistConfig(DownloadedConfig):
 
 
 class FashionMnistConfig(DownloadedConfig):
-    """Fashion-MNIST: 60,000 + 10,000 grey pictures of clothes of 28x28 pixels in ten classes (Xiao et al. 2017)."""
+    """Fashion-MNIST: 60,000 + 10,000 grey images of clothes of 28x28 pixels in ten classes (Xiao et al. 2017)."""
 
     kind: Literal["fashion_mnist"] = "fashion_mnist"
 
 
+READERS: dict[str, type[CIFAR10] | type[MNIST] | type[FashionMNIST]] = {
+    "cifar10": Cifar10,
+    "mnist": MNIST,
+    "fashion_mnist": FashionMNIST,
+}
+
+
 class TorchvisionImages(DataSplit):
-    """One split; the validation split is the data set's test set."""
+    """One split. The validation split is the published test set."""
 
-    def __init__(
-        self, reader: TorchvisionSet, config: Cifar10Config | MnistConfig | FashionMnistConfig, split: Split
-    ) -> None:
-        """Raises ConfigError, with the option that downloads it, where the folder does not hold the data set whole.
+    def __init__(self, config: Cifar10Config | MnistConfig | FashionMnistConfig, split: Split) -> None:
+        """Read the data set. torchvision unpickles CIFAR-10's files, each only after its checksum fits.
 
-        torchvision unpickles CIFAR-10's files, each only after its checksum fits.
+        Raises:
+            ConfigError: the folder does not hold the whole data set; the message names the option that downloads it.
         """
+        reader = READERS[config.kind]
         old = Path(config.root) / reader.__name__ / "processed"
-        if old.exists():  # which torchvision would read in place of the published files, whose format is no pickle
+        if old.exists():  # torchvision would read these pickles instead of the published files, which are no pickles
             raise ConfigError(
-                f"data.kind {config.kind}: {old.absolute()} holds pickles, as old versions of torchvision made them, "
-                "and these are not read; move that folder away"
+                f"data.kind {config.kind}: {old.absolute()} holds pickles, as old versions of torchvision made them. "
+                "They are not read because they may be unsafe; move that folder away"
             )
         try:
             data = reader(config.root, train=split == "train", download=config.download)
-        except UserError:  # not of the files: a signal may have raised it here
+        except UserError:  # raised by a signal handler
             raise
-        except Exception as error:  # not found, no network, or cut off or changed, which torchvision's readers trust
+        except Exception as error:  # missing or damaged files, or no network: torchvision may raise any error
             advice = "check the network" if config.download else "run the same command with --data.download to get it"
             raise ConfigError(
                 f"data.kind {config.kind}: {Path(config.root).absolute()} does not hold it ({error}); {advice}, "
                 "or name the folder that holds it with --data.root"
             ) from None
         self.classes, self.origin = tuple(data.classes), f"of {config.kind}"
-        pictures = np.asarray(data.data)
-        self._pictures = pictures if pictures.ndim == 4 else pictures[..., None]  # (N, h', w', C)
+        images = np.asarray(data.data)
+        self._images = images if images.ndim == 4 else images[..., None]  # (N, h', w', C)
         self._labels = np.asarray(data.targets)
-        if len(self._labels) != len(self._pictures) or not np.isin(self._labels, range(len(self.classes))).all():
+        if len(self._labels) != len(self._images) or not np.isin(self._labels, range(len(self.classes))).all():
             raise ConfigError(
-                f"data.kind {config.kind}: {Path(config.root).absolute()} holds {len(self._pictures)} pictures and "
-                f"{len(self._labels)} labels that do not belong to them; get it again"
+                f"data.kind {config.kind}: {Path(config.root).absolute()} holds {len(self._images)} images and "
+                f"{len(self._labels)} labels that do not fit them; download it again"
             )
 
     @property
@@ -115,14 +120,11 @@ class TorchvisionImages(DataSplit):
 
     @property
     def identity(self) -> str:
-        """Published data sets do not change, but one may hold a part of one."""
+        """Number of images: published data sets do not change, but a folder may hold a part of one."""
         return str(len(self))
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[ImageArray, int]:
-        return self._pictures[index], int(self._labels[index])
-
-
-READERS: dict[str, TorchvisionSet] = {"cifar10": Cifar10, "mnist": MNIST, "fashion_mnist": FashionMNIST}
+        return self._images[index], int(self._labels[index])

@@ -15,8 +15,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from stage1_tokenizer.config.base import Tree
-from stage1_tokenizer.data import data_config, open_data
 from stage1_tokenizer.data.image_batches import ImageBatches, to_uint8
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.log_file import read_log
 from stage1_tokenizer.metrics import pixel_variance
@@ -99,11 +100,11 @@ def measure_run(
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     loaded = LoadedTokenizer.load(folder, accelerator.device)
     tokenizer = loaded.tokenizer
-    data = data_config(loaded.data, str(loaded.path))
+    data = parse_data_config(loaded.data, str(loaded.path))
     opened = open_data(data)
     split = opened.image_batches("validation", seed=0)
     # Not cached, because the variance reads only a part of the train split.
-    train_split = ImageBatches(opened.images("train"), data.model_copy(update={"cache": "none"}), seed=0)
+    train_split = ImageBatches(opened.splits["train"], data.model_copy(update={"cache": "none"}), seed=0)
     perceptual = lpips if min(data.image_size) >= smallest else None
     variance = pixel_variance(train_split)
     distance = partial(reconstruction_loss, pixel=PixelConfig(), perceptual=perceptual, perceptual_weight=1.0)

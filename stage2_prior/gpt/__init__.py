@@ -1,1 +1,1 @@
-"""A GPT over the positions of a latent grid: the model, its layer, and its generation with a cache."""
+"""A GPT over the positions of a latent grid: model, layer, CPU and GPU operations, key/value cache, generation."""

@@ -1,4 +1,4 @@
-"""Keys and values of a GPT's former positions, and the attention of new ones over them."""
+"""The cache of keys and values of a GPT's former positions, and the attention of new positions to them."""
 
 import torch
 import torch.nn.functional as F
@@ -7,20 +7,22 @@ from torch import Tensor
 
 
 class KvCache:
-    """Keys and values of all layers, in memory that is allocated once; the program knows how much of it is filled."""
+    """Keys and values of all layers in memory that is allocated once. `places` says how much of it is filled."""
 
     def __init__(self, layers: int, batch: int, heads: int, positions: int, like: Tensor) -> None:
-        """Room for keys and values of `layers` layers, of d, dtype and device as the tensor `like` (d,) has."""
+        """Allocate keys and values (layers, 2, B*H, positions, d); `like` (d,) gives d, dtype and device."""
         shape = (layers, 2, batch * heads, positions, len(like))
-        self._kept = [(keys, values) for keys, values in like.new_zeros(shape)]  # each (B*H, T, d)
+        self._cache = [(keys, values) for keys, values in like.new_zeros(shape)]  # each (B*H, T, d)
         self.places = slice(0, 0)
-        """Indices of the new positions; all before them are filled."""
+        """Indices of the new positions; all positions before them are filled."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Keep keys and values of n new positions, and let their queries, scaled already, see all up to themselves:
-        three times (B, n, H, d) -> (B, n, H, d)."""
+        """Store keys and values of n new positions; attend from each to itself and all positions before it.
+
+        query (already scaled), key and value (B, n, H, d) -> (B, n, H, d).
+        """
         B, n, H, d = query.shape
-        keys, values = self._kept[layer]
+        keys, values = self._cache[layer]
         filled = self.places.stop
         if n == 1:  # for one query, two products take less time on a CPU than scaled_dot_product_attention
             keys[:, filled - 1] = key.reshape(B * H, d)
@@ -30,33 +32,36 @@ class KvCache:
         keys[:, self.places] = rearrange(key, "B n H d -> (B H) n d")
         values[:, self.places] = rearrange(value, "B n H d -> (B H) n d")
         query = rearrange(query, "B n H d -> (B H) n d")
-        visible = torch.ones(n, filled, dtype=torch.bool, device=query.device).tril(self.places.start)
-        seen = F.scaled_dot_product_attention(query, keys[:, :filled], values[:, :filled], visible, scale=1.0)
-        return rearrange(seen, "(B H) n d -> B n H d", B=B)
+        is_visible = torch.ones(n, filled, dtype=torch.bool, device=query.device).tril(self.places.start)
+        y = F.scaled_dot_product_attention(query, keys[:, :filled], values[:, :filled], is_visible, scale=1.0)
+        return rearrange(y, "(B H) n d -> B n H d", B=B)
 
 
 class FixedKvCache(KvCache):
-    """The same, but for one new position the device knows how much is filled. So the same kernels serve for every
-    position: what is not filled yet is attended to, with weight 0."""
+    """A cache whose attention for one new position runs the same kernels at every position, as a CUDA graph needs.
+
+    The index of the new position is a tensor on the device. Attention reads the whole cache and gives weight 0 to
+    positions that are not filled yet.
+    """
 
     def __init__(self, layers: int, batch: int, heads: int, positions: int, like: Tensor) -> None:
         super().__init__(layers, batch, heads, positions, like)
         self.place = torch.zeros(1, dtype=torch.int64, device=like.device)
-        """Index of the new position."""
-        # Added to scores: row t is 0 for what position t sees, else -inf.
-        self._biases = like.new_full((positions, positions), -torch.inf).triu_(1)
-        self._bias = self._biases[:1]
+        """Index of the new position, (1,) int64 on the device."""
+        # Added to the scores: row t is 0 at positions up to t, else -inf.
+        self._masks = like.new_full((positions, positions), -torch.inf).triu_(1)
+        self._mask = self._masks[:1]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See KvCache."""
+        """Store and attend; see KvCache.attend."""
         B, n, _, _ = query.shape
         if n > 1:
             return super().attend(layer, query, key, value)
-        keys, values = (rearrange(kept, "(B H) T d -> B H T d", B=B) for kept in self._kept[layer])
+        keys, values = (rearrange(cached, "(B H) T d -> B H T d", B=B) for cached in self._cache[layer])
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H, 1, d)
-        if layer == 0:  # the same for all layers
-            self._bias = self._biases.index_select(0, self.place)  # (1, T)
+        if layer == 0:  # all layers share the mask
+            self._mask = self._masks.index_select(0, self.place)  # (1, T)
         keys.index_copy_(2, self.place, key)
         values.index_copy_(2, self.place, value)
-        seen = F.scaled_dot_product_attention(query, keys, values, self._bias, scale=1.0)
-        return seen.transpose(1, 2)  # (B, 1, H, d)
+        y = F.scaled_dot_product_attention(query, keys, values, self._mask, scale=1.0)
+        return y.transpose(1, 2)  # (B, 1, H, d)

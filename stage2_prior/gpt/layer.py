@@ -1,8 +1,13 @@
-"""One layer of x-transformers' decoder, with the options that all our transformers share, and its way of training.
+"""One transformer layer: causal attention, then a feed-forward network, each in a residual branch behind a norm.
 
-The library makes a layer's weights and names them. It computes with them as a chain of many small operators, each a
-pass over a large tensor and a kernel to launch; `DecoderLayer` gets the same result in fewer. It is also what the
-compiler sees: there are no branches in it that would have to be traced.
+    x (B, n, width) -> RMSNorm -> query, key, value (B, n, 3, H, d) -> q and k to length 1, scaled, rotated
+                    -> causal attention (B, n, H, d) -> projection (B, n, width)                       -> + x
+                    -> RMSNorm -> up, gate (B, n, 2 * inner) -> SwiGLU (B, n, inner) -> (B, n, width)  -> + x
+
+x-transformers makes and names the weights (attention after Vaswani et al., "Attention Is All You Need", 2017, equation
+1). It computes with many small operators; each is a pass over a large tensor and one kernel to launch. `DecoderLayer`
+computes the same result with fewer operators (`fused.py`). Its forward pass has no branches that depend on data, so the
+compiler can trace it.
 """
 
 import warnings
@@ -11,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stage2_prior.gpt.fused import attend, gated, scaled_unit
-from stage2_prior.products import give_to_onednn, linear
+from stage2_prior.fast_linear import linear, use_onednn_linear
+from stage2_prior.gpt.fused import causal_attention, normalise_and_rotate, swiglu
 
 with warnings.catch_warnings():  # x-transformers calls torch.jit.script at import, deprecated since torch 2.11
     warnings.filterwarnings("ignore", message=".*torch.jit.script")
@@ -20,45 +25,49 @@ with warnings.catch_warnings():  # x-transformers calls torch.jit.script at impo
 
 
 class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no types
-    """Causal attention, then a gated feed-forward network, each in a residual branch behind a norm."""
+    """One layer of x-transformers' decoder, with a faster forward pass."""
 
-    def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
-        """x (B, n, width) -> (B, n, width). turns (n, head width / 2, 2): cosine and sine of the angles by which pairs
-        of channels of each position's query and key are turned."""
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Compute the layer: x (B, n, width) -> (B, n, width).
+
+        rotation: (n, d / 2, 2), cosine and sine of the angles of each position; d is the width of a head. None: none.
+        """
         ((norm, *_), attention, _), ((ff_norm, *_), feed_forward, _) = self.layers
-        x = x + self._attend(attention, _normed(norm, x), turns)
-        into, dropout, out = feed_forward.ff
-        hidden = into.proj(_normed(ff_norm, x))  # (B, n, 2 * inner)
-        result: Tensor = x + out(dropout(gated(hidden)))
+        x = x + self._attend(attention, _rms_norm(norm, x), rotation)
+        project_in, dropout, project_out = feed_forward.ff
+        hidden = project_in.proj(_rms_norm(ff_norm, x))  # (B, n, 2 * inner)
+        result: Tensor = x + project_out(dropout(swiglu(hidden)))
         return result
 
-    def _attend(self, attention: Any, x: Tensor, turns: Tensor | None) -> Tensor:
-        """The attention branch: x (B, n, width) behind its norm -> (B, n, width)."""
+    def _attend(self, attention: Any, x: Tensor, rotation: Tensor | None) -> Tensor:
+        """Compute the attention branch: normalised x (B, n, width) -> (B, n, width)."""
         projected = linear(x, query_key_value_weight(attention))  # (B, n, 3 H d)
         projected = projected.view(*x.shape[:2], 3, attention.heads, -1)  # (B, n, 3, H, d)
         gains = torch.stack([attention.qk_norm_q_scale[:, 0], attention.qk_norm_k_scale[:, 0]])  # (2, H, d)
-        q, k = scaled_unit(projected[:, :, :2], gains, turns).to(projected.dtype).unbind(dim=2)
+        query_key = normalise_and_rotate(projected[:, :, :2], gains, rotation).to(projected.dtype)  # (B, n, 2, H, d)
+        q, k = query_key.unbind(dim=2)
         dropout = attention.attend.dropout if self.training else 0.0
-        y = attend(q, k, projected[:, :, 2], attention.attend.scale, dropout)  # (B, n, H, d)
+        y = causal_attention(q, k, projected[:, :, 2], attention.attend.scale, dropout)  # (B, n, H, d)
         result: Tensor = attention.to_out(y.flatten(-2))
         return result
 
 
 def query_key_value_weight(attention: Any) -> Tensor:
-    """Join the three projections of the library's attention, so that they are one product: (3 H d, width)."""
+    """Join the library's three projections into the weight of one product: (3 H d, width)."""
     return torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
 
 
-def _normed(norm: Any, x: Tensor) -> Tensor:
-    """The library's RMSNorm: (..., width) -> the same."""
-    return scaled_unit(x, (norm.g + float(norm.unit_offset)) * norm.scale)
+def _rms_norm(norm: Any, x: Tensor) -> Tensor:
+    """Apply the library's RMSNorm: (..., width) -> (..., width)."""
+    return normalise_and_rotate(x, (norm.g + float(norm.unit_offset)) * norm.scale)
 
 
-def layer(width: int, heads: int, head_width: int, inner: int, dropout: float = 0.0) -> DecoderLayer:
-    """Causal attention, then a gated feed-forward network (SwiGLU), each in a residual branch behind an RMSNorm.
+def build_layer(width: int, heads: int, head_width: int, inner: int, dropout: float = 0.0) -> DecoderLayer:
+    """Build one layer with H = `heads` heads of d = `head_width` channels and a feed-forward network of `inner`
+    channels.
 
-    A layer is a decoder of its own, without the norm that ends one, so that the caller can recompute it in the
-    backward pass, keep its cache, and give it the rotation of its positions.
+    It is a decoder of depth 1 without a final norm. So the caller can compute it again in the backward pass, cache its
+    keys and values, and pass the rotation of its positions.
     """
     decoder = DecoderLayer(
         dim=width,
@@ -78,5 +87,5 @@ def layer(width: int, heads: int, head_width: int, inner: int, dropout: float = 
         ff_dropout=dropout,
         verbose=False,
     )
-    give_to_onednn(decoder)
+    use_onednn_linear(decoder)
     return decoder

@@ -1,1 +1,1 @@
-"""A gated PixelCNN over the positions of a latent grid: the model, its layer, and its generation."""
+"""A gated PixelCNN over the positions of a latent grid: model, layer, generation."""

@@ -1,17 +1,18 @@
 """One layer of the gated PixelCNN (van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", 2016).
 
-Two stacks of convolutions run side by side. The vertical one sees the rows above a position, the horizontal one what
-lies left of it in its own row, and at each layer the former is added into the latter. So a position sees all that
-comes before it and has no blind spot, which a single stack of masked convolutions has.
+Two stacks of convolutions run side by side (section 2.2, figure 2). The vertical stack sees the rows above a position,
+the horizontal stack the positions to the left in the same row. In each layer, the output of the vertical convolution
+passes a 1x1 convolution and is added to the output of the horizontal one. So the horizontal stack depends on all
+earlier positions and has no blind spot, which a single stack of masked convolutions has (figure 1).
 
         vertical              horizontal
-        . . . . .             . . . . .
-        v v v v v             . . . . .         x: the position.  Only the first layer leaves out the row (vertical)
-        v v v v v             . . . . .         or the position (horizontal) itself: in later layers what stands at
-        . . x . .             h h x . .         x has not seen x.
+        . . . . .             . . . . .         x: the position
+        v v v v v             . . . . .         Only the first layer leaves out the row of x (vertical) or x itself
+        v v v v v             . . . . .         (horizontal). In later layers the feature at x does not depend on
+        . . x . .             h h x . .         the code at x, so their kernels include x.
 
-Instead of masking taps we leave them out: a kernel has only the rows above, or only the columns to the left, and the
-padding shifts it there.
+The original masks the weights of square kernels. Here a kernel has only the rows above, or only the columns to the
+left, and padding at the top or left moves it to its place: the same sums with fewer multiplications.
 """
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 
 def gate(x: Tensor, dim: int) -> Tensor:
-    """tanh(a) * sigmoid(b) of the two halves of x along `dim` (equation 2)."""
+    """Compute tanh(a) * sigmoid(b) of the two halves a, b of x along `dim` (equation 2)."""
     a, b = x.chunk(2, dim=dim)
     return torch.tanh(a) * torch.sigmoid(b)
 
@@ -36,19 +37,20 @@ class GatedLayer(nn.Module):
         self.horizontal = nn.Conv2d(width, 2 * width, (1, columns))
         self.across = nn.Conv2d(2 * width, 2 * width, 1, bias=False)  # from the vertical stack to the horizontal one
         self.residual = nn.Conv2d(width, width, 1)
-        self.label = nn.Embedding(labels, 4 * width)  # a bias for each stack
+        self.label = nn.Embedding(labels, 4 * width)  # a bias for the 2 * width channels of each stack
         self.dropout = nn.Dropout(dropout)
         nn.init.normal_(self.label.weight, std=0.02)
 
     def forward(self, above: Tensor, left: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both stacks' features (B, width, h, w) twice, labels (B,) -> those of the next layer."""
-        for_vertical, for_horizontal = self.label(labels)[:, :, None, None].chunk(2, dim=1)  # (B, 2 width, 1, 1)
+        """Compute the layer: vertical and horizontal features (B, width, h, w), labels (B,) -> both (B, width, h,
+        w)."""
+        vertical_bias, horizontal_bias = self.label(labels)[:, :, None, None].chunk(2, dim=1)  # (B, 2 width, 1, 1)
         reach = self.reach
-        v = self.vertical(F.pad(above, (reach, reach, reach, 0)))  # (B, 2 width, h or h + 1, w)
-        h = self.horizontal(F.pad(left, (reach, 0)))
-        if self.first:  # what was left out is the last row, or column, that would fit
+        v = self.vertical(F.pad(above, (reach, reach, reach, 0)))  # (B, 2 width, h, w), first layer: h + 1 rows
+        h = self.horizontal(F.pad(left, (reach, 0)))  # (B, 2 width, h, w), first layer: w + 1 columns
+        if self.first:  # drop the last row, or column: it belongs to positions outside the grid
             v, h = v[:, :, :-1], h[:, :, :, :-1]
-        gated = gate(h + self.across(v) + for_horizontal, dim=1)
+        gated = gate(h + self.across(v) + horizontal_bias, dim=1)  # (B, width, h, w)
         out = self.residual(self.dropout(gated))
-        # The first layer has no shortcut for the horizontal stack: its input is the position itself.
-        return gate(v + for_vertical, dim=1), out if self.first else left + out
+        # The first layer has no residual connection in the horizontal stack: its input is the code of the position.
+        return gate(v + vertical_bias, dim=1), out if self.first else left + out

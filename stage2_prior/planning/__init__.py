@@ -1,1 +1,1 @@
-"""Costs of a prior before it is trained: operations, memory, seconds on a device."""
+"""The costs of a prior before it is trained: operations, memory, and seconds on a device."""

@@ -1,6 +1,6 @@
-"""What a prior's training step and its decoding do, counted on the real code without computing anything.
+"""The costs of a prior's training step and of its generation, counted on the real code without computing anything.
 
-Both run on fake tensors under a `Trace` (operations.py). What an operation takes on a device is `devices.py`'s matter.
+Both run with fake tensors in a `Trace` (operations.py). `devices.py` turns the operations into seconds.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -15,149 +15,158 @@ from stage2_prior.base import Prior
 from stage2_prior.generation import sample_softmax
 from stage2_prior.likelihood import token_loss
 from stage2_prior.planning.operations import Operation, Trace
-from stage2_prior.prior import PriorConfig, build_prior, parameters_of
+from stage2_prior.prior import PriorConfig, build_prior, count_parameters
 
 BYTES = 4
-"""Of a number in float32."""
-Precision = Literal["float32", "bf16"]
-"""What training computes its products in."""
+"""Bytes of a float32 number."""
+TrainingPrecision = Literal["float32", "bf16"]
+"""Precision of the products of training."""
 
 
-class Counts(NamedTuple):
-    """What a prior costs in training and decoding, whatever it runs on."""
+class TrainingCounts(NamedTuple):
+    """The costs of training a prior, independent of the device."""
 
     parameters: int
+    """Number of trained numbers."""
     forward_flops: int
     """Multiplications and additions of a forward pass over one image."""
     training_flops: int
-    """Of a micro-batch, forward and backward."""
+    """Multiplications and additions of the forward and backward pass of a micro-batch."""
     activation_bytes: int
-    """What a micro-batch's forward pass keeps for the backward pass."""
+    """Bytes that the forward pass of a micro-batch keeps for the backward pass."""
     peak_bytes: int
-    """Most that a step's gradients, activations and passing results take at once."""
+    """Most bytes of gradients, activations and temporary results at one time in a step."""
     step: list[Operation]
-    """A micro-batch's forward and backward pass."""
+    """The operations of the forward and backward pass of a micro-batch."""
     update: Operation
-    """Clipping, AdamW and the running mean of the weights, once in a training step."""
+    """Clipping, AdamW and the running mean of the weights as one operation, once per training step."""
 
     @property
     def state_bytes(self) -> int:
-        """Weights, Adam's two means and the running mean of the weights: what stays from step to step."""
+        """Bytes that stay from step to step: weights, Adam's two means, and the running mean of the weights."""
         return 4 * BYTES * self.parameters
 
     @property
     def training_bytes(self) -> int:
-        """Most that training takes at once."""
+        """Most bytes of training at one time."""
         return self.state_bytes + self.peak_bytes
 
 
-class DecodingCounts(NamedTuple):
-    """What drawing codes costs."""
+class GenerationCounts(NamedTuple):
+    """The costs of generating codes, independent of the device."""
 
     operations: list[Operation]
-    """Of `positions` neighbouring positions in the middle of the grid, where the cache is half full: the average."""
+    """The operations of some neighbouring positions in the middle of the grid, where the cache is half full
+    (average)."""
     positions: int
+    """Number of these positions."""
     cache_bytes: int
-    """What is kept per image beside the weights."""
-    turn_bytes: int
-    """What each position reads anew: the weights of all products, and half of a full cache of all images."""
+    """Bytes of the cache of one image."""
+    reread_bytes: int
+    """Bytes that each position reads again: the weights of all products, and half of a full cache of all images."""
 
 
-def count(
+def count_training(
     config: PriorConfig,
     shape: TokenShape,
     classes: int,
     micro_batch: int,
-    precision: Precision = "float32",
-) -> Counts:
-    """Count a training step of a prior of this kind, shape and number of classes."""
+    precision: TrainingPrecision = "float32",
+) -> TrainingCounts:
+    """Count a training step with `micro_batch` images per micro-batch."""
     with FakeTensorMode():
         prior = build_prior(config, shape, classes)
-        parameters = parameters_of(prior)
+        parameters = count_parameters(prior)
         with Trace() as forward, torch.no_grad():
-            prior.eval()(*step_inputs(shape, 1))
+            prior.eval()(*zero_batch(shape, 1))
         prior.train()
-        batch = step_inputs(shape, micro_batch)
-        kept = Kept(prior)
+        batch = zero_batch(shape, micro_batch)
+        activations = SavedActivations(prior)
         with Trace() as step:
-            with kept.counting(), autocast(precision):
+            with activations.counting(), autocast(precision):
                 loss = token_loss(prior(*batch), batch[0])
-            kept.release()
+            activations.release()
             loss.backward()  # type: ignore[no-untyped-call]
         tensors = len(list(prior.parameters()))
-    return Counts(
+    return TrainingCounts(
         parameters,
         forward.flops,
         step.flops,
-        kept.bytes,
+        activations.bytes,
         step.peak_bytes,
         step.operations,
-        update(parameters, tensors),
+        count_update(parameters, tensors),
     )
 
 
-def update(parameters: int, tensors: int) -> Operation:
-    """What follows the backward pass, by hand, for fake tensors take apart what is one call on real ones."""
-    norm, clipping, adam, mean = 1, 2, 7, 3  # numbers read and written for each parameter
-    calls = 3 * tensors  # all but AdamW's fused step call a kernel for each tensor
+def count_update(parameters: int, tensors: int) -> Operation:
+    """Count what follows the backward pass: clipping, AdamW and the running mean of the weights.
+
+    It is counted by hand, since fake tensors split operations that are one call on real tensors.
+    """
+    norm, clipping, adam, mean = 1, 2, 7, 3  # numbers read and written per parameter
+    calls = 3 * tensors  # all but AdamW's fused step run one kernel per tensor
     return Operation("other", False, 0, (norm + clipping + adam + mean) * BYTES * parameters, parameters, 1, calls)
 
 
-def autocast(precision: Precision) -> AbstractContextManager[object]:
-    """What Accelerate wraps a forward pass in."""
+def autocast(precision: TrainingPrecision) -> AbstractContextManager[object]:
+    """Return the context in which Accelerate runs a forward pass."""
     return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def count_decoding(config: PriorConfig, shape: TokenShape, classes: int, batch: int) -> DecodingCounts:
-    """Count how the codes of `batch` images are drawn, position by position, unfiltered and without guidance."""
+def count_generation(config: PriorConfig, shape: TokenShape, classes: int, batch: int) -> GenerationCounts:
+    """Count the generation of `batch` images at once, without filters and guidance."""
     with FakeTensorMode(), torch.no_grad():
         prior = build_prior(config, shape, classes).eval()
-        codes, labels = step_inputs(shape, batch)
+        codes, labels = zero_batch(shape, batch)
         noise = torch.zeros(batch)
-        decoding = prior.begin(labels)
+        generation = prior.begin(labels)
 
-        def position() -> None:
+        def generate_position() -> None:
             for _ in range(shape.K):
-                decoding.append(sample_softmax(decoding.logits(), noise))
+                generation.append(sample_softmax(generation.logits(), noise))
 
         before = (shape.h // 2) * shape.w
         if before > 1:
-            decoding.prefill(codes.flatten(1, 2)[:, : before - 1])
-            position()
+            generation.prefill(codes.flatten(1, 2)[:, : before - 1])
+            generate_position()
         positions = shape.w if config.generates_by_row else 1
         with Trace() as trace:
             for _ in range(positions):
-                position()
-        looked_up = sum(each.weight.numel() for each in prior.modules() if isinstance(each, nn.Embedding))
+                generate_position()
+        embeddings = sum(module.weight.numel() for module in prior.modules() if isinstance(module, nn.Embedding))
     cache = BYTES * config.cached_numbers((shape.h, shape.w))
-    weights = BYTES * (parameters_of(prior) - looked_up)
-    return DecodingCounts(trace.operations, positions, cache, weights + batch * cache // 2)
+    weights = BYTES * (count_parameters(prior) - embeddings)
+    return GenerationCounts(trace.operations, positions, cache, weights + batch * cache // 2)
 
 
-def step_inputs(shape: TokenShape, batch: int) -> tuple[Tensor, Tensor]:
-    """Codes (B, h, w, K) and labels (B,), on the present device."""
+def zero_batch(shape: TokenShape, batch: int) -> tuple[Tensor, Tensor]:
+    """Return codes (B, h, w, K) and labels (B,) of zeros, on the present default device."""
     return torch.zeros(batch, *shape[:3], dtype=torch.int64), torch.zeros(batch, dtype=torch.int64)
 
 
-class Kept:
-    """Adds up the tensors that autograd keeps, each storage once, and no parameter."""
+class SavedActivations:
+    """The bytes that autograd keeps for the backward pass, without parameters; each storage counts once."""
 
     def __init__(self, prior: Prior) -> None:
-        # What a forward pass keeps of the weights is there anyway.
+        # Parameters need no extra memory when autograd keeps them.
         self._seen = {parameter.untyped_storage()._cdata for parameter in prior.parameters()}
-        self._held: list[Tensor] = []  # alive, so that no later tensor gets the same address
+        self._held: list[Tensor] = []  # kept alive, so that no later tensor gets the same address
         self.bytes = 0
 
     def counting(self) -> AbstractContextManager[None]:
-        """Counts what a forward pass in this context keeps."""
-        hooks: AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(self._count, lambda kept: kept)
+        """Return a context that counts what a forward pass in it keeps."""
+        hooks: AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(
+            self._count, lambda tensor: tensor
+        )
         return hooks
 
     def release(self) -> None:
-        """Let go, so that the backward pass frees what it is done with."""
+        """Forget the tensors, so that the backward pass can free them."""
         self._held.clear()
 
     def _count(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that autograd keeps, and return it."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)

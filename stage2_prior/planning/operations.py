@@ -1,7 +1,7 @@
-"""What code does on its way to torch's kernels: each operation's arithmetic, traffic and memory.
+"""A trace of torch operations: the arithmetic, memory traffic and memory of each one.
 
-A `Trace` sees every operation that runs in its context. On fake tensors, which have a shape and no contents, nothing is
-computed and any size fits any machine.
+A `Trace` records every operation that runs in its context. With fake tensors, which have a shape but no contents,
+nothing is computed, so a model of any size can be traced on any machine.
 """
 
 import weakref
@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-Kind = Literal[
+OperationKind = Literal[
     "product", "batched", "convolution", "convolution_backward", "function", "tanh", "draw", "moving", "other"
 ]
-"""What an operation's speed depends on, beside its size."""
-KINDS: dict[str, Kind] = {
+"""Kinds of operations. The speed of an operation depends on its kind and its size."""
+KINDS: dict[str, OperationKind] = {  # by the name of the operation in torch.ops.aten; all others are "other"
     **dict.fromkeys(("mm", "addmm", "linear"), "product"),
     **dict.fromkeys(("bmm", "baddbmm"), "batched"),
     "_scaled_dot_product_flash_attention_for_cpu": "batched",
@@ -36,25 +36,25 @@ KINDS: dict[str, Kind] = {
 
 
 class Operation(NamedTuple):
-    """One call into torch."""
+    """One torch operation."""
 
-    kind: Kind
+    kind: OperationKind
     bf16: bool
-    """Whether it computes in bfloat16."""
+    """True if an input is bfloat16."""
     flops: int
-    """Multiplications and additions of matrix products and convolutions; of causal attention the half that counts."""
+    """Multiplications and additions of matrix products and convolutions; for causal attention half of them."""
     bytes: int
-    """Read and written."""
+    """Bytes read and written."""
     elements: int
-    """Of the result."""
+    """Elements of the result."""
     matrices: int
-    """Products that a batched call consists of."""
+    """Number of matrix products in a batched product, else 1."""
     calls: int
-    """Kernels that run: none for a view, one, or as many as there are parameters."""
+    """Kernels that run: 0 for a view, 1 for most operations."""
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the operations that run in its context."""
+    """A context that records all operations that run in it, and the most bytes that live tensors take."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -65,7 +65,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def flops(self) -> int:
-        return sum(each.flops for each in self.operations)
+        """Multiplications and additions of all operations."""
+        return sum(operation.flops for operation in self.operations)
 
     def __torch_dispatch__(
         self,
@@ -74,10 +75,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        """Run one operation and record it; torch calls this for each operation in the context."""
         kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:  # a question, not an operation
+        if func is torch.ops.prim.device.default:  # asks for a device and computes nothing
             return func(*args, **kwargs)
-        with self:  # without autograd, what consists of several operations comes in one piece
+        with self:  # without autograd, composite operations arrive undivided: record their parts
             parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
@@ -87,19 +89,19 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not written:
             return result
         known = {tensor.untyped_storage()._cdata for tensor in read}
-        made = [tensor for tensor in written if tensor.untyped_storage()._cdata not in known]
-        for tensor in made:
+        new = [tensor for tensor in written if tensor.untyped_storage()._cdata not in known]
+        for tensor in new:
             self._watch(tensor.untyped_storage())
-        changes = func._schema.is_mutable
+        is_in_place = func._schema.is_mutable
         packet = func._overloadpacket
         flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
-        if _is_causal(func, args, kwargs):  # whose kernels leave out what lies after
+        if _is_causal(func, args, kwargs):  # its kernels skip later positions
             flops //= 2
         kind = KINDS.get(packet.__name__, "other")
         moved = 0
-        if made or changes:  # else it is a view
-            # A function that changes its arguments writes about as much as it reads.
-            moved = sum(map(size_of, read)) * (2 if changes else 1) + sum(map(size_of, made))
+        if new or is_in_place:  # otherwise the result is a view
+            # An in-place operation writes about as much as it reads.
+            moved = sum(map(tensor_bytes, read)) * (2 if is_in_place else 1) + sum(map(tensor_bytes, new))
         self.operations.append(
             Operation(
                 kind,
@@ -108,12 +110,13 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 moved,
                 max(tensor.numel() for tensor in written),
                 written[0].shape[:-2].numel() if kind == "batched" else 1,
-                int(bool(made) or changes),
+                int(bool(new) or is_in_place),
             )
         )
         return result
 
     def _watch(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage as live until it is freed."""
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive:
             return
@@ -128,6 +131,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_causal(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return True if the operation is causal attention."""
     names = [argument.name for argument in func._schema.arguments]
     if "is_causal" not in names:
         return False
@@ -135,6 +139,6 @@ def _is_causal(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return bool(args[place] if place < len(args) else kwargs.get("is_causal", False))
 
 
-def size_of(tensor: Tensor) -> int:
-    """Bytes that a tensor shows; one that repeats a smaller one has no more than that."""
+def tensor_bytes(tensor: Tensor) -> int:
+    """Return the bytes of a tensor in memory; an expanded tensor has only those of its storage."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

@@ -26,11 +26,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from sampling.saved_images import image_paths
-from stage1_tokenizer.data import build_image_batches
+from stage1_tokenizer.data import build_splits
 from stage1_tokenizer.data.bad_files import BadFiles, BadImageError
-from stage1_tokenizer.data.folder import FolderConfig, FolderImages
-from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches, Split
+from stage1_tokenizer.data.base import ImageArray, Split
+from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.image_files import read_image
+from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 from tests.helpers.commands import Ended, names_of, run
@@ -72,7 +74,7 @@ BAD = {
 
 
 def fill(root: Path, n: int = 30) -> list[Path]:
-    """`n` pictures in each of two classes; the blue of picture number k is k, and its red tells the class."""
+    """`n` images in each of two classes; the blue of image number k is k, and its red tells the class."""
     paths = []
     for number in range(2 * n):
         label, place = divmod(number, n)
@@ -88,7 +90,7 @@ def config(root: Path, **options: Any) -> FolderConfig:
 
 
 def seen(made: ImageBatches) -> list[tuple[int, int]]:
-    """(number, label) of each picture of a split that `fill` wrote."""
+    """(number, label) of each image of a split that `fill` wrote."""
     pixels, labels = made.batch(np.arange(len(made)))
     return list(zip(pixels[:, 2, 0, 0].tolist(), labels.tolist(), strict=True))
 
@@ -103,10 +105,10 @@ def train_on(root: Path, out: Path, **options: Any) -> Ended:
 
 @may_fork
 def test_fault_18_unreadable_files_are_skipped_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fault 18: each is named once in the list, and the next picture stands in for it with its own label: the same one
-    with and without a cache, with workers, and after a restart, so a place in the order is never another picture."""
+    """Fault 18: each is named once in the list, and the next image replaces it with its own label: the same one
+    with and without a cache, with workers, and after a restart, so a place in the order is never another image."""
     paths = fill(tmp_path / "set")
-    whole = seen(build_image_batches(config(tmp_path / "set"), "train", 0))
+    whole = seen(open_data(config(tmp_path / "set")).image_batches("train", 0))
     # The first, the last, and two neighbours.
     for (number, _), content in zip([whole[0], whole[20], whole[21], whole[-1]], BAD.values(), strict=False):
         paths[number].write_bytes(content)
@@ -118,10 +120,10 @@ def test_fault_18_unreadable_files_are_skipped_and_listed(tmp_path: Path, capsys
     assert not bad_list.exists()
     for cache in ("memory", "none"):
         for _ in range(2):
-            made = build_image_batches(config(tmp_path / "set", cache=cache), "train", 0, bad_list=bad_list)
+            made = open_data(config(tmp_path / "set", cache=cache)).image_batches("train", 0, bad_list=bad_list)
             assert seen(made) == expected
             told = capsys.readouterr().err
-            assert ("4 of 60 pictures cannot be read" in told) == (cache == "memory")
+            assert ("4 of 60 images cannot be read" in told) == (cache == "memory")
             assert all(told.count(f"{path}: ") == 1 for path in bad)
     batches = [list(training_batches(made, BatchOrder(len(made), 8, 0), 0, 9, workers)) for workers in (0, 2)]
     assert all(torch.equal(a, b) for one, two in zip(*batches, strict=True) for a, b in zip(one, two, strict=True))
@@ -139,7 +141,7 @@ def test_fault_18_the_list_survives_a_torn_line_and_any_name(tmp_path: Path) -> 
     (tmp_path / "list").write_bytes(b"half a li")
     for _ in range(2):
         for split in ("train", "validation"):
-            build_image_batches(config(tmp_path / "set"), split, 0, bad_list=tmp_path / "list")
+            open_data(config(tmp_path / "set")).image_batches(split, 0, bad_list=tmp_path / "list")
     half, line = (tmp_path / "list").read_text(encoding="utf-8").splitlines()
     assert half == "half a li"
     assert line == f"{paths[0].parent}/a\\nb\\tc\\\\ d caf\\udce9 \u2603.png\tthe file is empty"
@@ -148,11 +150,11 @@ def test_fault_18_the_list_survives_a_torn_line_and_any_name(tmp_path: Path) -> 
 def test_fault_18_a_list_that_cannot_be_written_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fault 18: what cannot be listed, once for all, is printed still."""
+    """Fault 18: if the list cannot be written, bad files are printed all the same."""
     for path in fill(tmp_path / "set")[:4]:
         path.write_bytes(b"")
-    made = build_image_batches(
-        config(tmp_path / "set"), "train", 0, bad_list=tmp_path / "set" / "class 0" / "029.png" / "x"
+    made = open_data(config(tmp_path / "set")).image_batches(
+        "train", 0, bad_list=tmp_path / "set" / "class 0" / "029.png" / "x"
     )
     assert len(seen(made)) == len(made)
     told = capsys.readouterr().err
@@ -169,13 +171,13 @@ def test_fault_18_too_many_bad_files_end_the_run(tmp_path: Path, cache: str) -> 
     ended = train_on(tmp_path / "set", tmp_path / "run", **{"data.cache": cache, "data.bad_share": 0.1})
     assert ended.code == 3
     assert "Traceback" not in ended.err
-    assert re.search(r"\d+ of \d\d pictures cannot be read, and data.bad_share tolerates 10.00% of them", ended.err)
+    assert re.search(r"\d+ of \d\d images cannot be read, and data.bad_share tolerates 10.00% of them", ended.err)
     assert sum(f"  {path}: the file is empty" in ended.err for path in paths) >= 5
     assert "raise --data.bad_share" in ended.err
     for path in paths:
         path.write_bytes(b"")
-    with pytest.raises(BadFileError, match=r"(\d+) of \1 pictures cannot be read"):
-        seen(build_image_batches(config(tmp_path / "set", cache=cache, bad_share=1.0), "train", 0))
+    with pytest.raises(BadFileError, match=r"(\d+) of \1 images cannot be read"):
+        seen(open_data(config(tmp_path / "set", cache=cache, bad_share=1.0)).image_batches("train", 0))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_fault_18_too_many_bad_files_end_the_run(tmp_path: Path, cache: str) -> 
         (OSError(errno.EIO, "Input/output error"), 2, StorageError, "cannot be read .Input/output error"),
         (OSError(errno.ESTALE, "Stale file handle"), 2, StorageError, "fault of the machine"),
         (OSError(errno.EMFILE, "Too many open files"), 2, StorageError, "Too many open files"),
-        (MemoryError(), 1, StorageError, "memory is spent"),
+        (MemoryError(), 1, StorageError, "no memory left"),
         (OSError(errno.EINVAL, "Invalid argument"), 1, BadImageError, "Invalid argument"),
         (OSError("image file is truncated"), 1, BadImageError, "truncated"),
     ],
@@ -199,8 +201,8 @@ def test_fault_18_a_failing_machine_is_no_bad_picture(
     outcome: type[Exception] | None,
     words: str,
 ) -> None:
-    """Fault 18: a disk, a network or a memory that fails would have sound pictures left out, and others stand in for
-    them, on this machine alone: it ends the run, after one more try."""
+    """Fault 18: a failing disk, network or memory ends the run, after one more try. Otherwise sound images would be
+    replaced by others, on this machine alone."""
     (tmp_path / "x.png").write_bytes(PNG)
     faults, load = iter([fault] * times), PngImageFile.load
 
@@ -226,14 +228,14 @@ class Slow(dict[int, BadImageError]):
         return super().__len__()
 
 
-@pytest.mark.parametrize("what", ["one picture", "many"])
+@pytest.mark.parametrize("what", ["one image", "many"])
 def test_fault_18_threads_report_each_picture_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     """Fault 18: a cache is filled by many threads; none prints or lists what another one does."""
     bad = BadFiles(tmp_path / "list", 0.9, 100)
     bad = pickle.loads(pickle.dumps(bad))  # as it goes to workers
-    places = [0] * 60 if what == "one picture" else list(range(60))
+    places = [0] * 60 if what == "one image" else list(range(60))
     together = threading.Barrier(len(places))
 
     def report(place: int) -> None:
@@ -244,7 +246,7 @@ def test_fault_18_threads_report_each_picture_once(
     with ThreadPoolExecutor(len(places)) as threads:
         list(threads.map(report, places))
     assert sorted((tmp_path / "list").read_text().splitlines()) == sorted(f"{n}.png\tis bad" for n in {*places})
-    assert capsys.readouterr().err.count("stands in for it") == min(10, len({*places}))
+    assert capsys.readouterr().err.count("replaces it") == min(10, len({*places}))
     assert bad.summary().startswith(f"{len({*places})} of 100")
 
 
@@ -259,7 +261,7 @@ def test_fault_19_a_damaged_png_ends_no_process(tmp_path: Path) -> None:
 
 def test_fault_20_grey_of_16_bits_keeps_its_brightness(tmp_path: Path) -> None:
     """Fault 20: a ramp over all 16-bit levels is a ramp, where Pillow makes it white; 32 bits without a white are no
-    picture, for a guess at their brightness would differ from file to file."""
+    image, for a guess at their brightness would differ from file to file."""
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     Image.fromarray(ramp).save(tmp_path / "x.png")
     assert abs(read_image(tmp_path / "x.png", 3) / 255.0 - ramp[..., None] / 65535.0).max() <= 1 / 255
@@ -288,19 +290,19 @@ def test_fault_21_every_mode_becomes_rgb(
     if mode == "P":
         image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / f"x.{suffix}")
-    picture = read_image(tmp_path / f"x.{suffix}", 3)
-    assert picture.shape == (4, 5, 3)
-    assert abs(picture.astype(int) - expected).max() <= 1
+    pixels = read_image(tmp_path / f"x.{suffix}", 3)
+    assert pixels.shape == (4, 5, 3)
+    assert abs(pixels.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])
 def test_fault_22_the_first_frame_is_the_picture(tmp_path: Path, suffix: str) -> None:
-    """Fault 22: animations and pages are three-dimensional pictures, of their first frame."""
+    """Fault 22: animations and pages are three-dimensional images, of their first frame."""
     frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue", "lime")]
     frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
-    picture = read_image(tmp_path / f"x.{suffix}", 3)
-    assert picture.shape == (4, 5, 3)
-    assert abs(picture.astype(int) - [255, 0, 0]).max() <= 1
+    pixels = read_image(tmp_path / f"x.{suffix}", 3)
+    assert pixels.shape == (4, 5, 3)
+    assert abs(pixels.astype(int) - [255, 0, 0]).max() <= 1
 
 
 def test_fault_23_all_orientations_are_one_picture(tmp_path: Path) -> None:
@@ -317,12 +319,12 @@ def test_fault_23_all_orientations_are_one_picture(tmp_path: Path) -> None:
 
 
 def test_fault_24_any_size_becomes_the_image_size(tmp_path: Path) -> None:
-    """Fault 24: a single pixel, a line of 5000, and a picture smaller than the crop are scaled up; nothing fails."""
+    """Fault 24: a single pixel, a line of 5000, and an image smaller than the crop are scaled up; nothing fails."""
     sizes = [(1, 1), (5000, 1), (1, 5000), (3, 2), (4000, 7)]
     for number, size in enumerate(sizes * 6):
         Image.new("RGB", size, (10, 20, 30)).save(tmp_path / f"{number}.png")
     for options in [{}, {"random_crop": True, "resize_to": 40, "flip": True}]:
-        made = build_image_batches(config(tmp_path, image_size=(16, 24), **options), "train", 0)
+        made = open_data(config(tmp_path, image_size=(16, 24), **options)).image_batches("train", 0)
         pixels, _ = made.batch(np.arange(len(made)), np.zeros(len(made), dtype=np.int64))
         assert (pixels == torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None]).all()
 
@@ -380,10 +382,10 @@ def test_fault_25_and_29_bombs_are_refused_in_little_memory(tmp_path: Path) -> N
 
 
 def test_fault_26_what_is_no_readable_file_is_skipped_and_listed(tmp_path: Path) -> None:
-    """Fault 26: links to nowhere and to themselves, folders, pipes and files without permission, each with a picture's
-    name, are listed with their reasons; the classes, the identity and the other pictures are as without them."""
+    """Fault 26: links to nowhere and to themselves, folders, pipes and files without permission, each with an image's
+    name, are listed with their reasons; the classes, the identity and the other images are as without them."""
     fill(tmp_path / "set")
-    before = build_image_batches(config(tmp_path / "set"), "train", 0)
+    before = open_data(config(tmp_path / "set")).image_batches("train", 0)
     odd = tmp_path / "set" / "class 0"
     expected = {
         "dangling.png": "No such file",
@@ -403,7 +405,9 @@ def test_fault_26_what_is_no_readable_file_is_skipped_and_listed(tmp_path: Path)
     (tmp_path / "set" / "top.png").mkdir()  # beside the classes
     options = {"bad_share": 0.6, "validation_share": 0.1}
     bad_list = tmp_path / "list"
-    splits = [build_image_batches(config(tmp_path / "set", **options), split, 0, "cpu", bad_list) for split in SPLITS]
+    splits = [
+        open_data(config(tmp_path / "set", **options)).image_batches(split, 0, "cpu", bad_list) for split in SPLITS
+    ]
     reasons = dict(line.split("\t") for line in bad_list.read_text().splitlines())
     assert len(reasons) == len(expected) + 1
     assert all(words in reasons[str(odd / name)] for name, words in expected.items())
@@ -427,7 +431,7 @@ def test_fault_26_the_identity_of_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 def identities(root: Path, **options: Any) -> list[str]:
-    return [FolderImages(config(root, **options), split).identity for split in SPLITS]
+    return [build_splits(config(root, **options))[split].identity for split in SPLITS]
 
 
 def test_fault_26_a_pipe_is_no_picture(tmp_path: Path) -> None:
@@ -455,9 +459,9 @@ def test_fault_26_a_folder_that_cannot_be_listed_ends_the_run(tmp_path: Path, mo
 
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(BadFileError, match=r"class 1 cannot be listed \(Permission denied\)"):
-        FolderImages(config(tmp_path / "set"), "train")
+        build_splits(config(tmp_path / "set"))["train"]
     with pytest.raises(BadFileError, match=r"class 1 cannot be listed"):
-        image_paths(tmp_path / "set", "pictures")
+        image_paths(tmp_path / "set", "images")
 
 
 def test_fault_27_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -474,7 +478,7 @@ def test_fault_27_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_fault_27_fewer_pictures_than_a_batch_train(tmp_path: Path) -> None:
-    """Fault 27: batches go on over the ends of epochs, so that a few pictures fill a batch of sixteen: it works."""
+    """Fault 27: batches go on over the ends of epochs, so that a few images fill a batch of sixteen: it works."""
     fill(tmp_path / "set", 4)
     ended = train_on(tmp_path / "set", tmp_path / "run", **{"data.validation_share": 0.5, "batch_size": 16})
     assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
@@ -498,7 +502,7 @@ def test_fault_28_links_that_leave_the_folder_are_refused(tmp_path: Path) -> Non
     shown: dict[str, set[int]] = {}
     for links in ("inside", "anywhere"):
         data = config(tmp_path / "set", links=links)
-        made = [build_image_batches(data, split, 0, "cpu", tmp_path / links) for split in SPLITS]
+        made = [open_data(data).image_batches(split, 0, "cpu", tmp_path / links) for split in SPLITS]
         shown[links] = {number for split in made for number, _ in seen(split)}
     assert shown["inside"] == set(range(60))
     assert shown["anywhere"] == {*range(60), 255}

@@ -18,12 +18,13 @@ from torchvision.models import alexnet
 
 from stage1_tokenizer.config.base import config_from_json
 from stage1_tokenizer.config.yaml_and_json import parse_yaml
-from stage1_tokenizer.data import build_images, data_config
+from stage1_tokenizer.data import build_splits
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError
 from stage1_tokenizer.perceptual import DOWNLOADED
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
-from stage2_prior.class_names import label_of
+from stage2_prior.class_labels import parse_class
 from stage2_prior.prior import PRIOR_FILE, PriorHeader, check_classes
 from tests.helpers import prior_training
 from tests.helpers.artefacts import files_of, write_image_folder, write_prior, write_tokenizer
@@ -281,25 +282,25 @@ def test_names_in_a_tuple_are_looked_at() -> None:
 def test_a_class_that_is_none(name: str) -> None:
     """Python makes no number of thousands of digits; and a thousand classes are not all listed."""
     with pytest.raises(ConfigError, match=r"no such class; the classes are: 0 c0, .*, 49 c49 and 950 more$") as caught:
-        label_of(name, tuple(f"c{label}" for label in range(1000)))
+        parse_class(name, tuple(f"c{label}" for label in range(1000)))
     assert len(str(caught.value)) < 2000
-    assert label_of("999", tuple(f"c{label}" for label in range(1000))) == 999
+    assert parse_class("999", tuple(f"c{label}" for label in range(1000))) == 999
 
 
 def test_fault_28_a_header_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 28: a stranger's weights say which data they were trained on; nobody has asked to have these put into a
     folder of the stranger's choice."""
     monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", lambda _: (tmp_path / "MNIST").mkdir())
-    data = data_config({"kind": "mnist", "root": str(tmp_path), "download": True}, "x")
+    data = parse_data_config({"kind": "mnist", "root": str(tmp_path), "download": True}, "x")
     with pytest.raises(ConfigError, match="does not hold it"):
-        build_images(data, "validation")
+        build_splits(data)["validation"]
     assert not [*tmp_path.iterdir()]
 
 
 def test_fault_31_a_header_enlarges_nothing_without_end() -> None:
     """Fault 31: a picture's side, of which resizing would fill any memory, has a bound as all that is built has."""
     with pytest.raises(BadFileError, match="resize_to"):
-        data_config({"kind": "folder", "root": "x", "resize_to": 10**9}, "x")
+        parse_data_config({"kind": "folder", "root": "x", "resize_to": 10**9}, "x")
 
 
 def test_fault_03_a_signal_while_yaml_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -407,7 +407,7 @@ def test_a_state_that_the_user_names(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped / "run", tmp_path / "run")
     ((code, err),) = run_processes(1, trained, tmp_path / "run", {**OPTIONS, "resume": "step-00000099"})
     assert code == 3
-    check(err, "there are: step-00000003, step-00000002")
+    check(err, "are: step-00000003, step-00000002")
     elsewhere = {**OPTIONS, "resume": str(stopped / "whole/state/step-00000004")}
     ((code, err),) = run_processes(1, trained, tmp_path / "run", elsewhere)
     assert code == 3

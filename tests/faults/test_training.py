@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stage1_tokenizer import objective, validation
-from stage1_tokenizer.data import OpenData
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.state import list_states, step_of_state
 from stage1_tokenizer.objective import LARGEST_WEIGHT
-from stage2_prior.tokens import load_or_extract
+from stage2_prior.tokens import load_or_encode
 from tests.helpers.artefacts import edit_weights, files_of, shapes, write_tokenizer
 from tests.helpers.commands import lone_accelerator, names_of, run
 from tests.helpers.faults import (
@@ -292,7 +292,7 @@ def damaged_from_step_5(names: Names, _: int) -> None:
     def damaged(pictures: Any, order: Any, first: int, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
         for step, batch in enumerate(batches(pictures, order, first, *args), start=first + 1):
             if step == 5:
-                raise BadFileError("2 of 20 pictures cannot be read")
+                raise BadFileError("2 of 20 images cannot be read")
             yield batch
 
     names["training_batches"] = damaged
@@ -302,7 +302,7 @@ def test_fault_18_bad_input_loses_no_work(tmp_path: Path) -> None:
     """Fault 18: too many bad pictures, found in step 5, end the run with code 3, and its four steps are saved."""
     options = {**OPTIONS, "save_every": 100}
     ((code, err),) = run_processes(1, trained, tmp_path / "ours", options, damaged_from_step_5)
-    assert (code, err) == (3, "BadFileError: 2 of 20 pictures cannot be read\n")
+    assert (code, err) == (3, "BadFileError: 2 of 20 images cannot be read\n")
     assert [step_of_state(state) for state in list_states(tmp_path / "ours/state")] == [4]
     for name in ("ours", "whole"):
         assert run_processes(1, trained, tmp_path / name, options)[0][0] == 0
@@ -311,7 +311,7 @@ def test_fault_18_bad_input_loses_no_work(tmp_path: Path) -> None:
 
 def damaged_validation(names: Names, _: int) -> None:
     def damaged(*_: Any, **__: Any) -> None:
-        raise BadFileError("9 of 9 pictures cannot be read")
+        raise BadFileError("9 of 9 images cannot be read")
 
     vars(validation)["validate"] = damaged
 
@@ -343,7 +343,7 @@ def tokens_of(folder: Path, out: Path, say: list[str]) -> tuple[Tensor, Tensor]:
     accelerator = lone_accelerator()
     accelerator.print = lambda *words, **_: say.append(" ".join(map(str, words)))
     loaded = LoadedTokenizer.load(folder)
-    tokens = load_or_extract(accelerator, loaded, OpenData(shapes()), "train", 1, 0, out)
+    tokens = load_or_encode(accelerator, loaded, OpenData(shapes()), "train", 1, 0, out)
     return tokens.codes, tokens.labels
 
 

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from stage1_tokenizer.data.bad_files import BadImageError
+from stage1_tokenizer.data.base import DataSplit, ImageArray
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches
+from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.order import Batch, BatchOrder, training_batches
 from stage1_tokenizer.engine.errors import BadFileError, StorageError
 
@@ -23,10 +24,9 @@ N = 20
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-class Struck:
-    """An ImageSet of 20 pictures; what strikes does so at the thirteenth, in a worker alone."""
+class Struck(DataSplit):
+    """20 images. Reading the thirteenth in a worker calls `strike`."""
 
-    classes: tuple[str, ...] = ()
     identity = ""
 
     def __init__(self, strike: Callable[[], object]) -> None:
@@ -49,12 +49,12 @@ def batches(strike: Callable[[], object], workers: int = 2) -> list[Batch]:
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
 def test_fault_30_a_dead_worker_is_a_plain_error(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Fault 30: the kernel kills a worker where memory is spent. The run ends soon, with what to do, and not by an
+    """Fault 30: the kernel kills a worker when no memory is left. The run ends soon, with what to do, and not by an
     exception that torch raises wherever the program happens to be."""
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))  # five seconds, else
     before, children = signal.getsignal(signal.SIGCHLD), {*multiprocessing.active_children()}
     start = time.monotonic()
-    with pytest.raises(StorageError, match=r"one of 2 data workers died .* lower data\.workers") as caught:
+    with pytest.raises(StorageError, match=r"one of 2 data workers died .* [Ll]ower data\.workers") as caught:
         batches((lambda: os.kill(os.getpid(), signal.SIGKILL)) if how == "killed" else lambda: os._exit(1))
     assert time.monotonic() - start < 60
     assert caught.value.exit_code == 5
@@ -70,7 +70,7 @@ def test_fault_30_a_workers_error_has_no_traceback_in_it() -> None:
     """Fault 30: an error of the user's is the same message whichever process meets it; torch pastes a traceback in."""
     with pytest.raises(BadFileError) as caught:
         batches(refuse)
-    assert str(caught.value).startswith("1 of 20 pictures cannot be read")
+    assert str(caught.value).startswith("1 of 20 images cannot be read")
     assert "x.png: the file is empty" in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
@@ -87,7 +87,7 @@ def test_fault_30_an_error_of_our_own_keeps_its_traceback() -> None:
 
 def test_fault_30_workers_are_forked() -> None:
     """Fault 30: where another way is the default, as from Python 3.14 on, each worker would be sent a copy of all the
-    pictures. These cannot be sent at all."""
+    images. These cannot be sent at all."""
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     try:

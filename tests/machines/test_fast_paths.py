@@ -19,12 +19,12 @@ from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.precision import TrainingPrecision
 from stage1_tokenizer.engine.processor import FAST_PATHS, FAST_PATHS_VARIABLE, FastPath, takes
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior import products
+from stage2_prior import fast_linear
+from stage2_prior.fast_linear import Precision, prepare
 from stage2_prior.generation import generate
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.likelihood import token_loss
-from stage2_prior.planning.costs import count, count_decoding
-from stage2_prior.products import Precision, prepare
+from stage2_prior.planning.costs import count_generation, count_training
 from tests.helpers.artefacts import write_tokenizer
 from tests.helpers.commands import names_of, run
 from tests.helpers.prior_training import SCRIPT, flags
@@ -183,9 +183,9 @@ def test_decoding_is_equal(precision: Precision, gpt: Gpt, monkeypatch: pytest.M
 def test_a_plan_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """On fake tensors, training and decoding."""
     config = GptConfig(layers=1, width=32, heads=2)
-    counts = count(config, SHAPE, 2, 2), count_decoding(config, SHAPE, 2, 2)
+    counts = count_training(config, SHAPE, 2, 2), count_generation(config, SHAPE, 2, 2)
     monkeypatch.setenv(FAST_PATHS_VARIABLE, STATES[-1])
-    assert counts == (count(config, SHAPE, 2, 2), count_decoding(config, SHAPE, 2, 2))
+    assert counts == (count_training(config, SHAPE, 2, 2), count_generation(config, SHAPE, 2, 2))
 
 
 @pytest.mark.usefixtures("_all_on")
@@ -212,8 +212,8 @@ def test_tracers_meet_plain_operators(gpt: Gpt, monkeypatch: pytest.MonkeyPatch)
     """torch.export, make_fx, torch.compile up to its graph, torch.func, meta and fake tensors."""
     codes, labels = batch()
     wanted = gpt(codes, labels).detach()
-    monkeypatch.setattr(products, "pack", refuse)
-    monkeypatch.setattr(products, "multiply", refuse)
+    monkeypatch.setattr(fast_linear, "pack", refuse)
+    monkeypatch.setattr(fast_linear, "multiply", refuse)
 
     def close(found: Any) -> bool:
         return bool(float((found - wanted).detach().norm()) <= 1e-5 * float(wanted.norm()))
@@ -223,24 +223,24 @@ def test_tracers_meet_plain_operators(gpt: Gpt, monkeypatch: pytest.MonkeyPatch)
         assert close(exported.module()(codes, labels))
         assert close(make_fx(gpt)(codes, labels)(codes, labels))
         assert close(torch.compile(gpt, backend="eager")(codes, labels))
-        linear, rows = products.OneDnnLinear(8, 8), torch.ones(2, 256, 8)
+        linear, rows = fast_linear.OneDnnLinear(8, 8), torch.ones(2, 256, 8)
         assert torch.func.vmap(linear)(rows).shape == rows.shape
         assert prepare(torch.ones(8, 4, device="meta"), None, "float32")(torch.ones(2, 4, device="meta")).shape == (
             2,
             8,
         )
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert products.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
+        assert fast_linear.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
         assert prepare(torch.ones(8, 4), torch.ones(8), "bfloat16")(torch.ones(2, 4)).shape == (2, 8)
     with torch.device("meta"):
-        assert products.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
+        assert fast_linear.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.usefixtures("_all_on")
 def test_torchscript_records_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "pack", refuse)
-    linear = products.OneDnnLinear(8, 8)
+    monkeypatch.setattr(fast_linear, "pack", refuse)
+    linear = fast_linear.OneDnnLinear(8, 8)
     traced = torch.jit.trace(linear, torch.ones(256, 8), check_trace=False)  # type: ignore[no-untyped-call]
     assert "mkldnn" not in str(traced.graph)
 

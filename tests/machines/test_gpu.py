@@ -88,7 +88,7 @@ def test_a_replayed_graph_says_what_a_forward_pass_says() -> None:
 
 def test_int8_is_for_cpus() -> None:
     """Refused with what to take instead."""
-    with pytest.raises(ConfigError, match="int8 is for sampling on a CPU"):
+    with pytest.raises(ConfigError, match=r"int8.*on a CPU"):
         gpt(TokenShape(3, 4, 1, 11)).cuda().prepare("int8")
 
 

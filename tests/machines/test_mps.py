@@ -12,7 +12,7 @@ from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.precision import device_of_float64, float64
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.generation import draw, generate
+from stage2_prior.generation import draw_codes, generate
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.likelihood import image_nats, nats_by_class
 from tests.helpers.mps import MPS, on_mps, simulated_mps
@@ -47,10 +47,10 @@ def test_choosing_a_code() -> None:
     """Every filter, and the draw: the codes of a CPU."""
     logits, noise = torch.randn(6, 20), torch.rand(6, dtype=torch.float64)
     config = ChooseConfig(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01)
-    wanted = choose(logits, noise, 0.0, config), draw(logits.softmax(dim=-1), noise)
+    wanted = choose(logits, noise, 0.0, config), draw_codes(logits.softmax(dim=-1), noise)
     with simulated_mps():
         there = logits.to("mps")
-        found = choose(there, noise, 0.0, config), draw(there.softmax(dim=-1), noise)
+        found = choose(there, noise, 0.0, config), draw_codes(there.softmax(dim=-1), noise)
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one.cpu(), other)
 

@@ -8,8 +8,8 @@ from x_transformers import Decoder
 
 from sampling.generate import main
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.gpt.layer import DecoderLayer, layer
-from stage2_prior.products import Precision
+from stage2_prior.fast_linear import Precision
+from stage2_prior.gpt.layer import DecoderLayer, build_layer
 from tests.helpers.artefacts import gpt, pictures_of, write_prior
 from tests.helpers.commands import run
 
@@ -48,7 +48,7 @@ def test_decoding_is_the_forward_pass(
 def test_training_is_the_library_s() -> None:
     """Output and gradients of our layer, which takes fewer passes."""
     torch.manual_seed(0)
-    made = layer(24, 1, 24, 40)
+    made = build_layer(24, 1, 24, 40)
     assert not any("to_out" in name for name, _ in made.named_parameters()), "no projection: this test is about that"
     x, results = torch.randn(2, 7, 24), []
     for forward in (DecoderLayer.forward, Decoder.forward):

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stage1_tokenizer import validation
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.data import build_image_batches
 from stage1_tokenizer.data.image_batches import ImageBatches, normalise
+from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
@@ -74,8 +74,8 @@ def figures(accelerator: Accelerator, n: int) -> dict[str, float]:
     vq = VqConfig(codebook_size=32)
     torch.manual_seed(0)
     model = Tokenizer(TokenizerConfig(image_size=(16, 16), image_channels=3, network=network, bottleneck=vq))
-    model.bottleneck.start(model.encoder(all_of(build_image_batches(data, "train", 0))))
-    split = build_image_batches(data, "validation", 0)
+    model.bottleneck.start(model.encoder(all_of(open_data(data).image_batches("train", 0))))
+    split = open_data(data).image_batches("validation", 0)
     distance = partial(reconstruction_loss, pixel=PixelConfig(), perceptual=None, perceptual_weight=0.0)
     result = validation.validate(accelerator, model.eval(), split, 6, 0.5, distance)
     if accelerator.num_processes == 1:

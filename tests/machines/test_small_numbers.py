@@ -15,7 +15,7 @@ from stage1_tokenizer import analyze
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.order import parts_of
+from stage1_tokenizer.data.order import split_evenly
 from stage1_tokenizer.data.shapes import Shapes
 from stage1_tokenizer.discriminator import DiscriminatorConfig, PatchDiscriminator, check_depth
 from stage1_tokenizer.engine.errors import ConfigError
@@ -247,6 +247,6 @@ def test_each_process_decodes_its_own_share(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
 @pytest.mark.parametrize("at_most", [1, 2, 9])
 def test_parts_are_never_empty(n: int, at_most: int) -> None:
-    parts = parts_of(np.arange(n), at_most)
+    parts = split_evenly(np.arange(n), at_most)
     assert [index for part in parts for index in part] == list(range(n))
     assert all(1 <= len(part) <= at_most for part in parts)

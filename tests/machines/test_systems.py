@@ -108,7 +108,7 @@ def test_without_locks_a_folder_is_used_and_the_user_is_told(
     monkeypatch.setattr(system, "fcntl", None)
     lock_folder(tmp_path / "run")
     unlock_folders()
-    assert "do not start two commands on it at once" in capsys.readouterr().err
+    assert "Do not start two commands on it" in capsys.readouterr().err
     assert find_lock_holder(tmp_path / "run") is None
 
 
@@ -137,7 +137,7 @@ def test_a_worker_that_cannot_tell_who_stops_it_goes_on_for_a_while() -> None:
     if hasattr(signal, "sigwaitinfo"):
         del signal.sigwaitinfo
     from stage1_tokenizer.data import order
-    order.GRACE = 1.0
+    order.GRACE_SECONDS = 1.0
     order._leave_signals_to_parent(0)
     print("ready", flush=True)
     time.sleep(60)

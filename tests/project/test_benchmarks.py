@@ -13,7 +13,7 @@ from benchmarks.measure import Floors, Seconds
 from benchmarks.memory import CLEAR, peak_of
 from benchmarks.peers import Size
 from benchmarks.run import NAMES, benchmark, main
-from stage2_prior.products import Precision
+from stage2_prior.fast_linear import Precision
 
 WRITTEN = [name for name in NAMES if find_spec(f"benchmarks.{name}")]
 

@@ -52,7 +52,12 @@ KINDS = [
         "PatchesConfig",
         "PatchesEncoder(image_channels, config), PatchesDecoder(image_channels, config)",
     ),
-    Kind("stripes.py", "stage1_tokenizer/data/__init__.py", "StripesConfig", "Stripes(config, split)"),
+    Kind(
+        "stripes.py",
+        "stage1_tokenizer/data/__init__.py",
+        "StripesConfig",
+        "{split: Stripes(config, split) for split in SPLITS}",
+    ),
     Kind("bag.py", "stage2_prior/prior.py", "BagConfig", "Bag(config, shape, classes)"),
 ]
 

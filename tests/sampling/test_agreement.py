@@ -13,14 +13,15 @@ from sampling import agreement as judging
 from sampling import summary
 from sampling.agreement import BATCH, Agreement, Classifier, agreement, share_right, train_classifier
 from sampling.sampler import Sampler
+from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches, SizedConfig
+from stage1_tokenizer.data.image_batches import ImageBatches
 from tests.helpers.artefacts import IMAGE_SIZE, write_image_folder, write_prior
 
 CPU = torch.device("cpu")
 
 
-class Halves:
+class Halves(DataSplit):
     """Noise whose left half (label 0) or right half (label 1) is a little brighter; both kinds in turn."""
 
     classes: tuple[str, ...] = ("left", "right")
@@ -40,7 +41,7 @@ class Halves:
 
 
 def halves(n: int, seed: int) -> ImageBatches:
-    return ImageBatches(Halves(n, seed), SizedConfig(image_size=IMAGE_SIZE), seed=0)
+    return ImageBatches(Halves(n, seed), BaseDataConfig(image_size=IMAGE_SIZE), seed=0)
 
 
 def samples_of(n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -96,7 +97,7 @@ def test_both_figures_are_of_what_they_say(monkeypatch: pytest.MonkeyPatch) -> N
         return Reader()
 
     monkeypatch.setattr(judging, "train_classifier", reader)
-    train, validation = halves(5, seed=0), ImageBatches(Levels(80, 0), SizedConfig(image_size=IMAGE_SIZE), seed=0)
+    train, validation = halves(5, seed=0), ImageBatches(Levels(80, 0), BaseDataConfig(image_size=IMAGE_SIZE), seed=0)
     samples = pictures_of([0, 1, 2, 3, 0]).permute(0, 2, 3, 1).contiguous().numpy()
     found = agreement(train, validation, samples, np.array([0, 1, 2, 0, 1]), steps=1, seed=0)
     assert found == pytest.approx((65 / 80, 3 / 5))

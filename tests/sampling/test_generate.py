@@ -12,7 +12,7 @@ import torch
 from sampling.generate import main
 from sampling.saved_images import grid_of
 from stage1_tokenizer.engine.errors import ConfigError
-from stage2_prior.prior import PRIOR_FILE, newest_run
+from stage2_prior.prior import PRIOR_FILE, find_newest_run
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, edit_weights, files_of, pictures_of, pixels_of, write_prior
 from tests.helpers.commands import Ended, run, run_script
 from tests.helpers.processes import run_processes
@@ -234,13 +234,13 @@ def test_without_an_argument_the_newest_run_is_taken(tmp_path: Path, monkeypatch
         write_prior(Path("runs/stage2") / name, seed=age)
         os.utime(Path("runs/stage2") / name / PRIOR_FILE, (1e9 - age, 1e9 - age))
     (Path("runs/stage2") / "begun").mkdir()
-    assert newest_run(Path("runs/stage2")) == Path("runs/stage2/b")
+    assert find_newest_run(Path("runs/stage2")) == Path("runs/stage2/b")
     ended = run(main, "-n", 1)
     assert ended.code == 0
     assert f"runs/stage2/b/{PRIOR_FILE} (step 9)" in ended.out
     assert list(Path("runs/stage2/b/generated/001").glob("0*.png"))
     with pytest.raises(ConfigError, match=r"no run to sample from.*stage2_prior/train.py.*--prior"):
-        newest_run(Path("runs/none"))
+        find_newest_run(Path("runs/none"))
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sampling.generate import main
 from sampling.sampler import Sampler, SamplingConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.order import rank_range
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from stage2_prior.likelihood import image_nats, nats_by_class
@@ -71,7 +71,7 @@ def test_picture_i_follows_from_seed_and_i(folders: dict[str, Path], kind: str, 
 
 def shares_on_a_rank(accelerator: Accelerator, folders: dict[str, Path]) -> list[NDArray[np.uint8]]:
     """This rank's share of five pictures, of each kind and setting."""
-    mine = np.asarray(share(5, accelerator.process_index, accelerator.num_processes))
+    mine = np.asarray(rank_range(5, accelerator.process_index, accelerator.num_processes))
     samplers = [sampler_of(folder, **options) for folder in folders.values() for options in SETTINGS.values()]
     return [sampler.images(mine, sampler.labels(mine), seed=3) for sampler in samplers]
 
@@ -80,7 +80,7 @@ def shares_on_a_rank(accelerator: Accelerator, folders: dict[str, Path]) -> list
 def test_two_processes_make_the_same_pictures(folders: dict[str, Path]) -> None:
     """Trap 36: five on two processes are the five of one, for each kind and setting."""
     ranks = run_processes(2, shares_on_a_rank, folders)
-    places = np.argsort(np.concatenate([np.asarray(share(5, rank, 2)) for rank in range(2)]))
+    places = np.argsort(np.concatenate([np.asarray(rank_range(5, rank, 2)) for rank in range(2)]))
     alone = [sampler_of(folder, **options) for folder in folders.values() for options in SETTINGS.values()]
     for sampler, first, second in zip(alone, *ranks, strict=True):
         assert np.array_equal(np.concatenate([first, second])[places], sampler.sample(5, seed=3))

@@ -18,8 +18,9 @@ from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.diagnostics.comparison import (
     Failure,
     PresetImages,
@@ -89,9 +90,9 @@ def test_a_row_is_what_one_measures_by_hand(name: str, compared: Compared) -> No
     """A row of the table equals the formulas, computed from the run's file on the whole validation split in float32."""
     row = next(row for row in compared.table["rows"] if row["preset"] == name)
     loaded = LoadedTokenizer.load(compared.out / name)
-    data = data_config(loaded.data, name)
-    x = normalise(build_image_batches(data, "validation", 0).batch(np.arange(10))[0])
-    train = normalise(build_image_batches(data, "train", 0).batch(np.arange(40))[0])
+    data = parse_data_config(loaded.data, name)
+    x = normalise(open_data(data).image_batches("validation", 0).batch(np.arange(10))[0])
+    train = normalise(open_data(data).image_batches("train", 0).batch(np.arange(40))[0])
     with torch.no_grad():
         x_hat, bottlenecked = loaded.tokenizer(x)
         perceptual = Perceptual(PerceptualConfig(net="alex", weights=str(compared.alex)), (32, 32))(x, x_hat)

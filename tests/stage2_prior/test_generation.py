@@ -1,4 +1,4 @@
-"""One code after the other, and generation of all: both must say just what a whole forward pass says."""
+"""Generation: its logits at each code equal those of one forward pass."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import Grid, PreparedPrior, Prior
-from stage2_prior.generation import Known, generate, sample_softmax
+from stage2_prior.generation import KnownCodes, generate, sample_softmax
 from stage2_prior.guidance import Guidance, mix
 from stage2_prior.windows import Canvas
 from tests.helpers.artefacts import MAKERS, noise_of
@@ -52,7 +52,7 @@ def codes_of(grid: Grid, K: int, batch: int = B, seed: int = 1) -> Tensor:
 
 
 def masks_of(grid: Grid) -> dict[str, Tensor]:
-    """Known parts of a picture: the top with half a row, the left, a hole in the middle, and any."""
+    """Known parts of a image: the top with half a row, the left, a hole in the middle, and any."""
     row, column = torch.arange(grid[0])[:, None], torch.arange(grid[1])[None]
     return {
         "top": row * grid[1] + column < grid[1] + grid[1] // 2,
@@ -83,7 +83,7 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
 
 
 def start_of(place: int, size: int, window: int, stride: int) -> int:
-    """Where the window begins, by trial: it moves on in strides while the place is past its middle, to the border."""
+    """Find the start of the window by trial: it moves on by strides while the position is past its middle."""
     start = 0
     while start + stride <= place - window // 2:
         start += stride
@@ -177,7 +177,7 @@ def check_generation(
     """`choose` sees at every unknown code the logits of a forward pass on the window that is cut out for it."""
     grid, window, stride, guidance = case
     prior, noise, seen = prior_of(kind, K), noise_of(B, grid[0] * grid[1] * K), Recorder()
-    known = None if mask is None else Known(codes_of(grid, K), mask)
+    known = None if mask is None else KnownCodes(codes_of(grid, K), mask)
     codes = generate(prior, LABELS, noise, seen, guidance, Canvas(grid, window, stride), known=known)
     if known is not None:
         assert torch.equal(codes[:, known.mask], known.codes[:, known.mask])
@@ -195,7 +195,7 @@ def check_generation(
     wanted = []
     for i, (share, here) in enumerate(zip(shares, inside, strict=True)):
         ours = slice(i * B, (i + 1) * B), slice(here * K, (here + 1) * K)
-        wanted.append(mix(conditional[ours], unconditional[ours], guidance.at(share)))
+        wanted.append(mix(conditional[ours], unconditional[ours], guidance.scale_at(share)))
     assert_close(torch.stack(seen.logits, dim=1), torch.cat(wanted, dim=1))
     assert seen.shares == pytest.approx([share for share in shares for _ in range(K)])
     assert torch.equal(torch.stack(seen.noise, dim=1), noise.view(B, -1, K)[:, places].flatten(1))
@@ -216,14 +216,14 @@ def test_generation_has_the_logits_of_forward(
 @pytest.mark.parametrize("mask", masks_of(TRAINED))
 @pytest.mark.parametrize("case", ["guidance", "stride 2 and guidance"])
 def test_known_codes_are_read_and_kept(kind: str, K: int, mask: str, case: str) -> None:
-    """Trap 30: a picture's known part is fed in, in any pieces, and each code keeps the noise of its own place."""
+    """Trap 30: a image's known part is fed in, in any pieces, and each code keeps the noise of its own place."""
     check_generation(kind, K, CASES[case], masks_of(CASES[case][0])[mask])
 
 
 @KINDS
 @pytest.mark.parametrize("case", ["guidance", "stride 2"])
 def test_what_stands_at_unknown_places_is_not_read(kind: str, case: str) -> None:
-    """A caller encodes the whole picture, and what was to be painted over must not shine through."""
+    """A caller encodes the whole image, and what was to be painted over must not shine through."""
     grid, window, stride, guidance = CASES[case]
     mask, noise = masks_of(grid)["any"], noise_of(B, grid[0] * grid[1])
     codes, garbage = codes_of(grid, 1), codes_of(grid, 1, seed=2)
@@ -231,7 +231,7 @@ def test_what_stands_at_unknown_places_is_not_read(kind: str, case: str) -> None
     assert not torch.equal(codes, garbage)
     one, other = (
         generate(prior_of(kind, 1), LABELS, noise, guidance=guidance, canvas=Canvas(grid, window, stride), known=k)
-        for k in (Known(codes, mask), Known(garbage, mask))
+        for k in (KnownCodes(codes, mask), KnownCodes(garbage, mask))
     )
     assert torch.equal(one, other)
 
@@ -241,12 +241,12 @@ def test_unknown_codes_follow_from_those_before_them(kind: str) -> None:
     """A known code changes what comes later and nothing earlier, and not the caller's own tensors."""
     prior, mask, noise = prior_of(kind, 1), masks_of(TRAINED)["any"], noise_of(64, H * W)
     labels, codes = torch.arange(64) % 2, codes_of(TRAINED, 1, 64)
-    before, kept = generate(prior, labels, noise, known=Known(codes, mask)).flatten(1), codes.clone()
+    before, kept = generate(prior, labels, noise, known=KnownCodes(codes, mask)).flatten(1), codes.clone()
     assert torch.equal(codes, kept)
     for t in mask.flatten().nonzero().flatten().tolist():
         changed = codes.clone()
         changed.view(64, -1)[:, t] = (changed.view(64, -1)[:, t] + 1) % V
-        after = generate(prior, labels, noise, known=Known(changed, mask)).flatten(1)
+        after = generate(prior, labels, noise, known=KnownCodes(changed, mask)).flatten(1)
         assert torch.equal(after[:, :t], before[:, :t])
         assert (after[:, t + 1 :] != before[:, t + 1 :]).any() == (~mask.flatten()[t + 1 :]).any()
 
@@ -260,7 +260,7 @@ def test_progress_counts_every_code(K: int, grid: Grid, window: Grid | None, str
     with mock.patch.object(PreparedPrior, "begin", return_value=generation):
         for mask in (None, *masks_of(grid).values(), whole, ~whole):
             counted: list[int] = []
-            known = None if mask is None else Known(codes_of(grid, K), mask)
+            known = None if mask is None else KnownCodes(codes_of(grid, K), mask)
             noise = noise_of(B, grid[0] * grid[1] * K)
             canvas, progress = Canvas(grid, window, stride), counted.append
             generate(prior, LABELS, noise, sample_softmax, guidance, canvas, known=known, progress=progress)
@@ -271,7 +271,7 @@ def test_progress_counts_every_code(K: int, grid: Grid, window: Grid | None, str
 def test_a_whole_picture_that_is_known_costs_nothing(kind: str) -> None:
     """Nothing is left to choose, so no network runs."""
     prior, codes, choose = prior_of(kind, 3), codes_of((5, 7), 3), mock.Mock(side_effect=AssertionError)
-    known = Known(codes, torch.ones(5, 7, dtype=torch.bool))
+    known = KnownCodes(codes, torch.ones(5, 7, dtype=torch.bool))
     with mock.patch.object(PreparedPrior, "begin", choose):
         assert torch.equal(
             generate(prior, LABELS, noise_of(B, 105), choose, GUIDANCE, Canvas((5, 7)), known=known), codes
@@ -289,7 +289,7 @@ def test_generated_codes_are_in_row_major_order(kind: str) -> None:
 
 @KINDS
 def test_one_position_is_a_picture_too(kind: str) -> None:
-    """Shares of the picture are counted from the first position to the last, which here are the same one."""
+    """Shares of the image are counted from the first position to the last, which here are the same one."""
     seen = Recorder()
     assert generate(prior_of(kind, 1), LABELS, noise_of(B, 1), seen, GUIDANCE, Canvas((1, 1))).shape == (B, 1, 1, 1)
     assert seen.shares == [0.0]

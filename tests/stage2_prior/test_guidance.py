@@ -1,4 +1,4 @@
-"""Guidance: the mix of logits, where in the picture it applies, and the codes that come of it."""
+"""Guidance: the mix of logits, its schedule over the image, and the generated codes."""
 
 import math
 
@@ -48,27 +48,27 @@ def test_a_mix_moves_away_from_no_class(scale: float) -> None:
         ("constant", (5.0, 5.0, 5.0, 5.0)),
         ("linear", (1.0, 2.0, 3.0, 5.0)),
         ("cosine", (1.0, 1.0 + 4.0 * (1.0 - math.sqrt(0.5)) / 2.0, 3.0, 5.0)),
-        ("interval", (5.0, 5.0, 5.0, 5.0)),  # its default is the whole picture
+        ("interval", (5.0, 5.0, 5.0, 5.0)),  # its default is the whole image
     ],
 )
 def test_schedules_at_the_ends_and_between(schedule: GuidanceSchedule, values: tuple[float, ...]) -> None:
     """Each schedule's formula by hand, for scale 5 at 0, 1/4, 1/2 and 1."""
     guidance = Guidance(5.0, schedule)
-    assert [guidance.at(share) for share in (0.0, 0.25, 0.5, 1.0)] == pytest.approx(values, abs=1e-12)
+    assert [guidance.scale_at(share) for share in (0.0, 0.25, 0.5, 1.0)] == pytest.approx(values, abs=1e-12)
 
 
 def test_an_interval_has_both_its_ends() -> None:
     """Outside it is the conditional prior, not the unconditional one."""
     guidance = Guidance(5.0, "interval", (0.25, 0.5))
     shares = (0.0, math.nextafter(0.25, 0.0), 0.25, 0.4, 0.5, math.nextafter(0.5, 1.0), 1.0)
-    assert [guidance.at(share) for share in shares] == [1.0, 1.0, 5.0, 5.0, 5.0, 1.0, 1.0]
+    assert [guidance.scale_at(share) for share in shares] == [1.0, 1.0, 5.0, 5.0, 5.0, 1.0, 1.0]
 
 
 @EVERY_SCHEDULE
 def test_scale_1_is_1_everywhere(schedule: GuidanceSchedule) -> None:
     """Nothing is mixed then, so a schedule that strayed from 1 in the last digit would be silently left out."""
     guidance = Guidance(1.0, schedule, (0.2, 0.7))
-    assert {guidance.at(share) for share in SHARES} == {1.0}
+    assert {guidance.scale_at(share) for share in SHARES} == {1.0}
     assert not guidance.is_needed
     assert Guidance(0.0, schedule).is_needed
     assert Guidance(1.0 + 1e-9, schedule).is_needed
@@ -77,8 +77,8 @@ def test_scale_1_is_1_everywhere(schedule: GuidanceSchedule) -> None:
 @pytest.mark.parametrize("scale", [0.0, 4.0])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_rising_schedules_rise_and_are_symmetric(schedule: GuidanceSchedule, scale: float) -> None:
-    """From 1 at the first position to the scale at the last, never back, as far from either end at mirrored places."""
-    values = [Guidance(scale, schedule).at(share) for share in SHARES]
+    """The scale rises from 1 at the first position to its value at the last, symmetrically and never back."""
+    values = [Guidance(scale, schedule).scale_at(share) for share in SHARES]
     moved = [(value - 1.0) / (scale - 1.0) for value in values]
     assert moved == sorted(moved)
     assert moved == pytest.approx([1.0 - share for share in reversed(moved)], abs=1e-12)
@@ -124,7 +124,7 @@ def test_each_position_has_its_scale(kind: str, schedule: GuidanceSchedule) -> N
     codes = generate(model, LABELS, noise_of(N, SHAPE.length), choose, guidance)
     conditional, unconditional = model(codes, LABELS), model(codes, torch.full_like(LABELS, model.null_label))
     for t, found in enumerate(seen):
-        scale = guidance.at(t // SHAPE.K / (SHAPE.h * SHAPE.w - 1))
+        scale = guidance.scale_at(t // SHAPE.K / (SHAPE.h * SHAPE.w - 1))
         wanted = unconditional[:, t] + scale * (conditional[:, t] - unconditional[:, t])
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Every kind of prior in train.py itself, over one code per position and over several: two processes are one."""
+"""Each kind of prior trains by train.py, with one or several codes per position; two processes equal one."""
 
 import json
 from pathlib import Path

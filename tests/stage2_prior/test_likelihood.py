@@ -15,8 +15,8 @@ from stage2_prior.likelihood import (
     class_log_probabilities,
     image_nats,
     nats_by_class,
-    nats_of,
     token_loss,
+    token_nats,
 )
 from stage2_prior.tokens import TokenSet
 from tests.helpers.artefacts import MAKERS
@@ -66,7 +66,7 @@ def test_the_nats_of_a_picture_are_the_sum_over_its_codes(kind: str) -> None:
 
 def test_uniform_logits_cost_ln_v() -> None:
     """Traps 28 and 35: a prior that knows nothing pays ln V nats, log2 V bits, for each code."""
-    nats = nats_of(torch.full((3, L, V), 7.0), codes_of(3))
+    nats = token_nats(torch.full((3, L, V), 7.0), codes_of(3))
     assert nats.shape == (3, L)
     assert torch.allclose(nats, torch.full((3, L), math.log(V)))
     assert bits(float(nats.mean())) == pytest.approx(math.log2(V), abs=1e-6)
@@ -75,8 +75,8 @@ def test_uniform_logits_cost_ln_v() -> None:
 def test_nats_are_counted_in_float32() -> None:
     """Under autocast logits come in bfloat16, whose three digits are not enough to compare two priors."""
     logits = torch.randn(3, L, V, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert nats_of(logits, codes_of(3)).dtype == torch.float32
-    assert torch.equal(nats_of(logits, codes_of(3)), nats_of(logits.float(), codes_of(3)))
+    assert token_nats(logits, codes_of(3)).dtype == torch.float32
+    assert torch.equal(token_nats(logits, codes_of(3)), token_nats(logits.float(), codes_of(3)))
 
 
 @KINDS

@@ -1,4 +1,4 @@
-"""Linear maps by oneDNN: equal to torch's, under their names, and absent where they cannot be had."""
+"""Linear maps by oneDNN: equal to torch's, with the same names, and unused where oneDNN is missing."""
 
 from types import SimpleNamespace
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior import products
+from stage2_prior import fast_linear
+from stage2_prior.fast_linear import MIN_ROWS, OneDnnLinear, use_onednn_linear
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.likelihood import token_loss
-from stage2_prior.products import MIN_ROWS, OneDnnLinear, give_to_onednn
 
 SHAPE = TokenShape(8, 9, 1, 33)
 
 
 @pytest.fixture
 def _preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor whose float32 products are faster by oneDNN."""
+    """Pretend that this processor's float32 products are faster by oneDNN."""
     if not processor.has_onednn():
         pytest.skip("this build of torch has no such operators")
     monkeypatch.setenv(processor.FAST_PATHS_VARIABLE, "onednn")
@@ -28,13 +28,13 @@ def _preferred(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each product that oneDNN computes."""
     seen: list[int] = []
-    multiply = products.multiply
+    multiply = fast_linear.multiply
 
     def counted(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         seen.append(len(x))
         return multiply(x, packed, bias)
 
-    monkeypatch.setattr(products, "multiply", counted)
+    monkeypatch.setattr(fast_linear, "multiply", counted)
     return seen
 
 
@@ -101,7 +101,7 @@ def test_without_the_operators_torch_computes(monkeypatch: pytest.MonkeyPatch, c
 def test_another_library_s_module_keeps_its_weights() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 5, bias=False)))
     before = dict(module.state_dict())
-    give_to_onednn(module)
+    use_onednn_linear(module)
     assert [type(part) for part in module.modules()].count(OneDnnLinear) == 2
     after = module.state_dict()
     assert list(after) == list(before)

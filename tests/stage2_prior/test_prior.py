@@ -1,4 +1,4 @@
-"""A prior's tokens: how one is drawn, how a sequence is generated, guidance, and what a file must be to be loaded."""
+"""Priors: drawing a code, generating a sequence, guidance, and loading a file."""
 
 import math
 from fractions import Fraction
@@ -12,8 +12,8 @@ from torch import Tensor
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, TokenShape
 from stage2_prior.base import Prior
-from stage2_prior.class_names import label_of
-from stage2_prior.generation import draw, generate, sample_softmax
+from stage2_prior.class_labels import parse_class
+from stage2_prior.generation import draw_codes, generate, sample_softmax
 from stage2_prior.guidance import Guidance
 from stage2_prior.likelihood import image_nats
 from stage2_prior.prior import PRIOR_FILE, load_prior
@@ -47,7 +47,7 @@ def test_draw_inverts_the_distribution_function() -> None:
     row = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
     below = [math.nextafter(edge, 0.0) for edge in (0.25, 0.75, 1.0)]
     noise = torch.tensor([0.0, 0.1, below[0], 0.25, 0.5, below[1], 0.75, below[2]], dtype=torch.float64)
-    assert draw(row.expand(8, -1), noise).tolist() == [1, 1, 1, 3, 3, 3, 4, 4]
+    assert draw_codes(row.expand(8, -1), noise).tolist() == [1, 1, 1, 3, 3, 3, 4, 4]
 
 
 def test_draw_is_that_of_a_slow_reference() -> None:
@@ -56,7 +56,9 @@ def test_draw_is_that_of_a_slow_reference() -> None:
     probabilities = torch.randint(0, 8, (300, 9), generator=generator).float() / 16
     probabilities[:, 4] += 1 / 16
     noise = torch.randint(0, 2**20, (300,), generator=generator).double() / 2**20
-    for row, u, token in zip(probabilities.tolist(), noise.tolist(), draw(probabilities, noise).tolist(), strict=True):
+    for row, u, token in zip(
+        probabilities.tolist(), noise.tolist(), draw_codes(probabilities, noise).tolist(), strict=True
+    ):
         target, mass = Fraction(u) * sum(map(Fraction, row)), Fraction(0)
         passed = []
         for share in row:
@@ -69,7 +71,7 @@ def test_a_large_codebook_is_drawn_from_evenly() -> None:
     """Trap 29: sums of 50,000 small probabilities in float32 blur their borders; token i owns [i, i + 1) / V."""
     size, ids = 50_000, torch.arange(0, 50_000, 997)
     noise = (ids.double() + 1e-4) / size
-    assert torch.equal(draw(torch.full((len(ids), size), 1 / size), noise), ids)
+    assert torch.equal(draw_codes(torch.full((len(ids), size), 1 / size), noise), ids)
 
 
 @pytest.mark.parametrize("noise", [0.0, LAST, 0.5])
@@ -81,23 +83,23 @@ def test_a_token_of_probability_zero_is_never_drawn(noise: float, dtype: torch.d
     probabilities *= torch.rand(5_000, 9, generator=generator) < 0.4
     probabilities[:, 3] += 1e-20  # at least one is possible, however unlikely
     probabilities[:, [0, -1]] = 0.0
-    tokens = draw(probabilities, torch.full((5_000,), noise, dtype=torch.float64))
+    tokens = draw_codes(probabilities, torch.full((5_000,), noise, dtype=torch.float64))
     assert (probabilities.gather(1, tokens[:, None]) > 0).all()
 
 
 @KINDS
 @pytest.mark.parametrize(("shape", "n"), [(TokenShape(1, 2, 1, 5), 20_000), (TokenShape(1, 2, 2, 3), 20_000)], ids=str)
 def test_samples_have_the_frequencies_of_their_likelihood(kind: str, shape: TokenShape, n: int) -> None:
-    """Traps 28 and 29: likelihoods of all pictures sum to one and samples follow them, so scoring and sampling agree on
+    """Traps 28 and 29: likelihoods of all images sum to one and samples follow them, so scoring and sampling agree on
     one factorisation, over positions and over the K codes of each (x-transformers keeps a tenth of the top)."""
     model = MAKERS[kind](shape, 2, seed=3)
     every = torch.cartesian_prod(*[torch.arange(shape.V)] * shape.length)  # (V**L, L)
     label = torch.ones((), dtype=torch.int64)
-    pictures = rearrange(every, "n (h w K) -> n h w K", h=shape.h, w=shape.w)
-    spread = model(pictures, label.expand(len(every))).std()
+    images = rearrange(every, "n (h w K) -> n h w K", h=shape.h, w=shape.w)
+    spread = model(images, label.expand(len(every))).std()
     for output in (weight for name, weight in model.head.named_parameters() if "output" in name):
         output.mul_(0.5 / spread)
-    probabilities = (-image_nats(model, pictures, label.expand(len(every)))).exp()
+    probabilities = (-image_nats(model, images, label.expand(len(every)))).exp()
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
     assert probabilities.max() > 3 * probabilities.min(), "a uniform prior would prove little"
     codes = generate(model, label.expand(n), noise_of(n, shape.length))
@@ -204,7 +206,7 @@ def test_a_missing_prior_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_tokenizer_is_named_by_the_option_that_was_given(tmp_path: Path) -> None:
-    """Who gave --prior must not be sent to look for a --tokenizer."""
+    """The error names --prior, the option that was given, and not --tokenizer."""
     write_prior(tmp_path)
     (tmp_path / TOKENIZER_FILE).unlink()
     with pytest.raises(ConfigError, match=f"--prior.*{TOKENIZER_FILE}"):
@@ -213,29 +215,29 @@ def test_a_missing_tokenizer_is_named_by_the_option_that_was_given(tmp_path: Pat
 
 def test_a_class_has_a_name_and_a_number() -> None:
     """Trap 34: a name comes first, since a class may be called by a number which is not its label's."""
-    assert [label_of(name, ("cat", "dog")) for name in ("cat", "dog", "0", "1")] == [0, 1, 0, 1]
-    assert [label_of(name, ("7", "1", "0")) for name in ("7", "1", "0")] == [0, 1, 2]
+    assert [parse_class(name, ("cat", "dog")) for name in ("cat", "dog", "0", "1")] == [0, 1, 0, 1]
+    assert [parse_class(name, ("7", "1", "0")) for name in ("7", "1", "0")] == [0, 1, 2]
     with pytest.raises(ConfigError, match=r"classes are: 1, 2, 10$"):  # a number would be another class than it says
-        label_of("0", ("1", "2", "10"))
+        parse_class("0", ("1", "2", "10"))
 
 
 def test_a_class_is_found_in_either_normal_form() -> None:
     """A Mac writes an accent as a character of its own, and most keyboards do not."""
     for typed in ("caf\u00e9", "cafe\u0301"):
         for kept in ("caf\u00e9", "cafe\u0301"):
-            assert label_of(typed, ("a,b", kept)) == 1
+            assert parse_class(typed, ("a,b", kept)) == 1
 
 
 @pytest.mark.parametrize("name", ["bird", "2", "-1", "", "Cat", "1.0"])
 def test_an_unknown_class_lists_the_known_ones(name: str) -> None:
     """Trap 34: a negative number would wrap to the last class, one past the end would be the class of no class."""
     with pytest.raises(ConfigError, match="0 cat, 1 dog"):
-        label_of(name, ("cat", "dog"))
+        parse_class(name, ("cat", "dog"))
     with pytest.raises(ConfigError, match="unconditional"):
-        label_of(name, ())
+        parse_class(name, ())
 
 
 def test_a_superscript_is_no_number() -> None:
     """An odd key stroke is a usage error like any other, not a traceback."""
     with pytest.raises(ConfigError, match="0 cat, 1 dog"):
-        label_of("²", ("cat", "dog"))
+        parse_class("²", ("cat", "dog"))

@@ -1,4 +1,4 @@
-"""Scores: each image's own, each class's, and the whole set's; the command's files, and what it refuses."""
+"""Scores of images, by class and of a whole set; the command's files and errors."""
 
 import csv
 import errno
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_tokenizer.data import build_image_batches
 from stage1_tokenizer.data.image_batches import normalise
-from stage2_prior.likelihood import nats_of
-from stage2_prior.prior import PRIOR_FILE, LoadedPrior, labels_for
+from stage1_tokenizer.data.open_data import open_data
+from stage2_prior.likelihood import token_nats
+from stage2_prior.prior import PRIOR_FILE, LoadedPrior, match_labels
 from stage2_prior.score import main
 from tests.helpers.artefacts import MAKERS, edit_weights, files_of, shapes, write_image_folder, write_prior
 from tests.helpers.commands import Ended, run, run_script
@@ -39,12 +39,12 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def by_hand(prior: LoadedPrior) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels, and nats (N, classes) of the seven validation shapes under each class, one image at a time."""
-    pixels, labels = build_image_batches(shapes(), "validation", 0).batch(np.arange(7))
+    pixels, labels = open_data(shapes()).image_batches("validation", 0).batch(np.arange(7))
     nats = torch.zeros(7, 5, dtype=torch.float64)
     for index in range(7):
         codes = prior.tokenizer.tokenizer.encode_codes(normalise(pixels[index : index + 1]))
         for label in range(5):
-            nats[index, label] = nats_of(prior.model(codes, torch.tensor([label])), codes).double().sum()
+            nats[index, label] = token_nats(prior.model(codes, torch.tensor([label])), codes).double().sum()
     return labels, nats
 
 
@@ -94,8 +94,8 @@ def test_a_prior_that_knows_nothing_needs_ln_v(tmp_path: Path) -> None:
 
 def test_classes_are_matched_by_name(prior: LoadedPrior, tmp_path: Path) -> None:
     """Trap 34: another data set lists its classes in another order, and has one that the prior never saw."""
-    assert labels_for(prior, ("star", "bird", "disk")).tolist() == [4, 5, 2]
-    assert labels_for(prior, ()).tolist() == [5]
+    assert match_labels(prior, ("star", "bird", "disk")).tolist() == [4, 5, 2]
+    assert match_labels(prior, ()).tolist() == [5]
     write_image_folder(tmp_path / "own", ("star", "bird"), per_class=3)
     arguments = ("--data.kind", "folder", "--data.root", tmp_path / "own", "--data.image_size", "8,12")
     ended = command(prior, tmp_path / "o", *arguments, "--split", "train", "--data.validation_share", 0.01)
@@ -108,10 +108,10 @@ def test_a_class_that_was_never_seen_needs_label_dropout(tmp_path: Path) -> None
     """Trap 32: without it the row of no class is untrained, and a score under it would be noise."""
     prior = write_prior(tmp_path, NAMES, label_dropout=0.0)
     with pytest.raises(ValueError, match=r"bird.*rectangle.*label_dropout 0"):
-        labels_for(prior, ("star", "bird"))
+        match_labels(prior, ("star", "bird"))
     with pytest.raises(ValueError, match="images without a class"):
-        labels_for(prior, ())
-    assert labels_for(prior, NAMES[::-1]).tolist() == [4, 3, 2, 1, 0]
+        match_labels(prior, ())
+    assert match_labels(prior, NAMES[::-1]).tolist() == [4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(

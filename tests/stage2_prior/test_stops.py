@@ -103,7 +103,7 @@ def test_a_run_can_be_continued_with_its_own_tokenizer(
 
 
 def test_a_start_that_failed_does_not_bind_the_next(tmp_path: Path) -> None:
-    """Who names the right place, after being told that the data is not there, must not be refused for the change."""
+    """A start that failed for a missing data folder does not refuse the right folder in the next start."""
     write_image_folder(tmp_path / "images", ("cat", "dog"))
     data = FolderConfig(root=str(tmp_path / "images"), image_size=IMAGE_SIZE, validation_share=0.3)
     write_tokenizer(tmp_path / "stage1", data=data)

@@ -12,17 +12,19 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from stage1_tokenizer.data import DataConfig, OpenData, build_image_batches
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.base import Split
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.image_batches import ImageBatches, Split, normalise
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise
+from stage1_tokenizer.data.open_data import OpenData, open_data
 from stage1_tokenizer.engine.checkpoint import load_strict, read_weights
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer, fingerprint
 from stage2_prior import tokens
-from stage2_prior.tokens import TokenSet, load_or_extract
+from stage2_prior.tokens import TokenSet, load_or_encode
 from tests.helpers.artefacts import IMAGE_SIZE, shapes, write_image_folder, write_tokenizer
 from tests.helpers.commands import lone_accelerator
 from tests.helpers.processes import run_processes
-from tests.stage1_tokenizer.data.test_resident import CUDA
+from tests.stage1_tokenizer.data.test_image_tensor import CUDA
 
 SHARD = "train-00000-of-00001.safetensors"
 AUGMENTED = {"flip": True, "random_crop": True, "resize_to": 16}
@@ -42,13 +44,13 @@ def extractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def expected(tokenizer: LoadedTokenizer, pictures: ImageBatches, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+def expected(tokenizer: LoadedTokenizer, images: ImageBatches, epoch: int | None = None) -> tuple[Tensor, Tensor]:
     """Codes and labels of a whole split, by a tokenizer that is built anew from the file's weights."""
     weights, _ = read_weights(tokenizer.path, "tokenizer")
     model = Tokenizer(tokenizer.tokenizer.config)
     load_strict(model, weights, "test")
-    indices = np.arange(len(pictures))
-    pixels, labels = pictures.batch(indices, None if epoch is None else np.full_like(indices, epoch))
+    indices = np.arange(len(images))
+    pixels, labels = images.batch(indices, None if epoch is None else np.full_like(indices, epoch))
     with torch.no_grad():
         return model.eval().encode_codes(normalise(pixels)), labels
 
@@ -63,7 +65,7 @@ def load(
 ) -> TokenSet:
     """The tokens in folder/tokens by the tokenizer in `folder`."""
     tokenizer = LoadedTokenizer.load(folder)
-    return load_or_extract(
+    return load_or_encode(
         accelerator or lone_accelerator(), tokenizer, OpenData(data), split, views, seed, folder / "tokens"
     )
 
@@ -71,23 +73,23 @@ def load(
 def test_tokens_are_the_codes_of_the_frozen_tokenizer(tmp_path: Path) -> None:
     """Trap 25: the codes are those of the saved weights in eval mode, and extracting leaves the weights alone."""
     tokenizer = write_tokenizer(tmp_path)
-    found = load_or_extract(lone_accelerator(), tokenizer, OpenData(shapes()), "train", 1, 0, tmp_path / "tokens")
-    codes, labels = expected(tokenizer, build_image_batches(shapes(), "train", 0))
+    found = load_or_encode(lone_accelerator(), tokenizer, OpenData(shapes()), "train", 1, 0, tmp_path / "tokens")
+    codes, labels = expected(tokenizer, open_data(shapes()).image_batches("train", 0))
     assert len(set(codes.flatten().tolist())) > 8, "a tokenizer that uses few codes would prove little"
     assert torch.equal(found.codes[:, 0].long(), codes)
     assert torch.equal(found.labels.long(), labels)
-    assert found.classes == build_image_batches(shapes(), "train", 0).classes
+    assert found.classes == open_data(shapes()).image_batches("train", 0).classes
     assert fingerprint(tokenizer.tokenizer) == tokenizer.fingerprint
     with safe_open(tmp_path / "tokens" / SHARD, framework="pt") as file:
         assert json.loads(file.metadata()["provenance"])["tokenizer"] == tokenizer.fingerprint
 
 
 def test_epochs_take_the_views_in_turn(tmp_path: Path) -> None:
-    """Trap 25: view 0 is the plain picture, the others are augmented each in its own way, and none is forgotten."""
+    """Trap 25: view 0 is the plain image, the others are augmented each in its own way, and none is forgotten."""
     data, seed = shapes(**AUGMENTED), 5
-    tokenizer, pictures = write_tokenizer(tmp_path), build_image_batches(data, "train", seed)
+    tokenizer, images = write_tokenizer(tmp_path), open_data(data).image_batches("train", seed)
     found = load(tmp_path, data, views=3, seed=seed)
-    wanted = [expected(tokenizer, pictures, epoch)[0] for epoch in (None, 1, 2)]
+    wanted = [expected(tokenizer, images, epoch)[0] for epoch in (None, 1, 2)]
     assert not any(torch.equal(wanted[one], wanted[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
     indices = np.array([4, 0, 22, 4])
     for epoch in range(7):
@@ -124,7 +126,7 @@ def test_each_image_is_extracted_once_on_three_processes(tmp_path: Path, extract
     ranks = run_processes(3, extract_on_a_rank, tmp_path, data)
     assert len(list((tmp_path / "tokens").iterdir())) == 6
     for split in ("train", "validation"):
-        codes, labels = expected(tokenizer, build_image_batches(data, split, 0))
+        codes, labels = expected(tokenizer, open_data(data).image_batches(split, 0))
         assert [index for rank in ranks for index in rank[split][1]] == list(range(len(labels)))
         alone = load(tmp_path, data, split)
         for found in (alone, *(rank[split][0] for rank in ranks)):
@@ -173,7 +175,7 @@ def test_another_tokenizer_means_other_tokens(
     found = load(tmp_path, shapes())
     assert extractions == ["train", "train"]
     assert "another tokenizer" in capsys.readouterr().out
-    assert torch.equal(found.codes[:, 0].long(), expected(tokenizer, build_image_batches(shapes(), "train", 0))[0])
+    assert torch.equal(found.codes[:, 0].long(), expected(tokenizer, open_data(shapes()).image_batches("train", 0))[0])
     assert not torch.equal(found.codes, before.codes)
 
 
@@ -192,7 +194,7 @@ def test_tokens_are_used_again(tmp_path: Path, extractions: list[str]) -> None:
 
 
 def test_a_picture_that_was_replaced_is_noticed(tmp_path: Path, extractions: list[str]) -> None:
-    """Trap 25: a folder's config does not change when its pictures do."""
+    """Trap 25: a folder's config does not change when its images do."""
     write_image_folder(tmp_path / "images", ("cat", "dog"))
     data = FolderConfig(root=str(tmp_path / "images"), image_size=IMAGE_SIZE, validation_share=0.3)
     write_tokenizer(tmp_path, data=data)
@@ -212,7 +214,7 @@ def test_a_batch_is_the_same_on_every_device(device: str) -> None:
     rng = torch.Generator().manual_seed(0)
     codes = torch.randint(16, (23, 3, 2, 3, 1), generator=rng, dtype=torch.int32)
     plain = TokenSet(codes, torch.arange(23, dtype=torch.int32), ("a", "b"))
-    there = plain.on(torch.device(device))
+    there = plain.to_device(torch.device(device))
     assert there.codes.device.type == there.labels.device.type == device
     places = np.array([4, 0, 22, 4]), np.array([0, 7, 5, 1])
     for one, other in zip(plain.batch(places), there.batch(places), strict=True):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
-from stage1_tokenizer.data import DataConfig, OpenData
+from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import LoadedTokenizer
-from stage2_prior.tokens import TokenSet, load_or_extract, relabel
+from stage2_prior.tokens import TokenSet, load_or_encode, relabel
 from tests.helpers.artefacts import edit_weights, shapes, write_tokenizer
 from tests.helpers.commands import lone_accelerator
 
@@ -19,7 +20,7 @@ from tests.helpers.commands import lone_accelerator
 def load(folder: Path, data: DataConfig) -> TokenSet:
     """The training tokens in folder/tokens by the tokenizer in `folder`."""
     tokenizer = LoadedTokenizer.load(folder)
-    return load_or_extract(lone_accelerator(), tokenizer, OpenData(data), "train", 1, 0, folder / "tokens")
+    return load_or_encode(lone_accelerator(), tokenizer, OpenData(data), "train", 1, 0, folder / "tokens")
 
 
 def changed(name: str, value: int) -> Callable[[Path, TokenSet], None]:
@@ -120,6 +121,6 @@ def test_an_unknown_class_is_refused() -> None:
 
 
 def test_data_that_has_lost_its_classes_is_refused() -> None:
-    """Trap 34: a picture beside the class folders makes the tree one without classes; that is no label 0."""
+    """Trap 34: a image beside the class folders makes the tree one without classes; that is no label 0."""
     with pytest.raises(ConfigError, match="classes"):
         relabel(token_set((), 0, 0), ("ant", "bee"))

@@ -1,4 +1,4 @@
-"""Training a prior: what a stop, micro-batches and processes may not change, and what is reported and left on disk."""
+"""Training a prior: stops, micro-batches and processes change nothing; its metrics and its files are right."""
 
 import math
 import shutil
@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sampling import generate
-from stage1_tokenizer.data import OpenData, data_config
-from stage1_tokenizer.data.image_batches import Split
+from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.data.order import BatchOrder
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.gpt.model import Gpt
 from stage2_prior.likelihood import bigram_bits
 from stage2_prior.prior import PRIOR_FILE, load_prior
-from stage2_prior.tokens import TokenSet, load_or_extract
+from stage2_prior.tokens import TokenSet, load_or_encode
 from stage2_prior.validation import validate
 from tests.helpers.artefacts import gpt, shapes, write_tokenizer
 from tests.helpers.commands import lone_accelerator, run, run_script
@@ -67,13 +68,13 @@ def test_the_saved_prior_is_the_mean_of_the_weights(tokenizer: Path, tmp_path: P
 
 
 def test_the_bigram_stands_beside_each_validation(tokenizer: Path, tmp_path: Path) -> None:
-    """A prior that does not beat it knows nothing of pictures; it follows from the tokens of both splits."""
+    """A prior that does not beat it knows nothing of images; it follows from the tokens of both splits."""
     train(tmp_path, tokenizer, steps=4, validate_every=2, views=2)
     loaded, splits = LoadedTokenizer.load(tokenizer), []
     wanted_of: tuple[tuple[Split, int], ...] = (("train", 2), ("validation", 1))
     for split, views in wanted_of:
-        data = data_config(loaded.data, "")
-        splits.append(load_or_extract(lone_accelerator(), loaded, OpenData(data), split, views, 0, tmp_path / "tokens"))
+        data = parse_data_config(loaded.data, "")
+        splits.append(load_or_encode(lone_accelerator(), loaded, OpenData(data), split, views, 0, tmp_path / "tokens"))
     validations = [entry for entry in log(tmp_path) if "validation/bits_per_token" in entry]
     assert [entry["step"] for entry in validations] == [2, 4]
     wanted = bigram_bits(splits[0], splits[1], codebook_size=16)
@@ -109,7 +110,7 @@ def test_which_labels_are_withheld_depends_on_seed_epoch_and_index(tokenizer: Pa
         for stop in [stop_after, None] if stop_after else [None]:
             train(out, tokenizer, stop, lambda names: names.update(build_prior=Recording), **options)
         order = BatchOrder(23, batch_size, seed)
-        places = [zip(*order.places(step), strict=True) for step in range(steps)]
+        places = [zip(*order.indices(step), strict=True) for step in range(steps)]
         flat = [(int(epoch), int(index)) for step in places for index, epoch in step]
         return dict(zip(flat, torch.cat(seen).tolist(), strict=True))
 
@@ -123,7 +124,7 @@ def test_which_labels_are_withheld_depends_on_seed_epoch_and_index(tokenizer: Pa
 
 
 def figures_on_a_rank(accelerator: Accelerator, folder: Path, weight: float) -> dict[str, float]:
-    """What `validate` says of random tokens and of a prior whose logits are scaled by `weight`."""
+    """Validate a prior, whose logits are scaled by `weight`, on random tokens."""
     tokenizer = LoadedTokenizer.load(folder)
     prior = gpt(tokenizer.tokenizer.shape, classes=5, label_dropout=0.9)
     dict(prior.named_parameters())["head.output.weight"].mul_(weight)

@@ -23,7 +23,7 @@ def cases() -> list[tuple[Grid, Grid, int]]:
 
 
 def taming_start(place: int, size: int, window: int) -> int:
-    """Where the window begins by figure 3 of the paper, as its authors' notebook computes the place inside it."""
+    """Return the start of the window by figure 3 of the paper, as its authors' notebook computes it."""
     half = window // 2
     if place <= half:
         local = place
@@ -58,7 +58,7 @@ def test_a_window_holds_its_positions_and_nothing_to_come() -> None:
 
 
 def test_stride_1_is_centred_as_in_the_paper() -> None:
-    """A position in the middle has most context on all sides; near borders the window stays within the picture."""
+    """A position in the middle has most context on all sides; near borders the window stays within the image."""
     for grid, window, _ in cases():
         used = check_window(window, window, grid, 1)
         for top, left, row, columns in placements(grid, used, 1):
@@ -113,7 +113,7 @@ def test_a_stride_that_carries_positions_out_is_refused(columns: int, most: int)
 
 
 def test_a_window_is_no_larger_than_the_picture() -> None:
-    """A small picture is generated on its own grid, not on a part of a larger one."""
+    """A small image is generated on its own grid, not on a part of a larger one."""
     assert check_window((4, 6), (4, 6), (2, 9), 1) == (2, 6)
     assert check_window((4, 6), (4, 6), (9, 2), 3) == (4, 2)
     assert check_window((2, 3), (4, 6), (4, 6), 1) == (2, 3)

@@ -1,4 +1,4 @@
-"""Files that say which images there are, and of which class: tables of labels, lists of classes, lists of paths.
+"""Readers of the files that name images and their classes: tables of labels, lists of classes, lists of paths.
 
 file,label            {"file_name": "1.png", "label": "cat"}         cat/1.png
 cat/1.png,cat         {"file_name": "2.png", "label": "dog"}         dog/2.png
@@ -14,112 +14,117 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stage1_tokenizer.data.folder.layout import Arranged, Place
-from stage1_tokenizer.data.folder.names import PARTS, Part
+from stage1_tokenizer.data.bad_files import MAX_QUOTED
+from stage1_tokenizer.data.folder.layout import Arrangement, Membership
+from stage1_tokenizer.data.folder.name_rules import SPLIT_OF_WORD, NamedSplit
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.file_names import describe_path, normalise_name
 
 FILE_COLUMNS = ("file_name", "filename", "file", "filepath", "path", "image_path", "image", "img", "name", "id")
 LABEL_COLUMNS = ("label", "class", "category", "class_name", "label_name", "target", "species", "breed", "labels", "y")
-PART_COLUMNS = ["split", "subset", "partition", "set"]
-SHOWN = 5
-"""Rows, columns or names that a message lists."""
-LARGEST = 2**31
-"""Bytes of such a file; one line for each of ten million images is a third of it."""
+SPLIT_COLUMNS = ("split", "subset", "partition", "set")
+MAX_COLUMNS = 20
+"""Number of columns that a message lists."""
+SAMPLE_ROWS = 50
+"""Number of rows that decide which columns hold the files and the splits."""
+MAX_BYTES = 2**31
+"""Greatest size of such a file; a table of ten million images takes about a third of this."""
 
 Row = dict[str, str]
 
 
-class Matcher:
-    """Finder of the image that a path in a file means: from the root or from any folder above it, with or without the
-    extension."""
+class ImageFinder:
+    """Finder of the image that a path in a file means. The path may start at the root or at any folder above it, and
+    may lack the extension."""
 
     def __init__(self, names: Iterable[str], root: Path, beside: Path) -> None:
-        """names: relative to `root`. beside: the folder of the file that holds the paths."""
+        """Index the images. names: relative to `root`. beside: the folder of the file that holds the paths."""
         self._names = {normalise_name(name): name for name in names}
         self._root, self._beside = os.path.abspath(root), os.path.abspath(beside)
-        self._ends = defaultdict[str, list[str]](list)
+        self._names_of_file = defaultdict[str, list[str]](list)
         for name in self._names:
-            end = name.rsplit("/", 1)[-1]
-            for key in {end, os.path.splitext(end)[0]}:
-                self._ends[key].append(name)
+            file = name.rsplit("/", 1)[-1]
+            for key in {file, os.path.splitext(file)[0]}:
+                self._names_of_file[key].append(name)
 
     def find(self, given: str) -> str | None:
-        """The image's name, or None where there is none, or more than one that it may mean."""
+        """Return the image's name; None if the path means no image, or may mean several."""
         text = normalise_name(given.strip())
         for form in (text, text.replace("\\", "/")):
-            if found := self._exact(form):
-                return found
+            if name := self._find_exact(form):
+                return name
         parts = PurePosixPath(text.replace("\\", "/")).parts
-        tails = ["/".join(parts[start:]) for start in range(len(parts))]
-        for tail in tails:  # the longest end of the path that names one image
-            named = [
+        for start in range(len(parts)):  # the longest end of the path that names one image
+            tail = "/".join(parts[start:])
+            names = [
                 name
-                for name in self._ends.get(tail.rsplit("/", 1)[-1], ())
+                for name in self._names_of_file.get(parts[-1], ())
                 if f"/{name}".endswith(f"/{tail}") or f"/{os.path.splitext(name)[0]}".endswith(f"/{tail}")
             ]
-            if len(named) == 1:
-                return self._names[named[0]]
-            if named:
-                return None
+            if names:
+                return self._names[names[0]] if len(names) == 1 else None
         return None
 
-    def _exact(self, text: str) -> str | None:
+    def _find_exact(self, text: str) -> str | None:
         if text in self._names:
             return self._names[text]
         for base in (self._root, self._beside):
             path = os.path.normpath(os.path.join(base, text))
-            near = os.path.relpath(path, self._root).replace(os.sep, "/")
-            if near in self._names:
-                return self._names[near]
+            relative = os.path.relpath(path, self._root).replace(os.sep, "/")
+            if relative in self._names:
+                return self._names[relative]
         return None
 
 
-def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path) -> Arranged:
-    """Read a table of labels, CSV or JSON lines: the class, and the split if the table has one, of each image.
+def read_labels(path: Path, column: str | None, names: Iterable[str], root: Path) -> Arrangement:
+    """Read a table of labels, CSV or JSON lines: the class of each image, and its split if the table has one.
 
-    column: the column of the classes; None: it is found by its name, or is the only one beside the files.
+    column: the column of the classes; None: the column with a usual name, or the only one beside the files.
 
     Raises:
-        ConfigError: it cannot be read, has no such columns, names no image, or gives an image two classes.
+        ConfigError: the table cannot be read, lacks such columns, names no image, or gives an image two classes.
     """
     option = f"data.labels {describe_path(path)}"
-    text = _read(path, option)
-    matcher = Matcher(names, root, path.parent)
-    rows = list(_json_rows(text, option) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, matcher, option))
+    text = _read_text(path, option)
+    finder = ImageFinder(names, root, path.parent)
+    rows = list(_json_rows(text, option) if text.lstrip()[:1] in ("{", "[") else _csv_rows(text, finder, option))
     if not rows:
         raise ConfigError(f"{option}: holds no rows")
-    files, labels, parts = _columns(rows, column, matcher, option)
-    places: dict[str, Place] = {}
-    missing, empty = list[str](), 0
+    files, labels, splits = _find_columns(rows, column, finder, option)
+    members: dict[str, Membership] = {}
+    missing, without_class = list[str](), 0
     for number, row in enumerate(rows, start=1):
-        name, label = matcher.find(row.get(files, "")), normalise_name(row.get(labels, "").strip())
+        name, label = finder.find(row.get(files, "")), normalise_name(row.get(labels, "").strip())
         if name is None:
             missing.append(row.get(files, ""))
         elif not label:
-            empty += 1
+            without_class += 1
         else:
-            place = Place(_part(row.get(parts, "") if parts else ""), label)
-            if places.setdefault(name, place) != place:
+            member = Membership(_split_of(row.get(splits, "") if splits else ""), label)
+            if members.setdefault(name, member) != member:
                 raise ConfigError(
-                    f"{option}: row {number} gives {name} the class {label}, and an earlier one {places[name].class_}; "
-                    "an image has one class"
+                    f"{option}: row {number} gives {name} the class {label}, and an earlier row the class "
+                    f"{members[name].class_}; an image has one class"
                 )
-    if not places:
+    if not members:
         raise ConfigError(f"{option}: none of its {len(rows):,} rows names an image below {root}, e.g. {missing[:1]}")
     notes = [f"classes: column {labels} of {path}"]
     if missing:
-        notes.append(f"{len(missing):,} rows of {path} name no image, or more than one: {', '.join(missing[:SHOWN])}")
-    if empty:
-        notes.append(f"{empty:,} rows of {path} have no class")
-    return Arranged(places, notes)
+        some = ", ".join(missing[:MAX_QUOTED])
+        notes.append(f"{len(missing):,} rows of {path} name no image, or more than one: {some}")
+    if without_class:
+        notes.append(f"{without_class:,} rows of {path} have no class")
+    return Arrangement(members, notes)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Names of classes, one a line, in the order of their labels. Raises ConfigError: unreadable, empty, or a name is
-    there twice."""
+    """Read names of classes, one a line, in the order of their labels.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, or has a name twice.
+    """
     option = f"data.classes {describe_path(path)}"
-    names = [normalise_name(line.strip()) for line in _read(path, option).splitlines() if line.strip()]
+    names = [normalise_name(line.strip()) for line in _read_text(path, option).splitlines() if line.strip()]
     twice = [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
     if twice or not names:
         raise ConfigError(f"{option}: " + (f"names {twice[0]} twice" if twice else "holds no names"))
@@ -127,28 +132,29 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_list(path: Path, names: Iterable[str], root: Path, key: str) -> set[str]:
-    """The images that a list of paths names, one a line.
+    """Read a list of paths, one a line, and return the names of the images.
 
     Raises:
-        ConfigError: it cannot be read, or a path in it names no image.
+        ConfigError: the list cannot be read, or a path in it names no image.
     """
     option = f"data.{key} {describe_path(path)}"
-    matcher = Matcher(names, root, path.parent)
-    lines = [line for line in _read(path, option).splitlines() if line.strip()]
-    found = {line: matcher.find(line) for line in lines}
-    if missing := [line for line, name in found.items() if name is None]:
+    finder = ImageFinder(names, root, path.parent)
+    lines = [line for line in _read_text(path, option).splitlines() if line.strip()]
+    names_of_lines = {line: finder.find(line) for line in lines}
+    if missing := [line for line, name in names_of_lines.items() if name is None]:
+        quoted = "; ".join(missing[:MAX_QUOTED])
         raise ConfigError(
             f"{option}: {len(missing):,} of its {len(lines):,} lines name no image below {root}, or more than one: "
-            f"{'; '.join(missing[:SHOWN])}. A line is a path, from the root or from the folder of the list; classes go "
-            "into a table for --data.labels"
+            f"{quoted}. A line is a path, from the root or from the folder of the list; classes go into a table for "
+            "--data.labels"
         )
-    return {name for name in found.values() if name is not None}
+    return {name for name in names_of_lines.values() if name is not None}
 
 
-def _read(path: Path, option: str) -> str:
+def _read_text(path: Path, option: str) -> str:
     try:
-        if path.stat().st_size > LARGEST:
-            raise ConfigError(f"{option}: has more than {LARGEST:,} bytes")
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{option}: has more than {MAX_BYTES:,} bytes")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{option}: cannot be read ({error.strerror})") from None
@@ -156,7 +162,7 @@ def _read(path: Path, option: str) -> str:
         raise ConfigError(f"{option}: is not text in UTF-8; save it as UTF-8") from None
 
 
-def _csv_rows(text: str, matcher: Matcher, option: str) -> Iterator[Row]:
+def _csv_rows(text: str, finder: ImageFinder, option: str) -> Iterator[Row]:
     first = text.splitlines()[0] if text.strip() else ""
     delimiter = max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
@@ -167,7 +173,7 @@ def _csv_rows(text: str, matcher: Matcher, option: str) -> Iterator[Row]:
     if not rows:
         return
     header = [cell.strip() for cell in rows[0]]
-    if any(matcher.find(cell) for cell in header):  # no header: the first row has an image already
+    if any(finder.find(cell) for cell in header):  # no header: the first row has an image already
         header = [f"{number}" for number in range(1, len(header) + 1)]
     else:
         rows = rows[1:]
@@ -183,42 +189,42 @@ def _json_rows(text: str, option: str) -> Iterator[Row]:
         raise ConfigError(f"{option}: is not JSON, one object a line ({error})") from None
     for number, row in enumerate(objects, start=1):
         if not isinstance(row, dict):
-            raise ConfigError(f"{option}: row {number} is no JSON object")
+            raise ConfigError(f"{option}: row {number} is not a JSON object")
         yield {
             str(key): "" if value is None else value if isinstance(value, str) else json.dumps(value)
             for key, value in row.items()
         }
 
 
-def _columns(rows: list[Row], column: str | None, matcher: Matcher, option: str) -> tuple[str, str, str | None]:
-    """The names of the columns that hold the files, the classes and, if there is one, the splits."""
+def _find_columns(rows: list[Row], column: str | None, finder: ImageFinder, option: str) -> tuple[str, str, str | None]:
+    """Return the names of the columns that hold the files, the classes and, if there is one, the splits."""
     columns = list(rows[0])
-    known = {name.lower(): name for name in columns}
-    sample = rows[: 10 * SHOWN]
-    named = [known[name] for name in FILE_COLUMNS if name in known]
-    hits = {name: sum(matcher.find(row.get(name, "")) is not None for row in sample) for name in [*named, *columns]}
+    listed = ", ".join(columns[:MAX_COLUMNS])
+    spelling = {name.lower(): name for name in columns}
+    sample = rows[:SAMPLE_ROWS]
+    candidates = [*(spelling[name] for name in FILE_COLUMNS if name in spelling), *columns]
+    hits = {name: sum(finder.find(row.get(name, "")) is not None for row in sample) for name in candidates}
     files = max(hits, key=lambda name: hits[name])
     if not hits[files]:
         raise ConfigError(
-            f"{option}: no column holds names of images below the root; the columns are {', '.join(columns[:20])}, and "
-            f"the first row is {', '.join(list(rows[0].values())[:SHOWN])}"
+            f"{option}: no column holds names of images below the root; the columns are {listed}, and the first row is "
+            + ", ".join(list(rows[0].values())[:MAX_QUOTED])
         )
-    parts = next((known[name] for name in PART_COLUMNS if name in known and known[name] != files), None)
-    if parts and not all(_part(row.get(parts, "")) for row in sample):
-        parts = None
+    splits = next((spelling[name] for name in SPLIT_COLUMNS if name in spelling and spelling[name] != files), None)
+    if splits and not all(_split_of(row.get(splits, "")) for row in sample):
+        splits = None
     if column is not None and column not in columns:
-        raise ConfigError(f"data.label_column {column}: {option} has the columns {', '.join(columns[:20])}")
-    others = [name for name in columns if name not in (files, parts)]
-    found = [known[name] for name in LABEL_COLUMNS if name in known and known[name] in others]
-    label = column or (found[0] if found else others[0] if len(others) == 1 else None)
+        raise ConfigError(f"data.label_column {column}: {option} has the columns {listed}")
+    others = [name for name in columns if name not in (files, splits)]
+    usual = [spelling[name] for name in LABEL_COLUMNS if name in spelling and spelling[name] in others]
+    label = column or (usual[0] if usual else others[0] if len(others) == 1 else None)
+    if label is None and others:
+        named = ", ".join(others[:MAX_COLUMNS])
+        raise ConfigError(f"{option}: which column is the class? Name one of {named} with --data.label_column")
     if label is None:
-        raise ConfigError(
-            f"{option}: which column is the class? Name one of {', '.join(others[:20])} with --data.label_column"
-            if others
-            else f"{option}: has no column beside {files}, so no classes; a list of paths is --data.files"
-        )
-    return files, label, parts
+        raise ConfigError(f"{option}: has no column beside {files}, so no classes; a list of paths is --data.files")
+    return files, label, splits
 
 
-def _part(text: str) -> Part | None:
-    return PARTS.get(text.strip().lower())
+def _split_of(text: str) -> NamedSplit | None:
+    return SPLIT_OF_WORD.get(text.strip().lower())

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_tokenizer.data.image_batches import ImageArray, to_uint8
+from stage1_tokenizer.data.base import ImageArray
+from stage1_tokenizer.data.image_batches import to_uint8
 from stage1_tokenizer.diagnostics.report.markup import Markup, tag
 
 LOSSLESS, GRID_LOSSLESS = 40_000, 150_000

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from stage1_tokenizer.data.record import plural
+from stage1_tokenizer.data.record import number_of
 from stage1_tokenizer.diagnostics.report.embedded_images import Sprites, fitted, sprites_of
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, format_percent, join, tag
 from stage1_tokenizer.diagnostics.views.base import Subject, View, codes_of, encoded_images, once
@@ -214,7 +214,9 @@ def show_atlas(subject: Subject) -> Child:
     several = "A position has several codes; this is the atlas of the first, the coarsest. "
     codes = [code for code in atlas.ids.tolist() if code in sprites.indices][: SHOWN + FOLDED]
     left_out = len(atlas.ids) - len(codes)
-    others = f"{plural(len(codes) - SHOWN, 'more code')}{f' ({left_out:,} others are not shown)' if left_out else ''}"
+    others = (
+        f"{number_of(len(codes) - SHOWN, 'more code')}{f' ({left_out:,} others are not shown)' if left_out else ''}"
+    )
     return join(
         sprites.style,
         tag(

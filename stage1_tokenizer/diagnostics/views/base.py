@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.data import DataConfig, OpenData, data_config
+from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.image_batches import normalise
-from stage1_tokenizer.data.record import Found
+from stage1_tokenizer.data.open_data import OpenData
+from stage1_tokenizer.data.record import DataSummary
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.diagnostics.report.markup import Child
 from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, NothingToShowError, Section, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
@@ -114,7 +116,7 @@ class EncodedImages:
 
     loaded: LoadedTokenizer
     data: DataConfig
-    found: Found
+    found: DataSummary
     classes: tuple[str, ...]
     split_size: int
     """Number of images of the whole validation split."""
@@ -181,7 +183,9 @@ def encoded_images(subject: Subject) -> EncodedImages:
         BadFileError: the weights are damaged, or too many images are.
     """
     loaded = LoadedTokenizer.load(subject.tokenizer or subject.run.path, subject.device, option=subject.option)
-    return encode_images(loaded, with_root(data_config(loaded.data, str(loaded.path)), subject.root), subject.images)
+    return encode_images(
+        loaded, with_root(parse_data_config(loaded.data, str(loaded.path)), subject.root), subject.images
+    )
 
 
 @torch.inference_mode()
@@ -214,7 +218,7 @@ def encode_images(loaded: LoadedTokenizer, data: DataConfig, images: int | None 
         parts.append(tuple(part.cpu() for part in (x, labels, z.float(), bottlenecked.z_q.float(), codes, x_hat)))
     x, labels, z, z_q, codes, x_hat = (torch.cat(part) for part in zip(*parts, strict=True))
     return EncodedImages(
-        loaded, data, opened.found, split.classes, len(split),
+        loaded, data, opened.summary, split.classes, len(split),
         x, labels, z, z_q, codes if tokenizer.bottleneck.depth else None, x_hat, error_map(x, x_hat), psnr(x, x_hat),
     )  # fmt: skip
 

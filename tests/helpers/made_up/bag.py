@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Generation, Grid, PreparedPrior, Prior
-from stage2_prior.products import Precision
+from stage2_prior.fast_linear import Precision
 
 
 class BagConfig(BasePriorConfig):
@@ -52,5 +52,5 @@ class BagGeneration(Generation):
         context: Tensor = self._bag.layer(self._sum)
         return context
 
-    def _take(self, embedded: Tensor) -> None:
+    def _add_positions(self, embedded: Tensor) -> None:
         self._sum = self._sum + embedded.sum(dim=1)

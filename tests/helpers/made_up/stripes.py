@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 import numpy as np
 
 from stage1_tokenizer.config.field_facts import Mark
-from stage1_tokenizer.data.image_batches import DataSplit, ImageArray, SizedConfig, Split
+from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray, Split
 
 
-class StripesConfig(SizedConfig):
+class StripesConfig(BaseDataConfig):
     """Stripes of one width."""
 
     kind: Literal["stripes"] = "stripes"

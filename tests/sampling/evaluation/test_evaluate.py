@@ -31,9 +31,9 @@ from sampling.sampler import Sampler, SamplingConfig
 from sampling.saved_images import read_png
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
-from stage1_tokenizer.data import build_image_batches
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.image_batches import normalise, to_uint8
+from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from tests.helpers.artefacts import pixels_of, shapes, write_prior, write_tokenizer
 from tests.helpers.commands import Ended, names_of, run
@@ -103,7 +103,7 @@ def test_reconstructions_are_measured_as_by_hand(tmp_path: Path, monkeypatch: py
     assert ended.code == 0, ended.err
     found = result(next((tmp_path / "run/evaluation").glob("reconstructions-shapes-validation-50-*.json")))["of"]
 
-    x = build_image_batches(DATA, "validation", 0).batch(np.arange(50))[0]
+    x = open_data(DATA).image_batches("validation", 0).batch(np.arange(50))[0]
     x_hat = to_uint8(torch.cat([loaded.tokenizer(part)[0] for part in torch.split(normalise(x), 1)]))
     a, b = x.double() / 255.0, x_hat.double() / 255.0
     psnr = np.mean(
@@ -137,7 +137,7 @@ def test_a_priors_samples_are_measured_as_by_hand(prior: Path) -> None:
     pictures = sampler.sample(45, seed=3)
     np.testing.assert_array_equal(np.stack([read_png(folder / f"{index:06d}.png") for index in range(45)]), pictures)
 
-    train = build_image_batches(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
     assert found["of"]["fd"]["value"] == pytest.approx(
         slow_frechet(features_of(pictures), features_of(train)), rel=1e-4
     )
@@ -184,7 +184,7 @@ def test_a_references_features_are_kept_with_their_provenance(prior: Path) -> No
     files = sorted(Path("runs/references").glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
     assert len(files) == 2
     with np.load(files[0].with_suffix(".npz")) as moments:
-        train = build_image_batches(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+        train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
         np.testing.assert_allclose(moments["sigma"], np.cov(features_of(train), rowvar=False), rtol=1e-5, atol=1e-7)
     files[0].write_bytes(files[0].read_bytes()[:-9])
     TinyExtractor.seen = 0
@@ -201,7 +201,7 @@ def words(config: Any) -> list[str]:
 
 def test_references_may_be_files_of_the_adm_suite(prior: Path) -> None:
     """Images (the training set's own give the split's own distance), or moments of other pictures' features."""
-    train = build_image_batches(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
     write_samples(prior / "pictures.npz", train)
     write_moments(prior / "moments.npz", moments_of(features_of(train)))
     found = {}
@@ -218,7 +218,7 @@ def test_references_may_be_files_of_the_adm_suite(prior: Path) -> None:
 
 def test_copies_of_training_images_are_counted_and_shown(prior: Path) -> None:
     """A prior that has learned ten training images by heart is found out, in pixels and in features."""
-    train = build_image_batches(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
     fresh = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
     write_samples(prior / "samples.npz", np.concatenate([train[:10], fresh]))
     arguments = ("--samples", prior / "samples.npz", "--prior", prior, "--out", prior / "out")
@@ -263,7 +263,7 @@ def with_pictures(folder: Path) -> Path:
 
 def test_the_moments_of_a_file_with_pictures_are_left_alone(prior: Path) -> None:
     """A reference file of the ADM suite has both, and its moments are of another resize."""
-    train = build_image_batches(DATA, "train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
+    train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
     np.savez(prior / "both.npz", arr_0=train, mu=np.full(D, 9.0), sigma=np.eye(D))
     arguments = ("--prior", prior, "-n", 6, "--nearest", 0)
     assert evaluate(*arguments, "--reference", prior / "both.npz", "--out", prior / "both").code == 0
@@ -302,7 +302,7 @@ def test_lpips_is_that_of_the_package(tmp_path: Path, real_data: Path, monkeypat
     names["build_extractor"] = lambda config, device: TinyExtractor()
     options = ("--perceptual.net", "alex", "--perceptual.weights", weights, "--out", tmp_path / "out")
     assert run(names["main"], *WEIGHTS, "--tokenizer", tmp_path / "run", *options).code == 0
-    x = normalise(build_image_batches(data, "validation", 0).batch(np.arange(5))[0])
+    x = normalise(open_data(data).image_batches("validation", 0).batch(np.arange(5))[0])
     x_hat = normalise(to_uint8(loaded.tokenizer(x)[0]))
     package = Perceptual(PerceptualConfig(weight=1.0, net="alex", weights=weights), (32, 32)).lpips
     each = [float(package(a[None], b[None])) for a, b in zip(x, x_hat, strict=True)]

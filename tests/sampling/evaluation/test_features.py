@@ -9,7 +9,7 @@ from torch import Tensor
 from sampling.evaluation.extractors.base import Extracted
 from sampling.evaluation.features import Features
 from sampling.evaluation.moments import moments_of
-from stage1_tokenizer.data.order import share
+from stage1_tokenizer.data.order import rank_range
 from tests.helpers.processes import run_processes
 
 
@@ -84,7 +84,7 @@ def test_two_pictures_are_needed() -> None:
 
 
 def collected(accelerator: Accelerator, n: int, keep: int | None) -> tuple[int, Tensor, Tensor, Tensor, Tensor | None]:
-    mine = torch.tensor(list(share(n, accelerator.process_index, accelerator.num_processes)), dtype=torch.int64)
+    mine = torch.tensor(list(rank_range(n, accelerator.process_index, accelerator.num_processes)), dtype=torch.int64)
     features = Features(5, keep)
     for part in torch.split(mine, 4):
         features.add(Extracted(drawn(n)[part], drawn(n, 3)[part]), part)

@@ -22,7 +22,7 @@ from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.simvq import SimVqConfig
 from stage1_tokenizer.bottlenecks.vq_library import VqLibraryConfig
-from stage1_tokenizer.data import data_config
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, fingerprint
 from stage2_prior.prior import PRIOR_FILE, load_prior
@@ -206,5 +206,5 @@ def test_data_of_a_later_version_are_told_in_a_few_lines(tmp_path: Path) -> None
     """A header of thousands of unknown keys gives a short message."""
     loaded = write_tokenizer(tmp_path)
     with pytest.raises(BadFileError, match=r"(?s)^f: .*data\.key0 \(of kind shapes\): there is no such key") as caught:
-        data_config({**loaded.data, **{f"key{number}": 1 for number in range(5000)}}, "f")
+        parse_data_config({**loaded.data, **{f"key{number}": 1 for number in range(5000)}}, "f")
     assert len(str(caught.value)) < 1500

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from stage1_tokenizer.data import OpenData
 from stage1_tokenizer.data.bad_files import BadImageError
-from stage1_tokenizer.data.colour import Decoding
+from stage1_tokenizer.data.colour import ReadingOptions
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.image_batches import resize, target_size
 from stage1_tokenizer.data.image_files import read_image
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 
 
@@ -39,7 +39,7 @@ def test_a_colour_profile_is_obeyed(tmp_path: Path) -> None:
 
 def test_a_damaged_profile_costs_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The colours are as stored, and it is said once."""
-    how = Decoding()
+    how = ReadingOptions()
     for name in ("a", "b"):
         Image.new("RGB", (8, 8), (200, 30, 30)).save(tmp_path / f"{name}.png", icc_profile=b"no profile" * 30)
         assert read_image(tmp_path / f"{name}.png", 3, how)[0, 0].tolist() == [200, 30, 30]
@@ -55,10 +55,10 @@ def test_transparent_pixels_show_the_background(tmp_path: Path, given: str, seen
     pixels[:, :10, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "x.png")
     config = FolderConfig.from_tree({"root": str(tmp_path), "background": given, "validation_share": 0})
-    picture = read_image(tmp_path / "x.png", 3, config.decoding)
-    assert picture[0, 0].tolist() == seen
-    assert picture[0, 15].tolist() == [255] * 3
-    assert (len(np.unique(picture[:, :10, 0])) > 1) == (given == "checker")
+    image = read_image(tmp_path / "x.png", 3, config.reading_options)
+    assert image[0, 0].tolist() == seen
+    assert image[0, 15].tolist() == [255] * 3
+    assert (len(np.unique(image[:, :10, 0])) > 1) == (given == "checker")
 
 
 def test_a_background_is_a_colour() -> None:
@@ -76,9 +76,9 @@ def test_what_cannot_be_seen_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     Image.new("RGBA", (9, 9), (200, 0, 0, 0)).save(tmp_path / "alpha0.png")
     Image.new("RGBA", (9, 9), (200, 0, 0, 9)).save(tmp_path / "fine.png")
     for name, is_said in [("white", True), ("alpha0", True), ("fine", False)]:
-        read_image(tmp_path / f"{name}.png", 3, Decoding())
+        read_image(tmp_path / f"{name}.png", 3, ReadingOptions())
         assert ("--data.background" in capsys.readouterr().err) == is_said
-    read_image(tmp_path / "white.png", 3, Decoding((0, 0, 0)))
+    read_image(tmp_path / "white.png", 3, ReadingOptions((0, 0, 0)))
     assert not capsys.readouterr().err
 
 
@@ -86,15 +86,15 @@ def test_few_bits_are_said_and_scaled(tmp_path: Path, capsys: pytest.CaptureFixt
     """12 bits in 16 come out nearly black: the warning names the option, with which they fill the range."""
     levels = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(levels).save(tmp_path / "x.png")
-    dark = read_image(tmp_path / "x.png", 1, Decoding())
+    dark = read_image(tmp_path / "x.png", 1, ReadingOptions())
     said = capsys.readouterr().err
     bits = int(re.search(r"--data\.bits (\d+)", said).group(1))  # type: ignore[union-attr]
     assert (dark.max(), bits, "nearly black" in said) == (16, 12, True)
-    scaled = read_image(tmp_path / "x.png", 1, Decoding(bits=bits))[..., 0]
+    scaled = read_image(tmp_path / "x.png", 1, ReadingOptions(bits=bits))[..., 0]
     assert abs(scaled / 255.0 - levels / 4095.0).max() <= 0.5 / 255 + 1e-9
     assert not capsys.readouterr().err
     with pytest.raises(BadImageError, match=r"4,095, more than the 1,023 of data\.bits 10"):
-        read_image(tmp_path / "x.png", 1, Decoding(bits=10))
+        read_image(tmp_path / "x.png", 1, ReadingOptions(bits=10))
 
 
 def test_a_truncated_jpeg_is_skipped_or_filled(tmp_path: Path) -> None:
@@ -107,21 +107,21 @@ def test_a_truncated_jpeg_is_skipped_or_filled(tmp_path: Path) -> None:
         read_image(tmp_path / "cut.jpg", 3)
     whole, filled = (
         read_image(tmp_path / "whole.jpg", 3),
-        read_image(tmp_path / "cut.jpg", 3, Decoding(truncated="fill")),
+        read_image(tmp_path / "cut.jpg", 3, ReadingOptions(truncated="fill")),
     )
     assert np.array_equal(whole[:40], filled[:40])
     assert filled[-8:].std() < 1
     (tmp_path / "cut.jpg").write_bytes(data[:200])
     with pytest.raises(BadImageError):
-        read_image(tmp_path / "cut.jpg", 3, Decoding(truncated="fill"))
+        read_image(tmp_path / "cut.jpg", 3, ReadingOptions(truncated="fill"))
 
 
 def test_the_limit_of_pixels_can_be_raised(tmp_path: Path) -> None:
     """It names the option; one that is lower refuses more."""
     Image.new("L", (50, 40)).save(tmp_path / "x.png")
-    assert read_image(tmp_path / "x.png", 1, Decoding(largest=2000)).shape == (40, 50, 1)
+    assert read_image(tmp_path / "x.png", 1, ReadingOptions(max_pixels=2000)).shape == (40, 50, 1)
     with pytest.raises(BadImageError, match=r"50x40 pixels.*limit of 1,999; --data\.largest_pixels"):
-        read_image(tmp_path / "x.png", 1, Decoding(largest=1999))
+        read_image(tmp_path / "x.png", 1, ReadingOptions(max_pixels=1999))
 
 
 def smooth(height: int, width: int) -> Image.Image:
@@ -145,7 +145,9 @@ def test_a_large_jpeg_is_the_same_at_a_part_of_its_size(
     exif[0x0112] = orientation
     smooth(403, 601).save(tmp_path / "x.jpg", exif=exif, quality=92)
     whole = resize(read_image(tmp_path / "x.jpg", 3), size, short).astype(int)
-    reduced = read_image(tmp_path / "x.jpg", 3, fit=lambda height, width: target_size(height, width, size, short))
+    reduced = read_image(
+        tmp_path / "x.jpg", 3, target_size=lambda height, width: target_size(height, width, size, short)
+    )
     assert reduced.shape == whole.shape
     assert np.array_equal(resize(reduced, size, short), reduced)
     assert abs(reduced - whole).mean() <= 1.5
@@ -159,7 +161,7 @@ def test_bad_files_count_over_both_splits(tmp_path: Path, capsys: pytest.Capture
     for i in range(100):
         (tmp_path / f"{i}.png").write_bytes(good.getvalue())
     names = {
-        split: [item.name for item in opened(tmp_path).images(split)._items]  # type: ignore[attr-defined]
+        split: [item.name for item in opened(tmp_path).splits[split]._items]  # type: ignore[attr-defined]
         for split in ("train", "validation")
     }
     bad_list = tmp_path / "run" / "bad.txt"
@@ -167,14 +169,14 @@ def test_bad_files_count_over_both_splits(tmp_path: Path, capsys: pytest.Capture
         (tmp_path / names[split][0]).write_bytes(b"bad")
         data = opened(tmp_path, cache=cache)
         for each in ("train", "validation"):
-            data.image_batches(each, 0).batch(np.arange(len(data.images(each))))
+            data.image_batches(each, 0).batch(np.arange(len(data.splits[each])))
         (tmp_path / names[split][0]).write_bytes(good.getvalue())
     bad = [*names["train"][:7], *names["validation"][:3]]
     for name in bad:
         (tmp_path / name).write_bytes(b"bad")
     for cache in ("memory", "none"):
         bad_list.unlink(missing_ok=True)
-        with pytest.raises(BadFileError, match="10 of 100 pictures cannot be read"):
+        with pytest.raises(BadFileError, match="10 of 100 images cannot be read"):
             opened(tmp_path, cache=cache).image_batches("train", 0, bad_list=bad_list).batch(np.arange(20))
         assert {Path(line.split("\t")[0]).name for line in bad_list.read_text().splitlines()} == set(bad)
 

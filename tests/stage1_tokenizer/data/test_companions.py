@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_tokenizer.data import OpenData
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.folder.names import are_pieces, split_names
+from stage1_tokenizer.data.folder.name_rules import are_pieces, split_names
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.engine.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def opened(root: Path, **options: Any) -> OpenData:
 
 
 def said(data: OpenData) -> str:
-    return "\n".join(data.found.lines())
+    return "\n".join(data.summary.lines())
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def test_files_that_go_with_an_image_are_left_out(tmp_path: Path, beside: str, i
     alone = [f"b/{beside.format('other')}"]
     lay(tmp_path, *images, *others, *alone)
     data = opened(tmp_path)
-    assert data.found.images == len(images + alone)
-    assert data.found.classes == {"a": 4, "b": 5}
-    assert data.found.ignored == {"left out": len(others)}
+    assert data.summary.images == len(images + alone)
+    assert data.summary.classes == {"a": 4, "b": 5}
+    assert data.summary.ignored == {"left out": len(others)}
     assert f"left out: {others[0]} and 7 more" in said(data)
-    assert opened(tmp_path, layout="flat").found.images == len(images + alone)
+    assert opened(tmp_path, layout="flat").summary.images == len(images + alone)
     (tmp_path / "list.txt").write_text("\n".join(images + others))
-    assert opened(tmp_path, files=str(tmp_path / "list.txt")).found.images == len(images + others)
+    assert opened(tmp_path, files=str(tmp_path / "list.txt")).summary.images == len(images + others)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_folders_that_are_no_classes(
 ) -> None:
     """Folders that go with others, pieces of one set, and sub-folders that no other split has; each is said."""
     data = opened(lay(tmp_path, *trees(*folders)))
-    assert list(data.found.classes) == classes
+    assert list(data.summary.classes) == classes
     if splits:
-        assert (data.found.train, data.found.validation) == splits
-    assert data.found.notes or len(classes) == len(folders)
+        assert (data.summary.train, data.summary.validation) == splits
+    assert data.summary.notes or len(classes) == len(folders)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,18 @@ def test_splits_without_one_to_train_on_are_refused(tmp_path: Path) -> None:
     lay(tmp_path, *trees("kouluttaa/a", "validation/a", "test/a"))
     with pytest.raises(ConfigError, match="Name the folder to train on"):
         opened(tmp_path)
-    assert len(opened(tmp_path, layout="classes").found.classes) == 3
+    assert len(opened(tmp_path, layout="classes").summary.classes) == 3
 
 
 def test_other_splits_without_classes_are_said(tmp_path: Path) -> None:
     """ImageNet's validation images lie in one folder. The splits named are those used, and the way out is one."""
     lay(tmp_path, *trees("train/a", "train/b", "val"))
     data = opened(tmp_path)
-    assert data.found.images == 8
+    assert data.summary.images == 8
     assert "only a part of the training images is validated on" in said(data)
     assert "(validation)" not in said(data)
     flat = opened(tmp_path / "train", validation_root=str(tmp_path / "val"), layout="flat")
-    assert (flat.found.train, flat.found.validation) == (8, 4)
+    assert (flat.summary.train, flat.summary.validation) == (8, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Image files -> pixels, whatever a file may hold, and the refusal of what is damaged or too large."""
+"""Pixels of image files of all kinds, and the refusal of damaged or too large files."""
 
 import io
 import runpy
@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from stage1_tokenizer.data.colour import LARGEST
-from stage1_tokenizer.data.image_batches import ImageArray
+from stage1_tokenizer.data.base import ImageArray
+from stage1_tokenizer.data.colour import MAX_PIXELS
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.engine.errors import BadFileError
 
 
-def picture_of(image: Image.Image, path: Path, channels: int = 3, **options: Any) -> ImageArray:
+def reread(image: Image.Image, path: Path, channels: int = 3, **options: Any) -> ImageArray:
     image.save(path, **options)
     return read_image(path, channels)
 
 
 def test_an_exif_orientation_is_obeyed(tmp_path: Path) -> None:
-    """All eight ways in which a camera may be held give the same upright picture."""
+    """All eight ways in which a camera may be held give the same upright image."""
     upright = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     # How the camera stores what is to be turned by orientation 1, 2, ... 8 (EXIF 2.32, 4.6.4 A).
     turns = [lambda x: x, np.fliplr, lambda x: np.rot90(x, 2), np.flipud]
@@ -38,14 +38,14 @@ def test_an_exif_orientation_is_obeyed(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
         stored = Image.fromarray(np.ascontiguousarray(turn(upright)))
-        assert np.array_equal(picture_of(stored, tmp_path / "x.png", exif=exif), upright), orientation
+        assert np.array_equal(reread(stored, tmp_path / "x.png", exif=exif), upright), orientation
 
 
-def test_a_wrong_exif_tag_costs_no_picture(tmp_path: Path) -> None:
+def test_a_wrong_exif_tag_costs_no_image(tmp_path: Path) -> None:
     """Cameras write text where the norm wants a number, and the pixels are none the worse for it."""
     page = struct.pack(">HHII", 0x0129, 2, 6, 38)
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + page + b"\0\0\0\0hello\0"
-    assert picture_of(Image.new("RGB", (9, 4)), tmp_path / "x.jpg", exif=exif).shape == (9, 4, 3)
+    assert reread(Image.new("RGB", (9, 4)), tmp_path / "x.jpg", exif=exif).shape == (9, 4, 3)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -53,7 +53,7 @@ def test_16_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
     """Pillow's own conversion clips all but the darkest 1/256 to white."""
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     for channels in (1, 3):
-        seen = picture_of(Image.fromarray(levels), tmp_path / f"x.{suffix}", channels)
+        seen = reread(Image.fromarray(levels), tmp_path / f"x.{suffix}", channels)
         assert seen.shape == (256, 256, channels)
         assert abs(seen / 255.0 - levels[..., None] / 65535.0).max() <= 0.5 / 255 + 1e-9
 
@@ -64,23 +64,23 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     rgba = Image.fromarray(np.dstack([colour, alpha]))
     expected = [[255, 255, 255], [200, 0, 40], [244, 204, 212]]
     for suffix, options in [("png", {}), ("webp", {"lossless": True, "exact": True}), ("tif", {})]:
-        assert abs(picture_of(rgba, tmp_path / f"x.{suffix}", **options)[0].astype(int) - expected).max() <= 1
-    grey = picture_of(Image.merge("LA", [Image.new("L", (3, 2), 100), rgba.getchannel("A")]), tmp_path / "la.png", 1)
+        assert abs(reread(rgba, tmp_path / f"x.{suffix}", **options)[0].astype(int) - expected).max() <= 1
+    grey = reread(Image.merge("LA", [Image.new("L", (3, 2), 100), rgba.getchannel("A")]), tmp_path / "la.png", 1)
     assert grey[0, :, 0].tolist() == [255, 100, 224]
     palette = Image.fromarray(np.array([[0, 1, 2]] * 2, dtype=np.uint8), mode="P")
     palette.putpalette([200, 0, 40] * 3)
     for suffix, transparent in [("png", 1), ("gif", 1), ("png", bytes([255, 0, 51]))]:
-        seen = picture_of(palette, tmp_path / f"p.{suffix}", transparency=transparent)
+        seen = reread(palette, tmp_path / f"p.{suffix}", transparency=transparent)
         assert seen[0, :2].tolist() == [[200, 0, 40], [255, 255, 255]]
         assert (
             abs(seen[0, 2].astype(int) - ([244, 204, 212] if isinstance(transparent, bytes) else [200, 0, 40])).max()
             <= 1
         )
-    assert (picture_of(Image.new("RGB", (2, 2), (9, 8, 7)), tmp_path / "k.png", transparency=(9, 8, 7)) == 255).all()
+    assert (reread(Image.new("RGB", (2, 2), (9, 8, 7)), tmp_path / "k.png", transparency=(9, 8, 7)) == 255).all()
 
 
 def test_every_mode_becomes_the_channels_asked_for(tmp_path: Path) -> None:
-    """CMYK, one bit, palettes, and animations (the first frame) are pictures like any other."""
+    """CMYK, one bit, palettes, and animations (the first frame) are images like any other."""
     red, white = np.array([255, 0, 0]), 255
     cases: list[tuple[Image.Image, str, dict[str, Any], Any]] = [
         (Image.new("CMYK", (8, 4), (0, 255, 255, 0)), "jpg", {}, red),
@@ -93,7 +93,7 @@ def test_every_mode_becomes_the_channels_asked_for(tmp_path: Path) -> None:
         more = {"save_all": True, "append_images": [Image.new("RGB", (8, 4), "blue")]}
         cases.append((Image.new("RGB", (8, 4), "red"), suffix, more, red))
     for image, suffix, options, expected in cases:
-        seen = picture_of(image, tmp_path / f"x.{suffix}", **options)
+        seen = reread(image, tmp_path / f"x.{suffix}", **options)
         assert (seen.shape, seen.dtype.name) == ((4, 8, 3), "uint8")
         assert abs(seen.astype(int) - expected).max() <= 1, (suffix, seen[0, 0])
         grey = read_image(tmp_path / f"x.{suffix}", 1)
@@ -118,7 +118,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     bomb = tmp_path / "bomb.png"
-    for width, height in [(60000, 60000), (LARGEST // 8000 + 1, 8000), (1, 2_000_000_000)]:
+    for width, height in [(60000, 60000), (MAX_PIXELS // 8000 + 1, 8000), (1, 2_000_000_000)]:
         bomb.write_bytes(png_claiming(width, height))
         with pytest.raises(BadFileError, match=r"bomb\.png.*(limit|large)"):
             read_image(bomb, 3)
@@ -138,7 +138,7 @@ def test_an_import_leaves_pillow_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("action", ["error", "always"])
-def test_a_large_picture_is_refused_without_a_warning(
+def test_a_large_image_is_refused_without_a_warning(
     tmp_path: Path, action: Literal["error", "always"], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Between our limit and Pillow's there is one message, ours, also where warnings are errors."""
@@ -157,7 +157,7 @@ def test_a_large_picture_is_refused_without_a_warning(
 
 
 def stored(format: str, **options: Any) -> bytes:
-    """A small picture of noise as a file of that format."""
+    """A small image of noise as a file of that format."""
     noise = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, format, **options)
@@ -200,7 +200,7 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the damage
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
 def test_damage_never_ends_in_another_error(tmp_path: Path, format: str) -> None:
-    """Whatever bytes are changed, lost or added, the outcome is a picture or the one error that callers expect."""
+    """Whatever bytes are changed, lost or added, the outcome is an image or the one error that callers expect."""
     rng, whole = np.random.default_rng(1), stored(format)
     outcomes = set()
     for _ in range(60):
@@ -209,9 +209,9 @@ def test_damage_never_ends_in_another_error(tmp_path: Path, format: str) -> None
             content[place : place + rng.integers(0, 3)] = rng.bytes(int(rng.integers(0, 3)))
         (tmp_path / "x").write_bytes(content)
         try:
-            picture = read_image(tmp_path / "x", 3)
-            outcomes.add("picture")
-            assert (picture.ndim, picture.shape[2], picture.dtype.name) == (3, 3, "uint8")
+            image = read_image(tmp_path / "x", 3)
+            outcomes.add("image")
+            assert (image.ndim, image.shape[2], image.dtype.name) == (3, 3, "uint8")
         except BadFileError:
             outcomes.add("refused")
     assert "refused" in outcomes

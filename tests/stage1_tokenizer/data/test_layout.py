@@ -1,4 +1,4 @@
-"""Which folders become classes and splits, what is left out, and that all of it is said."""
+"""The folders that become classes and splits, the files that are left out, and the notes about them."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_tokenizer.data import OpenData, open_data
+from stage1_tokenizer.data.base import Split
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.folder.names import split_names
-from stage1_tokenizer.data.image_batches import Split
+from stage1_tokenizer.data.folder.name_rules import split_names
+from stage1_tokenizer.data.open_data import OpenData, open_data
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.file_names import natural_sort_key
 from stage1_tokenizer.engine.lock import mark_folder
@@ -37,11 +37,11 @@ def opened(root: Path, **options: Any) -> OpenData:
 
 
 def numbers(data: OpenData) -> dict[str, int | None]:
-    return dict(data.found.classes)
+    return dict(data.summary.classes)
 
 
 def said(data: OpenData) -> str:
-    return "\n".join(data.found.lines())
+    return "\n".join(data.summary.lines())
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_folders_become_classes_and_splits(
     if classes is not None:
         assert list(numbers(data).items()) == list(classes.items())
     if splits:
-        assert (data.found.train, data.found.validation) == splits
+        assert (data.summary.train, data.summary.validation) == splits
     trained, validated = (
-        {(item.root, item.name) for item in data.images(split)._items}  # type: ignore[attr-defined]
+        {(item.root, item.name) for item in data.splits[split]._items}  # type: ignore[attr-defined]
         for split in SPLITS
     )
     assert not trained & validated
-    assert len(trained) + len(validated) == data.found.images
+    assert len(trained) + len(validated) == data.summary.images
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_images_beside_the_classes_are_left_out_and_said(tmp_path: Path) -> None
     assert numbers(data) == {"cat": 12, "dog": 12}
     assert "left out: 0.png, beside the folders of the classes" in said(data)
     flat = opened(tmp_path, layout="flat")
-    assert (numbers(flat), flat.found.images) == ({}, 25)
+    assert (numbers(flat), flat.summary.images) == ({}, 25)
 
 
 def test_the_layout_can_be_asked_for(tmp_path: Path) -> None:
@@ -153,9 +153,9 @@ def test_few_images_are_split_or_refused(tmp_path: Path) -> None:
     """Every class keeps an image to train on, one at least is validated on, and a single image is named as too few."""
     for n in range(2, 12):
         data = opened(fill(tmp_path / str(n), "all", n=n))
-        assert (data.found.images, data.found.validation >= 1, data.found.train >= 1) == (n, True, True)
+        assert (data.summary.images, data.summary.validation >= 1, data.summary.train >= 1) == (n, True, True)
     rare = opened(fill(tmp_path / "rare", *[f"class{i}" for i in range(40)], n=2), validation_share=0.5)
-    assert {label for _, label in map(rare.images("train").__getitem__, range(rare.found.train))} == set(range(40))
+    assert {label for _, label in map(rare.splits["train"].__getitem__, range(rare.summary.train))} == set(range(40))
     one = fill(tmp_path / "one", ".", n=1)
     with pytest.raises(ConfigError, match=r"1 image is too few.*--data\.validation_share 0"):
         opened(one)
@@ -165,7 +165,7 @@ def test_few_images_are_split_or_refused(tmp_path: Path) -> None:
 def test_all_can_be_trained_on_and_validated_on(tmp_path: Path, share: int) -> None:
     """A single image can be overfitted, and a bad file counts once."""
     data = opened(fill(tmp_path, ".", n=1), validation_share=share)
-    assert (data.found.images, len(data.images("train")), len(data.images("validation"))) == (1, 1, 1)
+    assert (data.summary.images, len(data.splits["train"]), len(data.splits["validation"])) == (1, 1, 1)
     assert "all are trained on, and validated on too" in said(data)
 
 
@@ -173,8 +173,8 @@ def test_another_folder_is_validated_on(tmp_path: Path) -> None:
     """All of it, with the labels of the training's classes, which are matched by name; others are left out."""
     fill(tmp_path, "a/bee", "a/cat", "b/cat", "b/zebra", n=5)
     data = opened(tmp_path / "a", validation_root=str(tmp_path / "b"))
-    assert (data.found.train, data.found.validation) == (10, 5)
-    assert {data.images("validation")[i][1] for i in range(5)} == {1}
+    assert (data.summary.train, data.summary.validation) == (10, 5)
+    assert {data.splits["validation"][i][1] for i in range(5)} == {1}
     assert "left out: zebra/" in said(data)
 
 
@@ -232,7 +232,7 @@ def test_lists_choose_classes_and_images(tmp_path: Path) -> None:
     (tmp_path / "held.txt").write_text(f"{tmp_path}/a/2.png\n./b/3.png\n")
     options = {"files": str(tmp_path / "some.txt"), "validation_files": str(tmp_path / "held.txt")}
     data = opened(tmp_path, **options)
-    assert (numbers(data), data.found.train, data.found.validation) == ({"a": 6, "b": 6}, 10, 2)
+    assert (numbers(data), data.summary.train, data.summary.validation) == ({"a": 6, "b": 6}, 10, 2)
     (tmp_path / "held.txt").write_text("a/99.png\n")
     with pytest.raises(ConfigError, match=r"1 of its 1 lines.*a/99\.png"):
         opened(tmp_path, **options)
@@ -249,10 +249,10 @@ def test_images_are_known_by_their_content(tmp_path: Path) -> None:
     for name, content in [("t.txt", b"P3 is no image"), ("z", b"PK\3\4"), ("g.png.part", data), ("h.png~", data)]:
         (tmp_path / "all" / name).write_bytes(content)
     found = opened(tmp_path)
-    assert found.found.images == 9
-    assert sum(found.found.ignored.values()) == 4
+    assert found.summary.images == 9
+    assert sum(found.summary.ignored.values()) == 4
     for split in SPLITS:
-        found.image_batches(split, 0).batch(np.arange(len(found.images(split))))
+        found.image_batches(split, 0).batch(np.arange(len(found.splits[split])))
 
 
 def test_what_we_write_is_no_data(tmp_path: Path) -> None:
@@ -263,8 +263,8 @@ def test_what_we_write_is_no_data(tmp_path: Path) -> None:
         fill(tmp_path, folder, f"{folder}/samples")
     data = opened(tmp_path)
     assert numbers(data) == {"cat": 12, "dog": 12}
-    assert data.found.ignored["written by Tessera"] == 50
-    assert opened(tmp_path / "runs/one", layout="flat").found.images == 24
+    assert data.summary.ignored["written by Tessera"] == 50
+    assert opened(tmp_path / "runs/one", layout="flat").summary.images == 24
     before = (tmp_path / "cat" / ".tessera").exists()
     mark_folder(tmp_path / "cat")  # holds images, so it is somebody's
     assert (before, (tmp_path / "cat" / ".tessera").exists()) == (False, False)

@@ -1,4 +1,4 @@
-"""CIFAR-10, MNIST and Fashion-MNIST: the pictures and labels are those of the published files."""
+"""CIFAR-10, MNIST and Fashion-MNIST: the images and labels are those of the published files."""
 
 import hashlib
 import io
@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torchvision
 
-from stage1_tokenizer.data import build_image_batches, build_images
-from stage1_tokenizer.data.image_batches import ImageSet, Split
+from stage1_tokenizer.data import build_splits
+from stage1_tokenizer.data.base import DataSplit, Split
+from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.torchvision_sets import READERS, Cifar10, Cifar10Config, FashionMnistConfig, MnistConfig
 from stage1_tokenizer.engine.errors import ConfigError
 
@@ -28,17 +29,17 @@ CONFIGS: dict[str, type[Cifar10Config | MnistConfig | FashionMnistConfig]] = {
 
 
 @pytest.fixture(scope="module")
-def cifar10(real_data: Path) -> list[ImageSet]:
-    return [build_images(Cifar10Config(root=str(real_data / "cifar10")), split) for split in SPLITS]
+def cifar10(real_data: Path) -> list[DataSplit]:
+    return [build_splits(Cifar10Config(root=str(real_data / "cifar10")))[split] for split in SPLITS]
 
 
 @pytest.fixture(scope="module")
-def mnist(real_data: Path) -> list[ImageSet]:
-    return [build_images(MnistConfig(root=str(real_data / "mnist")), split) for split in SPLITS]
+def mnist(real_data: Path) -> list[DataSplit]:
+    return [build_splits(MnistConfig(root=str(real_data / "mnist")))[split] for split in SPLITS]
 
 
-def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[ImageSet]) -> None:
-    """Each picture and label of the published batches, the rows of a record being channels first, in their order."""
+def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[DataSplit]) -> None:
+    """Each image and label of the published batches, the rows of a record being channels first, in their order."""
     train, test = cifar10
     assert (len(train), len(test)) == (50_000, 10_000)
     folder = real_data / "cifar10" / "cifar-10-batches-py"
@@ -46,36 +47,36 @@ def test_cifar10_is_the_published_one(real_data: Path, cifar10: list[ImageSet]) 
         with (folder / file).open("rb") as opened:
             record: dict[str, Any] = pickle.load(opened, encoding="latin1")
         for place in [0, 1, 2, 4999, 9999]:
-            picture, label = images[start + place]
-            assert np.array_equal(picture, record["data"][place].reshape(3, 32, 32).transpose(1, 2, 0))
+            image, label = images[start + place]
+            assert np.array_equal(image, record["data"][place].reshape(3, 32, 32).transpose(1, 2, 0))
             assert label == record["labels"][place]
         assert [images[start + place][1] for place in range(10_000)] == record["labels"]
     assert train.classes == test.classes
     assert train.classes[:3] == ("airplane", "automobile", "bird")
 
 
-def test_mnist_is_the_published_one(real_data: Path, mnist: list[ImageSet]) -> None:
-    """Every picture and label of the idx files, with one channel, white on black as published."""
+def test_mnist_is_the_published_one(real_data: Path, mnist: list[DataSplit]) -> None:
+    """Every image and label of the idx files, with one channel, white on black as published."""
     raw = real_data / "mnist" / "MNIST" / "raw"
     for images, name, n in zip(mnist, ("train", "t10k"), (60_000, 10_000), strict=True):
         pixels = np.fromfile(raw / f"{name}-images-idx3-ubyte", dtype=np.uint8)[16:].reshape(n, 28, 28, 1)
         labels = np.fromfile(raw / f"{name}-labels-idx1-ubyte", dtype=np.uint8)[8:]
         items = [images[i] for i in range(len(images))]
-        assert np.array_equal(np.stack([picture for picture, _ in items]), pixels)
+        assert np.array_equal(np.stack([image for image, _ in items]), pixels)
         assert [label for _, label in items] == labels.tolist()
         assert [name.split(" ")[0] for name in images.classes] == [str(digit) for digit in range(10)]
         assert 20 < pixels.mean() < 50
 
 
 @pytest.mark.parametrize(("name", "channels"), [("mnist", 1), ("cifar10", 3)])
-def test_batches_keep_pictures_and_labels_together(real_data: Path, name: str, channels: int) -> None:
-    """Through resize and cache, batch row i is picture and label indices[i], with the data set's own channels."""
+def test_batches_keep_images_and_labels_together(real_data: Path, name: str, channels: int) -> None:
+    """Through resize and cache, batch row i is image and label indices[i], with the data set's own channels."""
     config = CONFIGS[name].from_tree({"root": str(real_data / name), "image_size": 32, "cache": "none"})
-    pictures, images = build_image_batches(config, "validation", seed=0), build_images(config, "validation")
+    batches, images = open_data(config).image_batches("validation", seed=0), build_splits(config)["validation"]
     indices = np.array([9_999, 3, 3, 0])
-    pixels, labels = pictures.batch(indices)
+    pixels, labels = batches.batch(indices)
     assert pixels.shape == (4, channels, 32, 32)
-    assert pictures.channels == channels
+    assert batches.channels == channels
     assert labels.tolist() == [images[int(i)][1] for i in indices]
     for row, i in zip(pixels, indices, strict=True):
         assert abs(row.float().mean() - images[int(i)][0].mean()) < 2.0
@@ -96,7 +97,7 @@ def test_a_missing_set_is_an_error_with_the_option_that_gets_it(tmp_path: Path, 
     config = CONFIGS[kind](root=str(tmp_path / "none"))
     for split in SPLITS:
         with pytest.raises(ConfigError, match=rf"{kind}.*--data\.download.*--data\.root") as caught:
-            build_images(config, split)
+            build_splits(config)[split]
         assert str(tmp_path / "none") in str(caught.value)
     assert not (tmp_path / "none").exists()
 
@@ -110,7 +111,7 @@ def test_a_failed_download_is_the_users_to_mend(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setitem(READERS, "mnist", reader)
     with pytest.raises(ConfigError, match=r"Name or service not known.*network"):
-        build_images(MnistConfig(root=str(tmp_path), download=True), "train")
+        build_splits(MnistConfig(root=str(tmp_path), download=True))["train"]
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
@@ -120,7 +121,7 @@ def test_a_truncated_set_is_refused(real_data: Path, tmp_path: Path, kept: float
     labels = tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[: int(10_008 * kept)])
     with pytest.raises(ConfigError, match="mnist"):
-        build_images(MnistConfig(root=str(tmp_path)), "validation")
+        build_splits(MnistConfig(root=str(tmp_path)))["validation"]
 
 
 def test_a_damaged_batch_is_refused(real_data: Path, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_damaged_batch_is_refused(real_data: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     (tmp_path / name / "test_batch").write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(ConfigError, match="cifar10"):
-        build_images(Cifar10Config(root=str(tmp_path)), "validation")
+        build_splits(Cifar10Config(root=str(tmp_path)))["validation"]
     assert not canary.exists()
 
 
@@ -145,7 +146,7 @@ def test_fault_28_a_crafted_batch_is_not_unpickled(real_data: Path, tmp_path: Pa
     (tmp_path / name / file).unlink()
     (tmp_path / name / file).write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(ConfigError, match="cifar10"):
-        build_images(Cifar10Config(root=str(tmp_path)), "train")
+        build_splits(Cifar10Config(root=str(tmp_path)))["train"]
     assert not canary.exists()
 
 
@@ -187,7 +188,7 @@ def test_fault_28_a_tampered_archive_is_not_unpacked(tmp_path: Path, monkeypatch
     """Fault 28: a download is unpacked only if it is the published archive."""
     serve(archive_of([(f"{BATCHES}/data_batch_1", b"1")]), monkeypatch)
     with pytest.raises(ConfigError, match=r"File not found or corrupted.*network"):
-        build_images(Cifar10Config(root=str(tmp_path), download=True), "train")
+        build_splits(Cifar10Config(root=str(tmp_path), download=True))["train"]
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
@@ -206,7 +207,7 @@ def test_fault_28_no_member_leaves_the_folder(case: str, tmp_path: Path, monkeyp
     serve(content, monkeypatch)
     monkeypatch.setattr(Cifar10, "tgz_md5", hashlib.md5(content).hexdigest())
     with pytest.raises(ConfigError, match="does not hold it"):
-        build_images(Cifar10Config(root=str(root), download=True), "train")
+        build_splits(Cifar10Config(root=str(root), download=True))["train"]
     assert [path.name for path in (root.parent).iterdir()] == ["root"]
     assert not (root / BATCHES).is_symlink()
     written = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
@@ -222,17 +223,17 @@ def test_a_downloaded_archive_is_read(real_data: Path, tmp_path: Path, monkeypat
     content = archive_of([(f"{BATCHES}/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())])
     serve(content, monkeypatch)
     monkeypatch.setattr(Cifar10, "tgz_md5", hashlib.md5(content).hexdigest())
-    images = build_images(Cifar10Config(root=str(tmp_path), download=True), "validation")
-    published = build_images(Cifar10Config(root=str(real_data / "cifar10")), "validation")
+    images = build_splits(Cifar10Config(root=str(tmp_path), download=True))["validation"]
+    published = build_splits(Cifar10Config(root=str(real_data / "cifar10")))["validation"]
     assert len(images) == len(published)
     assert np.array_equal(images[9_999][0], published[9_999][0])
 
 
-def write_mnist(root: Path, pictures: bytes, labels: bytes) -> None:
+def write_mnist(root: Path, images: bytes, labels: bytes) -> None:
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for part in ("train", "t10k"):
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(pictures)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(images)
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
 
 
@@ -243,16 +244,16 @@ def test_fault_28_damaged_mnist_files_are_a_plain_error(tmp_path: Path) -> None:
     """Files cut off anywhere, of another type or with labels that are none end in the one error, and not in whatever
     torchvision's reader stumbles over; sound ones are read."""
     write_mnist(tmp_path, PICTURES, LABELS)
-    assert len(build_images(MnistConfig(root=str(tmp_path)), "train")) == 6
+    assert len(build_splits(MnistConfig(root=str(tmp_path)))["train"]) == 6
     damaged = [PICTURES[:n] for n in (0, 3, 9, 15, 16, 20, len(PICTURES) - 1)]
     damaged += [struct.pack(">I", magic) + PICTURES[4:] for magic in (0x801, 0xA03, 0xD03, 0x8FF, 0, 0x1F8B0808)]
-    cases = [(pictures, LABELS) for pictures in damaged]
+    cases = [(images, LABELS) for images in damaged]
     cases += [(PICTURES, labels) for labels in (LABELS[:-1], b"", LABELS[:-1] + b"\x0a", PICTURES)]
     cases += [(PICTURES, struct.pack(">II", 0x801, 5) + bytes(5))]
-    for pictures, labels in cases:
-        write_mnist(tmp_path, pictures, labels)
+    for images, labels in cases:
+        write_mnist(tmp_path, images, labels)
         with pytest.raises(ConfigError, match=r"data\.kind mnist: "):
-            build_images(MnistConfig(root=str(tmp_path)), "train")
+            build_splits(MnistConfig(root=str(tmp_path)))["train"]
 
 
 def test_fault_28_pickles_of_old_torchvision_are_not_read(tmp_path: Path) -> None:
@@ -263,5 +264,5 @@ def test_fault_28_pickles_of_old_torchvision_are_not_read(tmp_path: Path) -> Non
     for name in ("training.pt", "test.pt"):
         (processed / name).write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(ConfigError, match=r"processed holds pickles.*move that folder away"):
-        build_images(MnistConfig(root=str(tmp_path)), "train")
+        build_splits(MnistConfig(root=str(tmp_path)))["train"]
     assert not canary.exists()

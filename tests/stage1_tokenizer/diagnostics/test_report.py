@@ -21,7 +21,6 @@ from PIL import Image
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html, linear_ticks, log_ticks, thin_curve
 from stage1_tokenizer.diagnostics.report.markup import data_block, format_number, format_percent, tag
@@ -91,7 +90,7 @@ def test_the_curves_hold_every_point_of_the_log(written: str) -> None:
 def test_the_codes_are_those_of_the_tokenizer(trained: Path, written: str) -> None:
     """In the tables over the images, in the script's data, and in their counts."""
     loaded = LoadedTokenizer.load(trained)
-    split = build_image_batches(data_config(loaded.data, ""), "validation", 0)
+    split = open_data(parse_data_config(loaded.data, "")).image_batches("validation", 0)
     with torch.inference_mode():
         codes = loaded.tokenizer.encode_codes(normalise(split.batch(np.arange(len(split)))[0]))[..., 0]
     found = re.search(r'<script type="application/json" id="tokens-data">(.*?)</script>', written)

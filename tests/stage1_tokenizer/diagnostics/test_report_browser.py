@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_tokenizer.data import build_image_batches, data_config
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from tests.helpers.browser import browser
 from tests.helpers.commands import names_of, run
@@ -97,7 +98,7 @@ def leaves(url: str) -> bool:
 def codes_of(run_folder: Path) -> list[list[list[int]]]:
     """Encode the validation images with the tokenizer itself: (N, h, w)."""
     loaded = LoadedTokenizer.load(run_folder)
-    split = build_image_batches(data_config(loaded.data, ""), "validation", 0)
+    split = open_data(parse_data_config(loaded.data, "")).image_batches("validation", 0)
     with torch.inference_mode():
         codes = loaded.tokenizer.encode_codes(normalise(split.batch(np.arange(len(split)))[0]))
     found: list[list[list[int]]] = codes[..., 0].tolist()

@@ -8,8 +8,8 @@ from einops import EinopsError
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
-from stage1_tokenizer.data import build_image_batches
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.torchvision_sets import MnistConfig
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.networks import build_network
@@ -136,7 +136,7 @@ def overfit(model: Tokenizer, x: Tensor, steps: int) -> float:
 def test_it_learns_a_few_digits_by_heart(real_data: Path) -> None:
     """Eight digits through 128 numbers; a layer without gradient or a ReLU at the end would keep the error up."""
     config = MnistConfig(root=str(real_data / "mnist"), image_size=(28, 28), cache="none")
-    images = build_image_batches(config, "validation", seed=0)
+    images = open_data(config).image_batches("validation", seed=0)
     x = normalise(images.batch(torch.arange(8).numpy())[0])
     assert overfit(mnist(), x, steps=150) < 0.03 * float((x - x.mean(dim=0)).square().mean())
 

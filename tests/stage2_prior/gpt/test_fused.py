@@ -1,4 +1,4 @@
-"""The parts of a layer with backward passes of their own, against plain formulas; gradients against differences."""
+"""Operations of a layer with their own backward pass: against plain formulas, gradients against differences."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage2_prior.gpt import fused
-from stage2_prior.gpt.fused import SHORT, attend, gated, scaled_unit
+from stage2_prior.gpt.fused import SHORT, causal_attention, normalise_and_rotate, swiglu
 
 GRADCHECK: Callable[..., bool] = torch.autograd.gradcheck
 
@@ -29,32 +29,32 @@ def turns_of(n: int, half: int) -> Tensor:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Backward passes of our own, and torch's operators, as on a GPU."""
     if request.param == "operators":
-        monkeypatch.setattr(fused, "_in_passes", lambda x: False)
+        monkeypatch.setattr(fused, "_uses_cpu_path", lambda x: False)
     return str(request.param)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 5, 4)], ids=str)
 def test_unit_vectors_are_scaled(shape: tuple[int, ...]) -> None:
-    """With a scale for each channel, and for each channel of each head."""
+    """The scale may be per channel, or per channel of each head."""
     x, scale = random(*shape), random(*shape[2:], seed=1)
-    assert torch.allclose(scaled_unit(x, scale), F.normalize(x, dim=-1) * scale)
-    assert GRADCHECK(scaled_unit, (x, scale))
+    assert torch.allclose(normalise_and_rotate(x, scale), F.normalize(x, dim=-1) * scale)
+    assert GRADCHECK(normalise_and_rotate, (x, scale))
 
 
 def test_unit_vectors_are_turned() -> None:
     """Pairs of neighbouring channels turn by the angle of their position."""
     x, scale, turns = random(2, 3, 5, 4), random(5, 4, seed=1), turns_of(3, 2)
-    found = scaled_unit(x, scale, turns)
+    found = normalise_and_rotate(x, scale, turns)
     one, other = (F.normalize(x, dim=-1) * scale).unflatten(-1, (-1, 2)).unbind(dim=-1)  # type: ignore[no-untyped-call]
     cos, sin = turns[:, None].unbind(dim=-1)
     wanted = torch.stack([one * cos - other * sin, one * sin + other * cos], dim=-1).flatten(-2)
     assert torch.allclose(found, wanted)
-    assert GRADCHECK(lambda x, scale: scaled_unit(x, scale, turns), (x, scale))
+    assert GRADCHECK(lambda x, scale: normalise_and_rotate(x, scale, turns), (x, scale))
 
 
 def test_a_vector_of_zeros_stays_one() -> None:
     x = torch.zeros(2, 4, requires_grad=True)
-    y = scaled_unit(x, torch.ones(4))
+    y = normalise_and_rotate(x, torch.ones(4))
     y.sum().backward()  # type: ignore[no-untyped-call]
     assert not y.any()
     assert x.grad is not None
@@ -64,8 +64,8 @@ def test_a_vector_of_zeros_stays_one() -> None:
 def test_gating() -> None:
     x = random(2, 3, 8)
     value, gate = x.chunk(2, dim=-1)
-    assert torch.allclose(gated(x), value * gate * gate.sigmoid())
-    assert GRADCHECK(gated, (x,))
+    assert torch.allclose(swiglu(x), value * gate * gate.sigmoid())
+    assert GRADCHECK(swiglu, (x,))
 
 
 @pytest.mark.parametrize("n", [1, 6])
@@ -74,8 +74,8 @@ def test_attention_by_plain_products(n: int) -> None:
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * 0.3
     scores = scores.masked_fill(torch.ones(n, n).triu(1).bool(), -math.inf)
     wanted = torch.einsum("bhij,bjhd->bihd", scores.softmax(dim=-1), v)
-    assert torch.allclose(attend(q, k, v, 0.3), wanted)
-    assert GRADCHECK(lambda q, k, v: attend(q, k, v, 0.3), (q, k, v))
+    assert torch.allclose(causal_attention(q, k, v, 0.3), wanted)
+    assert GRADCHECK(lambda q, k, v: causal_attention(q, k, v, 0.3), (q, k, v))
 
 
 def test_short_and_long_sequences_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_short_and_long_sequences_agree(monkeypatch: pytest.MonkeyPatch) -> None
     for short in (SHORT, 0):
         monkeypatch.setattr(fused, "SHORT", short)
         q, k, v = (random(2, 7, 3, 4, seed=seed).float().detach().requires_grad_() for seed in range(3))
-        y = attend(q, k, v, 0.3)
+        y = causal_attention(q, k, v, 0.3)
         found.append([y, *torch.autograd.grad(y.square().sum(), [q, k, v])])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
@@ -94,6 +94,6 @@ def test_attention_drops_weights() -> None:
     """Half of them, and the rest count twice: over many positions the mean stays."""
     q, k = torch.zeros(2, 1, 2000, 1, 4)
     torch.manual_seed(0)
-    y = attend(q, k, torch.ones(1, 2000, 1, 4), 1.0, dropout=0.5)[0, :, 0, 0]
+    y = causal_attention(q, k, torch.ones(1, 2000, 1, 4), 1.0, dropout=0.5)[0, :, 0, 0]
     assert 0.01 < float(y[1000:].std()) < 0.05
     assert float(y[1000:].mean()) == pytest.approx(1.0, abs=0.01)

@@ -1,4 +1,4 @@
-"""The GPT: what a position may see, how it is told places, what it may say, and what checkpointing must not change."""
+"""The GPT: what a position depends on, its position information, its logits, and activation checkpointing."""
 
 import math
 from functools import partial
@@ -36,11 +36,11 @@ def at(codes: Tensor, t: int) -> tuple[slice, int, int, int]:
 
 def angles_of(model: Gpt) -> Tensor:
     """(1 + h*w, head width / 2): the angles of the start and of each position but the last."""
-    return model.angles((model.shape.h, model.shape.w), torch.device("cpu"))
+    return model.rotary_angles((model.shape.h, model.shape.w), torch.device("cpu"))
 
 
 def place(row: int, column: int) -> int:
-    """Where a position of the large grid stands among the inputs, the start being the first."""
+    """Return the index of a position of the large grid among the inputs; the start is input 0."""
     return 1 + row * LARGE.w + column
 
 
@@ -116,7 +116,7 @@ def test_rotations_tell_rows_and_columns() -> None:
 def test_a_smaller_grid_has_the_places_of_its_own_rows(grid: tuple[int, int]) -> None:
     """A window is shorter than a trained row: what stands below a position must still be one row away from it."""
     model = gpt(LARGE, heads=2)
-    angles, large = model.angles(grid, torch.device("cpu")), angles_of(model)
+    angles, large = model.rotary_angles(grid, torch.device("cpu")), angles_of(model)
     assert len(angles) == grid[0] * grid[1]
     assert torch.equal(angles[0], large[0])
     for t in range(1, len(angles)):
@@ -144,7 +144,7 @@ def test_a_window_of_content_may_move() -> None:
     """A layer that knows places by rotation alone says the same about a 2x3 block of inputs anywhere in the grid, and
     something else about the same inputs as a block of 3x2."""
     model = gpt(LARGE, heads=2, positions="rotary")
-    _, turns = model.places((LARGE.h, LARGE.w), torch.device("cpu"))
+    _, turns = model.position_tables((LARGE.h, LARGE.w), torch.device("cpu"))
     assert turns is not None
     x = torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(0))
 
@@ -161,7 +161,7 @@ def test_a_window_of_content_may_move() -> None:
 def test_only_the_positions_that_were_asked_for_are_there(positions: str) -> None:
     """A row and a column that are never trained would be noise, and so would a rotation that nobody asked for."""
     model = gpt(LARGE, positions=positions)
-    learned, rotation = model.places((2, 3), torch.device("cpu"))
+    learned, rotation = model.position_tables((2, 3), torch.device("cpu"))
     assert (learned is None) == (positions == "rotary")
     assert (rotation is None) == (positions == "learned")
     assert any(name.startswith(("rows", "columns")) for name in model.state_dict()) == (positions != "rotary")

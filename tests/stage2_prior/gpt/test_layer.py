@@ -1,4 +1,4 @@
-"""A layer of ours is the library's: the same numbers and gradients from the same weights, in fewer passes."""
+"""Our layer equals the library's: the same numbers and gradients from the same weights."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from x_transformers import Decoder
 
 from stage2_prior.gpt import fused
 from stage2_prior.gpt.fused import SHORT
-from stage2_prior.gpt.layer import DecoderLayer, layer
+from stage2_prior.gpt.layer import DecoderLayer, build_layer
 
 WIDTH, HEADS = 24, 2
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -17,7 +17,7 @@ ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 
 def random_layer(dropout: float = 0.0) -> DecoderLayer:
     torch.manual_seed(0)
-    made = layer(WIDTH, HEADS, WIDTH // HEADS, 40, dropout)
+    made = build_layer(WIDTH, HEADS, WIDTH // HEADS, 40, dropout)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.4)
@@ -50,7 +50,7 @@ def gradients(made: DecoderLayer, forward: Any, x: Tensor, angles: Tensor | None
 
 
 def compiled(made: DecoderLayer, x: Tensor, angles: Tensor | None) -> Tensor:
-    """As the compiler sees it; it must be able to take the whole layer in one graph."""
+    """Return the layer as the compiler runs it; it must take the whole layer as one graph."""
     y: Tensor = torch.compile(ours, backend="aot_eager", fullgraph=True)(made, x, angles)
     return y
 
@@ -61,10 +61,10 @@ def compiled(made: DecoderLayer, x: Tensor, angles: Tensor | None) -> Tensor:
 def test_numbers_and_gradients_are_the_library_s(
     n: int, rotated: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By our own backward passes, by torch's operators as on a GPU, and compiled; whichever way attention is computed.
+    """Same results on all paths: our backward passes, torch's operators as on a GPU, compiled; each way of attention.
     To 1e-6 of a tensor's norm: the last rounding errors come from sums over all positions."""
     if way == "operators":
-        monkeypatch.setattr(fused, "_in_passes", lambda x: False)
+        monkeypatch.setattr(fused, "_uses_cpu_path", lambda x: False)
     device = way if way == "cuda" else "cpu"
     made, angles = random_layer().to(device), angles_of(n).to(device) if rotated else None
     x = torch.randn(2, n, WIDTH, generator=torch.Generator().manual_seed(1)).to(device)
@@ -79,7 +79,7 @@ def test_numbers_and_gradients_are_the_library_s(
 
 
 def test_names_of_weights_are_the_library_s() -> None:
-    """So weights files are read by both."""
+    """Our layer and the library's read the same weights files."""
     plain = Decoder(
         dim=WIDTH, depth=1, heads=HEADS, attn_dim_head=WIDTH // HEADS, pre_norm_has_final_norm=False, use_rmsnorm=True,
         ff_mult=40.5 / WIDTH, ff_swish=True, ff_glu=True, attn_qk_norm=True, attn_qk_norm_dim_scale=True,

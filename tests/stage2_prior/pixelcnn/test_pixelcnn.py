@@ -1,4 +1,4 @@
-"""The gated PixelCNN: what a position sees and what it does not, against Jacobians and masked full kernels."""
+"""The gated PixelCNN: which positions a position depends on, against Jacobians and masked full kernels."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ KERNELS = pytest.mark.parametrize(("first_kernel", "kernel"), [(3, 3), (5, 3), (
 
 
 def dense(shape: TokenShape, **options: int) -> PixelCnn:
-    """In float64, so that what is barely seen is told from what is not; gates are left in their linear middle."""
+    """Build it in float64, so that small influences differ from none; gates stay in their linear range."""
     model = pixelcnn(shape, **options).double()
     with torch.no_grad():
         for weight in model.parameters():

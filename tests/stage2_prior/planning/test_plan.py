@@ -1,4 +1,4 @@
-"""The plan: its counts are those of the model that would be made."""
+"""The plan: its counts equal those of the real model."""
 
 import re
 import struct
@@ -15,9 +15,9 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.gpt.model import GptConfig
 from stage2_prior.likelihood import token_loss
 from stage2_prior.pixelcnn.model import PixelCnnConfig
-from stage2_prior.plan import PlanConfig, disk, main
-from stage2_prior.planning.costs import count
-from stage2_prior.prior import PriorConfig, build_prior, parameters_of
+from stage2_prior.plan import PlanConfig, count_disk, main
+from stage2_prior.planning.costs import count_training
+from stage2_prior.prior import PriorConfig, build_prior, count_parameters
 from tests.helpers.artefacts import write_prior, write_tokenizer
 from tests.helpers.commands import ROOT, run
 from tests.helpers.prior_training import train
@@ -31,8 +31,8 @@ CONFIGS: list[PriorConfig] = [GptConfig(layers=2, width=32, heads=2), PixelCnnCo
 def test_parameters_and_state_are_those_of_the_model(config: PriorConfig, depth: int) -> None:
     """Four numbers per parameter: itself, Adam's two means, and the running mean of the weights."""
     shape = SHAPE._replace(K=depth)
-    counted, made = count(config, shape, 7, micro_batch=2), build_prior(config, shape, 7)
-    assert counted.parameters == parameters_of(made)
+    counted, made = count_training(config, shape, 7, micro_batch=2), build_prior(config, shape, 7)
+    assert counted.parameters == count_parameters(made)
     assert counted.state_bytes == 4 * 4 * counted.parameters
     # The gradients are there at the end, and with them at least what waited for the backward pass of the first layer.
     assert counted.peak_bytes > max(4 * counted.parameters, counted.activation_bytes)
@@ -41,10 +41,10 @@ def test_parameters_and_state_are_those_of_the_model(config: PriorConfig, depth:
 
 
 def test_arithmetic_is_two_for_each_weight_and_token_and_the_attention() -> None:
-    """By hand for a GPT: 2 per weight of a matrix and token, 4 * width * L^2 per layer for the attention's products."""
+    """Forward FLOPs of a GPT: 2 per weight of a matrix and token, 4 * width * L^2 per layer for attention."""
     config, length = GptConfig(layers=2, width=32, heads=2), SHAPE.length
     matrices = 2 * (4 * 32 * 32 + 3 * 32 * 128) + 32 * SHAPE.V
-    counted = count(config, SHAPE, 7, micro_batch=3)
+    counted = count_training(config, SHAPE, 7, micro_batch=3)
     assert counted.forward_flops == 2 * matrices * length + 2 * 4 * 32 * length**2
     assert counted.training_flops == pytest.approx(9 * counted.forward_flops, rel=0.02), (
         "a backward pass is two forwards"
@@ -58,16 +58,16 @@ def test_the_products_of_a_trace_are_all_of_its_arithmetic() -> None:
         codes = torch.zeros(2, *SHAPE[:3], dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             token_loss(prior(codes, torch.zeros(2, dtype=torch.int64)), codes).backward()  # type: ignore[no-untyped-call]
-        counted = count(config, SHAPE, 7, micro_batch=2)
+        counted = count_training(config, SHAPE, 7, micro_batch=2)
         assert counted.training_flops == counter.get_total_flops()
-    longer = count(CONFIGS[0], TokenShape(16, 16, 1, 32), 7, micro_batch=1)  # there attention is one operation
+    longer = count_training(CONFIGS[0], TokenShape(16, 16, 1, 32), 7, micro_batch=1)  # there attention is one operation
     assert sum(each.flops for each in longer.step if each.kind == "other") == 0
 
 
 def test_checkpointing_keeps_little_and_computes_the_layers_again() -> None:
-    """What `checkpoint` is for, in figures: the memory of a fraction for a third more arithmetic."""
+    """`checkpoint` needs a fraction of the memory and a third more arithmetic."""
     deep = GptConfig(layers=12, width=32, heads=2)
-    kept, again = (count(deep.model_copy(update={"checkpoint": on}), SHAPE, 7, 8) for on in (False, True))
+    kept, again = (count_training(deep.model_copy(update={"checkpoint": on}), SHAPE, 7, 8) for on in (False, True))
     assert again.activation_bytes < 0.2 * kept.activation_bytes
     assert again.peak_bytes < 0.5 * kept.peak_bytes
     # A third, but for the end of each layer, which nothing in its backward pass asks for.
@@ -91,7 +91,7 @@ def test_activations_are_what_autograd_keeps() -> None:
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     # The plan's step ends with the loss, whose log-probabilities are kept too.
     log_probabilities = 8 * SHAPE.length * SHAPE.V * 4
-    assert count(CONFIGS[0], SHAPE, 7, 8).activation_bytes == pytest.approx(real + log_probabilities, rel=0.05)
+    assert count_training(CONFIGS[0], SHAPE, 7, 8).activation_bytes == pytest.approx(real + log_probabilities, rel=0.05)
 
 
 @pytest.mark.parametrize(("size", "millions"), [("b", 111), ("l", 343), ("xl", 775), ("xxl", 1411)])
@@ -101,7 +101,7 @@ def test_the_llamagen_presets_have_llamagens_sizes(size: str, millions: int) -> 
     config = parse_command_line(PlanConfig, ["--config", str(preset)])
     with FakeTensorMode():
         prior = build_prior(config.prior, TokenShape(16, 16, 1, 16384), 1000)
-    assert parameters_of(prior) / 1e6 == pytest.approx(millions, rel=0.005)
+    assert count_parameters(prior) / 1e6 == pytest.approx(millions, rel=0.005)
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_the_command_counts_a_preset_of_that_size() -> None:
 
 
 def test_the_shape_comes_from_a_tokenizer_or_by_hand(tmp_path: Path) -> None:
-    """Without either, the message says how to give one; a shape stands in for a tokenizer that is not there yet."""
+    """Without a shape and a tokenizer, the message says how to give one."""
     write_prior(tmp_path)
     ended = run(main, "--tokenizer", tmp_path, "--prior.layers", 1)
     assert "2x3 positions, 1 of 16 each: 6 tokens" in ended.out
@@ -134,7 +134,7 @@ def test_the_disk_is_that_of_a_run(tmp_path: Path) -> None:
     split = {name: len(labels_of(out, name)) for name in ("train", "validation")}
     config = PlanConfig(images=split["train"], validation_images=split["validation"], views=3, keep=2)
     parameters = numbers_in(out / "prior.safetensors") // 4
-    wanted = disk(config, tokenizer.shape, parameters)
+    wanted = count_disk(config, tokenizer.shape, parameters)
     assert sum(map(numbers_in, out.glob("tokens/*.safetensors"))) == wanted.tokens
     assert numbers_in(out / "prior.safetensors") == wanted.weights
     # AdamW keeps a step's number for each tensor too.
@@ -148,5 +148,5 @@ def numbers_in(path: Path) -> int:
 
 
 def labels_of(out: Path, split: str) -> torch.Tensor:
-    """Of the images of a split, from a run's folder."""
+    """Read the labels of a split's tokens from a run's folder."""
     return torch.cat([load_file(path)["labels"] for path in sorted(out.glob(f"tokens/{split}-*.safetensors"))])

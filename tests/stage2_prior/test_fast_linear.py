@@ -1,4 +1,4 @@
-"""Products prepared for decoding: each against the product that it stands for, and what its rounding may depend on."""
+"""Linear maps prepared for generation: against F.linear, and what their rounding may depend on."""
 
 from types import SimpleNamespace
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.errors import ConfigError
-from stage2_prior import products
-from stage2_prior.products import Precision, prepare
+from stage2_prior import fast_linear
+from stage2_prior.fast_linear import Precision, prepare
 
 SIZES = pytest.mark.parametrize("size", [(1, 8, 8), (3, 20, 33), (16, 64, 192), (64, 192, 64)], ids=str)
 
@@ -61,7 +61,7 @@ def test_a_row_does_not_depend_on_the_others(precision: Precision) -> None:
 
 
 def test_int8_sums_never_saturate() -> None:
-    """All inputs and weights at their largest: without VNNI two products are added in 16 bits."""
+    """All inputs and weights at their largest: without VNNI two fast_linear are added in 16 bits."""
     x, weight = torch.ones(2, 512), torch.ones(8, 512)
     x[1] = -1.0
     found = prepare(weight, None, "int8")(x)
@@ -91,6 +91,6 @@ def test_without_onednns_private_operators(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_int8_without_fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not every build of torch has it: ARM's has not."""
-    monkeypatch.setattr(products, "_quantized_engines", lambda: ["qnnpack"])
+    monkeypatch.setattr(fast_linear, "_quantized_engines", lambda: ["qnnpack"])
     with pytest.raises(ConfigError, match=r"precision int8: .*FBGEMM.*float32"):
         prepare(torch.ones(2, 2), None, "int8")

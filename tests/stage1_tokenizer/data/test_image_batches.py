@@ -1,4 +1,4 @@
-"""From a data set's pictures to batches: size, crop, flip, cache, and the way to [-1, 1] and back."""
+"""Batches of a data set's images: size, crop, flip, cache, and the conversion to [-1, 1] and back."""
 
 import random
 import tracemalloc
@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stage1_tokenizer.data.image_batches import ImageArray, ImageBatches, SizedConfig, normalise, resize, to_uint8
+from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray
+from stage1_tokenizer.data.image_batches import ImageBatches, normalise, resize, to_uint8
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.engine.errors import ConfigError
 
@@ -17,24 +18,23 @@ from stage1_tokenizer.engine.errors import ConfigError
 may_fork = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-class Fixed:
-    """An ImageSet of given pictures, labelled by their index."""
+class Fixed(DataSplit):
+    """Given images, labelled by their index."""
 
-    classes: tuple[str, ...] = ()
     identity = ""
 
-    def __init__(self, *pictures: ImageArray) -> None:
-        self._pictures = pictures
+    def __init__(self, *images: ImageArray) -> None:
+        self._images = images
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[ImageArray, int]:
-        return self._pictures[index], index
+        return self._images[index], index
 
 
-def map_of(height: int, width: int) -> ImageArray:
-    """A picture whose every pixel says where it is: (row, column, 7)."""
+def coordinates(height: int, width: int) -> ImageArray:
+    """An image whose every pixel says where it is: (row, column, 7)."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows, columns, np.full_like(rows, 7)], axis=-1).astype(np.uint8)
 
@@ -44,8 +44,8 @@ def noise(n: int, height: int = 12, width: int = 9, channels: int = 3) -> Fixed:
     return Fixed(*drawn)
 
 
-def pictures(images: Fixed, seed: int = 0, **options: Any) -> ImageBatches:
-    return ImageBatches(images, SizedConfig(**{"image_size": (8, 6), "cache": "none", **options}), seed)
+def batches_of(images: Fixed, seed: int = 0, **options: Any) -> ImageBatches:
+    return ImageBatches(images, BaseDataConfig(**{"image_size": (8, 6), "cache": "none", **options}), seed)
 
 
 def global_generators() -> tuple[object, ...]:
@@ -60,8 +60,8 @@ def every(n: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def test_a_batch_is_a_function_of_seed_epoch_and_index(cache: str) -> None:
     """No global generator is read or moved, nor does the batch or the cache matter: so a resume is exact."""
     options = {"flip": True, "random_crop": True}
-    expected = pictures(noise(40), **options).batch(*every(40, 2))[0]
-    mine = pictures(noise(40), cache=cache, **options)
+    expected = batches_of(noise(40), **options).batch(*every(40, 2))[0]
+    mine = batches_of(noise(40), cache=cache, **options)
     for seed in (1, 2):
         random.seed(seed)
         np.random.seed(seed)
@@ -73,13 +73,13 @@ def test_a_batch_is_a_function_of_seed_epoch_and_index(cache: str) -> None:
         assert labels.tolist() == order.tolist()
         assert global_generators() == before
     assert not torch.equal(mine.batch(*every(40, 3))[0], expected)
-    assert not torch.equal(pictures(noise(40), seed=1, **options).batch(*every(40, 2))[0], expected)
+    assert not torch.equal(batches_of(noise(40), seed=1, **options).batch(*every(40, 2))[0], expected)
 
 
 @may_fork
 def test_workers_change_nothing() -> None:
     """Images are prepared in other processes for speed alone; a hidden generator in a worker would show here."""
-    made = pictures(noise(20), flip=True, random_crop=True)
+    made = batches_of(noise(20), flip=True, random_crop=True)
     before = torch.get_rng_state()
     batches = [list(training_batches(made, BatchOrder(20, 8, seed=3), 1, 7, workers)) for workers in (0, 2)]
     assert torch.equal(before, torch.get_rng_state())
@@ -89,43 +89,43 @@ def test_workers_change_nothing() -> None:
         assert torch.equal(labels, same)
 
 
-def test_the_plain_view_is_the_middle() -> None:
+def test_a_batch_without_epochs_is_the_middle() -> None:
     """Validation and extraction see the centre, not mirrored, whatever the training options are."""
     for height, width in [(8, 6), (9, 6), (14, 6), (8, 9), (8, 16)]:  # each covers 8 x 6 as it is
-        view = pictures(Fixed(map_of(height, width)), flip=True, random_crop=True).batch(np.array([0]))[0][0]
-        top, left = int(view[0, 0, 0]), int(view[1, 0, 0])
-        assert np.array_equal(view.permute(1, 2, 0), map_of(height, width)[top : top + 8, left : left + 6])
+        crop = batches_of(Fixed(coordinates(height, width)), flip=True, random_crop=True).batch(np.array([0]))[0][0]
+        top, left = int(crop[0, 0, 0]), int(crop[1, 0, 0])
+        assert np.array_equal(crop.permute(1, 2, 0), coordinates(height, width)[top : top + 8, left : left + 6])
         assert max(abs(top - (height - 8) / 2), abs(left - (width - 6) / 2)) <= 0.5
-    once, _ = pictures(noise(5, 31, 17)).batch(np.arange(5))
-    twice, _ = pictures(Fixed(*once.permute(0, 2, 3, 1).numpy())).batch(np.arange(5))
+    once, _ = batches_of(noise(5, 31, 17)).batch(np.arange(5))
+    twice, _ = batches_of(Fixed(*once.permute(0, 2, 3, 1).numpy())).batch(np.arange(5))
     assert torch.equal(once, twice)
 
 
 def test_a_random_crop_takes_every_place() -> None:
-    """Each offset is as likely as another, mirrored or not, the last ones too; a view is a piece of the picture."""
-    full = map_of(12, 10)
-    made = pictures(Fixed(*[full] * 400), random_crop=True, flip=True, resize_to=10)
+    """Each offset is as likely as another, mirrored or not, the last ones too; a crop is a piece of the image."""
+    full = coordinates(12, 10)
+    made = batches_of(Fixed(*[full] * 400), random_crop=True, flip=True, resize_to=10)
     counts = np.zeros((5, 5, 2))
     for epoch in range(10):
-        for view in made.batch(*every(400, epoch))[0].permute(0, 2, 3, 1).numpy():
-            mirrored = int(view[0, 0, 1] > view[0, 1, 1])
-            top, left = view[0, -mirrored, :2]
-            assert np.array_equal(view[:, ::-1] if mirrored else view, full[top : top + 8, left : left + 6])
+        for crop in made.batch(*every(400, epoch))[0].permute(0, 2, 3, 1).numpy():
+            mirrored = int(crop[0, 0, 1] > crop[0, 1, 1])
+            top, left = crop[0, -mirrored, :2]
+            assert np.array_equal(crop[:, ::-1] if mirrored else crop, full[top : top + 8, left : left + 6])
             counts[top, left, mirrored] += 1
     assert ((counts - 80) ** 2 / 80).sum() < 85.4  # chi-square, 49 degrees of freedom, p = 0.001
 
 
-def test_half_of_the_pictures_are_mirrored() -> None:
-    """Exactly left to right, in half of the epochs of each picture; a picture is never mirrored where flip is off."""
+def test_half_of_the_images_are_mirrored() -> None:
+    """Exactly left to right, in half of the epochs of each image; an image is never mirrored where flip is off."""
     images = noise(400, 8, 6)
-    plain, _ = pictures(images, flip=True).batch(np.arange(400))
-    views = [pictures(images, flip=True).batch(*every(400, epoch))[0] for epoch in range(10)]
-    mirrored = np.stack([(view != plain).any(dim=(1, 2, 3)).numpy() for view in views])
+    plain, _ = batches_of(images, flip=True).batch(np.arange(400))
+    epochs = [batches_of(images, flip=True).batch(*every(400, epoch))[0] for epoch in range(10)]
+    mirrored = np.stack([(batch != plain).any(dim=(1, 2, 3)).numpy() for batch in epochs])
     assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / 4000**0.5
     assert abs(mirrored.mean(axis=1) - 0.5).max() < 4 * 0.5 / 400**0.5
     assert len(np.unique(mirrored, axis=1).T) > 300
-    assert torch.equal(views[0][mirrored[0]], plain[mirrored[0]].flip(-1))
-    assert torch.equal(pictures(images).batch(*every(400, 0))[0], plain)
+    assert torch.equal(epochs[0][mirrored[0]], plain[mirrored[0]].flip(-1))
+    assert torch.equal(batches_of(images).batch(*every(400, 0))[0], plain)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -141,7 +141,7 @@ def test_every_size_becomes_the_image_size(channels: int, source: tuple[int, int
     assert min(ratios) == 1.0
     factors = [scaled.shape[side] / source[side] for side in (0, 1)]
     assert abs(factors[0] - factors[1]) * min(source) <= 0.5 + 1e-9
-    made = pictures(Fixed(np.repeat(grey, channels, axis=2)), image_size=size)
+    made = batches_of(Fixed(np.repeat(grey, channels, axis=2)), image_size=size)
     assert made.batch(np.array([0, 0]))[0].shape == (2, channels, *size)
     assert made.channels == channels
 
@@ -149,18 +149,18 @@ def test_every_size_becomes_the_image_size(channels: int, source: tuple[int, int
 def test_resize_to_sets_the_short_side() -> None:
     """And leaves room for crops; it cannot be smaller than what is cut from it."""
     for height, width in [(30, 50), (50, 30), (7, 9)]:
-        assert min(resize(map_of(height, width), (8, 6), 20).shape[:2]) == 20
+        assert min(resize(coordinates(height, width), (8, 6), 20).shape[:2]) == 20
     with pytest.raises(ConfigError, match="resize_to"):
-        SizedConfig.from_tree({"image_size": [8, 30], "resize_to": 20})
+        BaseDataConfig.from_tree({"image_size": [8, 30], "resize_to": 20})
     with pytest.raises(ConfigError, match="image_size"):
-        SizedConfig.from_tree({"image_size": [8, 0]})
+        BaseDataConfig.from_tree({"image_size": [8, 0]})
     with pytest.raises(ConfigError, match="no images"):
-        pictures(Fixed())
+        batches_of(Fixed())
 
 
-def test_a_resized_picture_is_the_same_picture() -> None:
-    """Each pixel of the new one lies where it lay in the old, in both directions of an oblong picture."""
-    scaled = resize(map_of(40, 60), (20, 20)).astype(float)
+def test_a_resized_image_is_the_same_image() -> None:
+    """Each pixel of the new one lies where it lay in the old, in both directions of an oblong image."""
+    scaled = resize(coordinates(40, 60), (20, 20)).astype(float)
     assert scaled.shape == (20, 30, 3)
     middle = scaled[1:-1, 1:-1]
     assert abs(middle[..., 0] - (np.arange(20) * 2 + 0.5)[1:-1, None]).max() <= 1.0
@@ -197,11 +197,11 @@ def test_each_level_survives_the_way_to_the_network_and_back() -> None:
     ]
     evenly = torch.linspace(-1.0, 1.0, 100_001)
     assert abs(to_uint8(evenly).double().mean().item() - 127.5) < 0.01
-    assert torch.equal(levels, torch.arange(256, dtype=torch.uint8)), "the pictures themselves are left as they are"
+    assert torch.equal(levels, torch.arange(256, dtype=torch.uint8)), "the images themselves are left as they are"
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
-def test_only_the_pictures_asked_for_are_read(cache: Literal["memory", "none"]) -> None:
+def test_only_the_images_asked_for_are_read(cache: Literal["memory", "none"]) -> None:
     """Of several processes each decodes its own share, and gets what it would get of all."""
 
     class Counted(Fixed):
@@ -212,17 +212,17 @@ def test_only_the_pictures_asked_for_are_read(cache: Literal["memory", "none"]) 
             return super().__getitem__(index)
 
     images = Counted(*(np.full((9 + i % 2 * 4, 8, 3), i, dtype=np.uint8) for i in range(12)))
-    config = SizedConfig(image_size=(8, 8), cache=cache, flip=True, random_crop=True)
-    part, whole = ImageBatches(images, config, 0, only=range(5, 9)), ImageBatches(Fixed(*images._pictures), config, 0)
+    config = BaseDataConfig(image_size=(8, 8), cache=cache, flip=True, random_crop=True)
+    part, whole = ImageBatches(images, config, 0, only=range(5, 9)), ImageBatches(Fixed(*images._images), config, 0)
     indices, epochs = np.arange(5, 9), np.full(4, 3)
     for mine, all_ in zip(part.batch(indices, epochs), whole.batch(indices, epochs), strict=True):
         assert torch.equal(mine, all_)
     assert Counted.read == {0, 5, 6, 7, 8}  # the first tells how many channels there are
 
 
-def test_a_narrow_picture_takes_little_memory() -> None:
+def test_a_narrow_image_takes_little_memory() -> None:
     """A file of a few kB may hold 1 x 60,000,000 pixels, and scaled to cover 64 x 64 these fill any memory."""
-    made = pictures(Fixed(np.zeros((4000, 1, 3), dtype=np.uint8)), image_size=(64, 64))
+    made = batches_of(Fixed(np.zeros((4000, 1, 3), dtype=np.uint8)), image_size=(64, 64))
     tracemalloc.start()
     made.batch(np.array([0]))
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,11 +1,11 @@
-"""The heads: the K codes of a position, one after the other, from its context and what was chosen there so far."""
+"""The output heads: logits of the K codes of a position, from its context and its codes so far."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.head import CodeHead, DepthHead, build_head
+from stage2_prior.output_head import DepthTransformerHead, LinearHead, build_head
 from tests.helpers.artefacts import MAKERS
 
 V, WIDTH, N = 11, 24, 5
@@ -13,7 +13,7 @@ KINDS = pytest.mark.parametrize("kind", MAKERS)
 DEPTHS = pytest.mark.parametrize("K", [1, 2, 4])
 
 
-def head_of(K: int) -> CodeHead | DepthHead:
+def head_of(K: int) -> LinearHead | DepthTransformerHead:
     torch.manual_seed(0)
     return build_head(WIDTH, 2, TokenShape(2, 3, K, V)).double().requires_grad_(False)
 
@@ -58,9 +58,9 @@ def test_a_code_depends_on_those_before_it_in_its_own_position(K: int) -> None:
 
 
 def test_one_code_is_a_linear_map_of_the_context() -> None:
-    """With one code to a position there is nothing to run a transformer over, and its cost would be for nothing."""
+    """With one code per position the head is a linear map without a transformer."""
     head, (contexts, embedded) = head_of(1), inputs(1)
-    assert isinstance(head, CodeHead)
+    assert isinstance(head, LinearHead)
     assert torch.allclose(head(contexts, embedded)[:, :, 0], contexts @ head.output.weight.T)
     assert sum(parameter.numel() for parameter in head.parameters()) == WIDTH * V
 
@@ -70,7 +70,7 @@ def test_the_head_is_equations_9_to_11(K: int) -> None:
     """Inputs are the context and then the sums of the codes so far, each with its depth's vector; each depth has an
     output of its own."""
     head, (contexts, embedded) = head_of(K), inputs(K)
-    assert isinstance(head, DepthHead)
+    assert isinstance(head, DepthTransformerHead)
     logits = head(contexts, embedded)
     for b in range(len(contexts)):
         for place in range(N):
@@ -92,7 +92,7 @@ def test_the_head_is_equations_9_to_11(K: int) -> None:
 def test_depths_have_outputs_and_vectors_of_their_own() -> None:
     """A residual quantizer's code books are different ones, so code 3 of one depth is not code 3 of another."""
     head = head_of(3)
-    assert isinstance(head, DepthHead)
+    assert isinstance(head, DepthTransformerHead)
     contexts, embedded = inputs(3)
     before = head(contexts, embedded)
     head.get_submodule("outputs.1").get_parameter("weight").mul_(2.0)
@@ -118,7 +118,7 @@ def test_a_code_is_embedded_by_its_depth(kind: str) -> None:
 
 @KINDS
 def test_a_context_is_told_the_sum_of_a_positions_codes(kind: str) -> None:
-    """What the positions after it know of a position is what the quantizer decoded there: the sum over its depths."""
+    """Later positions depend on the sum over depths of a position's embedded codes, as the quantizer decodes them."""
     model, labels = MAKERS[kind](TokenShape(2, 3, 3, V)), torch.tensor([0, 1])
     codes = torch.randint(V, (2, 2, 3, 3), generator=torch.Generator().manual_seed(0))
     summed = model.embed(codes).sum(dim=3).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""A prior's file has the weights that were best on validation; a run may end by them, and go on from a stop."""
+"""A prior's file has the weights of the best validation; patience may end a run; a stopped run continues."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from sampling import summary
 from stage1_tokenizer.diagnostics.alarms.base import Alarms
 from stage1_tokenizer.engine.state import MANIFEST, _checksum
-from stage2_prior.best import MARGIN, Overfitting
+from stage2_prior.best_weights import MARGIN, Overfitting
 from stage2_prior.prior import PRIOR_FILE, load_prior
 from tests.helpers.artefacts import write_tokenizer
 from tests.helpers.commands import Ended
@@ -149,7 +149,7 @@ def test_patience_ends_a_run_early(tokenizer: Path, tmp_path: Path) -> None:
 
 
 def test_the_summary_has_the_figures_of_the_weights(tmp_path: Path) -> None:
-    """Those of the step that the file is of, and of a file of an earlier version those of the last validation."""
+    """The summary has the metrics of the weights' step, or of the last validation for a file of an earlier version."""
     shared = {"validation/unigram_bits_per_token": 4.0, "validation/bigram_bits_per_token": 3.0}
     entries = [{"step": step, "validation/bits_per_token": value, **shared} for step, value in ((1, 1.0), (2, 2.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))

@@ -1,4 +1,4 @@
-"""Classes as people name them: several at once, with commas in their names."""
+"""Classes in options: several at once, with commas in their names."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stage1_tokenizer.engine.errors import ConfigError
-from stage2_prior.class_names import labels_in_turn, labels_of
+from stage2_prior.class_labels import assign_labels, parse_classes
 
 NAMES = ("cat", "dog", "a", "b", "a,b", "b,cat", "x, y")
 
@@ -30,23 +30,23 @@ NAMES = ("cat", "dog", "a", "b", "a,b", "b,cat", "x, y")
 )
 def test_several_classes_and_commas_in_names(given: str | tuple[str, ...], names: list[str]) -> None:
     """A whole name comes first, then the longest names that fit."""
-    assert [NAMES[label] for label in labels_of(given, NAMES)] == names
+    assert [NAMES[label] for label in parse_classes(given, NAMES)] == names
 
 
 def test_any_list_of_classes_can_be_given() -> None:
     """Given one by one, every pair of classes is just that pair, whatever its names hold."""
     for pair in itertools.product(NAMES, repeat=2):
-        assert [NAMES[label] for label in labels_of(pair, NAMES)] == list(pair)
+        assert [NAMES[label] for label in parse_classes(pair, NAMES)] == list(pair)
 
 
 def test_the_class_that_does_not_exist_is_named() -> None:
-    """Of two the wrong one; and many commas take no time."""
+    """The error names the unknown class of two; a text of many commas is refused at once."""
     with pytest.raises(ConfigError, match='class "bird": there is no such class'):
-        labels_of("cat,bird", NAMES)
+        parse_classes("cat,bird", NAMES)
     with pytest.raises(ConfigError, match="there is no such class"):
-        labels_of("a," * 20_000, NAMES)
+        parse_classes("a," * 20_000, NAMES)
 
 
 def test_images_have_the_classes_in_turn() -> None:
-    """By the number of the image alone, so that any part of them can be made again."""
-    assert labels_in_turn("dog,cat", NAMES, np.array([0, 1, 2, 7])).tolist() == [1, 0, 1, 0]
+    """The label depends on the image's number only, so that any part of the images can be made again."""
+    assert assign_labels("dog,cat", NAMES, np.array([0, 1, 2, 7])).tolist() == [1, 0, 1, 0]

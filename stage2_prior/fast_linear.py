@@ -1,0 +1,190 @@
+"""Fast linear maps y = x W^T + b: by oneDNN on a CPU in training, and with prepared weights in generation.
+
+Training: `linear` is F.linear, computed by oneDNN where `processor.py` says that oneDNN is faster than MKL, torch's
+default.
+
+    y = linear(x, weight, bias)                    x (..., i), weight (o, i), bias (o,) or None -> y (..., o)
+
+Generation: `prepare` converts and reorders a weight once, so that many small products with it are fast.
+
+    product = prepare(weight, bias, "int8")
+    y = product(x)                                 x (n, i) -> y (n, o), in the dtype of x
+
+float32    equal to `nn.Linear` up to the order of the sum: 1e-6 relative
+bfloat16   weights and inputs are rounded to 8 bits of mantissa; the sum is in float32
+int8       weights are rounded to 255 levels per output, inputs to 127 levels per row; the sum of integers is exact
+
+torch's operators for oneDNN are private (its compiler emits them). Only `pack` and `multiply` call them. Code that is
+compiled, exported, traced or counted gets plain operators instead (`processor.is_traced`).
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stage1_tokenizer.engine import processor
+from stage1_tokenizer.engine.errors import ConfigError
+
+Precision = Literal["float32", "bfloat16", "int8"]
+"""Precision of the products of generation."""
+Product = Callable[[Tensor], Tensor]
+"""A linear map with a prepared weight: (n, i) -> (n, o)."""
+
+MIN_ROWS = 128
+"""Fewest input rows for which `linear` uses oneDNN. It packs the weight at each call; with fewer rows that costs more
+than it saves."""
+
+INT8_STEPS = 63
+"""Largest magnitude of a rounded input, so that inputs use 7 of 8 bits. On a processor without VNNI, FBGEMM adds pairs
+of products in 16 bits, which hold at most two products of an 8-bit weight and a 7-bit input."""
+
+
+def prepare(weight: Tensor, bias: Tensor | None, precision: Precision) -> Product:
+    """Prepare the linear map of `weight` (o, i) and `bias` (o,) for one precision, on their device.
+
+    Raises:
+        ConfigError: int8 on a GPU, or in a build of torch without FBGEMM.
+    """
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    if precision == "int8":
+        return _int8(weight, bias)
+    if precision == "bfloat16":
+        weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
+    packed = _packed(weight, bias) if weight.device.type == "cpu" else None
+    product = packed or (lambda x: F.linear(x, weight, bias))
+    return product if precision == "float32" else lambda x: product(x.bfloat16()).to(x.dtype)
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Product | None:
+    """Return the product by oneDNN with a packed copy of the weight; None where oneDNN is not used."""
+    path: processor.FastPath = "bfloat16" if weight.dtype == torch.bfloat16 else "packed"
+    if weight.dtype not in (torch.float32, torch.bfloat16) or processor.is_traced(weight):
+        return None
+    if not (processor.takes(path) and processor.has_onednn()):
+        return None
+    try:
+        packed = pack(weight)
+    except RuntimeError:  # the user turned bfloat16 on, but oneDNN does not support it on this processor
+        return None
+
+    def product(x: Tensor) -> Tensor:
+        if processor.is_traced(x):  # only the packed weight is kept
+            return F.linear(x, packed.to_dense(), bias)
+        return multiply(x, packed, bias)
+
+    return product
+
+
+def _quantized_engines() -> list[str]:
+    """Return the libraries for integer products in this build of torch."""
+    return list(torch.backends.quantized.supported_engines)
+
+
+def _int8(weight: Tensor, bias: Tensor | None) -> Product:
+    """Return the product by FBGEMM with an int8 copy of the weight."""
+    if weight.device.type != "cpu":
+        raise ConfigError("precision int8: works on a CPU only; use bfloat16 on a GPU")
+    if "fbgemm" not in _quantized_engines():
+        raise ConfigError("precision int8: this build of torch lacks FBGEMM, which int8 needs; use float32")
+    tiny = torch.finfo(torch.float32).tiny
+    steps = weight.abs().amax(dim=1).clamp_min(tiny) / 127  # (o,) difference between neighbouring levels
+    with warnings.catch_warnings():
+        # Deprecated since torch 2.15; its successors (torch.ops.onednn) take three times as long without VNNI.
+        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_", category=UserWarning)
+        rounded = torch.quantize_per_channel(
+            weight, steps.double(), torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8
+        )
+    packed = torch.ops.quantized.linear_prepack(rounded, None)
+    multiply_int8 = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+
+    def product(x: Tensor) -> Tensor:
+        # One scale per row. torch's dynamic quantization has one scale per batch, but an image must not depend on the
+        # other images of its batch.
+        largest = x.abs().amax(dim=1, keepdim=True).clamp_min_(tiny)
+        y: Tensor = multiply_int8(x / largest, 1.0 / INT8_STEPS, INT8_STEPS + 1, packed).mul_(largest)
+        return y if bias is None else y.add_(bias)
+
+    return product
+
+
+def pack(weight: Tensor, rows: int | None = None) -> Tensor:
+    """Copy a weight (o, i) into the order that oneDNN's kernels read. rows: number of input rows, if known.
+
+    Raises:
+        RuntimeError: oneDNN does not support the weight's dtype on this processor.
+    """
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    return packed
+
+
+def multiply(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply by a packed weight: x (n, i), packed (o, i), bias (o,) -> (n, o)."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
+    return y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute F.linear, by oneDNN in float32 where that is faster: x (..., i), weight (o, i), bias (o,) -> (..., o)."""
+    if not _uses_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    y: Tensor = _OneDnnProduct.apply(x, weight, bias)
+    return y
+
+
+def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return True if `linear` computes this product by oneDNN."""
+    return (
+        not processor.is_traced(x)  # comes first: the compiler cannot trace the other conditions
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() >= MIN_ROWS * weight.shape[1]
+        and not torch.is_autocast_enabled("cpu")
+        and processor.takes("onednn")
+    )
+
+
+class OneDnnLinear(nn.Linear):
+    """An nn.Linear that calls `linear`, with the same parameters, names and results."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the linear map: (..., in_features) -> (..., out_features)."""
+        return linear(x, self.weight, self.bias)
+
+
+def use_onednn_linear(module: nn.Module) -> None:
+    """Turn each nn.Linear inside a module (also of another library) into a OneDnnLinear, in place."""
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = OneDnnLinear  # the class adds no state, so parameters, hooks and names stay
+
+
+def _pack_and_multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply by a weight that is packed for this call only: x (n, i), weight (o, i), bias (o,) -> (n, o)."""
+    return multiply(x, pack(weight, len(x)), bias)
+
+
+class _OneDnnProduct(torch.autograd.Function):
+    """`linear` by oneDNN, whose private operators have no gradient of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute x W^T + b: x (..., i), weight (o, i), bias (o,) -> (..., o)."""
+        ctx.save_for_backward(x, weight)
+        return _pack_and_multiply(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Compute the gradients of x, weight and bias from that of the result (..., o)."""
+        x, weight = ctx.saved_tensors
+        x_needs, weight_needs, bias_needs = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)  # (n, o)
+        return (
+            _pack_and_multiply(rows, weight.t()).view_as(x) if x_needs else None,
+            _pack_and_multiply(rows.t(), x.flatten(0, -2).t()) if weight_needs else None,
+            rows.sum(dim=0) if bias_needs else None,
+        )
