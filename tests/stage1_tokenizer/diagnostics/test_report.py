@@ -22,6 +22,8 @@ from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data.image_batches import normalise
+from stage1_tokenizer.data.open_data import open_data
+from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html, linear_ticks, log_ticks, thin_curve
 from stage1_tokenizer.diagnostics.report.markup import data_block, format_number, format_percent, tag
 from stage1_tokenizer.diagnostics.report.run_folder import open_run
