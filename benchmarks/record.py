@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stage1_tokenizer.diagnostics.comparison import processor
+from stage1_tokenizer.diagnostics.comparison import processor_model
 from stage1_tokenizer.engine.system import count_cores
 
 RESULTS = Path(__file__).parent / "results"
@@ -18,7 +18,7 @@ Results = dict[str, Any]
 def machine() -> dict[str, Any]:
     """Return the facts about this machine and its libraries that times depend on."""
     described: dict[str, Any] = {
-        "processor": processor(),
+        "processor": processor_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": count_cores(),
         "threads": torch.get_num_threads(),

@@ -15,7 +15,7 @@ from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.base import SPLITS, Split
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.saved_config import complete_data_options, parse_data_config
-from stage1_tokenizer.diagnostics.views.base import moved
+from stage1_tokenizer.diagnostics.views.base import with_root
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
@@ -143,7 +143,7 @@ def build_data_set(
     header = parse_data_config(tree or tokenizer.data, str(source or tokenizer.path))
     if config.root is not None and (config.data is not None or header.is_drawn):
         raise ConfigError(f"--root {config.root}: the images are drawn, or --data states their folder; leave it out")
-    data = DataSet(config.data or moved(header, config.root))
+    data = DataSet(config.data or with_root(header, config.root))
     if config.root is not None and config.measures_folder and isinstance(data.config, FolderConfig):
         data = DataSet(with_all_images(data.config), config.root)
     wanted, size = tokenizer.tokenizer.config.image_channels, tokenizer.tokenizer.config.image_size
