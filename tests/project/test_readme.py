@@ -131,12 +131,12 @@ def test_the_three_commands_of_daily_use_run_one_after_the_other(
         assert saved["arr_0"].shape == (64, 32, 32, 3)
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 8 * 32
-    for block in blocks_of(README):
-        if block.language == "python":
-            exec(block.text, {})
+    for shown in blocks_of(README):
+        if shown.language == "python":
+            exec(shown.text, {})
     summary = run(names_of("sampling/summary.py")["main"], "--samples", 8, "--classifier_steps", 2)
-    lines = next(block.text for block in blocks_of(README) if block.language == "text").splitlines()
-    assert len(lines) == 5
-    for line in lines:
+    metrics = next(shown.text for shown in blocks_of(README) if shown.language == "text").splitlines()
+    assert len(metrics) == 5
+    for line in metrics:
         name = re.split(r"[\d.]*\d", line)[0].strip()
         assert name in summary.out
