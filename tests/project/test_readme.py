@@ -4,11 +4,13 @@ import re
 import shlex
 import unicodedata
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from tests.helpers.commands import ROOT, names_of, run
 from tests.helpers.documents import PAGES, README, SCRIPTS, anchors_of, blocks_of, commands
@@ -85,6 +87,15 @@ def test_the_index_has_every_page() -> None:
     """One line leads to each page."""
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"\]\((\w+\.md)\)", index)) == [page.name for page in PAGES if page.stem != "README"]
+
+
+def test_every_bottleneck_is_described() -> None:
+    """A kind that no page names is found by nobody."""
+    kinds = [config.model_fields["kind"].default for config in get_args(get_args(BottleneckConfig)[0])]
+    assert len(kinds) >= 10
+    for page in ("how_to.md", "tokenizers.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert [kind for kind in kinds if f"`{kind}`" not in text] == [], page
 
 
 def test_every_source_has_its_title() -> None:
