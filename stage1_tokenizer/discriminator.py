@@ -4,15 +4,21 @@ Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks"
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.base import Config, config_from_json
+from stage1_tokenizer.engine.checkpoint import load_strict, read_header, read_weights, write_weights
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.initial_weights import check_initial
 from stage1_tokenizer.networks.vqgan import build_norm
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+"""File beside the tokenizer, from which a later training goes on with the same discriminator."""
 
 
 class DiscriminatorConfig(Config):
@@ -49,6 +55,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig, image_channels: int) -> None:
         super().__init__()
+        self.config = config
         widths = [config.channels * min(2**layer, 8) for layer in range(config.layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for layer in range(1, config.layers + 1):
@@ -70,3 +77,53 @@ class PatchDiscriminator(nn.Module):
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """Each batch (B, C, H, W) -> logits (B, 1, h', w'). One batch at a time, so no norm mixes real and fake."""
         return tuple(self.layers(images) for images in batches)
+
+
+def save_discriminator(folder: Path, discriminator: PatchDiscriminator, step: int) -> None:
+    """Write the weights after `step` optimizer steps of the tokenizer, beside the tokenizer in a run's folder."""
+    header = {"config": discriminator.config.model_dump_json(), "step": str(step)}
+    write_weights(folder / DISCRIMINATOR_FILE, discriminator, "discriminator", header)
+
+
+def read_discriminator_config(folder: Path) -> DiscriminatorConfig | None:
+    """Read the config of the discriminator in a run's folder; None: there is none. Raises BadFileError."""
+    file = folder / DISCRIMINATOR_FILE
+    if not file.is_file():
+        return None
+    return config_from_json(DiscriminatorConfig, read_header(file, "discriminator").get("config"), str(file))
+
+
+def check_discriminator(folder: Path, config: DiscriminatorConfig, image_channels: int) -> None:
+    """Check that a discriminator of this config can start from the one in a run's folder, if there is one.
+
+    Raises:
+        ConfigError: it has another architecture; lists the tensors that differ.
+        BadFileError: the file is damaged.
+    """
+    file = folder / DISCRIMINATOR_FILE
+    if not file.is_file():
+        return
+    with torch.device("meta"):
+        planned = PatchDiscriminator(config, image_channels)
+    check_initial(
+        planned,
+        read_weights(file, "discriminator")[0],
+        file,
+        "Leave out the options adversarial.discriminator, which then are those of the file. To start with a new "
+        "discriminator, give --init_from a copy of the tokenizer's file in another folder",
+    )
+
+
+def start_discriminator(discriminator: PatchDiscriminator | None, folder: Path) -> str:
+    """Start a discriminator from the one in a run's folder, if there is one; return a line that says so.
+
+    Raises:
+        BadFileError: the file is damaged, or does not fit.
+    """
+    file = folder / DISCRIMINATOR_FILE
+    if discriminator is None:
+        return "no discriminator (adversarial.weight 0)"
+    if not file.is_file():
+        return f"note: there is no {file}, so the discriminator starts from random weights"
+    load_strict(discriminator, read_weights(file, "discriminator")[0], str(file))
+    return f"the discriminator starts from {file}"

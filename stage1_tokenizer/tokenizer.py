@@ -11,25 +11,31 @@ In eval mode, `decode_codes(encode_codes(x))` is exactly the reconstruction that
 Source: van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning" (2017), section 3.
 """
 
-import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, assert_never
 
 import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from stage1_tokenizer.bottlenecks.base import Bottlenecked
-from stage1_tokenizer.config.base import Config, Tree, config_from_json
+from stage1_tokenizer.config.base import Config, Tree, config_from_json, differences, stated_values
 from stage1_tokenizer.config.value_types import Size
-from stage1_tokenizer.engine.checkpoint import read_weights, write_weights
-from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.config.yaml_and_json import parse_json
+from stage1_tokenizer.engine.checkpoint import Header, read_header, read_weights, write_weights
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.initial_weights import check_initial, hash_weights
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
 from stage1_tokenizer.networks import NetworkConfig, build_network
 
 TOKENIZER_FILE = "tokenizer.safetensors"
+TrainedParts = Literal["all", "bottleneck_and_decoder", "decoder"]
+"""Parts of a tokenizer that a training changes."""
+SAME_CODES = "same_codes"
+"""Header entry with the fingerprints of the tokenizers that have the same codes."""
 
 
 class TokenizerConfig(Config):
@@ -74,6 +80,8 @@ class Tokenizer(nn.Module):
         self.config = config
         self.encoder, self.decoder = build_network(config.network, config.image_channels, config.image_size)
         self.bottleneck = build_bottleneck(config.bottleneck, config.network.latent_channels, processes)
+        self.trained: TrainedParts = "all"
+        self.same_codes: tuple[str, ...] = ()  # fingerprints of the tokenizers whose codes this one keeps
 
     @property
     def shape(self) -> TokenShape:
@@ -89,6 +97,13 @@ class Tokenizer(nn.Module):
             )
         (height, width), factor = self.config.image_size, self.config.network.factor
         return TokenShape(height // factor, width // factor, self.bottleneck.depth, self.bottleneck.codebook_size)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts. A frozen encoder stays in eval mode, so that no dropout changes its codes."""
+        super().train(mode)
+        if self.trained != "all":
+            self.encoder.eval()
+        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Bottlenecked]:
         """Reconstruct x (B, C, H, W) in [-1, 1]: x_hat (B, C, H, W), not clamped, and the bottleneck's output."""
@@ -159,13 +174,37 @@ def start_codebook(tokenizer: Tokenizer, micro_batches: Sequence[Tensor]) -> Non
     tokenizer.bottleneck.start(z.nan_to_num(posinf=0.0, neginf=0.0))
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """Hash the config and all weights. Tokens and priors store this hash, to recognise their tokenizer."""
-    digest = hashlib.sha256(tokenizer.config.model_dump_json().encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
+def freeze(tokenizer: Tokenizer, trained: TrainedParts) -> None:
+    """Freeze all parts of a tokenizer but those to be trained; what is frozen stays equal to the last bit."""
+    match trained:
+        case "all":
+            return
+        case "bottleneck_and_decoder":
+            pass
+        case "decoder":
+            tokenizer.bottleneck.requires_grad_(False)
+            tokenizer.bottleneck.is_frozen = True
+        case _:
+            assert_never(trained)
+    tokenizer.encoder.requires_grad_(False)
+    tokenizer.trained = trained
+
+
+def fingerprint(tokenizer: Tokenizer, config: str | None = None) -> str:
+    """Hash the config and all weights.
+
+    config: the config as its file's header has it; None: as this version writes it, with the keys that it has added.
+    """
+    return hash_weights(config or tokenizer.config.model_dump_json(), tokenizer.state_dict())
+
+
+def code_fingerprint(tokenizer: Tokenizer) -> str:
+    """Hash all that the codes of images depend on: encoder, bottleneck and their config.
+
+    Tokens and priors store this hash, to recognise their tokenizer. A training of the decoder alone leaves it as it is.
+    """
+    weights = {name: value for name, value in tokenizer.state_dict().items() if not name.startswith("decoder.")}
+    return hash_weights(json.dumps(stated_values(tokenizer.config), sort_keys=True), weights)
 
 
 @dataclass(frozen=True)
@@ -179,6 +218,15 @@ class LoadedTokenizer:
     """The data config of its training."""
     step: int
     """Optimizer steps of its training."""
+    code_fingerprint: str
+    """Hash of encoder, bottleneck and config: tokenizers with the same one have the same codes for all images."""
+
+    def makes_codes_of(self, saved: object) -> bool:
+        """Return True if tokens or a prior whose header has this fingerprint fit this tokenizer.
+
+        Files of former versions have the fingerprint of a whole tokenizer: of this one, or of one with its codes.
+        """
+        return saved in (self.code_fingerprint, self.fingerprint, *self.tokenizer.same_codes)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", option: str = "--tokenizer") -> Self:
@@ -192,9 +240,74 @@ class LoadedTokenizer:
         tensors, header = read_weights(file, kind="tokenizer")
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
         tokenizer = rebuild(lambda: Tokenizer(config), tensors, str(file))
+        tokenizer.same_codes = _read_same_codes(header, file)
         tokenizer.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
         data, step = read_data_tree(header, str(file)), read_step(header, str(file))
-        return cls(tokenizer, file, fingerprint(tokenizer), data, step)
+        whole, codes = fingerprint(tokenizer, header["config"]), code_fingerprint(tokenizer)
+        return cls(tokenizer, file, whole, data, step, codes)
+
+
+def _read_same_codes(header: Header, file: Path) -> tuple[str, ...]:
+    """Return the fingerprints in a header of the tokenizers with the same codes. Raises BadFileError."""
+    try:
+        names = parse_json(header.get(SAME_CODES, "[]"))
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadFileError(f"{file}: the entry {SAME_CODES} of its header is not a list of fingerprints")
+    return tuple(names)
+
+
+def read_tokenizer_config(file: Path) -> TokenizerConfig:
+    """Read the config in the header of a tokenizer's file. Raises BadFileError."""
+    return config_from_json(TokenizerConfig, read_header(file, "tokenizer").get("config"), str(file))
+
+
+def check_source(
+    source: LoadedTokenizer,
+    image_size: tuple[int, int],
+    network: NetworkConfig,
+    bottleneck: BottleneckConfig,
+    trained: TrainedParts,
+) -> None:
+    """Check that a training with these configs, of these parts, can start from the weights of another tokenizer.
+
+    Raises:
+        ConfigError: lists the tensors that differ, or the options of parts that are to stay as they are.
+    """
+    own = source.tokenizer.config
+    given = own.model_copy(update={"image_size": image_size, "network": network, "bottleneck": bottleneck})
+    advice = "Leave out the options of network and bottleneck, which then are those of the file"
+    with torch.device("meta"):
+        planned = Tokenizer(given)
+    check_initial(planned, source.tokenizer.state_dict(), source.path, advice)
+    kept = {"all": set(), "bottleneck_and_decoder": {"network"}, "decoder": {"network", "bottleneck"}}[trained]
+    lines = differences(own.model_dump(mode="json", include=kept), given.model_dump(mode="json", include=kept))
+    if lines:
+        raise ConfigError(
+            f"--init_from {source.path}: --train {trained} keeps parts of it as they are, but these options of them "
+            "differ (file -> given):\n" + "".join(f"  {line}\n" for line in lines) + advice
+        )
+
+
+def start_from(tokenizer: Tokenizer, source: LoadedTokenizer, trained: TrainedParts) -> str:
+    """Load the weights of another tokenizer, and freeze the parts that are not trained; return a line that says so.
+
+    Raises:
+        ConfigError: the images have another number of channels; lists the tensors that differ.
+    """
+    weights = source.tokenizer.state_dict()
+    check_initial(tokenizer, weights, source.path, "Give images with the number of channels of its training")
+    tokenizer.load_state_dict(weights)
+    freeze(tokenizer, trained)
+    if trained == "decoder":
+        tokenizer.same_codes = (*source.tokenizer.same_codes, source.fingerprint)
+    parameters = list(tokenizer.parameters())
+    learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return (
+        f"starting from {source.path} (step {source.step:,}, fingerprint {source.fingerprint}); --train {trained}: "
+        f"{learning:,} of {sum(parameter.numel() for parameter in parameters):,} parameters learn"
+    )
 
 
 def resolve_tokenizer(path: str | Path, option: str = "--tokenizer") -> Path:
@@ -205,4 +318,6 @@ def resolve_tokenizer(path: str | Path, option: str = "--tokenizer") -> Path:
 def save_tokenizer(path: Path, tokenizer: Tokenizer, data: Config, step: int) -> None:
     """Write the weights after `step` optimizer steps; the header holds the tokenizer's config and its data config."""
     header = {"config": tokenizer.config.model_dump_json(), "data": data.model_dump_json(), "step": str(step)}
+    if tokenizer.same_codes:
+        header[SAME_CODES] = json.dumps(tokenizer.same_codes)
     write_weights(path, tokenizer, "tokenizer", header)

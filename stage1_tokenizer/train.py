@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from pydantic import NonNegativeInt, PositiveInt
 
 from stage1_tokenizer import validation
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from stage1_tokenizer.config.base import parse_command_line
-from stage1_tokenizer.config.run_config import RunConfig
+from stage1_tokenizer.config.base import Tree, parse_command_line
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.bad_files import BAD_FILES
 from stage1_tokenizer.data.image_batches import normalise
@@ -26,25 +26,46 @@ from stage1_tokenizer.diagnostics.alarms import build_alarms
 from stage1_tokenizer.diagnostics.alarms.latents import CodeCounts
 from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
+from stage1_tokenizer.discriminator import (
+    PatchDiscriminator,
+    check_discriminator,
+    read_discriminator_config,
+    save_discriminator,
+    start_discriminator,
+)
 from stage1_tokenizer.engine import launch, training_step
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.compiling import Compiling
 from stage1_tokenizer.engine.console import format_command
+from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.finite import FiniteGuard, Tally
-from stage1_tokenizer.engine.optim import Ema, OptimConfig
+from stage1_tokenizer.engine.optim import Ema
 from stage1_tokenizer.engine.run import Run
 from stage1_tokenizer.engine.seeds import derive_seed
 from stage1_tokenizer.engine.signals import StopRequest
 from stage1_tokenizer.engine.state import Part
+from stage1_tokenizer.engine.training_config import TrainingConfig
 from stage1_tokenizer.metrics import CodeUse, pixel_variance
 from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
 from stage1_tokenizer.objective import AdversarialConfig, PixelConfig, build_objective
 from stage1_tokenizer.perceptual import PerceptualConfig
-from stage1_tokenizer.tokenizer import TOKENIZER_FILE, build_tokenizer, save_tokenizer, start_codebook
+from stage1_tokenizer.tokenizer import (
+    TOKENIZER_FILE,
+    LoadedTokenizer,
+    Tokenizer,
+    TrainedParts,
+    build_tokenizer,
+    check_source,
+    read_tokenizer_config,
+    resolve_tokenizer,
+    save_tokenizer,
+    start_codebook,
+    start_from,
+)
 
 
-class TrainTokenizerConfig(RunConfig):
+class TrainTokenizerConfig(TrainingConfig):
     """Train a tokenizer. The defaults are the quickstart: a VQ-VAE on drawn shapes, minutes on two CPU cores."""
 
     console_metrics = validation.METRICS
@@ -57,7 +78,9 @@ class TrainTokenizerConfig(RunConfig):
     pixel: PixelConfig = PixelConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
-    optim: OptimConfig = OptimConfig()
+    train: TrainedParts = "all"
+    """Parts that learn, with --init_from. `decoder`: the codes of all images stay the same, so that a prior over them
+    still fits; `bottleneck_and_decoder`: the encoder stays. The discriminator always learns, if there is one."""
     validate_every: PositiveInt = 325
     """Steps between validations on the whole validation split; also at the end."""
     save_every: PositiveInt = 325
@@ -65,10 +88,29 @@ class TrainTokenizerConfig(RunConfig):
     pictures: NonNegativeInt = 16
     """Validation images in the grid of reconstructions that each validation writes; 0: no grid."""
 
+    @classmethod
+    def defaults_by_files(cls, given: Tree) -> Tree:
+        """Return the architecture and the image size of the tokenizer that --init_from names."""
+        path, data = given.get("init_from"), given.get("data")
+        if not isinstance(path, str):
+            return {}
+        file = resolve_tokenizer(path, "--init_from")
+        source = read_tokenizer_config(file).tree()
+        kind = (data.get("kind") if isinstance(data, dict) else None) or cls.model_fields["data"].default.kind
+        values = {
+            "network": source["network"],
+            "bottleneck": source["bottleneck"],
+            "data": {"kind": kind, "image_size": source["image_size"]},
+        }
+        discriminator = read_discriminator_config(file.parent)
+        return values | ({"adversarial": {"discriminator": discriminator.tree()}} if discriminator else {})
+
     @property
     def folder(self) -> Path:
         """The run's folder: --out, or runs/stage1/NAME by the config file or by data set and bottleneck."""
         name = Path(self.config).stem if self.config else f"{self.data.kind}_{self.bottleneck.kind}"
+        if self.init_from and not self.config:
+            name += f"_from_{resolve_tokenizer(self.init_from, '--init_from').absolute().parent.name}"
         return Path(self.out) if self.out else Path("runs/stage1") / name
 
     def check(self, processes: int) -> None:
@@ -77,6 +119,28 @@ class TrainTokenizerConfig(RunConfig):
         self.network.check(self.data.image_size)
         self.adversarial.check(self.data.image_size)
 
+    def open_source(self) -> LoadedTokenizer | None:
+        """Load the tokenizer that --init_from names, and check that this training can start from it; None: it names
+        none.
+
+        Raises:
+            ConfigError: there is no such file, or its architecture differs; lists the tensors or options that differ.
+            BadFileError: a file is damaged or of another kind.
+        """
+        if not self.init_from:
+            if self.train != "all":
+                raise ConfigError(
+                    f"train {self.train}: the other parts would keep random weights. Give the tokenizer to start from: "
+                    "--init_from RUN"
+                )
+            return None
+        source = LoadedTokenizer.load(self.init_from, option="--init_from")
+        check_source(source, self.data.image_size, self.network, self.bottleneck, self.train)
+        if self.adversarial.weight:
+            channels = source.tokenizer.config.image_channels
+            check_discriminator(source.path.parent, self.adversarial.discriminator, channels)
+        return source
+
 
 def main() -> None:
     """Set up the run (data, tokenizer, objective, optimizers, state), then train, validate and save in one loop."""
@@ -84,8 +148,9 @@ def main() -> None:
     accelerator = launch.start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     config.check(processes)
+    source = config.open_source()
     data = open_data(config.data)
-    run = Run(config, accelerator, TOKENIZER_FILE, data)
+    run = Run(config, accelerator, TOKENIZER_FILE, data, {"init_from": source and source.fingerprint})
     train_set, validation_set = (
         data.image_batches(split, config.seed, device, run.folder / BAD_FILES) for split in ("train", "validation")
     )
@@ -94,8 +159,11 @@ def main() -> None:
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     image_size, channels = config.data.image_size, train_set.channels
     tokenizer = build_tokenizer(config.network, config.bottleneck, image_size, channels, processes).to(device)
-    bottleneck, ema = tokenizer.bottleneck, Ema(tokenizer, config.optim.ema_decay)
     objective = build_objective(tokenizer, config.pixel, config.perceptual, config.adversarial, accelerator)
+    if source:
+        run.say(start_from(tokenizer, source, config.train))
+        run.say(start_discriminator(objective.discriminator, source.path.parent))
+    bottleneck, ema = tokenizer.bottleneck, Ema(tokenizer, config.optim.ema_decay)
     compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=objective.is_adaptive)
     prepare = partial(training_step.TrainedNetwork, accelerator, config=config.optim, steps=config.steps)
     generator, discriminator = prepare(tokenizer), None
@@ -109,11 +177,10 @@ def main() -> None:
     parts |= {"code_use": use, "tally": tally}
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
     codes = CodeCounts(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
-    write = partial(save_tokenizer, run.folder / TOKENIZER_FILE, ema.module, config.data)
     run.resume(
         parts,
         watch=build_alarms(config.bottleneck, config.adversarial, config.optim, codes),
-        write_weights=lambda step: launch.run_on_main(accelerator, lambda: write(step)),
+        write_weights=partial(write_models, accelerator, run.folder, ema.module, objective.discriminator, config.data),
         before_saving=lambda: use.gather(accelerator),
     )
     use.keep_on_main(accelerator)
@@ -125,7 +192,7 @@ def main() -> None:
     order = BatchOrder(len(train_set), config.batch_size, config.seed, rank, processes)
     batches = training_batches(train_set, order, run.first_step, config.steps, config.data.workers)
     variance = pixel_variance(train_set)
-    stop, has_learned = StopRequest(), bool(tally.learned)
+    stop, has_learned = StopRequest(), bool(tally.learned or source)
 
     for step, (pixels, labels) in zip(range(run.first_step, config.steps), run.fetch_batches(batches), strict=True):
         done, is_last = step + 1, step + 1 == config.steps
@@ -154,15 +221,13 @@ def main() -> None:
         total = training_step.mean_part("total", generator_parts)  # ()
         checked = guard.check(done, total, [(x, is_adversarial) for x in micro_batches], seed, describe, stop.asked)
         generator.learn(checked, tally)
+        bottleneck.end_step(checked.finite)
         if checked.finite:
             has_learned = True
             tally.learned += 1
-            bottleneck.finish_step()
             ema.update(tokenizer, step)
             for micro_batch_codes in all_codes:
                 use.add(micro_batch_codes)
-        else:
-            bottleneck.drop_step()
 
         if discriminator and is_adversarial and checked.finite:
             discriminator.begin_step(step)
@@ -175,7 +240,7 @@ def main() -> None:
             discriminator.learn(discriminator_guard.check(done, total, pairs, seed, describe), tally)
 
         run.count_step(config.batch_size)
-        is_saved = done % config.save_every == 0 or is_last
+        is_saved = config.is_save_step(done)
         if (done % config.log_every == 0 or is_saved) and checked.finite:
             scalars = training_step.mean_parts("train", generator_parts) | {"train/gradient_norm": checked.norm}
             scalars |= training_step.mean_parts("discriminator", discriminator_parts)
@@ -202,6 +267,24 @@ def main() -> None:
     run.close()
     run.print_summary(*next_commands(run.folder, has_codes=bottleneck.depth > 0, samples=bottleneck.noise_channels > 0))
     report_at_end(accelerator, config.report, run.folder, tokenizer_page)
+
+
+def write_models(
+    accelerator: Accelerator,
+    folder: Path,
+    tokenizer: Tokenizer,
+    discriminator: PatchDiscriminator | None,
+    data: DataConfig,
+    step: int,
+) -> None:
+    """Write the weights of the tokenizer, and of the discriminator if there is one, after `step` optimizer steps."""
+
+    def write() -> None:
+        if discriminator:
+            save_discriminator(folder, discriminator, step)
+        save_tokenizer(folder / TOKENIZER_FILE, tokenizer, data, step)
+
+    launch.run_on_main(accelerator, write)
 
 
 def next_commands(folder: Path, has_codes: bool, samples: bool) -> list[tuple[str, str]]:

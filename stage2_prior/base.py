@@ -72,6 +72,16 @@ class BasePriorConfig(Config):
         return self.model_copy(update={"width": 16})
 
 
+class LabelEmbedding(nn.Embedding):
+    """A learned vector of each of `classes` classes, and a last one of "no class".
+
+    A training that starts from another prior (--init_from) matches its rows by the names of the classes.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__(classes + 1, width)
+
+
 class Prior(nn.Module, ABC):
     """A prior over the codes of one TokenShape, for images of `classes` classes (0: unconditional)."""
 

@@ -32,12 +32,13 @@ from torch import Tensor, nn
 from stage1_tokenizer.config.base import Config, Tree, config_from_json
 from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON
 from stage1_tokenizer.data import DataConfig
-from stage1_tokenizer.engine.checkpoint import read_weights
-from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.checkpoint import load_strict, read_header, read_weights
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.files import write_file
+from stage1_tokenizer.engine.initial_weights import check_initial, hash_weights
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, TokenShape
-from stage2_prior.base import Prior
+from stage2_prior.base import LabelEmbedding, Prior
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
@@ -68,7 +69,7 @@ class PriorHeader(Config):
     classes: tuple[str, ...] = Field(max_length=MOST_CLASSES)
     """Names of the classes in the order of their labels, fixed by the first training step."""
     tokenizer: str = Field(max_length=64)
-    """Fingerprint of the tokenizer whose codes the prior learns."""
+    """Code fingerprint of the tokenizer whose codes the prior learns; in former versions that of all its weights."""
 
     def entries(self, data: DataConfig) -> dict[str, str]:
         """Return the entries of the file's header, without the step."""
@@ -88,6 +89,11 @@ class SavedPrior:
     step: int
     """Optimizer steps of the weights."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the header and all weights."""
+        return hash_weights(self.header.model_dump_json(), self.weights)
+
     @classmethod
     def read(cls, file: Path) -> Self:
         """Read a prior's file. Raises BadFileError: it is damaged, or is not a prior."""
@@ -100,6 +106,72 @@ class SavedPrior:
         """Build the model with these weights. Raises BadFileError: the weights do not fit the header."""
         header = self.header
         return rebuild(lambda: build_prior(header.prior, self.shape, len(header.classes)), self.weights, str(self.path))
+
+
+def read_prior_config(file: Path) -> PriorConfig:
+    """Read the config of the prior in a file's header. Raises BadFileError."""
+    return config_from_json(PriorHeader, read_header(file, "prior").get("config"), str(file)).prior
+
+
+def open_source(path: str | None, config: PriorConfig, tokenizer: LoadedTokenizer) -> SavedPrior | None:
+    """Read the prior that --init_from names, and check that a prior over a tokenizer's codes can start from it; None:
+    it names none.
+
+    Raises:
+        ConfigError: there is no such file, its codes have another shape, or its architecture differs.
+        BadFileError: the file is damaged or of another kind.
+    """
+    if not path:
+        return None
+    file = resolve_weights(path, PRIOR_FILE, "--init_from")
+    source, shape = SavedPrior.read(file), tokenizer.tokenizer.shape
+    if source.shape != shape:
+        what, reason = "a grid", "a prior learns which row and column a position is in"
+        if source.shape[2:] != shape[2:]:
+            what, reason = "codes", "each code has weights of its own"
+        raise ConfigError(
+            f"--init_from {file}: is a prior over {source.shape.in_words}, but {tokenizer.path} makes "
+            f"{shape.in_words}. A prior over {what} of another shape cannot start from it: {reason}. Give a tokenizer "
+            f"with {source.shape.in_words} (the grid is data.image_size divided by its factor), or leave out --init_from"
+        )
+    with torch.device("meta"):
+        planned = build_prior(config, shape, len(source.header.classes))
+    check_initial(planned, source.weights, file, "Leave out the options of prior, which then are those of the file")
+    return source
+
+
+@torch.no_grad()
+def start_from(prior: Prior, classes: tuple[str, ...], source: SavedPrior, tokenizer: LoadedTokenizer) -> str:
+    """Load the weights of another prior, whose classes are matched by name; return a line that says so.
+
+    A class that the other prior does not have keeps the random vectors that it was built with.
+    """
+    weights, known = dict(source.weights), source.header.classes
+    rows = {label: known.index(name) for label, name in enumerate(classes) if name in known}
+    rows[len(classes)] = len(known)  # "no class"
+    for name, module in prior.named_modules():
+        if isinstance(module, LabelEmbedding):
+            vectors = module.weight.detach().clone()  # (classes + 1, width)
+            vectors[list(rows)] = weights[f"{name}.weight"].to(vectors.device)[list(rows.values())]
+            weights[f"{name}.weight"] = vectors
+    load_strict(prior, weights, str(source.path))
+    new, gone = [name for name in classes if name not in known], [name for name in known if name not in classes]
+    text = f"starting from {source.path} (step {source.step:,}, {len(known)} classes)"
+    if new:
+        text += f"\nnote: the vectors of {len(new)} classes start anew, since it does not have them: {_list(new)}"
+    if gone:
+        text += f"\nnote: {len(gone)} of its classes are not in the data and are left out: {_list(gone)}"
+    if not tokenizer.makes_codes_of(source.header.tokenizer):
+        text += (
+            f"\nnote: it learned the codes of another tokenizer ({source.header.tokenizer}); unless that one is a "
+            "former state of this one, its weights are of little use"
+        )
+    return text
+
+
+def _list(names: list[str]) -> str:
+    """Return names as a list for messages, at most ten of them."""
+    return ", ".join(map(shorten, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def read_saved_classes(folder: Path) -> tuple[str, ...]:
@@ -150,10 +222,11 @@ def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu
     file = find_prior_file(path)
     saved = SavedPrior.read(file)
     tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
-    if tokenizer.fingerprint != saved.header.tokenizer:
+    if not tokenizer.makes_codes_of(saved.header.tokenizer):
         raise BadFileError(
             f"{file} was trained on the codes of the tokenizer {saved.header.tokenizer}, but {tokenizer.path} is "
-            f"{tokenizer.fingerprint}; put the tokenizer.safetensors of its training beside the prior"
+            f"{tokenizer.code_fingerprint} (encoder and bottleneck) or {tokenizer.fingerprint} (the whole); put the "
+            "tokenizer.safetensors of its training beside the prior"
         )
     _check_shape(saved.shape, tokenizer, file)
     model = saved.build().requires_grad_(False).eval().to(device)

@@ -128,7 +128,7 @@ def load_or_encode(
     check_classes(images.classes)
     provenance = _provenance(tokenizer, data, split, views, seed) | {"identity": images.identity}
     accelerator.wait_for_everyone()
-    tokens = _read_tokens(folder, split, provenance, accelerator.print)
+    tokens = _read_tokens(folder, split, provenance, tokenizer, accelerator.print)
     # All processes must agree before one of them deletes shards.
     readers = accelerator.reduce(torch.tensor(int(tokens is not None), device=accelerator.device), "sum")
     if tokens is not None and int(readers) == accelerator.num_processes:
@@ -142,7 +142,7 @@ def load_or_encode(
             old.unlink()
     accelerator.wait_for_everyone()
     run_on_all(accelerator, lambda: _extract(accelerator, tokenizer, image_batches, views, provenance, folder / split))
-    tokens = _read_tokens(folder, split, provenance, accelerator.print)
+    tokens = _read_tokens(folder, split, provenance, tokenizer, accelerator.print)
     if tokens is None:
         raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; check the disk")
     return tokens
@@ -207,7 +207,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
     """Return all settings that the codes depend on."""
     return {
         "kind": "tokens",
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": tokenizer.code_fingerprint,
         "shape": list(tokenizer.tokenizer.shape),
         "split": split,
         "views": views,
@@ -277,7 +277,9 @@ def list_shards(folder: Path, split: str = "*") -> list[Path]:
     return sorted(path for path in folder.glob(f"{split}-*.safetensors") if SHARD_NAME.fullmatch(path.name))
 
 
-def _read_tokens(folder: Path, split: Split, provenance: Provenance, say: Callable[[str], object]) -> TokenSet | None:
+def _read_tokens(
+    folder: Path, split: Split, provenance: Provenance, tokenizer: LoadedTokenizer, say: Callable[[str], object]
+) -> TokenSet | None:
     """Read the tokens of a split; None: they are missing, incomplete, damaged or of another provenance (`say` why)."""
     shards: list[Shard] = []
     parts: list[TokenSet] = []
@@ -287,7 +289,10 @@ def _read_tokens(folder: Path, split: Split, provenance: Provenance, say: Callab
         except BadFileError as error:
             say(f"{error}; the tokens are made anew")
             return None
-        if shard.provenance != json.loads(json.dumps(provenance)):
+        saved = shard.provenance
+        if tokenizer.makes_codes_of(saved.get("tokenizer")):
+            saved = saved | {"tokenizer": tokenizer.code_fingerprint}
+        if saved != json.loads(json.dumps(provenance)):
             say(f"{path}: was made from another tokenizer, data set or setting; the tokens are made anew")
             return None
         if not shard.continues(shards):

@@ -28,7 +28,15 @@ from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.best_weights import BestWeights, build_prior_alarms
 from stage2_prior.guidance import withhold_labels
 from stage2_prior.likelihood import bigram_bits, bits, token_loss
-from stage2_prior.prior import PRIOR_FILE, PriorHeader, build_prior, copy_tokenizer, count_parameters
+from stage2_prior.prior import (
+    PRIOR_FILE,
+    PriorHeader,
+    build_prior,
+    copy_tokenizer,
+    count_parameters,
+    open_source,
+    start_from,
+)
 from stage2_prior.report import prior_page
 from stage2_prior.tokens import describe_batch, load_splits, open_data_of
 from stage2_prior.train_config import TrainPriorConfig
@@ -42,8 +50,10 @@ def main() -> None:
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     launch.check_batch_size(config.batch_size, config.accumulation, processes)
     tokenizer = LoadedTokenizer.load(config.tokenizer, device)
+    source = open_source(config.init_from, config.prior, tokenizer)
     data = open_data_of(tokenizer, config.data)
-    replaced = {"tokenizer": tokenizer.fingerprint, "data": data.config.tree()}
+    replaced = {"tokenizer": tokenizer.code_fingerprint, "data": data.config.tree()}
+    replaced["init_from"] = source and source.fingerprint
     run = Run(config, accelerator, PRIOR_FILE, data, replaced, fast_paths=["onednn"])
     launch.run_on_main(accelerator, lambda: copy_tokenizer(tokenizer, run.folder))
     train_set, validation_set = load_splits(accelerator, run, tokenizer, data, config.views, config.seed)
@@ -53,12 +63,14 @@ def main() -> None:
 
     torch.manual_seed(derive_seed(config.seed, "initialise"))  # the same weights in every process
     prior = build_prior(config.prior, shape, len(classes)).to(device)
+    if source:
+        run.say(start_from(prior, classes, source, tokenizer))
     ema = Ema(prior, config.optim.ema_decay)
     compiling = Compiling(accelerator)
     learner = TrainedNetwork(accelerator, prior, config.optim, config.steps)
     tally, best = Tally().to(device), BestWeights(ema.module, accelerator.is_main_process)
     parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": learner.optimizer, "tally": tally}
-    header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
+    header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.code_fingerprint)
     write = partial(best.write, run.folder / PRIOR_FILE, header.entries(data.config))
     run.resume(
         parts | best.parts,
@@ -106,7 +118,7 @@ def main() -> None:
 
         run.count_step(config.batch_size)
         done, is_last = step + 1, step + 1 == config.steps
-        is_saved = done % config.save_every == 0 or is_last
+        is_saved = config.is_save_step(done)
         if (done % config.log_every == 0 or is_saved) and checked.finite:
             values = tally.entry() | {"train/nats_per_token": float(nats), "train/bits_per_token": bits(float(nats))}
             values |= {"train/gradient_norm": float(checked.norm), "train/lr": learner.rate}

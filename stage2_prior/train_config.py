@@ -7,18 +7,19 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.field_facts import Mark
-from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.saved_config import complete_data_options, read_data_config
+from stage1_tokenizer.engine.model_files import resolve_weights
 from stage1_tokenizer.engine.optim import OptimConfig
-from stage1_tokenizer.tokenizer import resolve_tokenizer
+from stage1_tokenizer.engine.training_config import TrainingConfig
+from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
 from stage2_prior.gpt.model import GptConfig
-from stage2_prior.prior import PriorConfig
+from stage2_prior.prior import PRIOR_FILE, PriorConfig, read_prior_config
 from stage2_prior.validation import METRICS
 
 
-class TrainPriorConfig(RunConfig):
+class TrainPriorConfig(TrainingConfig):
     """Train a prior over the codes of a tokenizer. The defaults are the quickstart's."""
 
     console_metrics = METRICS
@@ -50,13 +51,23 @@ class TrainPriorConfig(RunConfig):
         path = tree.get("tokenizer")
         return complete_data_options(tree, lambda: resolve_tokenizer(path) if isinstance(path, str) else None)
 
+    @classmethod
+    def defaults_by_files(cls, given: Tree) -> Tree:
+        """Return the architecture of the prior that --init_from names."""
+        path = given.get("init_from")
+        if not isinstance(path, str):
+            return {}
+        return {"prior": read_prior_config(resolve_weights(path, PRIOR_FILE, "--init_from")).tree()}
+
     def resolve_saved(self, saved: Tree) -> Tree:
-        """Return the saved config of a run, with the tokenizer's data set where it names none."""
-        return (
-            saved
-            if saved.get("data")
-            else {**saved, "data": read_data_config(resolve_tokenizer(self.tokenizer)).tree()}
-        )
+        """Return the saved config of a run, with the tokenizer's data set where it names none, and with the code
+        fingerprint of the tokenizer where a former version saved that of all its weights."""
+        tokenizer = LoadedTokenizer.load(self.tokenizer)
+        if not saved.get("data"):
+            saved = {**saved, "data": read_data_config(tokenizer.path).tree()}
+        if tokenizer.makes_codes_of(saved.get("tokenizer")):
+            saved = {**saved, "tokenizer": tokenizer.code_fingerprint}
+        return saved
 
     @property
     def folder(self) -> Path:
@@ -65,4 +76,7 @@ class TrainPriorConfig(RunConfig):
         source = Path(self.tokenizer)
         folder = source.parent if source.suffix else source
         name = Path(self.config).stem if self.config else f"{folder.name}_{self.prior.kind}"
+        if self.init_from and not self.config:
+            source = resolve_weights(self.init_from, PRIOR_FILE, "--init_from")
+            name += f"_from_{source.absolute().parent.name}"
         return Path(self.out) if self.out else Path("runs/stage2") / name

@@ -78,6 +78,8 @@ class Bottleneck(nn.Module, ABC):
     """K, the codes per position; 0 if the bottleneck is continuous."""
     codebook_size: int = 0
     """V; 0 if the bottleneck is continuous."""
+    is_frozen: bool = False
+    """True if a training leaves this bottleneck as it is: nothing in it learns, by gradient or otherwise."""
     noise_channels: int = 0
     """Channels of the normal noise that `sample` turns into latents; 0 if this bottleneck cannot sample by itself."""
 
@@ -104,8 +106,15 @@ class Bottleneck(nn.Module, ABC):
     def start(self, z: Tensor) -> None:
         """Start from z (B, D, h, w), this process's latents of the first batch; called before the first step."""
 
+    def end_step(self, has_learned: bool) -> None:
+        """End a training step: learn from it, unless it was skipped (`has_learned` is False) or this is frozen."""
+        if has_learned and not self.is_frozen:
+            self.finish_step()
+        else:
+            self.drop_step()
+
     def finish_step(self) -> None:
         """Learn from what the forward passes in train mode have remembered; called after each optimizer step."""
 
     def drop_step(self) -> None:
-        """Forget what the forward passes have remembered; called instead of `finish_step` if a step is skipped."""
+        """Forget what the forward passes have remembered; called instead of `finish_step` if a step is not learned."""

@@ -95,6 +95,12 @@ class CommandConfig(Config):
     """YAML file with values that replace the defaults; the command line replaces both."""
 
     @classmethod
+    def defaults_by_files(cls, given: Tree) -> Tree:
+        """Return values that files named by the given values state, in place of the defaults; most commands have
+        none."""
+        return {}
+
+    @classmethod
     def complete(cls, tree: Tree) -> Tree:
         """Return the tree with the values that it takes from files that it names; most commands have none."""
         return tree
@@ -133,13 +139,14 @@ def configure(cls: type[CommandT], given: Tree) -> CommandT:
     Raises:
         ConfigError: a wrong value, or a config file that cannot be read.
     """
-    defaults = _defaults(cls)
-    if not given.get("config"):
-        return cls.from_tree(cls.complete(merge(defaults, _with_nulls(given))), "configuration")
-    file = read_yaml(find_existing_path(given["config"]))
-    for line in explain_dropped_keys(file, given):
-        print_note(line)
-    return cls.from_tree(cls.complete(merge(merge(defaults, file), _with_nulls(given))), "configuration")
+    file: Tree = {}
+    if given.get("config"):
+        file = read_yaml(find_existing_path(given["config"]))
+        for line in explain_dropped_keys(file, given):
+            print_note(line)
+    given = _with_nulls(given)
+    defaults = merge(_defaults(cls), cls.defaults_by_files(merge(file, given)))
+    return cls.from_tree(cls.complete(merge(merge(defaults, file), given)), "configuration")
 
 
 def read_yaml(path: str | Path) -> Tree:
@@ -225,6 +232,17 @@ def differences(old: Tree, new: Tree, prefix: str = "") -> list[str]:
         elif before != after:
             lines.append(f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}")
     return lines
+
+
+def stated_values(config: Config) -> Tree:
+    """Return the values of a config that differ from their defaults, and all kinds. A key that a later version adds
+    does not change them."""
+    stated: Tree = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
+            stated[name] = stated_values(value) if isinstance(value, Config) else value
+    return stated
 
 
 def config_from_json(cls: type[ConfigT], text: str | None, source: str) -> ConfigT:

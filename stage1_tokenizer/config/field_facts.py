@@ -17,6 +17,9 @@ class Mark(Enum):
     """The key is a path of the data. The data are compared by content, so they may be moved before a resume."""
     VIEW = auto()
     """The key changes augmented images only, or only images whose identity changes too; an evaluation ignores it."""
+    RATE = auto()
+    """The key changes only the learning rates of steps, so a resumed run may change it as long as the rates of all its
+    steps so far stay the same (`engine/resume_check.py`)."""
     SCHEDULE = auto()
     """The key is a number of optimizer steps, which a short run shortens."""
 

@@ -20,7 +20,7 @@ class RunConfig(CommandConfig):
     """Folder of the run; default: under runs/, named after the config file or after the data and the model."""
     seed: int = 0
     """Seed of all random numbers of the run."""
-    steps: PositiveInt
+    steps: Annotated[PositiveInt, Mark.RATE]
     """Optimizer steps."""
     batch_size: PositiveInt = 64
     """Images per optimizer step, over all processes and micro-batches."""

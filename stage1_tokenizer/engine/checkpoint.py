@@ -42,6 +42,23 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
         BadFileError: damaged, not safetensors, of another kind, or of a later format.
     """
     tensors, header = read_tensors(path)
+    _check_header(header, path, kind)
+    return tensors, {key: value for key, value in header.items() if key != CHECKSUM_KEY}
+
+
+def read_header(path: Path, kind: str) -> Header:
+    """Read the header of a file that `write_weights` has written, without its tensors; the checksum is not compared.
+
+    Raises:
+        BadFileError: as `read_weights`.
+    """
+    header = read_tensors(path, prefix="\0")[1]  # no tensor has this name
+    _check_header(header, path, kind)
+    return header
+
+
+def _check_header(header: Header, path: Path, kind: str) -> None:
+    """Raise BadFileError unless it is the header of a weights file of this kind, in a format that is read."""
     given = header.get("kind")
     if given != kind:
         description = f"a {shorten(given)}" if given else "a safetensors file that Tessera did not write"
@@ -52,7 +69,6 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
         )
     if header["format"] != "1" and CHECKSUM_KEY not in header:
         raise BadFileError(f"{path}: is damaged: its header has no checksum ({CHECKSUM_KEY})")
-    return tensors, {key: value for key, value in header.items() if key != CHECKSUM_KEY}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
@@ -111,8 +127,16 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     Raises:
         BadFileError: names the first missing, unexpected or misshapen keys.
     """
-    module = unwrap_compiled(module)
-    own = module.state_dict()
+    problems = find_misfits(module, tensors)
+    if problems:
+        rest = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise BadFileError(f"{source}: does not fit the model: {', '.join(map(shorten, problems[:5]))}{rest}")
+    unwrap_compiled(module).load_state_dict(dict(tensors), strict=True)
+
+
+def find_misfits(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return a description of each tensor whose name, shape or type is not that of the module's."""
+    own = unwrap_compiled(module).state_dict()
     problems = [f"missing {name}" for name in own if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in own]
     problems += [
@@ -120,10 +144,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         for name in own
         if name in tensors and _describe(tensors[name]) != _describe(own[name])
     ]
-    if problems:
-        rest = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise BadFileError(f"{source}: does not fit the model: {', '.join(map(shorten, problems[:5]))}{rest}")
-    module.load_state_dict(dict(tensors), strict=True)
+    return problems
 
 
 def _describe(tensor: Tensor) -> str:

@@ -2,13 +2,14 @@
 
 import copy
 import math
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar, assert_never
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 
 from stage1_tokenizer.config.base import Config
+from stage1_tokenizer.config.field_facts import Mark
 
 
 class OptimConfig(Config):
@@ -20,25 +21,64 @@ class OptimConfig(Config):
     """Decay of Adam's running means of the gradient and of its square, each in [0, 1)."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay of linear and convolution weights; biases, norms, embeddings and codebooks have none."""
-    warmup_steps: NonNegativeInt = 50
+    schedule: Annotated[Literal["cosine", "constant", "wsd"], Mark.RATE] = "cosine"
+    """Learning rate after the warm-up: half a `cosine` over all steps; `constant`; or `wsd` (warm-up, stable, decay):
+    constant, then down in the last steps (decay_share). A run with `constant` can be continued with more --steps at any
+    time, one with `wsd` from the step where the decay began, one with `cosine` only with --allow_changed."""
+    warmup_steps: Annotated[NonNegativeInt, Mark.RATE] = 50
     """Optimizer steps in which the learning rate rises linearly to its peak. Raise it if training diverges early."""
-    final_lr: NonNegativeFloat = 0.01
-    """Learning rate at the end of the cosine, as a share of the peak; 1: a constant rate after the warm-up."""
+    final_lr: Annotated[NonNegativeFloat, Mark.RATE] = 0.01
+    """Learning rate at the end, as a share of the peak. No effect with schedule `constant`."""
+    decay_share: Annotated[float, Mark.RATE] = Field(0.2, gt=0.0, le=1.0)
+    """Share of all steps, at the end, in which schedule `wsd` lowers the learning rate. No effect with the others."""
     clip: NonNegativeFloat = 1.0
     """Largest norm of the gradient: larger gradients are scaled down to it. 0: no clipping."""
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
     """Decay, in [0, 1), of the running mean of the weights, which is validated and saved; 0: the weights themselves."""
 
+    def decay_start(self, steps: int) -> int | None:
+        """Return the first step, of a run of `steps` steps, in which `wsd` lowers the rate; None: another schedule."""
+        if self.schedule != "wsd":
+            return None
+        return max(min(self.warmup_steps, steps), steps - math.ceil(self.decay_share * steps))
+
 
 def learning_rate(config: OptimConfig, peak: float, step: int, steps: int) -> float:
-    """Return the learning rate of a step in 0..steps-1: linear warm-up, then half a cosine down to final_lr * peak.
+    """Return the learning rate of a step in 0..steps-1: linear warm-up to the peak, then by the schedule.
 
-    It is a pure function of the step, so a schedule has no state to save.
+    `cosine` and `wsd` end at final_lr * peak. The decay of `wsd` is 1 - sqrt(progress): Hägele et al., "Scaling Laws
+    and Compute-Optimal Training Beyond Fixed Training Durations" (2024), equation 1. The rate is a pure function of the
+    step, so a schedule has no state to save.
     """
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return peak * (config.final_lr + (1.0 - config.final_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+    match config.schedule:
+        case "cosine":
+            progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+            height = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        case "constant":
+            return peak
+        case "wsd":
+            start = config.decay_start(steps)
+            assert start is not None
+            if step < start:
+                return peak
+            height = 1.0 - math.sqrt(min(1.0, (step - start) / max(1, steps - start)))
+        case _:
+            assert_never(config.schedule)
+    return peak * (config.final_lr + (1.0 - config.final_lr) * height)
+
+
+def count_equal_rates(one: tuple[OptimConfig, int], other: tuple[OptimConfig, int]) -> int:
+    """Return the number of first steps that have the same learning rates in two runs, given as (config, steps)."""
+    (config, steps), (other_config, other_steps) = one, other
+    most = min(steps, other_steps)
+    for step in range(most):
+        if learning_rate(config, config.lr, step, steps) != learning_rate(
+            other_config, other_config.lr, step, other_steps
+        ):
+            return step
+    return most
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -1,13 +1,14 @@
 """Comparison of a command with the run that its folder has: the same config, on the same data."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stage1_tokenizer.config.base import Tree, differences, read_saved_yaml
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
-from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.engine.console import say
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.state import list_states, step_of_state
+from stage1_tokenizer.engine.training_config import TrainingConfig
 
 
 class RunData(Protocol):
@@ -23,13 +24,25 @@ class RunData(Protocol):
         """Write the record of the data into a run's folder. Raises StorageError."""
 
 
-def find_changes(folder: Path, config: RunConfig, tree: Tree, data: RunData) -> list[str]:
-    """Return lines that describe how the config and the data differ from those of the run in a folder.
+class Changes(NamedTuple):
+    """Differences between a command and the run that its folder has."""
+
+    lines: list[str]
+    """A line for each difference."""
+    shared_steps: int | None = None
+    """Largest number of steps of a state that belongs to the run of the command too; None: any state does."""
+
+
+def find_changes(folder: Path, config: TrainingConfig, tree: Tree, data: RunData) -> Changes:
+    """Return how the config and the data differ from those of the run in a folder.
+
+    Only learning rates of later steps may differ (`steps` and the schedule): then the run is continued from a state
+    that all equal rates lead to.
 
     tree: the values of the config to be compared.
 
     Raises:
-        ConfigError: something differs, and --allow_changed was not given.
+        ConfigError: something else differs, or no state can be continued, and --allow_changed was not given.
         BadFileError: the saved config is damaged or missing.
     """
     file = folder / "config.yaml"
@@ -43,22 +56,45 @@ def find_changes(folder: Path, config: RunConfig, tree: Tree, data: RunData) -> 
     marks = [Mark.FREE] if data_changes is None else [Mark.FREE, Mark.PATH]
     old, new = (remove_marked(type(config), values, *marks) for values in (saved, tree))
     changes = [*differences(old, new), *(data_changes or [])]
-    if changes and not config.allow_changed:
+    if not changes or config.allow_changed:
+        return Changes(changes)
+    old, new = (remove_marked(type(config), values, Mark.RATE) for values in (old, new))
+    if differences(old, new) or data_changes:
         raise ConfigError(
             f"{folder} has a run of another configuration; {format_changes(changes)}"
             "Give the saved values to continue that run, or another --out to start a new one. --allow_changed "
             "continues it with the given values; the result then differs from an uninterrupted run"
         )
-    return changes
+    return Changes(changes, _find_shared_steps(folder, config, type(config).from_tree(saved, str(file)), changes))
+
+
+def _find_shared_steps(folder: Path, config: TrainingConfig, saved: TrainingConfig, changes: list[str]) -> int:
+    """Return the largest number of steps of a state that a run with other learning rates can be continued from.
+
+    Raises:
+        ConfigError: no saved state is such a state, or a run that shall be shorter would lose states.
+    """
+    shared = saved.count_shared_steps(config)
+    steps = sorted(map(step_of_state, list_states(folder / "state")))
+    if steps[0] <= shared and (steps[-1] <= shared or config.steps > saved.steps):
+        return shared
+    raise ConfigError(
+        f"{folder} has a run with other learning rates; {format_changes(changes)}"
+        f"With the given values, the learning rates differ from step {shared + 1:,} on, and the saved states are of "
+        f"{', '.join(f'{step:,}' for step in steps)} steps. Give the saved values, or train a new run from these "
+        f"weights (--init_from {folder} --out ANOTHER). --allow_changed continues the newest state with the given "
+        "values; the result then differs from an uninterrupted run. A run with --optim.schedule constant or wsd can be "
+        "prolonged"
+    )
 
 
 def format_changes(changes: list[str]) -> str:
-    """Return the lines of `find_changes` as a part of a message."""
+    """Return lines of changes as a part of a message."""
     lines = "".join(f"  {line}\n" for line in changes)
     return f"these keys differ (saved -> given):\n{lines}"
 
 
-def _fill_defaults(cls: type[RunConfig], saved: Tree) -> Tree:
+def _fill_defaults(cls: type[TrainingConfig], saved: Tree) -> Tree:
     """Return a saved config with defaults for keys that are newer than it; unchanged if this version cannot read it."""
     try:
         return cls.from_tree(saved).tree()

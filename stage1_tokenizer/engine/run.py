@@ -14,7 +14,6 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from stage1_tokenizer.config.base import Tree, write_yaml
-from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.engine import console
 from stage1_tokenizer.engine.environment import append_session
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, StorageError, UserError
@@ -24,7 +23,7 @@ from stage1_tokenizer.engine.lock import lock_folder, mark_folder
 from stage1_tokenizer.engine.log_file import EventWriter, drop_entries_after, read_log, sync_log
 from stage1_tokenizer.engine.precision import TrainingPrecision
 from stage1_tokenizer.engine.processor import FastPath
-from stage1_tokenizer.engine.resume_check import RunData, find_changes, format_changes
+from stage1_tokenizer.engine.resume_check import Changes, RunData, find_changes, format_changes
 from stage1_tokenizer.engine.state import (
     Part,
     drop_states_after,
@@ -36,6 +35,7 @@ from stage1_tokenizer.engine.state import (
     save_state,
     step_of_state,
 )
+from stage1_tokenizer.engine.training_config import TrainingConfig
 
 Batch = TypeVar("Batch")
 LOGS = ("metrics.jsonl", "alarms.jsonl")
@@ -58,7 +58,7 @@ class Run:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: TrainingConfig,
         accelerator: Accelerator,
         weights_name: str,
         data: RunData,
@@ -81,7 +81,7 @@ class Run:
         self._is_main: bool = accelerator.is_main_process
         self._precision = TrainingPrecision(accelerator, fast_paths)
         self._tree = config.tree() | (replaced or {})
-        self._changes: list[str] = []
+        self._changes = Changes([])
         self._write_error: StorageError | None = None
         self._events: EventWriter | None = None
         self._bar: tqdm[Any] | None = None
@@ -148,16 +148,31 @@ class Run:
 
     def _choose_state(self) -> Path | None:
         """Return the state to continue from. The main process chooses for all."""
-        folder = self.folder / "state"
+        folder, most = self.folder / "state", self._changes.shared_steps
         if self._config.resume == "auto":
-            return find_newest_state(folder, warn=self._accelerator.print)
-        return find_named_state(folder, self._config.resume)
+            state = find_newest_state(folder, self._accelerator.print, most)
+        else:
+            state = find_named_state(folder, self._config.resume)
+        if state is None or most is None:
+            return state
+        given = format_changes(self._changes.lines)
+        if step_of_state(state) > most:
+            raise ConfigError(
+                f"--resume {self._config.resume}: with the given values the learning rates differ from step "
+                f"{most + 1:,} on; {given}Name a state of at most {most:,} steps, or leave --resume out"
+            )
+        later = "" if state == list_states(folder)[0] else f", and removing the states after {state.name}"
+        console.say(
+            f"{self.folder}: {given}The learning rates of the first {most:,} steps are the same. Continuing{later}"
+        )
+        return state
 
     def _load(self, state: Path, optional: Collection[str]) -> tuple[int, dict[str, Any]]:
         try:
             step, scalars = load_state(state, self._parts, optional)
         except BadFileError as error:
-            changed = f"\nThe configuration has changed; {format_changes(self._changes)}" if self._changes else ""
+            lines = self._changes.lines
+            changed = f"\nThe configuration has changed; {format_changes(lines)}" if lines else ""
             raise BadFileError(f"{error}{changed}") from None
         if not self._config.allow_changed:
             self._precision.check(self.folder, scalars)
@@ -214,7 +229,8 @@ class Run:
                 raise self._write_error
             for name in LOGS:
                 sync_log(self.folder / name)
-            save_state(self.folder / "state", step, self._parts, self._precision.record(), self._config.keep)
+            scalars, keep, kept_step = self._precision.record(), self._config.keep, self._config.kept_step
+            save_state(self.folder / "state", step, self._parts, scalars, keep, kept_step)
 
         run_on_main(self._accelerator, write)
 

@@ -53,10 +53,18 @@ class Manifest(Config):
     sha256: str
 
 
-def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapping[str, Any], keep: int = 2) -> Path:
+def save_state(
+    folder: Path,
+    step: int,
+    parts: Mapping[str, Part],
+    scalars: Mapping[str, Any],
+    keep: int = 2,
+    kept_step: int | None = None,
+) -> Path:
     """Save a state as `folder/step-XXXXXXXX`, then remove all but the newest `keep` states. Return its path.
 
-    parts: models and optimizers by name. scalars: plain values, ready for JSON.
+    parts: models and optimizers by name. scalars: plain values, ready for JSON. kept_step: the step of a state that
+    is not removed.
 
     Raises:
         StorageError: the disk is full or read-only. Earlier states stay as they were.
@@ -85,18 +93,23 @@ def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapp
         shutil.rmtree(temporary, ignore_errors=True)
     drop_states_after(folder, step)
     for old in list_states(folder)[keep:]:
-        _remove(old)
+        if step_of_state(old) != kept_step:
+            _remove(old)
     return final
 
 
-def find_newest_state(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def find_newest_state(folder: Path, warn: Callable[[str], None], most: int | None = None) -> Path | None:
     """Return the newest intact state; None: nothing was saved yet. Damaged states are reported to `warn` and skipped.
+
+    most: largest number of steps of the state; None: any.
 
     Raises:
         BadFileError: all states are damaged. To start the run again without a word would lose the user's work.
     """
     problems = []
     for state in list_states(folder):
+        if most is not None and step_of_state(state) > most:
+            continue
         problem = find_problem(state)
         if problem is None:
             return state

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stage1_tokenizer.config.value_types import Channels, Count
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.base import BasePriorConfig, Grid, Prior
+from stage2_prior.base import BasePriorConfig, Grid, LabelEmbedding, Prior
 from stage2_prior.fast_linear import Precision
 from stage2_prior.gpt.generation import PreparedGpt
 from stage2_prior.gpt.layer import build_layer
@@ -87,7 +87,7 @@ class Gpt(Prior):
     def __init__(self, config: GptConfig, shape: TokenShape, classes: int) -> None:
         super().__init__(config, shape, classes)
         width = config.width
-        self.start = nn.Embedding(classes + 1, width)  # the last row is "no class"
+        self.start = LabelEmbedding(classes, width)
         is_learned = config.positions != "rotary"
         self.rows = nn.Embedding(shape.h, width) if is_learned else None
         self.columns = nn.Embedding(shape.w, width) if is_learned else None

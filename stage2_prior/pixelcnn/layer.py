@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stage2_prior.base import LabelEmbedding
+
 
 def gate(x: Tensor, dim: int) -> Tensor:
     """Compute tanh(a) * sigmoid(b) of the two halves a, b of x along `dim` (equation 2)."""
@@ -29,7 +31,7 @@ def gate(x: Tensor, dim: int) -> Tensor:
 class GatedLayer(nn.Module):
     """One layer of both stacks (figure 2), conditioned on a label (equation 4)."""
 
-    def __init__(self, width: int, kernel: int, labels: int, dropout: float, first: bool) -> None:
+    def __init__(self, width: int, kernel: int, classes: int, dropout: float, first: bool) -> None:
         super().__init__()
         self.first, self.reach = first, kernel // 2
         rows = columns = self.reach if first else self.reach + 1  # the first layer leaves out the row, or the position
@@ -37,7 +39,7 @@ class GatedLayer(nn.Module):
         self.horizontal = nn.Conv2d(width, 2 * width, (1, columns))
         self.across = nn.Conv2d(2 * width, 2 * width, 1, bias=False)  # from the vertical stack to the horizontal one
         self.residual = nn.Conv2d(width, width, 1)
-        self.label = nn.Embedding(labels, 4 * width)  # a bias for the 2 * width channels of each stack
+        self.label = LabelEmbedding(classes, 4 * width)  # a bias for the 2 * width channels of each stack
         self.dropout = nn.Dropout(dropout)
         nn.init.normal_(self.label.weight, std=0.02)
 

@@ -79,7 +79,7 @@ class PixelCnn(Prior):
             GatedLayer(
                 config.width,
                 config.first_kernel if index == 0 else config.kernel,
-                classes + 1,
+                classes,
                 config.dropout,
                 first=index == 0,
             )

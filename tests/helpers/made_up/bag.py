@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.base import BasePriorConfig, Generation, Grid, PreparedPrior, Prior
+from stage2_prior.base import BasePriorConfig, Generation, Grid, LabelEmbedding, PreparedPrior, Prior
 from stage2_prior.fast_linear import Precision
 
 
@@ -20,7 +20,7 @@ class Bag(Prior):
 
     def __init__(self, config: BagConfig, shape: TokenShape, classes: int) -> None:
         super().__init__(config, shape, classes)
-        self.label = nn.Embedding(classes + 1, config.width)
+        self.label = LabelEmbedding(classes, config.width)
         self.layer = nn.Sequential(nn.Linear(config.width, config.width), nn.Tanh())
 
     def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
