@@ -82,7 +82,7 @@ class Tokenizer(nn.Module):
         self.config = config
         self.encoder, self.decoder = build_network(config.network, config.image_channels, config.image_size)
         self.bottleneck = build_bottleneck(config.bottleneck, config.network.latent_channels, processes)
-        self.trained: TrainedParts = "all"
+        self.in_eval_mode: tuple[nn.Module, ...] = ()  # parts whose dropout is off in training too
         self.same_codes: tuple[str, ...] = ()  # fingerprints of the tokenizers whose codes this one keeps
 
     @property
@@ -99,13 +99,6 @@ class Tokenizer(nn.Module):
             )
         (height, width), factor = self.config.image_size, self.config.network.factor
         return TokenShape(height // factor, width // factor, self.bottleneck.depth, self.bottleneck.codebook_size)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts. A frozen encoder stays in eval mode, so that no dropout changes its codes."""
-        super().train(mode)
-        if self.trained != "all":
-            self.encoder.eval()
-        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Bottlenecked]:
         """Reconstruct x (B, C, H, W) in [-1, 1]: x_hat (B, C, H, W), not clamped, and the bottleneck's output."""
@@ -177,7 +170,10 @@ def start_codebook(tokenizer: Tokenizer, micro_batches: Sequence[Tensor]) -> Non
 
 
 def freeze(tokenizer: Tokenizer, trained: TrainedParts) -> None:
-    """Freeze all parts of a tokenizer but those to be trained; what is frozen stays equal to the last bit."""
+    """Freeze all parts of a tokenizer but those to be trained; what is frozen stays equal to the last bit.
+
+    A frozen encoder has no dropout. A frozen bottleneck draws as in any training (`kl`, the temperature of `rvq`).
+    """
     match trained:
         case "all":
             return
@@ -189,7 +185,7 @@ def freeze(tokenizer: Tokenizer, trained: TrainedParts) -> None:
         case _:
             assert_never(trained)
     tokenizer.encoder.requires_grad_(False)
-    tokenizer.trained = trained
+    tokenizer.in_eval_mode = (tokenizer.encoder,)
 
 
 def fingerprint(tokenizer: Tokenizer, config: str | None = None) -> str:

@@ -166,7 +166,7 @@ def main() -> None:
     bottleneck, ema = tokenizer.bottleneck, Ema(tokenizer, config.optim.ema_decay)
     compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=objective.is_adaptive)
     prepare = partial(training_step.TrainedNetwork, accelerator, config=config.optim, steps=config.steps)
-    generator, discriminator = prepare(tokenizer), None
+    generator, discriminator = prepare(tokenizer, in_eval_mode=tokenizer.in_eval_mode), None
     if objective.discriminator:
         discriminator = prepare(objective.discriminator, peak=config.adversarial.lr)
     use, tally = CodeUse(bottleneck.depth, bottleneck.codebook_size, device), Tally().to(device)

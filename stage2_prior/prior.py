@@ -132,7 +132,7 @@ def open_source(path: str | None, config: PriorConfig, tokenizer: LoadedTokenize
         raise ConfigError(
             f"--init_from {file}: is a prior over {source.shape.in_words}, but {tokenizer.path} makes "
             f"{shape.in_words}. A prior over {what} of another shape cannot start from it: {reason}. Give a tokenizer "
-            f"with {source.shape.in_words} (the grid is data.image_size divided by its factor), or leave out --init_from"
+            f"with {source.shape.in_words} (the grid is data.image_size divided by its factor), or no --init_from"
         )
     with torch.device("meta"):
         planned = build_prior(config, shape, len(source.header.classes))

@@ -52,8 +52,8 @@ def main() -> None:
     tokenizer = LoadedTokenizer.load(config.tokenizer, device)
     source = open_source(config.init_from, config.prior, tokenizer)
     data = open_data_of(tokenizer, config.data)
-    replaced = {"tokenizer": tokenizer.code_fingerprint, "data": data.config.tree()}
-    replaced["init_from"] = source and source.fingerprint
+    fingerprints = {"tokenizer": tokenizer.code_fingerprint, "init_from": source and source.fingerprint}
+    replaced = fingerprints | {"data": data.config.tree()}
     run = Run(config, accelerator, PRIOR_FILE, data, replaced, fast_paths=["onednn"])
     launch.run_on_main(accelerator, lambda: copy_tokenizer(tokenizer, run.folder))
     train_set, validation_set = load_splits(accelerator, run, tokenizer, data, config.views, config.seed)

@@ -12,6 +12,7 @@ from sampling.output import SETTINGS
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
 from stage1_tokenizer.config.yaml_and_json import is_cut_off
 from stage1_tokenizer.data.bad_files import BAD_FILES
+from stage1_tokenizer.discriminator import DISCRIMINATOR_FILE
 from stage1_tokenizer.engine.environment import SESSIONS_FILE
 from stage1_tokenizer.engine.errors import BadFileError, shorten
 from stage1_tokenizer.engine.lock import find_lock_holder
@@ -39,8 +40,8 @@ def check_run(folder: Path) -> Iterator[Finding]:
     yield from check_pair(folder / TOKENIZER_FILE, folder / PRIOR_FILE)
     tokenizer = tokenizer_of(folder / TOKENS)
     # A configuration of stage two holds the fingerprint of its tokenizer; one of stage one holds none.
-    if tokenizer is not None and tree.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
-        other = f"of a run on the tokenizer {shorten(tree['tokenizer'])}, but beside it is {tokenizer.fingerprint}"
+    if tokenizer is not None and not tokenizer.makes_codes_of(tree.get("tokenizer", tokenizer.fingerprint)):
+        other = f"of a run on the tokenizer {shorten(tree['tokenizer'])}, but beside it is {tokenizer.code_fingerprint}"
         yield Finding.bad(folder / CONFIG, f"is that {other}")
     weights = folder / (PRIOR_FILE if "tokenizer" in tree else TOKENIZER_FILE)
     if not weights.is_file():
@@ -52,7 +53,7 @@ def check_run(folder: Path) -> Iterator[Finding]:
     if (folder / BAD_FILES).exists():
         lines = (folder / BAD_FILES).read_bytes().count(b"\n")
         yield Finding.note(folder / BAD_FILES, f"lists {lines:,} image files that could not be read and were left out")
-    for path in sorted(folder.glob("nonfinite-*.safetensors")):
+    for path in sorted([*folder.glob(DISCRIMINATOR_FILE), *folder.glob("nonfinite-*.safetensors")]):
         yield from check_safetensors(path)
     if holds_images(folder / "samples"):
         yield from check_images(folder / "samples")

@@ -46,8 +46,8 @@ def check_tokens(
 def _check_shard(path: Path, shard: Shard, tokenizer: LoadedTokenizer | None) -> Finding:
     """Check that an undamaged shard was made by the tokenizer beside it."""
     maker = shorten(shard.provenance.get("tokenizer"))
-    if tokenizer is not None and tokenizer.fingerprint != maker:
-        beside = f"but beside it is {tokenizer.fingerprint}"
+    if tokenizer is not None and not tokenizer.makes_codes_of(maker):
+        beside = f"but beside it is {tokenizer.code_fingerprint}"
         return Finding.bad(path, f"made by the tokenizer {maker}, {beside}; {CONSEQUENCE}")
     content = f"{shard.n:,} of {shard.total:,} images as {shard.shape.in_words}"
     return Finding.ok(path, f"whole by its checksum; {content}, by the tokenizer {maker}")

@@ -86,8 +86,8 @@ def _compare_with_tokenizer(saved: SavedPrior, path: Path, tokenizer: LoadedToke
         return "bad", f"but the tokenizer {wanted}, to which it belongs, is not beside it"
     if tokenizer is None:
         return "note", f"its tokenizer is {wanted}; the one beside it cannot be loaded, so they cannot be compared"
-    if tokenizer.fingerprint != wanted:
-        return "bad", f"but it belongs to the tokenizer {wanted}, and beside it is {tokenizer.fingerprint}"
+    if not tokenizer.makes_codes_of(wanted):
+        return "bad", f"but it belongs to the tokenizer {wanted}, and beside it is {tokenizer.code_fingerprint}"
     if _codes(tokenizer) != saved.shape.in_words:
         return "bad", f"but its tokenizer has {_codes(tokenizer)}"
     return "ok", "fits the tokenizer beside it"
@@ -102,6 +102,9 @@ def _check_other(path: Path) -> Finding:
     if header.get("kind") == "batch":
         step, found = shorten(header.get("step")), shorten(header.get("found"))
         return Finding.note(path, f"can be read, carries no checksum; the batch of step {step}, left out for {found}")
+    if header.get("kind") == "discriminator" and CHECKSUM_KEY in header:
+        step = shorten(header.get("step"))
+        return Finding.ok(path, f"whole by its checksum; the discriminator of step {step}, for --init_from; {size}")
     if CHECKSUM_KEY in header:
         return Finding.note(path, f"is whole, of the unknown kind {shorten(header.get('kind'))}; {size}")
     return Finding.note(path, f"can be read, but carries no checksum, and Tessera did not write it; {size}")

@@ -72,11 +72,12 @@ def _find_shared_steps(folder: Path, config: TrainingConfig, saved: TrainingConf
     """Return the largest number of steps of a state that a run with other learning rates can be continued from.
 
     Raises:
-        ConfigError: no saved state is such a state, or a run that shall be shorter would lose states.
+        ConfigError: no saved state is such a state, or other steps than those of a decay would be lost.
     """
     shared = saved.count_shared_steps(config)
     steps = sorted(map(step_of_state, list_states(folder / "state")))
-    if steps[0] <= shared and (steps[-1] <= shared or config.steps > saved.steps):
+    loses_only_decay = saved.kept_step is not None and saved.kept_step <= shared and config.steps > saved.steps
+    if steps[-1] <= shared or (steps[0] <= shared and loses_only_decay):
         return shared
     raise ConfigError(
         f"{folder} has a run with other learning rates; {format_changes(changes)}"

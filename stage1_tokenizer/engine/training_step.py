@@ -1,6 +1,6 @@
 """One optimizer step of a training, between the loss and the new weights, and the means of its losses for the log."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -18,14 +18,21 @@ class TrainedNetwork(Generic[ModuleT]):
     """A network (`module`), the same network as Accelerate has wrapped it (`model`), and its optimizer."""
 
     def __init__(
-        self, accelerator: Accelerator, module: ModuleT, config: OptimConfig, steps: int, peak: float | None = None
+        self,
+        accelerator: Accelerator,
+        module: ModuleT,
+        config: OptimConfig,
+        steps: int,
+        peak: float | None = None,
+        in_eval_mode: Collection[nn.Module] = (),
     ) -> None:
         """Build the optimizer, and let Accelerate wrap network and optimizer.
 
         steps: optimizer steps of the whole training. peak: the highest learning rate; None: that of the config.
+        in_eval_mode: parts of the module that stay in eval mode.
         """
         self._accelerator, self._config, self._steps = accelerator, config, steps
-        self._peak = peak or config.lr
+        self._peak, self._in_eval_mode = peak or config.lr, in_eval_mode
         self.module = module
         self.model, self.optimizer = accelerator.prepare(module, build_optimizer(module, config))
 
@@ -39,6 +46,8 @@ class TrainedNetwork(Generic[ModuleT]):
         """Set the learning rate of a step (counted from 0), and put the network into training mode."""
         set_learning_rate(self.optimizer, learning_rate(self._config, self._peak, step, self._steps))
         self.model.train()
+        for part in self._in_eval_mode:
+            part.eval()
 
     def micro_batches(self, parts: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
         """Yield the micro-batches of a step, for one forward and one backward pass each.
