@@ -81,7 +81,7 @@ def test_tokens_are_the_codes_of_the_frozen_tokenizer(tmp_path: Path) -> None:
     assert found.classes == open_data(shapes()).image_batches("train", 0).classes
     assert fingerprint(tokenizer.tokenizer) == tokenizer.fingerprint
     with safe_open(tmp_path / "tokens" / SHARD, framework="pt") as file:
-        assert json.loads(file.metadata()["provenance"])["tokenizer"] == tokenizer.fingerprint
+        assert json.loads(file.metadata()["provenance"])["tokenizer"] == tokenizer.code_fingerprint
 
 
 def test_epochs_take_the_views_in_turn(tmp_path: Path) -> None:
