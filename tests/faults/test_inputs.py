@@ -145,9 +145,9 @@ def test_fault_35_a_prior_beside_another_tokenizer(tmp_path: Path) -> None:
 
 def test_fault_37_a_tokenizer_trained_again_under_a_run(tmp_path: Path) -> None:
     """Fault 37: its tokens and its prior belong to the former one, so the run is not continued; nothing is touched."""
-    before = write_tokenizer(tmp_path / "tok").fingerprint
+    before = write_tokenizer(tmp_path / "tok").code_fingerprint
     assert prior_training.train(tmp_path / "run", tmp_path / "tok", steps=1).code == 0
-    after = write_tokenizer(tmp_path / "tok", seed=1).fingerprint
+    after = write_tokenizer(tmp_path / "tok", seed=1).code_fingerprint
     files = files_of(tmp_path)
     ended = run(names_of(PRIOR)["main"], *flags(tmp_path / "run", tmp_path / "tok", steps=1))
     refused(ended, 2, f'tokenizer: "{before}" -> "{after}"')

@@ -116,6 +116,7 @@ def test_what_is_whole_is_called_so(made: Path) -> None:
         "one/tokenizer.safetensors",
         "one/metrics.jsonl",
         "one/environment.jsonl",
+        "one/discriminator.safetensors",
         "one/samples",
     ]
     assert said["one/state/step-00000003"] == "whole by its checksums, format 2; a resume takes this one"

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,8 +109,7 @@ def test_a_prior_fits_a_tokenizer_with_a_fine_tuned_decoder(tmp_path: Path) -> N
     loads beside the new tokenizer, check.py finds nothing, and the weights are those of the run without the change."""
     for name in ("whole", "halves"):
         write_tokenizer(tmp_path / name / "tokenizer")
-        steps = {"stop_after": 5} if name == "halves" else {}
-        train(tmp_path / name / "prior", tmp_path / name / "tokenizer", **steps)
+        train(tmp_path / name / "prior", tmp_path / name / "tokenizer", stop_after=5 if name == "halves" else None)
     old = LoadedTokenizer.load(tmp_path / "halves" / "tokenizer")
     with torch.no_grad():
         old.tokenizer.decoder.last_weight.mul_(1.5)
@@ -154,7 +154,12 @@ def test_a_prior_of_a_former_version_fits_a_fine_tuned_decoder(tmp_path: Path) -
 def test_a_prior_is_prolonged_exactly(tmp_path: Path, schedule: str) -> None:
     """Parts of the state with the best weights, bit for bit, where the short run's end is a validation of both."""
     write_tokenizer(tmp_path / "tokenizer")
-    options = {"optim__schedule": schedule, "optim__decay_share": 0.5, "validate_every": 4, "save_every": 4}
+    options: dict[str, Any] = {
+        "optim__schedule": schedule,
+        "optim__decay_share": 0.5,
+        "validate_every": 4,
+        "save_every": 4,
+    }
     assert train(tmp_path / "long", tmp_path / "tokenizer", steps=16, **options).code == 0
     for steps in (8, 16):
         ended = train(tmp_path / "short", tmp_path / "tokenizer", steps=steps, **options)
