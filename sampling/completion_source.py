@@ -61,7 +61,7 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     images: str | None = None
     """Image file, or folder of images, to complete; null: the validation images of the prior's own data set."""
     n: Annotated[PositiveInt, AlwaysShown()] = 8
-    """Number of images to complete, show_progress from the first."""
+    """Number of images to complete, counted from the first."""
     keep: Literal["top", "bottom", "left", "right"] | None = None
     """Half of each image to keep. Without keep, box, mask and grow, the top half is kept."""
     box: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None

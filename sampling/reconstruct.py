@@ -33,7 +33,7 @@ class ReconstructConfig(CommandConfig):
     pictures: CliPositionalArg[tuple[str, ...]] = ()
     """Image files and folders of images; none: validation images of the tokenizer's own data set."""
     n: PositiveInt | None = None
-    """Number of images, show_progress from the first; null: all that are given, or 64 validation images."""
+    """Number of images, counted from the first; null: all that are given, or 64 validation images."""
     tile: PositiveInt | None = None
     """Side of a tile in pixels; null: the size of training, or more if the network has no normalisation. An image that
     is not larger than a tile is processed whole. Reduce it if memory runs out."""
