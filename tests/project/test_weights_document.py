@@ -33,9 +33,9 @@ def execute(line: str) -> str:
         tiny += f" {TINY_GAN}" if "--adversarial.start" in arguments else ""
     elif script == "stage2_prior/train.py":
         tiny += " --samples 0" if "--init_from" in arguments else f" --samples 0 {TINY_PRIOR}"
-    if "--steps" in arguments:  # the page's own number, a two hundredth of it
+    if "--steps" in arguments:  # the page's own number, a hundredth of it
         place = arguments.index("--steps")
-        tiny = tiny.replace("--steps 3", f"--steps {int(arguments[place + 1]) // 200}")
+        tiny = tiny.replace("--steps 3", f"--steps {int(arguments[place + 1]) // 100}")
         del arguments[place : place + 2]
     if "--adversarial.start" in arguments:
         arguments[arguments.index("--adversarial.start") + 1] = "1"
@@ -63,8 +63,8 @@ def test_the_page_runs_from_its_first_command_to_its_last(tmp_path: Path, monkey
     assert "so the discriminator starts from random weights" in gan
     assert "the discriminator starts from runs/stage1/gan/discriminator.safetensors" in gan_longer
     assert "starting from runs/stage2/shapes_vq_gpt" in prior
-    assert "5 steps" in wsd
-    assert "from step 4: 10 steps" in wsd_longer
+    assert "10 steps of" in wsd
+    assert "from step 8: 20 steps" in wsd_longer
 
 
 def test_a_validation_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
