@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config, config_from_json
+from stage1_tokenizer.config.value_types import Channels
 from stage1_tokenizer.engine.checkpoint import load_strict, read_header, read_weights, write_weights
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.initial_weights import check_initial
@@ -19,14 +20,16 @@ from stage1_tokenizer.networks.vqgan import build_norm
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 """File beside the tokenizer, from which a later training goes on with the same discriminator."""
+LARGEST_DEPTH = 16
+"""Largest number of strided layers; a header may come from anybody, and 16 need images of 196,608 pixels a side."""
 
 
 class DiscriminatorConfig(Config):
     """Size and normalisation of the discriminator."""
 
-    channels: PositiveInt = 64
+    channels: Channels = 64
     """Width of the first layer; the width doubles with each layer, up to eight times this width."""
-    layers: PositiveInt = 3
+    layers: int = Field(3, ge=1, le=LARGEST_DEPTH)
     """Number of strided layers; the receptive field of a logit is a patch of 70x70 pixels for 3, of 34x34 for 2."""
     norm: Literal["batch", "group"] = "group"
     """`batch`: batch norm as in the paper, always with the statistics of the present batch; `group`: group norm, which

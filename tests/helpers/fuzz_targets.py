@@ -27,6 +27,14 @@ from stage1_tokenizer.config.base import CommandConfig, configure, parse_command
 from stage1_tokenizer.data.folder.labels import read_labels
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.record import DATA_FILE, DataRecord
+from stage1_tokenizer.discriminator import (
+    DISCRIMINATOR_FILE,
+    DiscriminatorConfig,
+    PatchDiscriminator,
+    check_discriminator,
+    read_discriminator_config,
+    save_discriminator,
+)
 from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, checksum, read_tensors, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.log_file import read_log
@@ -87,11 +95,27 @@ def targets(folder: Path) -> Iterator[Target]:
         write_prior(beside, kind=kind, tokenizer={"bottleneck": bottleneck})
         prior = (beside / PRIOR_FILE).read_bytes()
         yield Target(f"prior-{name}", [prior], prior_reader(beside), ".safetensors", header)
+    yield discriminator_target(folder / "discriminator")
     yield backbone_target()
     yield extractor_target()
     yield from npz_targets()
     yield from run_targets(folder)
     yield from image_targets()
+
+
+def discriminator_target(folder: Path) -> Target:
+    """Return the target of the discriminator beside a tokenizer, which --init_from reads."""
+
+    def read(path: Path) -> None:
+        (folder / DISCRIMINATOR_FILE).write_bytes(path.read_bytes())
+        config = read_discriminator_config(folder)
+        assert config is not None
+        check_discriminator(folder, config, 3)
+
+    folder.mkdir(exist_ok=True)
+    save_discriminator(folder, PatchDiscriminator(DiscriminatorConfig(channels=4, layers=1), 3), 5)
+    good = (folder / DISCRIMINATOR_FILE).read_bytes()
+    return Target("discriminator", [good], read, ".safetensors", (mutate_safetensors,))
 
 
 def yaml_reader(cls: type[CommandConfig]) -> Callable[[Path], object]:
