@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from sampling.choose import ChooseConfig, choose
 from stage1_tokenizer.bottlenecks.dictionary import largest_eigenvalue
-from stage1_tokenizer.bottlenecks.process_group import draw_places
+from stage1_tokenizer.bottlenecks.process_group import draw_indices
 from stage1_tokenizer.engine import launch
 from stage1_tokenizer.engine.precision import device_of_float64, float64
 from stage1_tokenizer.metrics import CodeUse
@@ -83,7 +83,7 @@ def test_use_of_codes_and_bottlenecks() -> None:
         there = on_mps(CodeUse(1, 8, torch.device("cpu")))
         there.add(torch.tensor([[1], [3], [3]]).to("mps"))
         assert there.metrics() == use.metrics()
-        assert torch.equal(draw_places(weights.to("mps"), 4, 0).cpu(), draw_places(weights, 4, 0))
+        assert torch.equal(draw_indices(weights.to("mps"), 4, 0).cpu(), draw_indices(weights, 4, 0))
         assert torch.equal(largest_eigenvalue(gram.to("mps")).cpu(), largest_eigenvalue(gram))
 
 
