@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stage1_tokenizer.data.image_batches import ImageBatches, normalise
-from stage1_tokenizer.engine.precision import float64
+from stage1_tokenizer.engine.precision import to_float64
 
 VARIANCE_IMAGES = 2000
 WINDOW = 11
@@ -104,7 +104,7 @@ class CodeUse(nn.Module):
     @property
     def entropy_bits(self) -> float:
         """Entropy of the code frequencies (unigram entropy), in bits per token."""
-        counts = float64(self.counts)
+        counts = to_float64(self.counts)
         share = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)  # (K, V)
         return float(-(share * share.clamp_min(1e-300).log2()).sum(dim=1).mean()) + 0.0  # + 0.0 makes -0.0 a 0.0
 

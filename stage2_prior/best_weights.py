@@ -19,7 +19,7 @@ from stage1_tokenizer.diagnostics.alarms.base import Alarm, Alarms, LogEntry
 from stage1_tokenizer.engine.checkpoint import write_weights
 from stage1_tokenizer.engine.state import Part
 from stage2_prior.base import Prior
-from stage2_prior.likelihood import bits
+from stage2_prior.likelihood import nats_to_bits
 
 COMPARED = "validation/nats_per_token"
 """Name in the log of the metric that the best weights minimise."""
@@ -107,7 +107,7 @@ class BestWeights:
         if not self.step:
             return f"those of step {done:,}: nothing was validated"
         last = " and last" if self.step == done else ""
-        best = f"best on validation ({bits(float(self._record.nats)):.3f} bits per token)"
+        best = f"best on validation ({nats_to_bits(float(self._record.nats)):.3f} bits per token)"
         kept = "" if last else f"; those of step {done:,} are in state/"
         return f"those of step {self.step:,}, {best}{last}{kept}"
 
@@ -146,9 +146,9 @@ class Overfitting(Alarm):
         if self._in_a_row < IN_A_ROW:
             return None
         return (
-            f"validation is at {bits(validation):.3f} bits per token, {bits(best):.3f} at best (step {at:,}), "
-            f"while training fell from {bits(training_then):.3f} to {bits(training):.3f}: the prior overfits, it "
-            "learns its training images by heart. The weights of the best validation are kept; more steps are "
+            f"validation is at {nats_to_bits(validation):.3f} bits per token, {nats_to_bits(best):.3f} at best (step "
+            f"{at:,}), while training fell from {nats_to_bits(training_then):.3f} to {nats_to_bits(training):.3f}: the "
+            "prior overfits, it learns its training images by heart. The weights of the best validation are kept; more steps are "
             "unlikely to improve them, and --patience 3 ends such a run. Try: more images, more --views of each "
             "(with --data.flip, --data.random_crop), --prior.dropout 0.1, or a smaller prior"
         )

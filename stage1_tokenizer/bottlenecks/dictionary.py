@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig, Beta, Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight_through import straight_through
 from stage1_tokenizer.config.value_types import CodebookSize
-from stage1_tokenizer.engine.precision import float64
+from stage1_tokenizer.engine.precision import to_float64
 
 
 class DictionaryConfig(BaseBottleneckConfig):
@@ -140,8 +140,8 @@ def largest_eigenvalue(matrix: Tensor) -> Tensor:
     The bound is (sum_i lambda_i^32)^(1/32), at most D^(1/32) times too large: 1.19 for D = 256. Power iteration would
     give a lower bound, with which ISTA could diverge.
     """
-    scale = float64(matrix.norm())
-    power = float64(matrix) / scale  # its largest eigenvalue is in [D^(-1/2), 1], so its power does not underflow
+    scale = to_float64(matrix.norm())
+    power = to_float64(matrix) / scale  # its largest eigenvalue is in [D^(-1/2), 1], so its power does not underflow
     for _ in range(4):
         power = power @ power
     return (scale * power.norm() ** (1.0 / 16.0)).float().to(matrix.device)

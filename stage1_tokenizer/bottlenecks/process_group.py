@@ -4,7 +4,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from stage1_tokenizer.engine.precision import device_of_float64, float64
+from stage1_tokenizer.engine.precision import device_of_float64, to_float64
 
 
 class ProcessGroup:
@@ -61,6 +61,8 @@ def draw_indices(weights: Tensor, n: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     arrivals = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
-    arrivals = arrivals.to(device_of_float64(weights.device)) / float64(weights)  # (N,), infinite where a weight is 0
+    arrivals = arrivals.to(device_of_float64(weights.device)) / to_float64(
+        weights
+    )  # (N,), infinite where a weight is 0
     n = min(n, int((weights > 0).sum()))
     return arrivals.topk(n, largest=False).indices.to(weights.device)
