@@ -22,7 +22,7 @@ from sampling.saved_images import arrange_rows
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON, parse_json
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.diagnostics.report.embedded_images import LARGEST_SIDE, grid
 from stage1_tokenizer.diagnostics.report.markup import (
     Child,
@@ -102,7 +102,7 @@ def _show_folders(folders: list[Path], done: str) -> Child:
             parts.append(notice("Not finished; the same command makes the missing images."))
         parts += [_show_settings(folder, settings), or_notice(partial(_show_images, folder, settings, done))]
     if len(folders) > NEWEST:
-        parts.append(notice(f"And {number_of(len(folders) - NEWEST, 'older folder')}."))
+        parts.append(notice(f"And {format_count(len(folders) - NEWEST, 'older folder')}."))
     return join(parts)
 
 
@@ -141,7 +141,7 @@ def _show_images(folder: Path, settings: Tree, done: str) -> Child:
         room = max(1, min(16, LARGEST_SIDE // (images[0].shape[1] + 2)))
         columns = min(room, max(1, round(len(images) ** 0.5)))
         image = arrange_rows([images[start : start + columns] for start in range(0, len(images), columns)])
-        what = f"{done}: the first {number_of(len(images), 'image')}"
+        what = f"{done}: the first {format_count(len(images), 'image')}"
     else:
         return notice("The folder has no images.")
     return tag("figure", grid(image, f"{what}, from {folder.parent.name}/{folder.name}"))
@@ -169,7 +169,7 @@ def show_evaluations(folder: Path) -> Child:
             )
             parts += [tag("h4", "Nearest training images"), tag("p", words), or_notice(partial(_show_nearest, nearest))]
     if len(files) > NEWEST:
-        parts.append(notice(f"And {number_of(len(files) - NEWEST, 'older file')}."))
+        parts.append(notice(f"And {format_count(len(files) - NEWEST, 'older file')}."))
     return join(parts) if files else notice("The folder evaluation/ has no results.")
 
 

@@ -66,7 +66,7 @@ def pixel_variance(images: ImageBatches, at_most: int = VARIANCE_IMAGES) -> floa
 
 
 class CodeUse(nn.Module):
-    """A histogram of codes for each of the K codes of a position. It is a module, so that a saved state can hold it.
+    """Use of the codebook: a histogram for each of the K codes of a position. A module, so that a state can hold it.
 
     Each process counts its own codes: call `gather` before reading metrics. With K > 1, metrics are means over the K
     histograms.
@@ -85,7 +85,7 @@ class CodeUse(nn.Module):
         self.keep_on_main(accelerator)
 
     def keep_on_main(self, accelerator: Accelerator) -> None:
-        """Set the counts to 0 in all processes but the main process."""
+        """Set the counts to 0 in all processes but the main one. Call it after a resume: all load the same counts."""
         if not accelerator.is_main_process:
             self.counts.zero_()
 

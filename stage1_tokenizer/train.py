@@ -206,7 +206,10 @@ def main() -> None:
 
 
 def next_commands(folder: Path, has_codes: bool, samples: bool) -> list[tuple[str, str]]:
-    """Return (purpose, command) of what can follow a training, by its tokenizer: it has codes, or samples by itself."""
+    """Return (purpose, command) of the commands that can follow a training.
+
+    has_codes: the tokenizer has codes for a prior. samples: its bottleneck can sample by itself.
+    """
     scripts = [("next", "stage2_prior/train.py")] if has_codes else []
     scripts += [("next", "sampling/generate.py")] if samples else []
     scripts += [("diagnostic images", "stage1_tokenizer/analyze.py")]

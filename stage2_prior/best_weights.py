@@ -148,9 +148,9 @@ class Overfitting(Alarm):
         return (
             f"validation is at {nats_to_bits(validation):.3f} bits per token, {nats_to_bits(best):.3f} at best (step "
             f"{at:,}), while training fell from {nats_to_bits(training_then):.3f} to {nats_to_bits(training):.3f}: the "
-            "prior overfits, it learns its training images by heart. The weights of the best validation are kept; more steps are "
-            "unlikely to improve them, and --patience 3 ends such a run. Try: more images, more --views of each "
-            "(with --data.flip, --data.random_crop), --prior.dropout 0.1, or a smaller prior"
+            "prior overfits, it learns its training images by heart. The weights of the best validation are kept; more "
+            "steps are unlikely to improve them, and --patience 3 ends such a run. Try: more images, more --views of "
+            "each (with --data.flip, --data.random_crop), --prior.dropout 0.1, or a smaller prior"
         )
 
 
