@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sampling.completion import (
+    CompletionTask,
     ImageArrays,
     Margins,
-    Task,
     complete,
     count_generated_codes,
     grow,
@@ -61,7 +61,7 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     images: str | None = None
     """Image file, or folder of images, to complete; null: the validation images of the prior's own data set."""
     n: Annotated[PositiveInt, AlwaysShown()] = 8
-    """Number of images to complete, show_progress from the first."""
+    """Number of images to complete, counted from the first."""
     keep: Literal["top", "bottom", "left", "right"] | None = None
     """Half of each image to keep. Without keep, box, mask and grow, the top half is kept."""
     box: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None
@@ -163,7 +163,8 @@ class CompletionSource:
         """Make the completions with these numbers: (n, H', W', C)."""
         sampler, config = self.sampler, self.config
         indices, variants = np.divmod(numbers, config.variants)
-        task = Task(self.originals.images[indices], indices, self.originals.labels[indices], config.seed, variants)
+        images, labels = self.originals.images[indices], self.originals.labels[indices]
+        task = CompletionTask(images, indices, labels, config.seed, variants)
         if self.keep is None:
             return grow(sampler, task, self.margins, config.paste, progress)
         return complete(sampler, task, self.keep, config.paste, progress)

@@ -58,7 +58,7 @@ Row = tuple[str, Sequence[tuple[str, bool]]]
 
 def comparison_page(folders: Sequence[RunFolder], device: torch.device, root: str | None) -> str:
     """Return the page that compares runs of either stage."""
-    names = names_of(folders)
+    names = unique_names(folders)
     runs = dict(zip(names, folders, strict=True))
     sections = [
         try_section("figures", "Metrics", lambda: _show_metrics(runs)),
@@ -71,7 +71,7 @@ def comparison_page(folders: Sequence[RunFolder], device: torch.device, root: st
     return render_page(head, sections, page_footer(", ".join(names)))
 
 
-def names_of(runs: Sequence[RunFolder]) -> list[str]:
+def unique_names(runs: Sequence[RunFolder]) -> list[str]:
     """Return the names of the runs' folders, with as many parent folders as are needed to tell them apart."""
     paths = [run.path.resolve().parts for run in runs]
 

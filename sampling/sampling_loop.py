@@ -25,7 +25,7 @@ MOST_IN_GRID = 1024
 """Number of images in a grid at most: the first ones."""
 
 
-class ImageSource(Protocol):
+class SampleSource(Protocol):
     """An object that makes image number i, for any i, always the same one."""
 
     task: str
@@ -84,7 +84,7 @@ class PriorSource:
         return self.sampler.settings()
 
 
-def make_missing(accelerator: Accelerator, source: ImageSource, out: Output, batch_size: int) -> float:
+def make_missing(accelerator: Accelerator, source: SampleSource, out: Output, batch_size: int) -> float:
     """Make the images that a folder lacks, each process its share, and wait for all processes. Return the seconds."""
     start = time.monotonic()
     own_share = out.missing[rank_range(len(out.missing), accelerator.process_index, accelerator.num_processes)]
@@ -108,7 +108,7 @@ class SavedImages:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Read image number `index`, (H, W, C). Raises BadFileError if the file is damaged or missing."""
+        """Read image number `index`, (H, W, C). Raise BadFileError if the file is damaged or missing."""
         return read_png(self.folder / self.names[index])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from stage1_tokenizer.engine.errors import DivergedError
 from stage1_tokenizer.engine.precision import to_float64
 from stage2_prior.base import Generation, PreparedPrior, Prior
-from stage2_prior.guidance import Guidance, check_guidance, mix
+from stage2_prior.guidance import Guidance, check_guidance, mix_logits
 from stage2_prior.windows import Canvas, placements
 
 Choose = Callable[[Tensor, Tensor, float], Tensor]
@@ -156,7 +156,7 @@ def _fill(
         logits = generation.logits()  # (B, V); with guidance (2 B, V): with the class, then without
         if guidance.is_needed:
             conditional, unconditional = logits.chunk(2)
-            logits = mix(conditional, unconditional, guidance.scale_at(progress))
+            logits = mix_logits(conditional, unconditional, guidance.scale_at(progress))
         finite.note(logits)
         chosen = choose(logits, noise[:, depth], progress).to(codes.device)  # (B,)
         codes[:, depth] = chosen

@@ -82,7 +82,7 @@ def score_images(
 
 
 def summarise(scores: Scores, prior: LoadedPrior, values: int) -> dict[str, Any]:
-    """Return the metrics of the whole set, as scores.json has them; `values` is C*H*W of an image."""
+    """Return the metrics of the whole set, as scores.json has them. values: numbers in an image, C*H*W."""
     length, nats = prior.model.shape.length, scores.nats
     mean = float(nats.mean())
     summary: dict[str, Any] = {

@@ -86,9 +86,10 @@ def main() -> None:
         torch.manual_seed(seed)
         compiling.begin_step()
         learner.begin_step(step)
-        places = order.indices(step)
-        codes, labels = (part.to(device, non_blocking=True) for part in train_set.batch(places))  # (B, h, w, K), (B,)
-        labels = withhold_labels(labels, places, prior, config.seed)  # (B,)
+        batch_indices = order.indices(step)
+        batch = train_set.batch(batch_indices)
+        codes, labels = (part.to(device, non_blocking=True) for part in batch)  # (B, h, w, K), (B,)
+        labels = withhold_labels(labels, batch_indices, prior, config.seed)  # (B,)
 
         losses = []
         micro_batches = list(zip(codes.chunk(config.accumulation), labels.chunk(config.accumulation), strict=True))
@@ -98,8 +99,8 @@ def main() -> None:
             accelerator.backward(loss / config.accumulation)
             losses.append(loss.detach())
         nats = torch.stack(losses).mean()  # () per token
-        batch = partial(describe_batch, places, codes, labels)
-        checked = guard.check(step + 1, nats, micro_batches, seed, batch, stop.asked)
+        describe = partial(describe_batch, batch_indices, codes, labels)
+        checked = guard.check(step + 1, nats, micro_batches, seed, describe, stop.asked)
         learner.learn(checked, tally)
         if checked.is_finite:
             ema.update(prior, step)
