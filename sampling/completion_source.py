@@ -26,7 +26,7 @@ from sampling.completion import (
 from sampling.input_images import bad_files_error, image_paths, split_readable, validation_names
 from sampling.option_facts import AlwaysShown
 from sampling.sampler import Progress, Sampler, SamplingConfig
-from sampling.saved_images import Shape
+from sampling.saved_images import ImageShape
 from stage1_tokenizer.config.base import CommandConfig, Config
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Texts
@@ -144,7 +144,7 @@ class CompletionSource:
         return show_kept(self.originals.images, self.keep, self.margins, self.sampler.factor)
 
     @property
-    def image_shape(self) -> Shape:
+    def image_shape(self) -> ImageShape:
         """Height, width and channels of one completion."""
         return self.kept.shape[1:]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sampling.sampler import Progress
-from sampling.saved_images import Shape, decode_in_chunks
+from sampling.saved_images import ImageShape, decode_in_chunks
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.tokenizer import LoadedTokenizer
@@ -53,7 +53,7 @@ class NoiseSource:
         return cls(loaded, device, seed, temperature)
 
     @property
-    def image_shape(self) -> Shape:
+    def image_shape(self) -> ImageShape:
         """Height, width and channels of one image."""
         config = self.loaded.tokenizer.config
         return (*config.image_size, config.image_channels)

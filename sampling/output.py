@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from sampling.saved_images import Shape, is_complete_png
+from sampling.saved_images import ImageShape, is_complete_png
 from stage1_tokenizer.config.base import Config, Tree, differences
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
@@ -33,7 +33,7 @@ MOST_IMAGES = 10_000_000
 """Number of images that one command makes at most; a damaged settings.json may hold any number."""
 CHECKED_AT_ONCE = 256
 """Existing images that the threads check in one batch."""
-NOT_COMPARED = ("prior", "tokenizer", "finished")
+MAY_DIFFER = ("prior", "tokenizer", "finished")
 """Settings that may differ when a command continues a folder: the paths of the weights (`weights` identifies their
 content), and whether the folder is finished."""
 LEFTOVER = re.compile(r"\.tmp-.+\.(png|npz|json)-\d+")
@@ -93,7 +93,7 @@ def open_output(
     given: str | None,
     parent: Path,
     settings: Tree,
-    images: Mapping[str, Shape],
+    images: Mapping[str, ImageShape],
 ) -> Output:
     """Open the folder `given`, or a numbered folder in `parent`: a new one, or an unfinished one with these settings.
 
@@ -140,7 +140,7 @@ def is_finished(folder: Path) -> bool:
     return saved is not None and bool(saved["finished"])
 
 
-def _open(given: str | None, parent: Path, settings: Tree, images: Mapping[str, Shape]) -> tuple[Path, list[int]]:
+def _open(given: str | None, parent: Path, settings: Tree, images: Mapping[str, ImageShape]) -> tuple[Path, list[int]]:
     """Lock the folder, remove leftovers, write settings.json. Return the path and the positions of missing images."""
     out = _choose_and_lock(given, parent, settings)
     for path in out.rglob(".tmp-*"):
@@ -227,7 +227,7 @@ def _read_settings(out: Path) -> Tree | None:
 
 
 def _list_changes(saved: Tree, settings: Tree) -> list[str]:
-    old, new = ({key: tree[key] for key in tree if key not in NOT_COMPARED} for tree in (saved, settings))
+    old, new = ({key: tree[key] for key in tree if key not in MAY_DIFFER} for tree in (saved, settings))
     return differences(old, new)
 
 

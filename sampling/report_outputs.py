@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from sampling.completion_source import CompleteConfig
 from sampling.option_facts import AlwaysShown, facts_of_kind
-from sampling.output import NOT_COMPARED, numbered_folders
+from sampling.output import MAY_DIFFER, numbered_folders
 from sampling.sampler import SamplingConfig
 from sampling.saved_images import arrange_rows
 from stage1_tokenizer.config.base import Tree
@@ -115,7 +115,7 @@ def shown_settings(settings: Tree) -> Tree:
     """
     defaults = CompleteConfig().tree()  # has all options that affect images, those of generate.py too
     always = {CompleteConfig.model_fields[name].alias or name for name in facts_of_kind(CompleteConfig, AlwaysShown)}
-    given = [key for key in sorted(defaults, key=SamplingConfig.model_fields.__contains__) if key not in NOT_COMPARED]
+    given = [key for key in sorted(defaults, key=SamplingConfig.model_fields.__contains__) if key not in MAY_DIFFER]
     shown = {key: settings.get(key) for key in given if key in always or settings.get(key) != defaults[key]}
     return {key: value for key, value in {**shown, "step": settings.get("step")}.items() if value is not None}
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sampling.evaluation.npz import write_samples
 from sampling.output import Output, close_output
 from sampling.sampler import Progress, Sampler
-from sampling.saved_images import Shape, arrange_grid, read_png, save_png
+from sampling.saved_images import ImageShape, arrange_grid, read_png, save_png
 from stage1_tokenizer.data.order import rank_range, split_evenly
 from stage1_tokenizer.engine.console import progress_bar
 from stage2_prior.class_labels import assign_labels
@@ -60,7 +60,7 @@ class PriorSource:
         return self.sampler.prior
 
     @property
-    def image_shape(self) -> Shape:
+    def image_shape(self) -> ImageShape:
         """Height, width and channels of one image."""
         return self.sampler.image_shape
 
