@@ -225,9 +225,8 @@ def table(results: Results) -> str:
             *lines,
             "",
             f"{size['layers']} layers of {size['width']}, {size['side'] ** 2} codes of {size['vocabulary']:,}, batch "
-            f"{results['batch']}. Millions of weights, and of operations for each token: {amounts}. Times: over the "
-            "peer in the same precision, compiled or not as it is itself. Ours and x-transformers' own layers are "
-            f"{results['apart']:.0e} apart "
-            "(relative, loss and gradients).",
+            f"{results['batch']}. Millions of weights, and of operations for each token: {amounts}. The columns "
+            '"times" compare with the same precision, and compiled with compiled. Loss and gradients of our layers and '
+            f"of x-transformers' own differ by {results['apart']:.0e} (relative).",
         ]
     )
