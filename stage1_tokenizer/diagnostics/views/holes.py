@@ -14,7 +14,7 @@ from stage1_tokenizer.diagnostics.views.sheet import DPI, MARGIN, TOP, WIDTH, Sh
 WINDOW = 24
 """Pixels of a side of the enlarged window around the holes."""
 MIN_HOLES = 10
-"""Fewer holes in all images together are taken for chance, as a black pixel in a photograph is."""
+"""Fewer holes in all images of a folder are taken for chance, as a black pixel in a photograph is."""
 
 
 class Holes(NamedTuple):
@@ -81,7 +81,8 @@ def images_with_holes(subject: Subject) -> tuple[EncodedImages, Holes]:
     """Return the images, and the one of them to show. Raises NothingToShowError: they have no holes."""
     encoded = encoded_images(subject)
     holes = find_holes(encoded.x, encoded.labels)
-    if holes is None or int(hole_masks(encoded.x).sum()) < MIN_HOLES:
+    has_holes = bool(encoded.loaded.data.get("holes"))  # drawn shapes
+    if holes is None or (not has_holes and int(hole_masks(encoded.x).sum()) < MIN_HOLES):
         raise NothingToShowError("the images are not shapes with one-pixel holes (data.holes)")
     return encoded, holes
 
