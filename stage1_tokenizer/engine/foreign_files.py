@@ -175,7 +175,8 @@ def _one_message(path: Path) -> Iterator[None]:
         raise
     # The parsers raise what they like: BadZipFile, struct.error, IndexError, StopIteration, UnicodeDecodeError, ...
     except Exception as error:
-        raise BadFileError(f"{path}: is damaged or was cut off ({shorten(str(error) or type(error).__name__, 200)})") from None
+        reason = shorten(str(error) or type(error).__name__, 200)
+        raise BadFileError(f"{path}: is damaged or was cut off ({reason})") from None
 
 
 def _read_zip(path: Path) -> tuple[Any, Callable[[Storage], Tensor]]:
