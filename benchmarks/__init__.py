@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat; not part of the tests, and not installed."""
+"""Benchmarks that anyone can repeat. They are not part of the tests, and not installed."""

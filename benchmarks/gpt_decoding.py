@@ -1,14 +1,15 @@
 """Sampling from a GPT: `stage2_prior.generation.generate` against the `generate` of x-transformers, of Hugging Face's
 GPT-2, and of a textbook GPT with a static cache, as gpt-fast and LlamaGen have it.
 
-12 layers of 512 with 8 heads and as many weights each (feed-forward networks of two matrices 4 times as wide, or of
-three), a class and then 16x16 codes of 1,024, drawn from the likeliest 100. Everybody's weights are random, nothing is
-compiled, and all sequences are sampled to their end. First, logits of ours must be those of a forward pass at every
-position, and a peer's cache must not change what it chooses. Of a library's variants, the fastest goes on to further
-rounds and to the largest batch. Ours comes first and last in each round.
+Each model has 12 layers of 512 with 8 heads and about the same number of weights (feed-forward networks of two matrices
+4 times as wide, or of three narrower ones). A sequence is a class, then 16x16 codes of 1,024, drawn from the likeliest
+100. All weights are random, nothing is compiled, and all sequences are sampled to their end. Before anything is timed,
+our logits must equal those of a forward pass at every position, and a peer's cache must not change its codes. Of a
+library's variants, only the fastest takes part in further rounds and in the largest batch. Our ways run first and last
+in each round.
 
-The floor of a step is its products or the reading of its weights, whichever takes longer, and the reading of keys and
-values, half of them on average. Memory: the peak at the second batch, weights included.
+The floor of a step: its matrix products or the reading of its weights, whichever takes longer, plus the reading of keys
+and values (half of them on average). Memory: the peak at the second batch size, including the weights.
 """
 
 import time
@@ -37,8 +38,8 @@ from stage2_prior.windows import Canvas
 
 SMALL = Size(layers=2, width=64, heads=4, side=4, vocabulary=32, top_k=5)
 BATCHES = {"cpu": {1: 100.0, 16: 260.0, 64: 480.0}, "cuda": {1: 0.0, 16: 0.0, 64: 0.0, 256: 0.0}}
-"""Sequences, and when the last round should have ended, in seconds from the start: there are up to ROUNDS. On a GPU
-one, since peers take seconds a round there too, and ours are timed twice in it."""
+"""Batch size -> seconds from the start until which further rounds may end, up to ROUNDS. On a GPU there is one round,
+because peers take seconds in it, and ours are timed twice."""
 ROUNDS = 5
 OURS = "ours"
 PEERS: dict[str, Callable[[Size], nn.Module]] = {
@@ -52,27 +53,29 @@ PEERS: dict[str, Callable[[Size], nn.Module]] = {
     "textbook, static cache": StaticCacheGpt,
 }
 Run = Callable[[Tensor, int], Tensor]
-"""Labels (B,), tokens -> ids, tokens of them for each."""
+"""Labels (B,), number of tokens -> codes with that many tokens for each label."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """Whose `generate`, and in what arithmetic."""
+    """A model with its `generate`, in one precision."""
 
     name: str
     precision: Precision
 
     @property
     def label(self) -> str:
+        """Name and precision."""
         return f"{self.name}, {self.precision}"
 
     @property
     def group(self) -> tuple[str, Precision]:
-        """Of the variants that only the fastest of matters."""
+        """Key of the variants of which only the fastest counts."""
         return self.name.split(",")[0], self.precision
 
 
 def our_prior(size: Size, device: torch.device) -> Gpt:
+    """Build our prior with random weights."""
     torch.manual_seed(0)
     config = GptConfig(layers=size.layers, width=size.width, heads=size.heads, feed_forward=size.gated)
     shape = TokenShape(size.side, size.side, 1, size.vocabulary)
@@ -80,6 +83,7 @@ def our_prior(size: Size, device: torch.device) -> Gpt:
 
 
 def build(way: Way, size: Size, device: torch.device) -> Run:
+    """Build a model with random weights, and return its `generate`."""
     torch.manual_seed(0)
     if way.name != OURS:
         model: Any = PEERS[way.name](size).to(device).eval().requires_grad_(False)
@@ -87,7 +91,7 @@ def build(way: Way, size: Size, device: torch.device) -> Run:
             model.bfloat16()
         return partial(model.generate)
     prior = our_prior(size, device)
-    prepared = cache(lambda: prior.prepare(way.precision))  # in the first call, which shows what that takes
+    prepared = cache(lambda: prior.prepare(way.precision))  # in the first call, whose extra time is reported
     pick = partial(choose, config=ChooseConfig(top_k=size.top_k))
 
     def run(labels: Tensor, tokens: int) -> Tensor:
@@ -99,12 +103,12 @@ def build(way: Way, size: Size, device: torch.device) -> Run:
 
 
 def ways(device: torch.device) -> list[Way]:
-    """Those that there are on this machine. On a GPU, which is borrowed by the minute, only the two peers that were
-    fastest on an H200 at batch 1 (docs/performance.md has all of them)."""
-    here = find_spec("transformers") is not None
-    if not here:
+    """Return the ways for this machine. On a GPU, whose time is limited, only the two peers that were fastest on an
+    H200 at batch 1 (docs/performance.md has all of them)."""
+    has_gpt2 = find_spec("transformers") is not None
+    if not has_gpt2:
         print("GPT-2 is left out: `transformers` is not installed")
-    peers = [name for name in PEERS if here or not name.startswith("GPT-2")]
+    peers = [name for name in PEERS if has_gpt2 or not name.startswith("GPT-2")]
     if device.type == "cuda":
         peers = ["x-transformers, flash", "textbook, static cache"]
     precisions: list[Precision] = ["float32"]
@@ -117,7 +121,7 @@ def ways(device: torch.device) -> list[Way]:
 
 @torch.inference_mode()
 def logits_apart(precision: Precision, size: Size, device: torch.device) -> dict[str, float]:
-    """What decoding changes in the logits of two sequences, against one forward pass over what was sampled."""
+    """Compare the logits of step-by-step generation with those of one forward pass over the generated codes."""
     prior, labels, steps = our_prior(size, device), torch.arange(2, device=device), []
 
     def pick(logits: Tensor, noise: Tensor, progress: float) -> Tensor:
@@ -137,19 +141,19 @@ def logits_apart(precision: Precision, size: Size, device: torch.device) -> dict
 
 @torch.no_grad()
 def cache_changes_nothing(name: str, device: torch.device) -> bool:
-    """Whether a small peer chooses the same ids with its cache and without."""
+    """Return True if a small peer chooses the same codes with its cache and without."""
     torch.manual_seed(0)
     peer: Any = PEERS[name](SMALL).to(device).eval()
     for parameter in peer.parameters():
         if parameter.ndim == 2:
-            parameter.mul_(3.0)  # so that ids depend on those before
+            parameter.mul_(3.0)  # so that codes depend on earlier codes
     labels = torch.arange(3, device=device)
     both = [peer.generate(labels, SMALL.tokens, greedy=True, cached=cached) for cached in (True, False)]
     return torch.equal(both[0], both[1])
 
 
 def floor_s(size: Size, batch: int, floors: Floors, precision: Precision) -> float:
-    """Of a whole batch of sequences; see above."""
+    """Return the least seconds for a batch of sequences; the module's docstring defines this floor."""
     width, rate = (2, floors.bfloat16) if precision == "bfloat16" else (4, floors.float32)
     products = floors.seconds(2.0 * size.matrix_weights * batch, width * size.matrix_weights, rate)
     kept = 2.0 * size.layers * size.width * batch * (size.tokens + 1) / 2 * width  # bytes of keys and values
@@ -157,13 +161,13 @@ def floor_s(size: Size, batch: int, floors: Floors, precision: Precision) -> flo
 
 
 def in_process(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], Tensor]:
-    """For `peak_of`: after a tiny one, so that code and thread pools are there."""
+    """Prepare a call for `peak_of`, after a tiny call that loads code and starts thread pools."""
     build(way, SMALL, device)(torch.zeros(1, dtype=torch.int64, device=device), SMALL.tokens)
     return lambda: build(way, size, device)(torch.zeros(batch, dtype=torch.int64, device=device), size.tokens)
 
 
 def fastest(took: dict[Way, list[float]]) -> list[Way]:
-    """The ways, of a library's variants only the one that took least at first."""
+    """Return the ways, but of a library's variants only the one that was fastest in the first round."""
     groups: dict[object, list[Way]] = {}
     for way in took:
         groups.setdefault(way.group, []).append(way)
@@ -173,7 +177,7 @@ def fastest(took: dict[Way, list[float]]) -> list[Way]:
 def rounds(
     runs: dict[Way, Run], entrants: list[Way], labels: Tensor, tokens: int, until: float
 ) -> dict[Way, list[float]]:
-    """Seconds of each; after the first round the fastest variants go on, while rounds end before `until`."""
+    """Time rounds while they end before `until`; after the first, only the fastest variants remain. Returns seconds."""
     took: dict[Way, list[float]] = {way: [] for way in entrants}
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -190,20 +194,22 @@ def rounds(
 
 
 def _first_calls(run: Run, way: Way, labels: Tensor, tokens: int) -> list[float]:
-    """Seconds of the first call and of the second one, of a few tokens. Our graph for a GPU is made for one length, so
-    there ours are whole calls."""
+    """Return the seconds of the first and the second call, with a few tokens.
+
+    On a GPU our calls have all tokens, because our CUDA graph is made for one length.
+    """
     few = tokens if labels.is_cuda and way.name == OURS else 4
     return [seconds(partial(run, labels, few)) for _ in range(2)]
 
 
-def figures(
+def result_rows(
     size: Size, batch: int, took: dict[Way, list[float]], firsts: dict[Way, list[float]], floors: Floors
 ) -> list[dict[str, Any]]:
-    """A row for each way."""
+    """Return a row of results for each way."""
     best = {way: Seconds(taken).median for way, taken in took.items()}
     rows = []
     for way, taken in took.items():
-        # There is no int8 among the peers: it has to beat them all.
+        # No peer has int8, so int8 is compared with the fastest peer in any precision.
         rivals = [best[other] for other in took if other.name != OURS and way.precision in ("int8", other.precision)]
         own = None if way.precision == "int8" else best[way] / floor_s(size, batch, floors, way.precision)
         rows.append(
@@ -225,6 +231,7 @@ def figures(
 
 
 def measure(device: torch.device, small: bool) -> Results:
+    """Check the logits and caches, time all ways at each batch size, and return the results."""
     began = time.perf_counter()
     size, batches = (SMALL, {1: 0.0, 2: 0.0}) if small else (Size(), BATCHES[device.type])
     entrants = ways(device)
@@ -241,7 +248,7 @@ def measure(device: torch.device, small: bool) -> Results:
         firsts = {way: _first_calls(runs[way], way, labels, size.tokens) for way in entrants}
         floors = measure_floors(device, small)
         took = rounds(runs, entrants, labels, size.tokens, began + until)
-        rows += figures(size, batch, took, firsts, floors)
+        rows += result_rows(size, batch, took, firsts, floors)
         if batch > 1:
             entrants = fastest(took)
     middle = list(batches)[1]
@@ -257,6 +264,7 @@ def measure(device: torch.device, small: bool) -> Results:
 
 
 def table(results: Results) -> str:
+    """Return the results as Markdown."""
     batches = list(dict.fromkeys(row["batch"] for row in results["rows"]))
     memory = results["memory"]
     lines = [

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in 12 minutes of it.   benchmarks/gpu.sh [STAGE ...]
+# All benchmarks and tests that need a GPU, in 12 minutes.   benchmarks/gpu.sh [STAGE ...]
 #
 #   decoding   GPT decoding against its peers, in both precisions, batches of 1 to 256
 #   training_gpt    a GPT step against its peers, eager and compiled
 #   training_vqgan  a VQGAN step against the textbook's, eager and compiled
-#   updates    the CIFAR-10 VQ-VAE's updates per second: plain, compiled, and with CUDA graphs
+#   updates    optimizer steps per second of the CIFAR-10 VQ-VAE: plain, compiled, and with CUDA graphs
 #   headline   CIFAR-10: a VQGAN tokenizer, its codes, a GPT over them, 10,000 samples and their evaluation
-#   tests      the tests marked gpu; beside the headline, since neither is a timing
-#   sanitizer  where a training and a sampling wait for the GPU (benchmarks/waits.py)
-#   plan       what stage2_prior.plan says of these trainings
+#   tests      the tests marked gpu; at the same time as the headline, since neither is a timing
+#   sanitizer  waits of a training and a sampling for the GPU (benchmarks/waits.py)
+#   plan       the predictions of stage2_prior.plan for these trainings
 #
-# Without a STAGE: all of them in this order. Each writes as it goes and has its own limit of seconds; where one fails or
-# runs out of time the next one starts. Results go to $OUT (default: gpu/): STAGE.log, results/*.json, runs/.
+# Without a STAGE: all of them in this order. Each has its own limit of seconds; if one fails or
+# runs out of time, the next one starts. Results go to $OUT (default: gpu/): STAGE.log, results/*.json, runs/.
 #
 # PYTHON    the interpreter                          DATA      the folder of CIFAR-10 as torchvision keeps it
 # WEIGHTS   a folder with lpips_alex_features.safetensors and efficientnet_lite0_fp16.safetensors, for the headline
-# LIMIT     seconds for each stage in place of its own     SMALL=1  a trial of everything in minutes, on a CPU too
+# LIMIT     seconds for each stage in place of its own     SMALL=1  a test of all stages in minutes, on a CPU too
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${OUT:-gpu}
@@ -35,7 +35,7 @@ mkdir -p "$out/results" "$out/runs"
 
 bench() { "$python" -m benchmarks.run "$@" "${small[@]}" --out "$out/results"; }
 
-# Without plugins that happen to be installed: some warn, and a warning is an error here.
+# Without other installed plugins: some of them warn, and a warning is an error here.
 stage_tests() { PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -m gpu -q -p no:cacheprovider --durations=5 \
     tests/machines/test_gpu.py tests/stage1_tokenizer/data/test_image_tensor.py tests/stage2_prior/gpt/test_layer.py; }
 
@@ -64,7 +64,7 @@ stage_headline() {
         --perceptual.weights "$weights/lpips_alex_features.safetensors" --out "$tokenizer" \
         "${short[@]}" --no-report || return
     local prior
-    for prior in "${priors[@]}"; do # side by side: alone, neither keeps the GPU busy
+    for prior in "${priors[@]}"; do # at the same time, because one alone does not keep the GPU busy
         "$python" stage2_prior/train.py --tokenizer "$tokenizer" --config "configs/stage2/$prior.yaml" \
             --out "$out/runs/$prior" "${short[@]}" --no-report &
     done
@@ -91,7 +91,7 @@ stage_plan() {
 run() {
     local began=$SECONDS
     echo "== $1"
-    # A shell of its own, so that `timeout` ends everything that the stage has started.
+    # In a separate shell, so that `timeout` ends all processes of the stage.
     timeout --kill-after=5 "${LIMIT:-${seconds[$1]}}" bash "${BASH_SOURCE[0]}" --inside "$1" >"$out/$1.log" 2>&1
     echo "== $1: exit code $?, $((SECONDS - began)) s" | tee -a "$out/$1.log"
     tail -n 25 "$out/$1.log"

@@ -1,10 +1,11 @@
-"""How cost grows with the codes of an image, the codebook, the batch and the processes: measured, and by the plan.
+"""Growth of the cost with the codes of an image, the codebook, the batch and the processes: measured and planned.
 
-Each point is the median of a few calls, beside what `python -m stage2_prior.plan --device here` would say of it, from
-this machine's rates, measured before each curve. The prior is the quickstart's GPT (4 layers of 128) but for what the
-curve varies. There is no peer here: the curves say what one can afford, and how far the plan can be trusted.
+Each point is the median of a few calls, compared with the prediction of `python -m stage2_prior.plan --device here`
+from this machine's rates, which are measured before each curve. The prior is the quickstart's GPT (4 layers of 128),
+except for the size that the curve varies. There is no peer here: the curves show which sizes are affordable, and how
+well the plan predicts.
 
-    python -m benchmarks.growth --draw       draws docs/growth.png from the results that were written last
+    python -m benchmarks.growth --draw       draw docs/growth.png from the newest results
 """
 
 import argparse
@@ -40,11 +41,11 @@ ROOT = Path(__file__).parent.parent
 CONFIG = GptConfig()
 SHAPE = TokenShape(8, 8, 1, 512)
 TOKENS = 4096
-"""Of a training step, while the grid grows: 64 images of 8x8 codes, or one of 64x64."""
+"""Tokens of a training step on the curve `codes`: 64 images of 8x8 codes, or one of 64x64."""
 SIDES, CODEBOOKS, BATCHES, PROCESSES = (8, 16, 32, 64), (9, 12, 15, 18), (1, 4, 16, 64, 256), (1, 2, 4)
-"""Codebooks as powers of two."""
+"""Values of x on the curves; codebook sizes as powers of two."""
 DRAWN, CODEBOOK_BATCH = 4, 8
-"""Images drawn at once while the grid grows; images of a training step while the codebook does."""
+"""Images sampled at once on the curve `codes`; images of a training step on the curve `codebook`."""
 VECTORS, CHANNELS = 4096, 8
 REPEATS = 3
 STACKS = {
@@ -60,6 +61,7 @@ Row = dict[str, Any]
 
 
 def measure(device: torch.device, small: bool) -> Results:
+    """Measure all curves, and return the results."""
     check_equal()
     sides, books, batches = (each[: 1 if small else None] for each in (SIDES, CODEBOOKS, BATCHES))
     rows: list[Row] = []
@@ -67,27 +69,27 @@ def measure(device: torch.device, small: bool) -> Results:
     for side in sides:
         shape = SHAPE._replace(h=side, w=side)
         batch = 1 if small else TOKENS // shape.length
-        rows += training("codes", side, shape, batch, device, rates, memory=not small)
-        rows.append(drawing("codes", side, shape, DRAWN, device, rates))
-    rates = rates if small else measure_device(CONFIG, device)  # the machine may have become slower or faster
+        rows += measure_training("codes", side, shape, batch, device, rates, memory=not small)
+        rows.append(measure_sampling("codes", side, shape, DRAWN, device, rates))
+    rates = rates if small else measure_device(CONFIG, device)  # the machine's speed may have changed
     for power in books:
-        rows += looking_up(2**power, device, rates)
-        rows += training(
+        rows += measure_search(2**power, device, rates)
+        rows += measure_training(
             "codebook", 2**power, SHAPE._replace(V=2**power), CODEBOOK_BATCH, device, rates, memory=not small
         )
     rates = rates if small else measure_device(CONFIG, device)
     for batch in batches:
-        rows += training("batch", batch, SHAPE, batch, device, rates, memory=False)
-        rows.append(drawing("batch", batch, SHAPE, batch, device, rates))
+        rows += measure_training("batch", batch, SHAPE, batch, device, rates, memory=False)
+        rows.append(measure_sampling("batch", batch, SHAPE, batch, device, rates))
     if small or device.type != "cpu":
-        print("several processes: left out, as they take minutes, and on one GPU say nothing")
+        print("several processes: not measured; they take minutes on a CPU, and mean nothing on one GPU")
     else:
-        rows += together()
+        rows += measure_processes()
     return {"rows": rows, "memory": [stack(name) for name in list(STACKS)[: 1 if small else None]]}
 
 
 def check_equal() -> None:
-    """The traced step is the timed one: as much arithmetic on real tensors as on those without contents."""
+    """Check that the plan counts the step that is timed: equal operations for real tensors and for fake ones."""
     prior = build_prior(CONFIG, SHAPE, 0)
     with Trace() as real:
         codes, labels = zero_batch(SHAPE, 2)
@@ -96,8 +98,9 @@ def check_equal() -> None:
 
 
 def row(curve: str, x: int, what: str, unit: str, measured: float | None, predicted: float, spread: float = 0.0) -> Row:
-    shown = "not measured" if measured is None else f"{measured:.4g} {unit}"
-    print(f"{curve} {x}: {what} {shown}, by the plan {predicted:.4g} {unit}", flush=True)
+    """Print a point of a curve, and return it as a row of results."""
+    value = "not measured" if measured is None else f"{measured:.4g} {unit}"
+    print(f"{curve} {x}: {what} {value}, by the plan {predicted:.4g} {unit}", flush=True)
     return {"curve": curve, "x": x, "what": what, "unit": unit, "spread": round(spread, 3)} | {
         "measured": measured,
         "predicted": predicted,
@@ -105,7 +108,7 @@ def row(curve: str, x: int, what: str, unit: str, measured: float | None, predic
 
 
 def step_of(shape: TokenShape, batch: int, device: torch.device) -> Callable[[], None]:
-    """A whole training step of the prior."""
+    """Return a whole training step of the prior."""
     torch.manual_seed(0)
     prior = build_prior(CONFIG, shape, 0).to(device)
     optim = OptimConfig()
@@ -123,14 +126,15 @@ def step_of(shape: TokenShape, batch: int, device: torch.device) -> Callable[[],
 
 
 def prepared_step(shape: TokenShape, batch: int, device: torch.device) -> Callable[[], None]:
-    """For `peak_of`: after a small step, so that code and thread pools are there."""
+    """Prepare a step for `peak_of`, after a small step that loads code and starts thread pools."""
     step_of(SHAPE, 1, device)()
     return step_of(shape, batch, device)
 
 
-def training(
+def measure_training(
     curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates, memory: bool
 ) -> list[Row]:
+    """Measure a training step, and its memory if wanted."""
     counted = count_training(CONFIG, shape, 0, batch)
     taken = compare({"step": step_of(shape, batch, device)}, REPEATS)["step"]
     predicted = step_seconds(counted, 1, rates)
@@ -139,14 +143,17 @@ def training(
         return [row(curve, x, "training", "tokens/s", tokens / taken.median, tokens / predicted, taken.spread)]
     rows = [row(curve, x, "training step", "s", taken.median, predicted, taken.spread)]
     if memory:
-        # The first step allocates Adam's two means too.
+        # The first step also allocates Adam's two moments.
         expected = (counted.peak_bytes + 2 * BYTES * counted.parameters) / 2**20
         grown = peak_of(device, prepared_step, shape, batch, device)
         rows.append(row(curve, x, "training memory", "MiB", grown, expected))
     return rows
 
 
-def drawing(curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates) -> Row:
+def measure_sampling(
+    curve: str, x: int, shape: TokenShape, batch: int, device: torch.device, rates: DeviceRates
+) -> Row:
+    """Measure the sampling of images."""
     prior = build_prior(CONFIG, shape, 0).to(device).eval()
     prepared = prior.prepare()
     noise, labels = torch.rand(batch, shape.length, device=device), zero_batch(shape, batch)[1].to(device)
@@ -160,15 +167,15 @@ def drawing(curve: str, x: int, shape: TokenShape, batch: int, device: torch.dev
 
 
 def prepared_lookup(codes: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    """For `peak_of`."""
+    """Prepare a search for the nearest codes, after a tiny one."""
     torch.manual_seed(0)
     vectors, book = torch.randn(VECTORS, CHANNELS, device=device), torch.randn(codes, CHANNELS, device=device)
     find_nearest(vectors[:64], book[:64])
     return lambda: find_nearest(vectors, book)
 
 
-def looking_up(codes: int, device: torch.device, rates: DeviceRates) -> list[Row]:
-    """The nearest of so many codes, for VECTORS vectors of CHANNELS."""
+def measure_search(codes: int, device: torch.device, rates: DeviceRates) -> list[Row]:
+    """Measure the search for the nearest of so many codebook vectors, for VECTORS vectors of CHANNELS."""
     taken = compare({"nearest": prepared_lookup(codes, device)}, REPEATS)["nearest"]
     with FakeTensorMode(), torch.no_grad(), Trace() as trace:
         find_nearest(torch.zeros(VECTORS, CHANNELS), torch.zeros(codes, CHANNELS))
@@ -179,9 +186,11 @@ def looking_up(codes: int, device: torch.device, rates: DeviceRates) -> list[Row
     ]
 
 
-def together() -> list[Row]:
-    """Tokenizer training of the quickstart by torchrun (gloo): the same batch of 64 shared among the processes, which
-    share the cores. The plan knows no processes: what it says is that the cores compute as much as before."""
+def measure_processes() -> list[Row]:
+    """Measure the quickstart's tokenizer training by torchrun (gloo): a batch of 64 shared by the processes.
+
+    The processes share the cores. The plan does not model processes: the prediction is the rate of one process.
+    """
     rows: list[Row] = []
     steps = 30
     for number in PROCESSES:
@@ -194,7 +203,7 @@ def together() -> list[Row]:
             subprocess.run([*command, *script], cwd=ROOT, check=True, capture_output=True)
             log = read_log(Path(folder) / "run" / "metrics.jsonl")
         rates = {entry["step"]: entry["train/images_per_second"] for entry in log if "train/images_per_second" in entry}
-        first, last = min(rates), max(rates)  # what the run did until the first entry warmed it up
+        first, last = min(rates), max(rates)  # the steps before the first entry are warm-up
         rate = (last - first) / (last / rates[last] - first / rates[first])
         rows.append(
             row("processes", number, "tokenizer training", "images/s", rate, rows[0]["measured"] if rows else rate)
@@ -203,7 +212,7 @@ def together() -> list[Row]:
 
 
 def stack(name: str) -> Row:
-    """Where memory goes, by the plan: MiB. The last part is what drawing 16 images keeps, beside the weights."""
+    """Return the parts of training's memory by the plan, in MiB; the last part is the cache for sampling 16 images."""
     config, shape, batch = STACKS[name]
     counted, cache = count_training(config, shape, 0, batch), count_generation(config, shape, 0, 1).cache_bytes
     weights = BYTES * counted.parameters
@@ -220,6 +229,7 @@ def stack(name: str) -> Row:
 
 
 def table(results: Results) -> str:
+    """Return the results as Markdown."""
     lines = ["| | | measured | by the plan | plan / measured |", "|---|---|---|---|---|"]
     for each in results["rows"]:
         measured, predicted, unit = each["measured"], each["predicted"], each["unit"]
@@ -236,14 +246,17 @@ def table(results: Results) -> str:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draw", action="store_true", required=True, help="draw docs/growth.png")
-    parser.add_argument("--results", type=Path, help="a growth.json; default: the newest under benchmarks/results")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "growth.png")
+    parser.add_argument(
+        "--results", type=Path, help="path of a growth.json; default: the newest under benchmarks/results"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "growth.png", help="path of the PNG")
     options = parser.parse_args()
     written = sorted(RESULTS.glob("*/growth.json"), key=lambda path: path.stat().st_mtime)
     if options.results is None and not written:
-        parser.error("there are no results; first run `python -m benchmarks.run growth`")
+        parser.error("there are no results; run first `python -m benchmarks.run growth`")
     draw(json.loads((options.results or written[-1]).read_text(encoding="utf-8")), options.out)
     print(options.out)
 

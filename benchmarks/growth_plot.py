@@ -1,4 +1,4 @@
-"""The curves of `growth.py` as one picture: points are measured, dashed lines are the plan's."""
+"""A chart of the curves of `growth.py`: points are measured, dashed lines are predictions of the plan."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ PANELS = (
     ("batch", "sampling", "images in a batch", "sampling, images/s"),
     ("processes", "tokenizer training", "processes on the same cores", "tokenizer training, images/s"),
 )
-"""Curve, figure, name of the x axis, title with the unit of the y axis."""
+"""Curve, measured quantity, name of the x axis, title with the unit of the y axis."""
 
 
 def draw(results: Results, path: Path) -> None:
@@ -50,7 +50,7 @@ def _curve(axes: Axes, points: list[dict[str, Any]], x_name: str, title: str) ->
     axes.set_xlabel(x_name)
     axes.grid(visible=True, which="major", color="#e0e0e0", linewidth=0.6)
     measured = [(point["x"], point["measured"]) for point in points if point["measured"] is not None]
-    # The plan knows no processes.
+    # The plan does not model processes.
     planned = [(point["x"], point["predicted"]) for point in points if point["curve"] != "processes"]
     for drawn, colour, style, name, aside, place in (
         (measured, MEASURED, "o-", "measured", (-5, 6), "right"),
@@ -73,7 +73,7 @@ def _curve(axes: Axes, points: list[dict[str, Any]], x_name: str, title: str) ->
 
 
 def _stacks(axes: Axes, stacks: list[dict[str, Any]]) -> None:
-    """Shares of each configuration's memory, with their sizes."""
+    """Draw the parts of each configuration's memory, as shares with their sizes."""
     axes.set_title("where memory goes in training, and sampling's cache, by the plan", fontsize=10, loc="left")
     for place, stack in enumerate(stacks):
         sizes = {part: size for part, size in stack.items() if part != "name"}

@@ -1,7 +1,7 @@
-"""How everything here is timed: all ways in turn, A B A B, so that a machine that drifts drifts for all of them.
+"""Timing for all benchmarks: the ways take turns (A B A B), so that a change of the machine's speed affects all.
 
-`compare` gives the seconds of each way; `Floors` is what this machine can do at best, measured in the same run, so
-that a time can be stated as a multiple of the least that any program would need.
+`compare` returns the seconds of each way. `Floors` are the best rates of this machine, measured in the same run, so
+that a time can be stated as a multiple of the least time that any program needs.
 """
 
 import time
@@ -23,28 +23,29 @@ class Seconds:
 
     @property
     def median(self) -> float:
+        """Median of all timings."""
         return median(self.all)
 
     @property
     def spread(self) -> float:
-        """Half of the range between the quartiles, as a share of the median."""
+        """Half of the interquartile range, as a share of the median."""
         ordered = sorted(self.all)
         quarter = len(ordered) // 4
         return (ordered[-1 - quarter] - ordered[quarter]) / 2 / self.median
 
     def row(self) -> dict[str, float | list[float]]:
-        """For the JSON file."""
+        """Return the entries for the JSON file."""
         return {"median_s": self.median, "spread": round(self.spread, 3), "all_s": [round(one, 6) for one in self.all]}
 
 
 def synchronise() -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Of one call, to the end of its work on the device."""
+    """Return the seconds of one call, until its work on the device is finished."""
     synchronise()
     began = time.perf_counter()
     call()
@@ -53,33 +54,33 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def compare(ways: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 1) -> dict[str, Seconds]:
-    """Time each way `repeats` times, interleaved, after `warmups` rounds that do not count."""
+    """Time each way `repeats` times, in turn, after `warmups` rounds that are not timed."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warmups + repeats):
         for name, way in ways.items():
             took = seconds(way)
             if number >= warmups:
                 times[name].append(took)
-    return {name: Seconds(taken) for name, taken in times.items()}
+    return {name: Seconds(values) for name, values in times.items()}
 
 
 @dataclass(frozen=True)
 class Floors:
-    """Best rates that this machine reached, in operations and bytes per second."""
+    """Best rates of this machine, in operations and bytes per second."""
 
     float32: float
-    """Floating-point operations of a large float32 matrix product, by the faster of torch's two libraries on a CPU."""
+    """Rate of a large float32 matrix product; on a CPU, by the faster of torch's two libraries."""
     bfloat16: float | None
-    """The same in bfloat16; None where it is emulated."""
+    """Rate in bfloat16; None if the processor emulates it."""
     memory: float
-    """Bytes read, by a sum over more memory than any cache holds."""
+    """Rate of reading memory, by a sum over more numbers than fit into a cache."""
 
     def seconds(self, operations: float, bytes_read: float, rate: float | None = None) -> float:
-        """The least time: arithmetic or memory, whichever is slower, as if they overlapped perfectly."""
+        """Return the least time: that of arithmetic or memory, whichever is slower, as if both overlapped."""
         return max(operations / (rate or self.float32), bytes_read / self.memory)
 
     def row(self) -> dict[str, float | None]:
-        """For the JSON file."""
+        """Return the entries for the JSON file."""
         return {
             "float32_gflops": self.float32 / 1e9,
             "bfloat16_gflops": self.bfloat16 / 1e9 if self.bfloat16 else None,
@@ -87,7 +88,7 @@ class Floors:
         }
 
     def text(self) -> str:
-        """One line."""
+        """Return the rates in one line."""
         bfloat16 = f"{self.bfloat16 / 1e9:,.0f} GFLOP/s" if self.bfloat16 else "emulated"
         float32, memory = f"{self.float32 / 1e9:,.0f} GFLOP/s", f"{self.memory / 1e9:,.1f} GB/s"
         return f"floors: float32 {float32}, bfloat16 {bfloat16}, memory {memory}"
@@ -95,7 +96,7 @@ class Floors:
 
 @torch.inference_mode()
 def measure_floors(device: torch.device, small: bool = False) -> Floors:
-    """Measure them: a second or two."""
+    """Measure the floors; takes a second or two."""
     n = 256 if small else 8192 if device.type == "cuda" else 1536
     repeats = 3 if small else 9
     generator = torch.Generator().manual_seed(0)

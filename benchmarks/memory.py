@@ -1,7 +1,7 @@
-"""The most memory that a call takes.
+"""Peak memory of a call.
 
-On a CPU it is measured in a process of its own, so that nothing else's peak stands above it; on a GPU torch counts what
-it allocates, and can forget an earlier peak.
+On a CPU it is measured in a separate process, because an earlier peak of the same process could be higher. On a GPU
+torch counts its allocations, and can reset the peak.
 """
 
 import multiprocessing
@@ -12,19 +12,18 @@ from typing import Any
 import torch
 
 Prepare = Callable[..., Callable[[], object]]
-"""Builds what does not count and returns the call that does. A module's function: another process imports it."""
+"""Function of a module (another process imports it) that prepares a call and returns it; only the call is measured."""
 CLEAR = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 
 
 def peak_of(device: torch.device, prepare: Prepare, *arguments: Any) -> float | None:
-    """MiB by which the first call of what prepare(*arguments) returns raises the peak.
+    """Return the MiB by which the first call of `prepare(*arguments)()` raises the peak.
 
-    On a GPU of what torch allocates there; else of the process's resident set, or None where the system does not tell
-    (it does on Linux).
+    On a GPU: of torch's allocations. Otherwise: of the process's resident set; None if the system is not Linux.
 
     Raises:
-        RuntimeError: the other process ended without a figure; it has printed why.
+        RuntimeError: the other process ended without a result; it has printed the reason.
     """
     if device.type == "cuda":
         call = prepare(*arguments)
@@ -38,25 +37,25 @@ def peak_of(device: torch.device, prepare: Prepare, *arguments: Any) -> float | 
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(theirs, prepare, arguments))
     process.start()
-    theirs.close()  # so that a process that died is the end of the pipe
+    theirs.close()  # so that the pipe ends if the process dies
     try:
         result: float = ours.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"no memory figure for {arguments}: its process ended with {process.exitcode}") from None
+        raise RuntimeError(f"no peak memory for {arguments}: its process ended with {process.exitcode}") from None
     process.join()
     return result
 
 
 def _measure(pipe: Any, prepare: Prepare, arguments: tuple[Any, ...]) -> None:
     call = prepare(*arguments)
-    CLEAR.write_text("5")  # forget the peak so far
+    CLEAR.write_text("5")  # reset the peak
     resident = _resident("VmRSS")
     call()
     pipe.send(_resident("VmHWM") - resident)
 
 
 def _resident(name: str) -> float:
-    """MiB: VmRSS is what the process has in memory now, VmHWM the most it ever had."""
+    """Return MiB of the process: VmRSS is its memory now, VmHWM its peak."""
     lines = STATUS.read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024

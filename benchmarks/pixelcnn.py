@@ -1,9 +1,10 @@
-"""PixelCNN sampling, incremental against a forward pass per position.
+"""PixelCNN sampling: our incremental sampler against a forward pass per position.
 
-Three ways to sample the same codes from the same gated PixelCNN (16x16 codes of 512, 15 layers of 128, kernels of 7 and
-then 3, 10 classes) with the same noise: ours; a full forward pass for each position, as every tutorial does; and that
-on the rows so far alone (rosinality). All three must choose identical codes, and the incremental logits must be those
-of a forward pass over the result. One full forward pass is the floor: what any exact sampler has to compute.
+Three ways to sample the same codes from the same gated PixelCNN (16x16 codes of 512, 15 layers of 128, a first kernel
+of 7, then kernels of 3, 10 classes) with the same noise: ours; a full forward pass per position, as in tutorials; a
+forward pass per position over the rows so far (rosinality). All three must choose identical codes, and the incremental
+logits must equal those of a forward pass over the result. The floor is one full forward pass, which any exact sampler
+has to compute.
 """
 
 from collections.abc import Callable
@@ -24,11 +25,11 @@ SMALL_SHAPE = TokenShape(4, 4, 1, 16)
 SMALL_CONFIG = PixelCnnConfig(layers=3, width=16, first_kernel=7, kernel=3)
 BATCHES = (1, 16)
 REPEATS = 2
-"""Of ours, beside each of the others, which run once: at batch 16 they take minutes."""
+"""Timings of ours per timing of another way; those run once, because at batch 16 they take minutes."""
 
 
 def build(config: PixelCnnConfig, shape: TokenShape, device: torch.device) -> PixelCnn:
-    """Random weights, scaled so that the distributions are far from uniform and a wrong context shows."""
+    """Build a prior with random weights, scaled to distributions that are far from uniform and show a wrong context."""
     torch.manual_seed(0)
     model = PixelCnn(config, shape, classes=10)
     with torch.no_grad():
@@ -38,7 +39,7 @@ def build(config: PixelCnnConfig, shape: TokenShape, device: torch.device) -> Pi
 
 @torch.inference_mode()
 def by_forward_passes(model: PixelCnn, labels: Tensor, noise: Tensor, cropped: bool) -> Tensor:
-    """Codes (B, h, w, 1): a forward pass for each position, over the whole grid or the rows so far."""
+    """Sample codes (B, h, w, 1) with a forward pass per position, over the whole grid or (cropped) the rows so far."""
     codes = torch.zeros(len(labels), *model.shape[:3], dtype=torch.int64, device=labels.device)
     for position in range(model.shape.length):
         row, column = divmod(position, model.shape.w)
@@ -58,7 +59,8 @@ def logits_apart(model: PixelCnn, codes: Tensor, labels: Tensor) -> tuple[float,
     return float((torch.stack(steps, dim=1) - wanted).abs().max()), float(wanted.std())
 
 
-def case(model: PixelCnn, batch: int, device: torch.device) -> dict[str, Any]:
+def measure_batch(model: PixelCnn, batch: int, device: torch.device) -> dict[str, Any]:
+    """Time the three ways at one batch size, and compare their codes and logits."""
     labels = torch.arange(batch, device=device) % 10
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(batch, model.shape.length, generator=generator, dtype=torch.float64).to(device)
@@ -72,7 +74,7 @@ def case(model: PixelCnn, batch: int, device: torch.device) -> dict[str, Any]:
         "cropped": lambda: keep("cropped", by_forward_passes(model, labels, noise, cropped=True)),
         "ours": lambda: keep("ours", generate(model, labels, noise)),
     }
-    ways["ours"]()  # the warm-up; the others' own minutes are warm-up enough
+    ways["ours"]()  # warm-up; the other ways take so long that they need none
     times: dict[str, list[float]] = {name: [] for name in ways}
     for name in ("naive", "cropped"):
         times[name].append(seconds(ways[name]))
@@ -81,7 +83,7 @@ def case(model: PixelCnn, batch: int, device: torch.device) -> dict[str, Any]:
     apart, deviation = logits_apart(model, chosen["ours"], labels)
     with torch.inference_mode():
         forward = compare({"forward": lambda: model(chosen["ours"], labels)}, 5)["forward"]
-    took = {name: Seconds(all_of) for name, all_of in times.items()}
+    took = {name: Seconds(values) for name, values in times.items()}
     return {
         "batch": batch,
         "equal": equal,
@@ -96,16 +98,18 @@ def case(model: PixelCnn, batch: int, device: torch.device) -> dict[str, Any]:
 
 
 def measure(device: torch.device, small: bool) -> Results:
+    """Check that the three ways choose equal codes, time them, and return the results."""
     model = build(SMALL_CONFIG, SMALL_SHAPE, device) if small else build(CONFIG, SHAPE, device)
     rows = []
     for batch in (1, 2) if small else BATCHES:
-        rows.append(case(model, batch, device))
+        rows.append(measure_batch(model, batch, device))
         assert rows[-1]["equal"], f"batch {batch}: the ways chose different codes, so times would say nothing"
         print(f"batch {batch}: {rows[-1]['times_naive']:.1f} times as fast as a forward pass per position", flush=True)
     return {"equal": all(row["equal"] for row in rows), "rows": rows}
 
 
 def table(results: Results) -> str:
+    """Return the results as Markdown."""
     lines = [
         "| batch | a forward pass per position, s | on the rows so far, s | ours, s | times as fast "
         "| one forward pass, s | ours over it | logits apart (deviation) |",

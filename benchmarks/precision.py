@@ -1,9 +1,9 @@
-"""What precisions other than float32 change in a trained prior.   python -m benchmarks.precision --prior RUN [-n 256]
+"""Changes in a trained prior by other precisions than float32.   python -m benchmarks.precision --prior RUN [-n 256]
 
-On the first n images of the prior's validation split, codes decoded one by one: bits per token, how often the likeliest
-code is the same as in float32, and the distance of the logits, relative to their deviation. And of n samples with the
-same noise (top_p 0.9): the share of codes and of pictures that differ. One different code changes those after it, so
-that does not say that the pictures are worse.
+On the first n images of the prior's validation split, code by code: bits per token, how often the likeliest code is the
+same as in float32, and the distance of the logits, relative to their standard deviation. For n samples from the same
+noise (top_p 0.9): the share of codes and of images that differ. One different code changes all codes after it, so a
+difference does not mean that the images are worse.
 """
 
 import argparse
@@ -29,7 +29,7 @@ COMPARED: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
 @torch.inference_mode()
 def logits_of(prepared: PreparedPrior, codes: Tensor, labels: Tensor) -> Tensor:
-    """Feed given codes (B, h, w, K) -> logits (B, L, V)."""
+    """Return the logits (B, L, V) of given codes (B, h, w, K), position by position."""
     generation, found = prepared.begin(labels), []
     for code in rearrange(codes, "B h w K -> (h w K) B"):
         found.append(generation.logits())
@@ -39,18 +39,19 @@ def logits_of(prepared: PreparedPrior, codes: Tensor, labels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def validation_codes(prior: LoadedPrior, n: int) -> tuple[Tensor, Tensor]:
-    """Codes (n, h, w, K) and labels (n,) of the first validation images."""
-    pictures = open_data(parse_data_config(prior.data, str(prior.path))).image_batches("validation", seed=0)
-    pixels, own = pictures.batch(np.arange(min(n, len(pictures))))
+    """Return codes (n, h, w, K) and labels (n,) of the first n validation images."""
+    images = open_data(parse_data_config(prior.data, str(prior.path))).image_batches("validation", seed=0)
+    pixels, own = images.batch(np.arange(min(n, len(images))))
     return prior.tokenizer.tokenizer.encode_codes(normalise(pixels)), torch.from_numpy(
-        match_labels(prior, pictures.classes)
+        match_labels(prior, images.classes)
     )[own]
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", required=True, help="a stage-two run's folder")
-    parser.add_argument("-n", type=int, default=256)
+    parser.add_argument("--prior", required=True, help="folder of a stage-two run")
+    parser.add_argument("-n", type=int, default=256, help="number of images and of samples (default: 256)")
     options = parser.parse_args()
     prior = load_prior(options.prior)
     codes, labels = validation_codes(prior, options.n)
@@ -59,7 +60,7 @@ def main() -> None:
     )
     pick = partial(choose, config=ChooseConfig(top_p=0.9))
     logits, samples = {}, {}
-    print("precision  bits per token  likeliest the same  logits apart  other codes  other pictures")
+    print("precision  bits per token  likeliest the same  logits apart  other codes  other images")
     for precision in COMPARED:
         prepared = prior.model.prepare(precision)
         logits[precision] = logits_of(prepared, codes, labels)

@@ -1,13 +1,13 @@
-"""Training steps of a GPT: stage two's, against a textbook GPT (nanoGPT's form) and x-transformers as they come.
+"""Training steps of a GPT: ours against a textbook GPT (as in nanoGPT) and x-transformers with its defaults.
 
-12 layers of 512 with 8 heads over 256 codes of 1,024; equal numbers of weights (the feed-forward networks of ours have
-three matrices) and of operations, both recorded. A step: forward, cross entropy, backward, AdamW, in torch's own form
-for the peers and fused for ours; nothing is clipped or logged. On a GPU, where each small kernel has to be launched,
-all are timed compiled as well, ours and the textbook's by regions (Accelerate's compile_regions), in bfloat16 alone.
-First, ours must have the loss and the gradients of x-transformers' own layers with the same weights.
+Each has 12 layers of 512 with 8 heads over 256 codes of 1,024, and about the same number of weights (our feed-forward
+networks have three matrices) and of operations; both are recorded. A step: forward, cross entropy, backward, AdamW
+(torch's default for the peers, fused for ours), without clipping or logging. On a GPU all are timed compiled too, in
+bfloat16 only; ours and the textbook's by regions (Accelerate's compile_regions). Before anything is timed, ours must
+have the loss and the gradients of x-transformers' layers with the same weights.
 
-The floor is a step's operations at the rate of a large matrix product. Memory: what the first step adds, in a process
-of its own.
+The floor is a step's operations at the rate of a large matrix product. Memory: the rise of the peak in the first step,
+in a separate process.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,11 @@ from stage2_prior.likelihood import token_loss
 FULL, SMALL = Size(), Size(layers=1, width=64, heads=2, side=4, vocabulary=32)
 RATE = 1e-4
 SAME = {"cpu": 1e-5, "cuda": 1e-4}
-"""Losses and gradients nearer to each other are equal; a GPU sums in no fixed order."""
+"""Largest relative difference of losses and gradients that counts as equal; a GPU sums in no fixed order."""
 
 
 class Way(NamedTuple):
-    """What is trained, and how."""
+    """A model to train, with its precision and form."""
 
     name: str
     flash: bool = False
@@ -50,6 +50,7 @@ class Way(NamedTuple):
 
     @property
     def label(self) -> str:
+        """Name, precision and form."""
         precision = "bfloat16" if self.bfloat16 else "float32"
         return f"{self.name}{', flash' if self.flash else ''}, {precision}{', compiled' if self.compiled else ''}"
 
@@ -63,25 +64,25 @@ FLASH = LIBRARY._replace(flash=True)
 
 
 def ways(device: torch.device) -> list[Way]:
-    """Those that mean something on this device."""
-    if device.type == "cuda":  # borrowed by the minute
+    """Return the ways to time on this device."""
+    if device.type == "cuda":  # whose time is limited
         group = [way._replace(bfloat16=True) for way in (OURS, TEXTBOOK, FLASH)]
         return [*group, *(way._replace(compiled=True) for way in group)]
     entrants = [TEXTBOOK, LIBRARY, FLASH, OURS]
     if processor.takes("bfloat16", device):
         return [*entrants, *(way._replace(bfloat16=True) for way in entrants)]
-    print("bfloat16 is emulated here and left out")
+    print("bfloat16 is not timed: this processor emulates it")
     return entrants
 
 
 def build(way: Way, size: Size, batch: int, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """A model of random weights, and its loss of one batch, which is the same for all."""
+    """Build a model with random weights, and a function that returns its loss of one batch, the same for all ways."""
     regions: Callable[[nn.Module], nn.Module] = compile_regions if way.compiled else lambda module: module
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(size.vocabulary, (batch, size.tokens), generator=generator).to(device)
     torch.manual_seed(0)
     if way.name == "ours":
-        gated = round(size.gated / 8) * 8  # rows of whole vectors
+        gated = round(size.gated / 8) * 8  # a multiple of 8, so that rows consist of whole vectors
         config = GptConfig(layers=size.layers, width=size.width, heads=size.heads, feed_forward=gated)
         prior = Gpt(config, TokenShape(size.side, size.side, 1, size.vocabulary), classes=0).to(device)
         codes, labels = ids.view(batch, size.side, size.side, 1), ids.new_zeros(batch)
@@ -91,14 +92,14 @@ def build(way: Way, size: Size, batch: int, device: torch.device) -> tuple[nn.Mo
         options = {"attn_flash": True} if way.flash else {}
         wrapper = XTransformers(replace(size, classes=0), options).wrapper.to(device)
         theirs = torch.compile(wrapper) if way.compiled else wrapper
-        return wrapper, lambda: theirs(ids)  # computes all positions, and drops the last one's logits
+        return wrapper, lambda: theirs(ids)  # it computes all positions, and drops the last logits
     model = TextbookGpt(size).to(device)
     before, textbook = ids.roll(1, dims=1), regions(model)
     return model, lambda: F.cross_entropy(textbook(before).flatten(0, 1), ids.flatten())
 
 
-def stepping(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], None]:
-    """A training step."""
+def build_step(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], None]:
+    """Return a training step."""
     model, loss = build(way, size, batch, device)
     optimizer: torch.optim.Optimizer = (
         build_optimizer(model, OptimConfig(lr=RATE))
@@ -117,33 +118,32 @@ def stepping(way: Way, size: Size, batch: int, device: torch.device) -> Callable
     return step
 
 
-def alone(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], None]:
-    """For a process of its own, in which memory is measured."""
-    stepping(way, SMALL, 1, device)()  # so that code and thread pools are there
-    return stepping(way, size, batch, device)
+def prepare_step(way: Way, size: Size, batch: int, device: torch.device) -> Callable[[], None]:
+    """Prepare a step for `peak_of`, after a tiny step that loads code and starts thread pools."""
+    build_step(way, SMALL, 1, device)()
+    return build_step(way, size, batch, device)
 
 
-def library(layer: DecoderLayer, x: Tensor, turns: Tensor) -> Tensor:
-    """x-transformers' own way through a layer of ours: it wants the angle of each channel."""
+def library_forward(layer: DecoderLayer, x: Tensor, turns: Tensor) -> Tensor:
+    """Compute a layer of ours by x-transformers' forward, which takes the rotation as an angle per channel."""
     angles = torch.view_as_complex(turns).angle().repeat_interleave(2, dim=-1)  # (n, head width)
     y: Tensor = super(DecoderLayer, layer).forward(x, rotary_pos_emb=(angles[None], 1.0))
     return y
 
 
-def apart_from_library(size: Size, device: torch.device) -> float:
-    """The largest distance between ours and x-transformers' own layers, of the loss or a parameter's gradient, as a
-    share of its norm."""
+def difference_to_library(size: Size, device: torch.device) -> float:
+    """Return the largest relative difference between our layers and x-transformers', of the loss and each gradient."""
     model, loss = build(OURS, size, 2, device)
     found = []
-    for forward in (DecoderLayer.forward, library):
+    for forward in (DecoderLayer.forward, library_forward):
         with patch.object(DecoderLayer, "forward", forward):
             value = loss()
             found.append([value.detach(), *torch.autograd.grad(value, list(model.parameters()))])
     return max(float((one - other).norm() / other.norm()) for one, other in zip(*found, strict=True) if other.any())
 
 
-def amount(way: Way, size: Size) -> dict[str, int]:
-    """Weights, and operations for each token of a step, as torch counts them (attention without regard to the mask)."""
+def count_amounts(way: Way, size: Size) -> dict[str, int]:
+    """Count the weights, and a step's operations per token as torch counts them (attention as if without a mask)."""
     with FlopCounterMode(display=False) as counter:
         model, loss = build(way, size, 1, torch.device("cpu"))
         loss().backward()  # type: ignore[no-untyped-call]
@@ -154,21 +154,24 @@ def amount(way: Way, size: Size) -> dict[str, int]:
 
 
 def measure(device: torch.device, small: bool) -> Results:
+    """Check our gradients, time the ways, and return the results."""
     size, repeats = (SMALL, 1) if small else (FULL, 5)
     batch = 2 if small else 64 if device.type == "cuda" else 8
-    apart = apart_from_library(size, device)
+    apart = difference_to_library(size, device)
     assert apart < SAME[device.type], f"{apart:.1e} apart from x-transformers' layers, so times would say nothing"
     print(f"loss and gradients {apart:.1e} apart from x-transformers' layers", flush=True)
-    amounts = {way.name: amount(way, size) for way in (TEXTBOOK, LIBRARY, OURS)}
+    amounts = {way.name: count_amounts(way, size) for way in (TEXTBOOK, LIBRARY, OURS)}
     entrants = ways(device)
     floors = measure_floors(device, small)
     tokens = batch * size.tokens
     rows: list[dict[str, Any]] = []
     took: dict[str, Seconds] = {}
     for way in entrants:
-        if way.label not in took:  # all that are not compiled in turn
+        if way.label not in took:  # all ways that are not compiled take turns
             group = [way] if way.compiled else [other for other in entrants if not other.compiled]
-            took |= compare({other.label: stepping(other, size, batch, device) for other in group}, repeats, warmups=3)
+            took |= compare(
+                {other.label: build_step(other, size, batch, device) for other in group}, repeats, warmups=3
+            )
             for other in group:
                 print(f"{other.label}: {took[other.label].median * 1e3:.1f} ms", flush=True)
     for way in entrants:
@@ -186,7 +189,7 @@ def measure(device: torch.device, small: bool) -> Results:
                 "tokens_per_s": tokens / each.median,
                 "times": {name: seconds / each.median for name, seconds in peers.items()},
                 "over_floor": each.median / floor_s,
-                "peak_mib": None if small or way.compiled else peak_of(device, alone, way, size, batch, device),
+                "peak_mib": None if small or way.compiled else peak_of(device, prepare_step, way, size, batch, device),
             }
         )
     return {
@@ -200,6 +203,7 @@ def measure(device: torch.device, small: bool) -> Results:
 
 
 def table(results: Results) -> str:
+    """Return the results as Markdown."""
     size = results["size"]
     lines = [
         "| a training step | tokens/s | times textbook | times x-transformers | time over floor | peak, MiB |",

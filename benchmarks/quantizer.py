@@ -1,9 +1,9 @@
-"""The vector quantizer against vector_quantize_pytorch's.
+"""Our vector quantizer against vector_quantize_pytorch's.
 
-Both quantize the same 8,192 vectors with the same codebook; ids must be equal before anything is timed. eval: the
-forward pass. train: forward, backward and the update of the EMA codebook. The floor is one matrix product, every vector
-with every code: the arithmetic of an exact search. Memory: how far the peak rises above what it was before the first
-call, each in a process of its own.
+Both quantize the same 8,192 vectors with the same codebook; their codes must be equal before anything is timed. eval:
+the forward pass. train: forward, backward and the update of the EMA codebook. The floor is one matrix product of all
+vectors and all codebook vectors, the arithmetic of an exact search. Memory: the rise of the peak in the first call,
+each in a separate process.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from benchmarks.record import Results
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 
 CASES = ((1024, 256), (16_384, 256), (16_384, 8))
-"""Codes, channels."""
+"""Codebook size, channels."""
 VECTORS = 8192
 GRID = 32
 REPEATS = 5
 
 
 def pair(codebook_size: int, dim: int, device: torch.device) -> tuple[VectorQuantizer, VectorQuantize]:
-    """Ours and theirs with the same codebook, EMA updates, the commitment loss, and nothing else."""
+    """Build both quantizers with the same codebook, EMA updates, the commitment loss, and nothing else."""
     torch.manual_seed(0)
     config = VqConfig(codebook_size=codebook_size, kmeans_init=False, revive_below=0.0)
     ours = VectorQuantizer(config, latent_channels=dim)
@@ -44,7 +44,7 @@ def pair(codebook_size: int, dim: int, device: torch.device) -> tuple[VectorQuan
 
 
 def way(name: str, mode: str, ours: VectorQuantizer, theirs: VectorQuantize, z: Tensor) -> Callable[[], Tensor]:
-    """Runs one of the two on z, in the mode "eval" or "train", and returns its ids (B, h, w)."""
+    """Return a call of one of the two on z, in the mode "eval" or "train". It returns the codes (B, h, w)."""
 
     def run() -> Tensor:
         module: Any = ours if name == "ours" else theirs
@@ -65,7 +65,7 @@ def way(name: str, mode: str, ours: VectorQuantizer, theirs: VectorQuantize, z: 
 
 
 def latents(n: int, dim: int, device: torch.device) -> Tensor:
-    """As an encoder in channels_last gives them."""
+    """Draw latents (n / GRID^2, dim, GRID, GRID) in channels_last, as an encoder returns them."""
     z = torch.randn(n // GRID**2, dim, GRID, GRID, generator=torch.Generator().manual_seed(1)) * dim**-0.5
     return z.contiguous(memory_format=torch.channels_last).to(device)
 
@@ -73,18 +73,19 @@ def latents(n: int, dim: int, device: torch.device) -> Tensor:
 def prepare(
     name: str, mode: str, codebook_size: int, dim: int, vectors: int, device: torch.device
 ) -> Callable[[], Any]:
-    """For `peak_of`: after a tiny call, so that code and thread pools are there."""
+    """Prepare a call for `peak_of`, after a tiny call that loads code and starts thread pools."""
     call = way(name, mode, *pair(codebook_size, dim, device), latents(vectors, dim, device))
     way(name, mode, *pair(64, dim, device), latents(GRID**2, dim, device))()
     return call
 
 
 def measure(device: torch.device, small: bool) -> Results:
+    """Check that both quantizers give equal codes, time them, and return the results."""
     rows = []
     vectors = GRID**2 if small else VECTORS
     for codebook_size, dim in ((64, 8),) if small else CASES:
         floors = measure_floors(device, small)
-        # Each vector with each code once; what is read is small beside it.
+        # Each vector with each codebook vector once.
         floor = floors.seconds(2.0 * vectors * codebook_size * dim, 4.0 * (vectors + codebook_size) * dim)
         both = pair(codebook_size, dim, device)
         z = latents(vectors, dim, device)
@@ -116,6 +117,7 @@ def measure(device: torch.device, small: bool) -> Results:
 
 
 def table(results: Results) -> str:
+    """Return the results as Markdown."""
     lines = [
         f"{results['vectors']:,} vectors; vqp is vector_quantize_pytorch. Ids are equal.",
         "",

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: its rows, the machine they were measured on, and a table of them in the docs."""
+"""Results of a benchmark on disk, with a description of the machine."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stage1_tokenizer.diagnostics.comparison import processor
+from stage1_tokenizer.diagnostics.comparison import processor_model
 from stage1_tokenizer.engine.system import count_cores
 
 RESULTS = Path(__file__).parent / "results"
@@ -16,9 +16,9 @@ Results = dict[str, Any]
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, as far as one can ask."""
+    """Return the facts about this machine and its libraries that times depend on."""
     described: dict[str, Any] = {
-        "processor": processor(),
+        "processor": processor_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": count_cores(),
         "threads": torch.get_num_threads(),
@@ -31,14 +31,14 @@ def machine() -> dict[str, Any]:
 
 
 def machine_name() -> str:
-    """A folder's name: what a reader would call this machine."""
+    """Return a name for this machine, usable as a folder's name."""
     known = machine()
     parts = [known["gpu"]] if "gpu" in known else [f"{known['cores']} cores", known["processor"], known["instructions"]]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
 def write(folder: Path, name: str, results: Results) -> Path:
-    """Write results and a description of this machine to folder/NAME.json."""
+    """Write results and a description of this machine to folder/NAME.json. Returns the path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n", encoding="utf-8")

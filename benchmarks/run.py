@@ -1,10 +1,10 @@
 """Run benchmarks.   python -m benchmarks.run [NAME ...] [--small]
 
-Each NAME is a module beside this one, which says in its first lines what it compares with what. It checks first that
-all ways give equal results, then times them in turn, and prints a table; the figures go to results/MACHINE/NAME.json,
-and every machine's tables into docs/performance.md. `--small` shrinks everything to seconds, to see that it works:
-nothing is written then, unless --out names a folder. Freed memory is kept, as our commands do on a CPU
-(stage1_tokenizer/engine/processor.py), so that the peers profit as well.
+Each NAME is a module of this package; its docstring says what it compares. A benchmark checks first that all ways give
+equal results, then times them in turn and prints a table. The results go to results/MACHINE/NAME.json, and the tables
+of all machines into docs/performance.md. `--small` shrinks everything to seconds, as a test; it writes nothing unless
+--out names a folder. Freed memory is kept, as our commands do on a CPU (stage1_tokenizer/engine/processor.py), so that
+the peers profit from it too.
 """
 
 import argparse
@@ -26,34 +26,37 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
 class Benchmark(Protocol):
-    """What each module of NAMES has."""
+    """Interface of the modules in NAMES."""
 
     def measure(self, device: torch.device, small: bool) -> Results:
-        """Check that the ways agree, time them, and give figures that JSON can hold. Prints as it goes."""
+        """Check that the ways agree, time them, and return results that JSON can hold. Prints progress."""
         ...
 
     def table(self, results: Results) -> str:
-        """The figures as Markdown, from what `measure` gave, on whatever machine."""
+        """Return results of `measure`, from any machine, as Markdown."""
         ...
 
 
 def benchmark(name: str) -> Benchmark:
-    """The module of that name."""
+    """Return the benchmark of that name."""
     module: Benchmark = import_module(f"benchmarks.{name}")
     return module
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all of them")
-    parser.add_argument("--small", action="store_true", help="everything tiny: does it work?")
-    parser.add_argument("--cpu", action="store_true", help="although there is a GPU")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run: {', '.join(NAMES)}; default: all")
+    parser.add_argument("--small", action="store_true", help="run everything in tiny sizes, as a test")
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU, even if there is a GPU")
     parser.add_argument("--out", type=Path, help="folder for the JSON files; default: benchmarks/results/MACHINE")
-    parser.add_argument("--tables", action="store_true", help="only write the tables of docs/performance.md anew")
+    parser.add_argument(
+        "--tables", action="store_true", help="run nothing; write the tables in docs/performance.md again"
+    )
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        parser.error(f"no benchmark is called {', '.join(unknown)}; choose from {', '.join(NAMES)}")
     if options.tables:
         write_tables()
         return
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write_tables() -> None:
-    """Put the tables of all committed results between the marks of docs/performance.md."""
+    """Write the tables of all committed results between the marks in docs/performance.md."""
     page = PAGE.read_text(encoding="utf-8")
     for name in NAMES:
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
@@ -88,7 +91,7 @@ def write_tables() -> None:
 
 
 def tables(name: str) -> list[str]:
-    """One piece of Markdown for each machine on which the benchmark ran."""
+    """Return a piece of Markdown for each machine on which the benchmark ran."""
     pieces = []
     for path in sorted(RESULTS.glob(f"*/{name}.json")):
         results = json.loads(path.read_text(encoding="utf-8"))

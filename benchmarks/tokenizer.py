@@ -1,14 +1,14 @@
-"""A VQGAN's encoding and decoding against diffusers' VQModel, and the memory that one large image takes in tiles.
+"""Our VQGAN's encoding and decoding against diffusers' VQModel, and the memory of one large image in tiles.
 
-ImageNet's VQGAN (f16, 128 channels) with random weights: images -> codes -> images, for batches of a size at which
-convolutions are nearly all of the work. Both have the same channels, multipliers, residual blocks and attention; theirs
-is timed as it comes, and in channels_last; where bfloat16 is computed natively, both in it too (ours by autocast, as
-Accelerate's precision gives it; theirs converted whole).
+ImageNet's VQGAN (f16, 128 channels) with random weights: images -> codes -> images, in images so large that
+convolutions are nearly all of the work. Both have the same channels, multipliers, residual blocks and attention. Theirs
+is timed with its defaults and in channels_last. If the processor computes bfloat16, both are timed in it too (ours by
+autocast, as with Accelerate's mixed precision; theirs converted as a whole).
 
-First our decoder must agree with theirs with the same weights in it, and our fast mode (channels_last, writing over
-what is not needed again) with the plain one: latents and images to 1e-4. Codes may then differ where two are equally
-near; their share is recorded, and that of codes which bfloat16 changes. Encoders are not compared with theirs: ours
-halves with 4x4 kernels, theirs with 3x3. Memory: the peak above weights and image, in a process of its own.
+Before anything is timed, our decoder must agree with theirs for equal weights, and our fast mode (channels_last, in
+place where possible) with the plain one: latents and images to 1e-4. Codes may differ if two are equally near; their
+share is recorded, and the share of codes that bfloat16 changes. Encoders are not compared: ours halves the size with
+4x4 kernels, theirs with 3x3. Memory: the peak above weights and image, in a separate process.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,6 +35,8 @@ OURS = "ours"
 
 
 class Size(NamedTuple):
+    """Sizes of the networks and images."""
+
     channels: int
     multipliers: tuple[int, ...]
     latent_channels: int
@@ -43,18 +45,18 @@ class Size(NamedTuple):
     batch: int
     repeats: int
     large: int
-    """Pixels a side of the one large image."""
+    """Height and width of the large image, in pixels."""
     tile: int
 
 
 FULL = Size(128, (1, 1, 2, 2, 4), 256, 1024, side=128, batch=4, repeats=5, large=2048, tile=256)
 SMALL = Size(32, (1, 2), 8, 16, side=16, batch=2, repeats=1, large=64, tile=32)
 SAME = 1e-4
-"""Largest difference over the largest value."""
+"""Largest difference, relative to the largest value, that counts as equal."""
 
 
 def our_tokenizer(size: Size, device: torch.device) -> Tokenizer:
-    """Of random weights, its codes where the latents are."""
+    """Build our tokenizer with random weights; its codebook vectors have the distribution of its latents."""
     torch.manual_seed(0)
     network = VqganNetworkConfig(
         channels=size.channels,
@@ -64,23 +66,23 @@ def our_tokenizer(size: Size, device: torch.device) -> Tokenizer:
         latent_channels=size.latent_channels,
     )
     bottleneck = VqConfig(codebook_size=size.codes, kmeans_init=False)
-    made = Tokenizer(
+    tokenizer = Tokenizer(
         TokenizerConfig(image_size=(size.tile, size.tile), image_channels=3, network=network, bottleneck=bottleneck)
     )
-    made.requires_grad_(False).eval()
-    z = made.encoder(images(1, size.side, torch.device("cpu")))  # (1, D, h, w)
+    tokenizer.requires_grad_(False).eval()
+    z = tokenizer.encoder(images(1, size.side, torch.device("cpu")))  # (1, D, h, w)
     spread = torch.randn(size.codes, size.latent_channels) * z.std(dim=(0, 2, 3)) + z.mean(dim=(0, 2, 3))
-    made.bottleneck.codebook.weight.copy_(spread)  # type: ignore[union-attr, operator]
-    return made.to(device)
+    tokenizer.bottleneck.codebook.weight.copy_(spread)  # type: ignore[union-attr, operator]
+    return tokenizer.to(device)
 
 
 def fast(model: nn.Module) -> nn.Module:
-    """As LoadedTokenizer has them."""
+    """Convert a model to channels_last, as LoadedTokenizer does."""
     return model.to(memory_format=torch.channels_last)
 
 
 def peer(size: Size, device: torch.device) -> Any:
-    """diffusers' VQModel of that size, its codebook and its decoder's weights those of our tokenizer."""
+    """Build diffusers' VQModel of that size, with the codebook and the decoder's weights of our tokenizer."""
     diffusers: Any = import_module("diffusers")  # an optional peer
     levels = len(size.multipliers)
     model: Any = diffusers.VQModel(
@@ -95,7 +97,7 @@ def peer(size: Size, device: torch.device) -> Any:
     model.requires_grad_(False).eval()
     ours = our_tokenizer(size, torch.device("cpu"))
     model.quantize.embedding.weight.copy_(ours.bottleneck.codebooks()[0])
-    nn.init.dirac_(model.post_quant_conv.weight)  # a 1x1 convolution that ours does not have
+    nn.init.dirac_(model.post_quant_conv.weight)  # ours does not have this 1x1 convolution
     model.post_quant_conv.bias.zero_()
     for block, theirs in zip(ours.decoder, in_order(model.decoder), strict=True):
         if theirs is not None:
@@ -104,7 +106,7 @@ def peer(size: Size, device: torch.device) -> Any:
 
 
 def in_order(decoder: Any) -> Iterator[Any]:
-    """The blocks of diffusers' decoder in the order of ours; None for what has no weights."""
+    """Yield the blocks of diffusers' decoder in the order of ours; None for a block without weights."""
     mid = decoder.mid_block
     yield from (decoder.conv_in, mid.resnets[0], mid.attentions[0], mid.resnets[1])
     for block in decoder.up_blocks:
@@ -116,7 +118,7 @@ def in_order(decoder: Any) -> Iterator[Any]:
 
 
 def as_theirs(block: nn.Module) -> dict[str, Tensor]:
-    """A block's weights under diffusers' names."""
+    """Return a block's weights under diffusers' names."""
     weights = dict(block.state_dict())
     if isinstance(block, ResidualBlock):
         return {name.replace("shortcut", "conv_shortcut"): tensor for name, tensor in weights.items()}
@@ -132,17 +134,17 @@ def as_theirs(block: nn.Module) -> dict[str, Tensor]:
 
 
 def images(n: int, side: int, device: torch.device) -> Tensor:
-    """(n, 3, side, side) in [-1, 1]."""
+    """Draw noise images (n, 3, side, side) in [-1, 1]."""
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1)).to(device) * 2 - 1
 
 
-def apart(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference, relative to the largest value."""
+def relative_difference(got: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference, relative to the largest value."""
     return float((got - wanted).abs().max() / wanted.abs().max())
 
 
 def calls(ours: Tokenizer, half: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Our encode and decode."""
+    """Return our encode and decode. half: in bfloat16."""
 
     def within(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def run(given: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ def calls(ours: Tokenizer, half: bool) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def their_calls(theirs: Any, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
-    """diffusers' encode and decode, codes (B, h, w, 1) too. Distances are taken in float32, as ours are."""
+    """Return diffusers' encode and decode, with codes (B, h, w, 1). Distances are computed in float32, as in ours."""
     for part in (theirs.encoder, theirs.quant_conv, theirs.post_quant_conv, theirs.decoder):
         part.to(dtype)
 
@@ -173,21 +175,21 @@ def their_calls(theirs: Any, dtype: torch.dtype) -> dict[str, Callable[[Tensor],
     return {"encode": encode, "decode": decode}
 
 
-def agreement(size: Size, device: torch.device, x: Tensor) -> dict[str, Any]:
-    """How far our fast mode is from the plain one, and our decoder from diffusers'."""
+def check_agreement(size: Size, device: torch.device, x: Tensor) -> dict[str, Any]:
+    """Compare our fast mode with the plain one, and our decoder with diffusers'. Returns the differences."""
     plain, quick = our_tokenizer(size, device), our_tokenizer(size, device)
     fast(quick)
-    with torch.enable_grad():  # with gradients nothing is written over
+    with torch.enable_grad():  # with gradients nothing is computed in place
         z, codes = plain.encoder(x), plain.encode_codes(x)
         image = plain.decode_codes(codes)
     found: dict[str, Any] = {
-        "latents_apart": apart(quick.encoder(x), z),
-        "images_apart": apart(quick.decode_codes(codes), image),
+        "latents_apart": relative_difference(quick.encoder(x), z),
+        "images_apart": relative_difference(quick.decode_codes(codes), image),
         "codes_that_differ": float((quick.encode_codes(x) != codes).float().mean()),
     }
     if find_spec("diffusers"):
         theirs = their_calls(peer(size, device), torch.float32)["decode"](codes)
-        found["diffusers_images_apart"] = apart(quick.decode_codes(codes), theirs)
+        found["diffusers_images_apart"] = relative_difference(quick.decode_codes(codes), theirs)
     found["equal"] = all(value < SAME for name, value in found.items() if name.endswith("_apart"))
     assert found["equal"], found
     return found
@@ -195,9 +197,10 @@ def agreement(size: Size, device: torch.device, x: Tensor) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure(device: torch.device, small: bool) -> Results:
+    """Check that the ways agree, time them, and return the results."""
     size = SMALL if small else FULL
     x = images(size.batch, size.side, device)
-    results: Results = {"size": size._asdict(), **agreement(size, device, x)}
+    results: Results = {"size": size._asdict(), **check_agreement(size, device, x)}
     print("differences, relative:", {name: value for name, value in results.items() if name != "size"}, flush=True)
     quick = our_tokenizer(size, device)
     fast(quick)
@@ -209,7 +212,7 @@ def measure(device: torch.device, small: bool) -> Results:
         changed = ways[f"{OURS}, bfloat16"]["encode"](x) != codes
         results["codes_that_bfloat16_changes"] = float(changed.float().mean())
     else:
-        print("bfloat16 is emulated here, and left out")
+        print("bfloat16 is not timed: this processor emulates it")
     if find_spec("diffusers"):
         ways[f"{PEER}, float32"] = their_calls(peer(size, device), torch.float32)
         last = fast(peer(size, device))
@@ -218,7 +221,7 @@ def measure(device: torch.device, small: bool) -> Results:
             half = fast(peer(size, device))
             ways[f"{PEER}, bfloat16, channels_last"] = their_calls(half, torch.bfloat16)
     else:
-        print("diffusers is not installed, and left out (the extra `bench` has it)")
+        print("diffusers is not timed: it is not installed (the extra `bench` has it)")
     rows = []
     for what, given in (("encode", x), ("decode", codes)):
         timed = compare({name: partial(way[what], given) for name, way in ways.items()}, size.repeats)
@@ -232,7 +235,7 @@ def measure(device: torch.device, small: bool) -> Results:
 
 
 def operations(model: Tokenizer, x: Tensor, codes: Tensor) -> dict[str, int]:
-    """Multiplications and additions of our encoding and decoding, as torch counts them."""
+    """Count the multiplications and additions of our encoding and decoding, as torch counts them."""
     counted = {}
     for what, call in {"encode": partial(model.encode_codes, x), "decode": partial(model.decode_codes, codes)}.items():
         with FlopCounterMode(display=False) as counter:
@@ -242,7 +245,7 @@ def operations(model: Tokenizer, x: Tensor, codes: Tensor) -> dict[str, int]:
 
 
 def prepare(size: Size, device: torch.device) -> Callable[[], object]:
-    """One image of size.large pixels a side, through tiles and back."""
+    """Prepare the encoding and decoding of one image of size.large pixels a side in tiles, for `peak_of`."""
     model = our_tokenizer(size, device)
     fast(model)
     x = images(1, size.large, device)
@@ -256,6 +259,7 @@ def prepare(size: Size, device: torch.device) -> Callable[[], object]:
 
 
 def table(results: Results) -> str:
+    """Return the results as Markdown."""
     size = results["size"]
     medians = {(row["what"], row["way"]): row["median_s"] for row in results["rows"]}
     spreads = {(row["what"], row["way"]): row["spread"] for row in results["rows"]}

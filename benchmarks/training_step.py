@@ -1,15 +1,15 @@
-"""A full training step of a VQGAN, generator and discriminator, against the step of the textbooks.
+"""A full training step of a VQGAN, generator and discriminator: ours against the textbook step.
 
 The textbook step is that of taming-transformers in plain PyTorch: lambda by two `autograd.grad` calls from the losses
-to the last layer (`retain_graph`), then backward through everything once more; the autoencoder runs again for the
-discriminator; the lpips package; Adam. Ours goes back through LPIPS and the discriminator once, down to the
-reconstruction, and once through the decoder; the discriminator learns from the same reconstruction; tensors are
-channels_last and AdamW is fused. So that one sees what comes from the memory layout alone, the textbook step is timed
-in channels_last too.
+to the last layer (`retain_graph`), then backward through everything again; a second run of the autoencoder for the
+discriminator; the lpips package; Adam. Our step goes backward through LPIPS and the discriminator once, down to the
+reconstruction, and once through the decoder. Our discriminator learns from the same reconstruction, tensors are
+channels_last, and AdamW is fused. The textbook step is timed in channels_last too, to show the effect of the memory
+layout alone.
 
-The same networks, weights and batch. First the generator's gradients must be equal, each parameter's to 1e-5 of its
-norm (both in channels_last: another layout sums in another order, and a ReLU or a max-pooling near a tie then decides
-otherwise). Neither step clips, checks for NaN or keeps a running mean of the weights.
+All steps have the same networks, weights and batch. Before anything is timed, the generator's gradients must be equal,
+each parameter's to 1e-5 of its norm (both in channels_last: another layout sums in another order, which can change the
+outcome of a ReLU or a max-pooling near a tie). No step clips, checks for NaN or keeps an EMA of the weights.
 """
 
 import tempfile
@@ -41,14 +41,16 @@ PIXEL = PixelConfig(l1=1.0, l2=0.0)
 ADVERSARIAL = AdversarialConfig(weight=1.0)
 OPTIM = OptimConfig(lr=1e-5)
 SAME = {"cpu": 1e-5, "cuda": 1e-4}
-"""Gradients nearer to each other are equal; a GPU sums in no fixed order, and is compared without TF32."""
+"""Largest relative difference of gradients that counts as equal (without TF32); a GPU sums in no fixed order."""
 WAYS = ("textbook", "textbook, channels_last", "ours")
 BFLOAT16 = ("textbook, bfloat16", "textbook, channels_last, bfloat16", "ours, bfloat16")
 COMPILED = ("textbook, channels_last, bfloat16, compiled", "ours, bfloat16, compiled")
-"""On a GPU alone: the tokenizer goes through torch.compile, as `accelerate launch --dynamo_backend inductor` has it."""
+"""Ways for a GPU only: the tokenizer is compiled, as `accelerate launch --dynamo_backend inductor` does."""
 
 
 class Size(NamedTuple):
+    """Sizes of the networks and the batch."""
+
     batch: int
     side: int
     channels: int
@@ -65,8 +67,7 @@ SMALL = Size(batch=2, side=32, channels=8, multipliers=(1, 2), latent_channels=8
 
 @dataclass(frozen=True)
 class Step:
-    """One training step, and what it works with. `backward` leaves the generator's gradients and returns the
-    reconstruction and lambda; `update` is the whole step."""
+    """A training step with its networks, optimizers and batch."""
 
     tokenizer: Tokenizer
     model: nn.Module
@@ -79,28 +80,34 @@ class Step:
     bfloat16: bool
 
     def autocast(self) -> torch.autocast:
+        """Return the context of the step's precision."""
         return torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def backward(self) -> tuple[Tensor, Tensor]:
+        """Compute the generator's gradients. Returns the reconstruction and lambda."""
         raise NotImplementedError
 
     def update(self) -> None:
+        """Make the whole step, of generator and discriminator."""
         x_hat, _ = self.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.judge(x_hat)
+        self.backward_discriminator(x_hat)
         self.discriminator_optimizer.step()
         self.discriminator_optimizer.zero_grad()
 
-    def judge(self, x_hat: Tensor) -> None:
-        """The discriminator's gradients, from the batch and its reconstruction."""
+    def backward_discriminator(self, x_hat: Tensor) -> None:
+        """Compute the discriminator's gradients from the batch and its reconstruction."""
         with self.autocast():
             real, fake = self.discriminator(self.x, x_hat.detach())
         torch.autograd.backward(discriminator_loss(real, fake, "hinge").total)
 
 
 class Textbook(Step):
+    """The step of taming-transformers."""
+
     def backward(self) -> tuple[Tensor, Tensor]:
+        """Compute the generator's gradients by several passes."""
         with self.autocast():
             x_hat, bottlenecked = self.model(self.x)
             reconstruction = F.l1_loss(x_hat.float(), self.x) + self.perceptual(self.x, x_hat).float().mean()
@@ -112,14 +119,18 @@ class Textbook(Step):
         torch.autograd.backward(reconstruction + weight * adversarial + bottlenecked.loss)
         return x_hat, weight
 
-    def judge(self, x_hat: Tensor) -> None:
+    def backward_discriminator(self, x_hat: Tensor) -> None:
+        """Compute them from a new reconstruction, by the updated weights."""
         with self.autocast():
-            x_hat, _ = self.model(self.x)  # as its new weights make it
-        super().judge(x_hat)
+            x_hat, _ = self.model(self.x)
+        super().backward_discriminator(x_hat)
 
 
 class Ours(Step):
+    """Our step."""
+
     def backward(self) -> tuple[Tensor, Tensor]:
+        """Compute the generator's gradients by `Objective`."""
         assert isinstance(self.perceptual, Perceptual)
         objective = Objective(self.tokenizer, PIXEL, self.perceptual, 1.0, ADVERSARIAL, self.discriminator)
         with self.autocast():
@@ -129,7 +140,7 @@ class Ours(Step):
 
 
 def build(way: str, size: Size, device: torch.device) -> Step:
-    """The same weights and batch whatever the way."""
+    """Build a step; all ways have the same weights and batch."""
     torch.manual_seed(0)
     network = VqganNetworkConfig(
         channels=size.channels, multipliers=size.multipliers, latent_channels=size.latent_channels
@@ -155,7 +166,7 @@ def build(way: str, size: Size, device: torch.device) -> Step:
     kind = Ours if ours else Textbook
     model: nn.Module = tokenizer
     if "compiled" in way:
-        # The bottleneck stays as it is, and a graph is gone through backward several times: see compiling.py.
+        # The bottleneck is not compiled, and backward runs through a graph several times: see compiling.py.
         tokenizer.bottleneck.forward = torch.compiler.disable(tokenizer.bottleneck.forward)  # type: ignore
         torch._functorch.config.donated_buffer = False
         model = cast(nn.Module, torch.compile(tokenizer))
@@ -163,17 +174,18 @@ def build(way: str, size: Size, device: torch.device) -> Step:
 
 
 def random_perceptual(size: Size) -> Perceptual:
-    """LPIPS-VGG with a backbone of random weights."""
+    """Build LPIPS-VGG with random weights in its backbone."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vgg.safetensors"
         save_file({f"features.{name}": tensor for name, tensor in make_layers(cfgs["D"]).state_dict().items()}, path)
         return Perceptual(PerceptualConfig(weight=1.0, weights=str(path)), (size.side, size.side))
 
 
-def gradients_apart(ours: Step, theirs: Step) -> tuple[float, float]:
-    """Largest distance between a parameter's two gradients, as a share of its norm; and that of lambda.
+def gradient_differences(ours: Step, theirs: Step) -> tuple[float, float]:
+    """Return the largest relative difference between a parameter's two gradients, and that of lambda.
 
-    Of a bias before a norm the gradient is 0 but for rounding, so no norm counts as less than 1/100 of all.
+    A bias before a normalisation has a gradient of 0 except for rounding. Therefore each norm counts as at least 1/100
+    of the norm of all gradients.
     """
     weights = [float(step.backward()[1]) for step in (ours, theirs)]
     gradients = [[p.grad for p in step.tokenizer.parameters() if p.grad is not None] for step in (ours, theirs)]
@@ -187,7 +199,7 @@ def gradients_apart(ours: Step, theirs: Step) -> tuple[float, float]:
 
 
 def parts_of(ours: Ours, theirs: Textbook) -> dict[str, Callable[[], object]]:
-    """What a step is made of. Each call goes forward and back."""
+    """Return the parts of a step by name. Each call runs forward and backward."""
     x = ours.x
 
     def autoencoder() -> None:
@@ -198,8 +210,8 @@ def parts_of(ours: Ours, theirs: Textbook) -> dict[str, Callable[[], object]]:
     def at_image(loss: Callable[[Tensor], Tensor]) -> None:
         torch.autograd.backward(loss((0.9 * x).requires_grad_()))
 
-    def judge() -> None:
-        ours.judge(0.9 * x)
+    def discriminator() -> None:
+        ours.backward_discriminator(0.9 * x)
         ours.discriminator_optimizer.zero_grad()
 
     def update(step: Step) -> None:
@@ -215,33 +227,34 @@ def parts_of(ours: Ours, theirs: Textbook) -> dict[str, Callable[[], object]]:
         "discriminator, for the generator": lambda: at_image(
             partial(adversarial_loss, ours.discriminator, kind="hinge")
         ),
-        "discriminator, its own": judge,
+        "discriminator, its own": discriminator,
         "AdamW, fused": lambda: update(ours),
         "Adam": lambda: update(theirs),
     }
 
 
 def one_step(way: str, size: Size, device: torch.device) -> Callable[[], object]:
-    """For a process of its own, in which memory is measured."""
+    """Prepare a step for `peak_of`."""
     return build(way, size, device).update
 
 
 def row(way: str, each: Seconds, took: Mapping[str, Seconds], peak_mib: float | None) -> dict[str, Any]:
-    """Figures of one way, which are printed too."""
+    """Print the results of one way, and return them as a row."""
     times = took["textbook"].median / each.median
     print(f"{way}: {each.median * 1e3:.1f} ms, {times:.2f} times as fast as the textbook's", flush=True)
     return {"way": way, **each.row(), "times": times, "peak_mib": peak_mib}
 
 
 def measure(device: torch.device, small: bool) -> Results:
+    """Check the gradients, time the ways and their parts, and return the results."""
     on_gpu = device.type == "cuda"
     size = SMALL if small else GPU if on_gpu else FULL
     native = processor.takes("bfloat16", device)
     if not native:
-        print("bfloat16 is emulated here and left out")
+        print("bfloat16 is not timed: this processor emulates it")
     steps = {way: build(way, size, device) for way in (*WAYS, *(BFLOAT16 if native else ()))}
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    apart, lambda_apart = gradients_apart(steps["ours"], steps["textbook, channels_last"])
+    apart, lambda_apart = gradient_differences(steps["ours"], steps["textbook, channels_last"])
     torch.backends.cudnn.allow_tf32 = tf32
     assert max(apart, lambda_apart) < SAME[device.type], f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}"
     print(f"gradients {apart:.1e} apart, lambda {lambda_apart:.1e}", flush=True)
@@ -250,7 +263,7 @@ def measure(device: torch.device, small: bool) -> Results:
         row(way, each, took, None if small else peak_of(device, one_step, way, size, device))
         for way, each in took.items()
     ]
-    if on_gpu:  # last, since compiling takes a minute
+    if on_gpu:  # last, because compiling takes a minute
         took |= compare({way: build(way, size, device).update for way in COMPILED}, size.repeats, warmups=2)
         rows += [row(way, took[way], took, None) for way in COMPILED]
     ours, theirs = steps["ours"], steps["textbook"]
@@ -267,6 +280,7 @@ def measure(device: torch.device, small: bool) -> Results:
 
 
 def table(results: Results) -> str:
+    """Return the results as Markdown."""
     size = results["size"]
     lines = ["| step | ms | times as fast | peak, MiB |", "|---|---|---|---|"]
     for each in results["rows"]:

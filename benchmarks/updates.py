@@ -1,7 +1,7 @@
-"""The speed of a training in its second half, from its log.   python -m benchmarks.updates RUN BATCH NAME
+"""Speed of the second half of a training, from its log.   python -m benchmarks.updates RUN BATCH NAME
 
-Prints one line, and adds it to updates.json beside the run's folder. The second half, since compiling takes part of the
-first.
+Prints one line, and adds it to updates.json beside the run's folder. The first half is ignored, because it includes
+compiling.
 """
 
 import json
@@ -11,12 +11,13 @@ from pathlib import Path
 from benchmarks.record import machine
 
 GOAL = 200_000
-"""Updates of the authors' CIFAR-10 notebook."""
+"""Optimizer steps of the authors' CIFAR-10 notebook."""
 
 
 def main(run: str, batch: str, name: str) -> None:
+    """Measure a run with this batch size, as the row `name`."""
     lines = (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    # The log's rate counts from the start of the process, so steps / rate is the time since then.
+    # The log's rate is an average since the start of the process, so images / rate is the time since then.
     seen = [
         (row["step"], row["step"] * int(batch) / row["train/images_per_second"])
         for row in map(json.loads, lines)

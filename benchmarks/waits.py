@@ -1,8 +1,8 @@
-"""Where the three commands wait for the GPU.   python -m benchmarks.waits
+"""Waits of the three commands for the GPU.   python -m benchmarks.waits
 
 Trains a VQGAN and a GPT for some steps and samples from it, while torch warns of each call that makes the processor
-wait for the device. Prints how often each line of ours was the one that waited. A few waits are meant: the guard's,
-once for each optimizer's step, the log's, and sampling's once per row of codes.
+wait for the device. Prints each line of our code that waited, and how often. Some waits are intended: the finite
+guard's, once per optimizer step, the log's, and sampling's, once per row of codes.
 """
 
 import sys
@@ -24,8 +24,8 @@ OURS = ("stage1_tokenizer", "stage2_prior", "sampling")
 STEPS, IMAGES = 10, 64
 
 
-def waits_of(command: Any, *words: object) -> Counter[str]:
-    """Run a command's main with these words, and count the waits by the line of ours that is innermost."""
+def count_waits(command: Any, *words: object) -> Counter[str]:
+    """Run a command's main with these words, and count the waits by the innermost line of our code."""
     found: Counter[str] = Counter()
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -53,6 +53,7 @@ def waits_of(command: Any, *words: object) -> Counter[str]:
 
 
 def main() -> None:
+    """Run the three commands, and print their waits."""
     data = ["--data.kind", "shapes", "--data.train_images", 256, "--data.validation_images", 64]
     with tempfile.TemporaryDirectory() as folder:
         stage1, stage2 = Path(folder, "tokenizer"), Path(folder, "prior")
@@ -65,8 +66,8 @@ def main() -> None:
             (stage2_prior.train, ["--tokenizer", stage1, *common, "--out", stage2]),
             (sampling.generate, ["-n", IMAGES, "--prior", stage2, "--out", Path(folder, "samples")]),
         ]
-        for command, more in commands:
-            found = waits_of(command, *more)
+        for command, words in commands:
+            found = count_waits(command, *words)
             print(f"\n== {command.__name__}: {sum(found.values())} waits ({STEPS} steps, {IMAGES} images)")
             for line, count in found.most_common():
                 print(f"{count:6}  {line}")

@@ -1,7 +1,7 @@
-"""Do class-conditional samples show the class that was asked for? A small classifier says.
+"""Agreement of class-conditional samples with the requested classes, as a small classifier sees it.
 
-It is trained on the labelled data that the prior was trained on, and judged on the validation split first: what it says
-of samples is worth no more than that.
+The classifier is trained on the prior's labelled data. Its accuracy on the validation split limits how much its
+verdict on samples means.
 """
 
 import math
@@ -19,19 +19,20 @@ from stage1_tokenizer.engine.console import show_progress
 from stage1_tokenizer.engine.seeds import derive_seed
 
 BATCH = 64
+"""Images in a batch."""
 
 
 class Agreement(NamedTuple):
-    """Shares in [0, 1]."""
+    """Accuracies of the classifier, shares in [0, 1]."""
 
     held_out: float
-    """Of the validation split, classified rightly."""
+    """Share of the validation split that is classified correctly."""
     samples: float
-    """Of the samples, classified as the class that was asked for."""
+    """Share of the samples that are classified as the requested class."""
 
 
 class Classifier(nn.Module):
-    """(B, C, H, W) in [-1, 1] -> logits (B, classes)."""
+    """A small convolutional classifier."""
 
     def __init__(self, channels: int, classes: int, width: int = 32) -> None:
         super().__init__()
@@ -43,21 +44,22 @@ class Classifier(nn.Module):
         self.head = nn.Linear(2 * widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> logits (B, classes)."""
         features = self.features(x)  # (B, c, H/4, W/4)
-        # The largest response says that a corner is there, the mean how much of its kind there is.
+        # The maximum tells if a feature (a corner, for example) occurs, the mean how often.
         return self.head(torch.cat([features.amax(dim=(2, 3)), features.mean(dim=(2, 3))], dim=1))
 
 
-def train_classifier(pictures: ImageBatches, steps: int, seed: int, device: torch.device) -> Classifier:
-    """A classifier of a labelled training split, in eval mode."""
+def train_classifier(images: ImageBatches, steps: int, seed: int, device: torch.device) -> Classifier:
+    """Train a classifier on a labelled split. Returns it in eval mode."""
     torch.manual_seed(derive_seed(seed, "classifier"))
-    classifier = Classifier(pictures.channels, len(pictures.classes)).to(device).train()
+    classifier = Classifier(images.channels, len(images.classes)).to(device).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
-    order = BatchOrder(len(pictures), BATCH, seed)
+    order = BatchOrder(len(images), BATCH, seed)
     for step in show_progress(range(steps), steps, "step", "training a classifier"):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
-        pixels, labels = pictures.batch(*order.indices(step))
+        pixels, labels = images.batch(*order.indices(step))
         loss = F.cross_entropy(classifier(normalise(pixels.to(device))), labels.to(device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -66,16 +68,16 @@ def train_classifier(pictures: ImageBatches, steps: int, seed: int, device: torc
 
 
 @torch.inference_mode()
-def share_right(classifier: Classifier, pixels: Tensor, labels: Tensor) -> float:
-    """Share of the pictures (n, C, H, W) uint8 that are classified as their labels (n,) say."""
-    right = [
+def accuracy(classifier: Classifier, pixels: Tensor, labels: Tensor) -> float:
+    """Return the share of images (n, C, H, W) uint8 that are classified as their labels (n,) say."""
+    correct = [
         (classifier(normalise(part)).argmax(dim=1) == wanted).float().sum()
         for part, wanted in zip(torch.split(pixels, BATCH), torch.split(labels, BATCH), strict=True)
     ]
-    return float(torch.stack(right).sum() / len(labels))
+    return float(torch.stack(correct).sum() / len(labels))
 
 
-def agreement(
+def measure_agreement(
     train: ImageBatches,
     validation: ImageBatches,
     samples: NDArray[np.uint8],
@@ -83,12 +85,16 @@ def agreement(
     steps: int,
     seed: int,
 ) -> Agreement:
-    """Train on one split, then judge the other and samples (n, H, W, C) uint8, whose labels (n,) were asked for."""
+    """Train a classifier on one split, and classify the other split and samples.
+
+    samples: (n, H, W, C) uint8. labels: (n,), the requested classes.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = train_classifier(train, steps, seed, device)
-    known = [
-        share_right(classifier, x.to(device), y.to(device)) * len(y)
+    correct = sum(
+        accuracy(classifier, x.to(device), y.to(device)) * len(y)
         for x, y in validation_batches(validation, BATCH, 0, 1)
-    ]
-    asked = torch.from_numpy(samples).permute(0, 3, 1, 2).to(device), torch.from_numpy(labels).to(device)
-    return Agreement(sum(known) / len(validation), share_right(classifier, *asked))
+    )
+    images = torch.from_numpy(samples).permute(0, 3, 1, 2).to(device)
+    of_samples = accuracy(classifier, images, torch.from_numpy(labels).to(device))
+    return Agreement(correct / len(validation), of_samples)

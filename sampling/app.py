@@ -1,10 +1,10 @@
-"""A page to try a prior on, in the browser.   python sampling/app.py [--prior runs/stage2/NAME]
+"""Serve a page in the browser on which a prior can be tried.   python sampling/app.py [--prior runs/stage2/NAME]
 
-    Sample      class, number, seed, temperature, top-k, top-p, guidance, size -> pictures, and the command for them
-    Complete    a picture, paint over a part of it -> that part made anew
-    Grow        a picture, pixels on each of its four sides -> a larger one
+    Sample      class, number, seed, temperature, top-k, top-p, guidance, size -> images, and the command for them
+    Complete    an image, paint over a part of it -> images with that part generated
+    Grow        an image, pixels on each of its four sides -> larger images
 
-Only this machine can reach it, unless --host says otherwise. Needs the extra `app`.
+Only this machine can reach the page, unless --host says otherwise. Needs the extra `app`.
 """
 
 import importlib.util
@@ -26,55 +26,58 @@ from stage2_prior.prior import load_prior
 
 
 class AppConfig(CommandConfig):
-    """Serve a page on which a prior samples, completes pictures and grows them."""
+    """Serve a page on which a prior samples, completes and grows images."""
 
     prior: str | None = None
-    """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
+    """Folder of a stage-two run, or its prior.safetensors; null: the newest run under runs/stage2."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any but this machine's own lets everybody in who can reach it: there is no password."""
+    """Address to listen on. With any other address than this machine's own (127.0.0.1), everybody who can reach it can
+    use the page: there is no password."""
     port: int | None = Field(None, ge=1, le=65_535)
-    """null: the first free one from 7860 on."""
+    """Port to listen on; null: the first free one from 7860 on."""
     precision: Precision = "float32"
-    """Of a GPT's weights, as for generate.py."""
+    """Number format of a GPT's weights, as for generate.py."""
     pictures: PositiveInt = Field(16, le=1024)
-    """The most pictures that one request may ask for."""
+    """Number of images that one request may ask for at most."""
     side: Side | None = None
-    """The most pixels a side that they may have; null: twice the size of training."""
+    """Largest height and width in pixels that a request may ask for; null: twice the size of training."""
     queue: PositiveInt = Field(8, le=1024)
-    """The most requests that may wait while another is worked on; further ones are refused."""
+    """Number of requests that may wait while another one is computed; further ones are refused."""
 
 
 def main() -> None:
+    """Load the prior and serve the page until Ctrl-C."""
     config = parse_command_line(AppConfig)
     if importlib.util.find_spec("gradio") is None:
-        raise ConfigError("app: needs the extra app: pip install 'tessera-images[app]'")
+        raise ConfigError("the page needs Gradio, which is not installed; type: pip install 'tessera-images[app]'")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     prior = load_prior(config.prior, device)
     side = config.side or 2 * max(prior.tokenizer.tokenizer.config.image_size)
     playground = Playground(prior, config.precision, Limits(config.pictures, side))
-    with tempfile.TemporaryDirectory(prefix="tessera-app-") as name:
-        folder = Path(name).resolve()
+    with tempfile.TemporaryDirectory(prefix="tessera-app-") as temporary:
+        folder = Path(temporary).resolve()
         os.environ.update(
-            # Before it is imported. It would ask for its newest version, and say who uses it.
+            # Set before Gradio is imported, which otherwise reports its use and looks for a newer version.
             GRADIO_ANALYTICS_ENABLED="False",
             HF_HUB_DISABLE_TELEMETRY="1",
             HF_HUB_OFFLINE="1",
             GRADIO_TEMP_DIR=str(folder),
         )
-        # Slow to import, and optional.
+        # Gradio is optional, and takes seconds to import.
         from sampling.playground.guard import Guard, is_loopback  # noqa: PLC0415
         from sampling.playground.page import Page  # noqa: PLC0415
         from sampling.playground.server import listen, serve  # noqa: PLC0415
 
-        bound = listen(config.host, config.port)
+        server_socket = listen(config.host, config.port)
         address = f"[{config.host}]" if ":" in config.host else config.host
         page = Page(playground, folder, config.queue)
         guarded = Guard(page.app(), config.host, folder, page.functions())
         if not is_loopback(config.host):
             print(f"warning: everybody who can reach {config.host} can use this page; there is no password")
-        named = one_line(str(prior.path))
-        print(f"http://{address}:{bound.getsockname()[1]}   {named} (step {prior.step}); Ctrl-C ends it", flush=True)
-        serve(guarded, bound, playground.stopping.set)
+        weights = one_line(str(prior.path))
+        url = f"http://{address}:{server_socket.getsockname()[1]}"
+        print(f"{url}   {weights} (step {prior.step}); Ctrl-C ends it", flush=True)
+        serve(guarded, server_socket, playground.stopping.set)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Sample pictures from a prior.   python sampling/generate.py -n 64 [--prior runs/stage2/NAME] [--class NAME]
+"""Sample images from a prior.   python sampling/generate.py -n 64 [--prior runs/stage2/NAME] [--class NAME]
 
     --prior       noise -> prior.generate -> codes -> tokenizer.decode_codes -> OUT/000000.png ..., OUT/grid.png,
     --tokenizer   noise -> bottleneck.sample -> z_q -> tokenizer.decode ->      OUT/samples.npz, OUT/settings.json
 
-Image i depends on (seed, i) alone: not on the number of images, the batch size or the number of processes. A command
-that was interrupted, given again, makes only the pictures that are missing.
+Image i depends only on (seed, i), its class and the settings, not on the number of images, the batch size or the number
+of processes. If the command is interrupted, the same command makes only the missing images.
 """
 
 from typing import Annotated
@@ -16,7 +16,7 @@ from sampling.noise import NoiseSource
 from sampling.option_facts import AlwaysShown, Idle, check_idle
 from sampling.output import MOST_IMAGES, image_names, open_output, settings_of
 from sampling.sampler import Sampler, SamplingConfig
-from sampling.sampling_loop import GRID, PriorSource, assemble, make_missing
+from sampling.sampling_loop import GRID, PriorSource, finish_samples, make_missing
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Texts
@@ -26,27 +26,28 @@ from stage1_tokenizer.engine.launch import start_accelerator
 
 
 class GenerateConfig(CommandConfig, SamplingConfig):
-    """Sample pictures from a trained prior, or from a tokenizer with bottleneck.kind kl."""
+    """Sample images from a trained prior, or from a tokenizer with bottleneck.kind kl."""
 
     n: Annotated[PositiveInt, AlwaysShown()] = Field(64, le=MOST_IMAGES)
-    """Number of pictures."""
+    """Number of images."""
     prior: str | None = None
-    """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
+    """Folder of a stage-two run, or its prior.safetensors; null: the newest run under runs/stage2."""
     tokenizer: str | None = None
-    """A stage-one run's folder, or its tokenizer.safetensors: pictures from its own normal latent, without a prior."""
+    """Folder of a stage-one run, or its tokenizer.safetensors: sample from its normal latent, without a prior."""
     out: Annotated[str | None, Mark.FREE] = None
-    """Folder for the pictures; default: a new numbered folder under generated/ in the prior's or tokenizer's. Where
-    the same settings were interrupted in it, or in the newest numbered one, only what is missing is made."""
+    """Folder for the images; null: a new numbered folder under generated/ in the run's folder. If this folder, or the
+    newest numbered one, holds a part of the same images, only the missing ones are made."""
     seed: Annotated[int, AlwaysShown()] = 0
-    """Picture i follows from (seed, i)."""
+    """Seed of the noise; image i depends on (seed, i)."""
     class_: Annotated[Texts | None, Idle(beside="tokenizer", reason="a tokenizer has no classes")] = Field(
         None, alias="class"
     )
-    """Name or number of the class of all pictures. Of several, given as `a,b` or as `--class a --class b`, the pictures
-    are in turn; null: of all."""
+    """Name or label of the class of all images. With several, given as `a,b` or as `--class a --class b`, the images
+    have them in turn; null: all classes in turn."""
     temperature: float = Field(1.0, ge=0.0, allow_inf_nan=False)
-    """Divides the prior's logits: below 1 likelier codes gain; 0 always takes the likeliest. With `--tokenizer` it is
-    the standard deviation of the noise: below 1 pictures are nearer to the mean one, and 0 gives that alone."""
+    """Divides the prior's logits: below 1 makes likely codes more likely; 0 always takes the most likely code. With
+    `--tokenizer` it is the standard deviation of the noise: below 1 images are nearer to the average one; 0 gives only
+    that one."""
 
     @model_validator(mode="after")
     def _check(self) -> "GenerateConfig":
@@ -59,6 +60,7 @@ class GenerateConfig(CommandConfig, SamplingConfig):
 
 
 def main() -> None:
+    """Sample the images and write them, their grid and an .npz file of them."""
     config = parse_command_line(GenerateConfig)
     accelerator = start_accelerator()
     source: PriorSource | NoiseSource
@@ -68,18 +70,18 @@ def main() -> None:
     else:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
     settings = settings_of(config, source.settings())
-    wanted = dict.fromkeys(image_names(settings), source.image_shape)
-    out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, wanted)
-    named, where = one_line(str(source.loaded.path)), one_line(str(out.path))
+    shapes = dict.fromkeys(image_names(settings), source.image_shape)
+    out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, shapes)
+    weights, folder = one_line(str(source.loaded.path)), one_line(str(out.path))
     accelerator.print(
-        f"sampling {config.n} pictures from {named} (step {source.loaded.step}) in {config.precision} to {where}"
+        f"sampling {config.n} images from {weights} (step {source.loaded.step}) in {config.precision} to {folder}"
     )
 
     seconds = make_missing(accelerator, source, out, config.batch_size)
     if accelerator.is_main_process:
-        assemble(source.labels(np.arange(config.n)), out)
-        made = len(out.missing)
-        print(f"{made} pictures in {seconds:.1f} s ({made / max(seconds, 1e-9):.1f} pictures/s): {where}/{GRID}")
+        finish_samples(source.labels(np.arange(config.n)), out)
+        n = len(out.missing)
+        print(f"{n} images in {seconds:.1f} s ({n / max(seconds, 1e-9):.1f} images/s): {folder}/{GRID}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Pictures straight from a tokenizer whose bottleneck has a prior of its own: noise from N(0, I), then the decoder."""
+"""Images from a tokenizer alone: standard normal noise is decoded. Only for a latent with a known distribution (kl).
 
-from collections.abc import Callable
+noise (n, c, h, w) ~ N(0, temperature^2), a function of (seed, i) -> bottleneck.sample -> z_q -> decoder -> images
+"""
+
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sampling.saved_images import Shape, to_images
+from sampling.sampler import Progress
+from sampling.saved_images import Shape, decode_in_chunks
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.seeds import draw_uniforms
-from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
+from stage1_tokenizer.tokenizer import LoadedTokenizer
 
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """A tokenizer that can be sampled from, and how."""
+    """A tokenizer whose noise is decoded to images, with the seed and the spread of the noise."""
 
     loaded: LoadedTokenizer
     device: torch.device
@@ -25,19 +28,22 @@ class NoiseSource:
     temperature: float
     """Standard deviation of the noise."""
 
-    doing, unit = "sampling", "picture"
+    task, unit = "sampling", "image"
     units_per_image = 1
 
     @classmethod
     def load(cls, path: str, device: torch.device, seed: int, temperature: float) -> Self:
-        """Raises ConfigError where the tokenizer's latent has no distribution to draw from, and says what would do."""
+        """Load a tokenizer that can be sampled from.
+
+        Raises:
+            ConfigError: the tokenizer has codes (it needs a prior), or a latent without a known distribution.
+        """
         loaded = LoadedTokenizer.load(path, device)
         bottleneck, kind = loaded.tokenizer.bottleneck, loaded.tokenizer.config.bottleneck.kind
         if bottleneck.depth:
             raise ConfigError(
-                f"--tokenizer {path}: a tokenizer with bottleneck.kind {kind!r} has codes, and only a prior knows "
-                f"which of them go together; train one with `python stage2_prior/train.py --tokenizer {path}` and "
-                "name it with --prior"
+                f"--tokenizer {path}: a tokenizer with bottleneck.kind {kind!r} has codes, and sampling them needs a "
+                f"prior; train one with `python stage2_prior/train.py --tokenizer {path}` and name it with --prior"
             )
         if not bottleneck.noise_channels:
             raise ConfigError(
@@ -47,26 +53,22 @@ class NoiseSource:
         return cls(loaded, device, seed, temperature)
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        return self.loaded.tokenizer
-
-    @property
     def image_shape(self) -> Shape:
-        """Of each picture."""
-        config = self.tokenizer.config
+        """Height, width and channels of one image."""
+        config = self.loaded.tokenizer.config
         return (*config.image_size, config.image_channels)
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """0 for each picture, as for every data set without classes."""
+        """Return label 0 (n,) for each image, as for a data set without classes."""
         return np.zeros_like(indices)
 
-    def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object]) -> NDArray[np.uint8]:
-        """The pictures of these numbers: (n, H, W, C) uint8.
+    def sample(self, indices: NDArray[np.int64], progress: Progress) -> NDArray[np.uint8]:
+        """Sample the images with these numbers (n,): (n, H, W, C) uint8.
 
         Raises:
-            BadFileError: the tokenizer gives images that are not finite.
+            BadFileError: the tokenizer's images are not finite.
         """
-        model = self.tokenizer
+        model = self.loaded.tokenizer
         (height, width), factor = model.config.image_size, model.config.network.factor
         size = (model.bottleneck.noise_channels, height // factor, width // factor)
         noise = self.temperature * normals(self.seed, indices, size)  # (n, c, h, w)
@@ -77,20 +79,19 @@ class NoiseSource:
                 raise BadFileError(f"{self.loaded.path}: gives numbers that are not finite: its weights are damaged")
             return images
 
-        pictures = to_images(decode, noise.to(self.device))
+        images = decode_in_chunks(decode, noise.to(self.device))
         progress(len(indices))
-        return pictures
+        return images
 
     def settings(self) -> dict[str, object]:
-        """What settings.json adds to the configuration."""
-        loaded = self.loaded
-        found = {"step": loaded.step, "classes": (), "weights": loaded.fingerprint}
-        return {"tokenizer": str(loaded.path), **found}
+        """Return what the images depend on beside the config, for settings.json: step, classes, weights."""
+        facts = {"step": self.loaded.step, "classes": (), "weights": self.loaded.fingerprint}
+        return {"tokenizer": str(self.loaded.path), **facts}
 
 
 def normals(seed: int, indices: NDArray[np.int64], size: tuple[int, int, int]) -> Tensor:
-    """Standard normal noise (n, c, h, w) float32, picture by picture a function of (seed, index) alone."""
+    """Return standard normal noise (n, c, h, w) float32; that of each image is a function of (seed, index) alone."""
     uniform = draw_uniforms(seed, "noise", np.zeros_like(indices), indices, int(np.prod(size)))  # (n, c*h*w) in [0, 1)
-    # By inverting the distribution function, in float64. At exactly 0 that is -inf, so half a step of the generator
-    # above it; the largest number, 1 - 2^-53, is just as far into the other tail.
+    # Inverse of the normal distribution function, in float64. It is -inf at exactly 0, so 0 becomes half a step of the
+    # generator; the largest number, 1 - 2^-53, is just as far in the other tail.
     return torch.special.ndtri(torch.from_numpy(uniform).clamp_min(2.0**-54)).float().reshape(-1, *size)

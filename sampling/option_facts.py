@@ -1,4 +1,4 @@
-"""Facts about an option of a sampling command, stated at its field; a file that asks for one finds all fields with it.
+"""Facts about an option of a sampling command, stated in the annotation of its field and read by other files.
 
 stride: Annotated[int, Idle(beside="tokenizer", reason="its noise has the size of training")] = 1
 """
@@ -16,32 +16,34 @@ FactT = TypeVar("FactT", bound="Fact")
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """Base of the facts."""
+    """Base class of the facts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Idle(Fact):
-    """The option does nothing beside another one, so whoever gives both has something else in mind."""
+    """The option has no effect when the option `beside` is given, so giving both is refused as a mistake."""
 
     beside: str
+    """Name of the other option, without dashes."""
     reason: str
+    """Reason, with which the error message ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlwaysShown(Fact):
-    """A report names the option's value even where it is the default."""
+    """A report shows the option's value even if it is the default."""
 
 
 @cache
-def facts_of(cls: type[BaseModel], kind: type[FactT]) -> dict[str, list[FactT]]:
-    """The facts of a kind by the names of the fields, stated in this class or in one that it extends."""
-    found = {name: [fact for fact in facts if isinstance(fact, kind)] for name, facts in facts_at_fields(cls).items()}
-    return {name: list(dict.fromkeys(facts)) for name, facts in found.items() if facts}
+def facts_of_kind(cls: type[BaseModel], kind: type[FactT]) -> dict[str, list[FactT]]:
+    """Return the facts of one kind by field name, stated in this config class or in a class that it extends."""
+    facts = {name: [fact for fact in stated if isinstance(fact, kind)] for name, stated in facts_at_fields(cls).items()}
+    return {name: list(dict.fromkeys(of_field)) for name, of_field in facts.items() if of_field}
 
 
 def check_idle(config: BaseModel, beside: str) -> None:
-    """Raise ValueError if an option was given that does nothing beside the option `beside`."""
-    for name, facts in facts_of(type(config), Idle).items():
+    """Raise ValueError if an option was given that has no effect together with the option `beside`."""
+    for name, facts in facts_of_kind(type(config), Idle).items():
         field = type(config).model_fields[name]
         for fact in facts:
             if fact.beside == beside and getattr(config, name) != field.default:

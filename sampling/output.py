@@ -1,9 +1,9 @@
-"""A folder of pictures that may take several goes: the same command, given again, makes only what is missing.
+"""A folder of images that can be interrupted: the same command, given again, makes only the missing images.
 
-    settings.json     what the pictures follow from; "finished": false before the first one is written, true at the end
-    000000.png, ...   each whole or not there; one that is not whole is made again
+    settings.json     the settings that the images depend on; "finished" is false until all images are there
+    000000.png, ...   each is complete or absent; an incomplete one is made again
 
-So whatever ends a command, at whatever moment, costs no more than the pictures that were under way.
+A command that ends at any moment, for any reason, loses only the images that it was making.
 """
 
 import json
@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from sampling.saved_images import Shape, is_whole
+from sampling.saved_images import Shape, is_complete_png
 from stage1_tokenizer.config.base import Config, Tree, differences
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
@@ -30,39 +30,39 @@ from stage1_tokenizer.engine.lock import lock_folder
 
 SETTINGS = "settings.json"
 MOST_IMAGES = 10_000_000
-"""The most that one command makes; a damaged settings.json may name any number."""
-AT_ONCE = 256
-"""Pictures that are looked at together."""
+"""Number of images that one command makes at most; a damaged settings.json may hold any number."""
+CHECKED_AT_ONCE = 256
+"""Existing images that the threads check in one batch."""
 NOT_COMPARED = ("prior", "tokenizer", "finished")
-"""Settings that two goes at the same pictures may have different: where the weights lie (`weights` says which they
-are), and whether all is done."""
+"""Settings that may differ when a command continues a folder: the paths of the weights (`weights` identifies their
+content), and whether the folder is finished."""
 LEFTOVER = re.compile(r"\.tmp-.+\.(png|npz|json)-\d+")
-"""Names of files that were being written when their process was killed."""
+"""Names of files that a killed process was writing."""
 
 
 class Output(NamedTuple):
-    """A folder for pictures, and those that it lacks."""
+    """A locked folder for images, and the images that it lacks."""
 
     path: Path
     names: Sequence[str]
-    """The file of each picture."""
+    """File name of each image."""
     missing: NDArray[np.int64]
-    """Places among the names: the pictures that are to be made."""
+    """Positions in `names` of the images that are to be made."""
 
 
-def settings_of(config: Config, found: Mapping[str, object]) -> Tree:
-    """The settings that pictures follow from, as JSON has them: a command's configuration without the options that
-    change no picture, and what was found out by loading."""
+def settings_of(config: Config, facts: Mapping[str, object]) -> Tree:
+    """Return the settings that the images depend on, in JSON types: the config without the options that change no image
+    (`Mark.FREE`), and facts that are known only after loading."""
     given = remove_marked(type(config), config.tree(), Mark.FREE)
-    tree: Tree = json.loads(json.dumps({**given, **found, "finished": False}))
+    tree: Tree = json.loads(json.dumps({**given, **facts, "finished": False}))
     return tree
 
 
 def image_names(settings: Tree) -> list[str]:
-    """The names of the pictures that settings lead to; the commands write them, and check.py looks for them.
+    """Return the file names of the images that a settings.json describes.
 
-    reconstruct.py lists them as `files` (former versions had their originals as `pictures`); complete.py lists the
-    originals as `sources`, each with several variants; generate.py has a number.
+    reconstruct.py lists them as `files` (former versions listed the originals as `pictures`); complete.py lists the
+    originals as `sources` and has several variants of each; generate.py has a number `n`.
     """
     match settings:
         case {"sources": list(originals), "variants": int(variants)}:
@@ -70,16 +70,16 @@ def image_names(settings: Tree) -> list[str]:
         case {"files": list(names)}:
             return [str(name) for name in names]
         case {"pictures": list(originals)}:
-            return [file_name(number) for number in range(len(originals))]
+            return numbered_names(len(originals))
         case {"n": int(n)} if n <= MOST_IMAGES:
-            return [file_name(number) for number in range(n)]
+            return numbered_names(n)
         case _:
             return []
 
 
-def file_name(number: int) -> str:
-    """The name of picture number 0, 1, ..."""
-    return f"{number:06d}.png"
+def numbered_names(n: int) -> list[str]:
+    """Return the file names of images 0..n-1: 000000.png, 000001.png, ..."""
+    return [f"{number:06d}.png" for number in range(n)]
 
 
 def open_output(
@@ -87,108 +87,118 @@ def open_output(
     given: str | None,
     parent: Path,
     settings: Tree,
-    pictures: Mapping[str, Shape],
+    images: Mapping[str, Shape],
 ) -> Output:
-    """The folder `given`, or else a numbered one in `parent`: a new one, or one in which these settings are unfinished.
+    """Open the folder `given`, or a numbered folder in `parent`: a new one, or an unfinished one with these settings.
 
-    pictures: the name and shape of each. The main process looks, and writes settings.json; all hear what it found.
+    The main process looks for complete images and writes settings.json; all processes get the same result.
+
+    Args:
+        accelerator: this process among the others.
+        given: the option --out; None: a numbered folder.
+        parent: folder of the numbered folders.
+        settings: see `settings_of`.
+        images: shape of each image by its file name.
 
     Raises:
-        ConfigError: the folder is a file, or holds something else or pictures of other settings (those that differ are
-            listed), or another command is at work there, or the processes do not have the same settings.
-        StorageError: it cannot be made or written to.
+        ConfigError: the folder is a file, or holds something else or images of other settings (the message lists the
+            differences), or another command uses it, or the processes have different settings.
+        StorageError: the folder cannot be made or written to.
     """
-    everyones: list[Tree] = gather_object([settings])
-    for theirs in everyones:
-        if theirs != everyones[0]:
+    settings_by_process: list[Tree] = gather_object([settings])
+    for others in settings_by_process:
+        if others != settings_by_process[0]:
             raise ConfigError(
-                "the processes have loaded different things; was a file replaced while they started? Start again.\n"
-                + _listed(differences(everyones[0], theirs))
+                "the processes have loaded different things, perhaps because a file was replaced while they started; "
+                "start again. Different:\n" + _as_list(differences(settings_by_process[0], others))
             )
-    out, missing = run_on_main(accelerator, lambda: _open(given, parent, settings, pictures))
-    if len(missing) < len(pictures):
-        there = len(pictures) - len(missing)
-        accelerator.print(f"{there} of {len(pictures)} pictures are there already; making the rest")
-    return Output(out, list(pictures), np.array(missing, dtype=np.int64))
+    out, missing = run_on_main(accelerator, lambda: _open(given, parent, settings, images))
+    if len(missing) < len(images):
+        existing = len(images) - len(missing)
+        accelerator.print(f"{existing} of {len(images)} images are there already; making the rest")
+    return Output(out, list(images), np.array(missing, dtype=np.int64))
 
 
 def close_output(out: Output, names: Iterable[str]) -> None:
-    """Say in settings.json that all is there, once these files are on disk."""
+    """Flush these files to disk, then mark the folder as finished in its settings.json."""
     for name in names:
         with (out.path / name).open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(out.path)
-    _write_settings(out.path, {**(_saved(out.path) or {}), "finished": True})
+    _write_settings(out.path, {**(_read_settings(out.path) or {}), "finished": True})
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a command has made all pictures of its settings there."""
-    saved = _saved(folder)
+    """Return True if a command has made all images of the folder's settings."""
+    saved = _read_settings(folder)
     return saved is not None and bool(saved["finished"])
 
 
-def _open(given: str | None, parent: Path, settings: Tree, pictures: Mapping[str, Shape]) -> tuple[Path, list[int]]:
-    out = _claim(given, parent, settings)
+def _open(given: str | None, parent: Path, settings: Tree, images: Mapping[str, Shape]) -> tuple[Path, list[int]]:
+    """Lock the folder, remove leftovers, write settings.json. Return the path and the positions of missing images."""
+    out = _choose_and_lock(given, parent, settings)
     for path in out.rglob(".tmp-*"):
         if LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
-    saved = _saved(out)
+    saved = _read_settings(out)
     if saved is None or _changed(saved, settings):
         _write_settings(out, settings)
-    there = {path.name for path in out.iterdir()}
-    looked_at = [(place, out / name, shape) for place, (name, shape) in enumerate(pictures.items()) if name in there]
-    whole: set[int] = set()
+    names = {path.name for path in out.iterdir()}
+    existing = [(place, out / name, shape) for place, (name, shape) in enumerate(images.items()) if name in names]
+    complete: set[int] = set()
     with ThreadPoolExecutor() as threads:  # Pillow and zlib release the interpreter's lock
-        for start in range(0, len(looked_at), AT_ONCE):
-            places, paths, shapes = zip(*looked_at[start : start + AT_ONCE], strict=True)
-            whole.update(compress(places, threads.map(is_whole, paths, shapes)))
-    return out, [place for place in range(len(pictures)) if place not in whole]
+        for start in range(0, len(existing), CHECKED_AT_ONCE):
+            places, paths, shapes = zip(*existing[start : start + CHECKED_AT_ONCE], strict=True)
+            complete.update(compress(places, threads.map(is_complete_png, paths, shapes)))
+    return out, [place for place in range(len(images)) if place not in complete]
 
 
-def _claim(given: str | None, parent: Path, settings: Tree) -> Path:
-    """The folder, made and locked."""
+def _choose_and_lock(given: str | None, parent: Path, settings: Tree) -> Path:
+    """Return the folder, made and locked."""
 
-    def choose() -> Path:
+    def choose_folder() -> Path:
         try:
-            return _numbered(parent, settings) if given is None else _given(Path(given), settings)
+            return _numbered_folder(parent, settings) if given is None else _given_folder(Path(given), settings)
         except OSError as error:
             raise StorageError(f"--out {given or parent}: cannot be made or read ({error.strerror})") from None
 
-    out = choose()
+    out = choose_folder()
     while True:
-        new = given is None and not (out / SETTINGS).exists()
+        is_new = given is None and not (out / SETTINGS).exists()
         lock_folder(out)
-        # Before the lock was ours another command may have worked here, or finished.
-        again = out if new else choose()
-        if again == out:
+        # Another command may have used or finished the folder before this one had the lock.
+        now = out if is_new else choose_folder()
+        if now == out:
             return out
-        out = again
+        out = now
 
 
-def _given(out: Path, settings: Tree) -> Path:
+def _given_folder(out: Path, settings: Tree) -> Path:
+    """Make the folder of the option --out. Raises ConfigError if it holds anything but a part of this output."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file, not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    there = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    saved = _saved(out)
-    if there and (saved is None or saved["finished"]):
-        raise ConfigError(f"--out {out}: is not empty, and nothing is written over; choose another folder")
-    # Where settings alone are there, no picture was made with them, and nothing is lost.
-    if there > {SETTINGS} and saved is not None and (changed := _changed(saved, settings)):
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    saved = _read_settings(out)
+    if names and (saved is None or saved["finished"]):
+        raise ConfigError(f"--out {out}: is not empty, and nothing is overwritten; choose another folder")
+    # A folder with nothing but settings.json has no image yet, so other settings lose nothing.
+    if names > {SETTINGS} and saved is not None and (changed := _changed(saved, settings)):
         raise ConfigError(
-            f"--out {out}: holds unfinished pictures of other settings; these differ (there -> given):\n"
-            + _listed(changed)
-            + "\nGive the former ones to complete the pictures, or choose another folder."
+            f"--out {out}: holds unfinished images of other settings; these differ (saved -> given):\n"
+            + _as_list(changed)
+            + "\nGive the saved settings to finish those images, or choose another folder."
         )
     return out
 
 
-def _numbered(parent: Path, settings: Tree) -> Path:
+def _numbered_folder(parent: Path, settings: Tree) -> Path:
+    """Return the newest numbered folder if it is unfinished and has these settings, else make the next one."""
     folders = [path for path in parent.glob("*") if path.is_dir() and re.fullmatch(r"\d+", path.name, re.ASCII)]
     number = 1
     if folders:
         newest = max(folders, key=lambda path: int(path.name))
-        saved = _saved(newest)
+        saved = _read_settings(newest)
         if saved is not None and not saved["finished"] and not _changed(saved, settings):
             return newest
         number = int(newest.name) + 1
@@ -202,8 +212,8 @@ def _numbered(parent: Path, settings: Tree) -> Path:
             number += 1
 
 
-def _saved(out: Path) -> Tree | None:
-    """The settings in a folder, where they are such as say whether they are finished."""
+def _read_settings(out: Path) -> Tree | None:
+    """Return the content of settings.json; None if it cannot be read or does not say whether it is finished."""
     try:
         tree = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -216,7 +226,7 @@ def _changed(saved: Tree, settings: Tree) -> list[str]:
     return differences(old, new)
 
 
-def _listed(lines: list[str]) -> str:
+def _as_list(lines: list[str]) -> str:
     return "\n".join(f"  {line if len(line) < 200 else line[:200] + ' ...'}" for line in lines)
 
 

@@ -1,9 +1,8 @@
-"""One page about a run, or several runs side by side.   python sampling/report.py [RUN] [RUN ...]
+"""Write one page about a run, or a page that compares several.   python sampling/report.py [RUN] [RUN ...]
 
-what the run's folder holds, what its tokenizer does with validation pictures, what was sampled since -> RUN/report.html
+the run's folder, the tokenizer applied to validation images, samples and evaluations -> RUN/report.html
 
-The file is self-contained: it can be opened from anywhere, and sent to anybody. Of several runs the page compares their
-figures, curves, settings and pictures.
+The page is one file that works without a network. For several runs it compares metrics, curves, settings and images.
 """
 
 from pathlib import Path
@@ -23,32 +22,31 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.files import write_file
 from stage2_prior.prior import PRIOR_FILE
-from stage2_prior.report import kind_of, prior_page
+from stage2_prior.report import prior_page, run_kind
 
 COMPARISON = "comparison.html"
-MOST = 8
-"""Runs side by side: there are that many colours."""
+MOST_RUNS = 8
+"""Runs side by side, at most: there are as many colours."""
 
 
 class ReportConfig(CommandConfig):
-    """Write a page about a run; about several, one that compares them."""
+    """Write a page about one run, or a page that compares several runs."""
 
-    runs: CliPositionalArg[tuple[str, ...]] = Field((), max_length=MOST)
-    """Runs' folders, of either stage; none: the newest run under runs/."""
+    runs: CliPositionalArg[tuple[str, ...]] = Field((), max_length=MOST_RUNS)
+    """Folders of runs, of either stage; none: the newest run under runs/."""
     root: str | None = None
-    """Where the images of the training are now; null: where they were then."""
+    """Folder that now has the images of the training; null: the folder that the training used."""
     out: str | None = None
-    """The file to write; default: report.html in the run's folder, and for several runs comparison.html here."""
+    """File to write; default: report.html in the run's folder, or comparison.html in the current folder."""
 
 
 def main() -> None:
+    """Run the command."""
     config = parse_command_line(ReportConfig)
-    paths = config.runs
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    runs = [open_run(path, PRIOR_FILE) for path in paths or [newest_of_both(Path("runs"))]]
-    names = [run.path.resolve() for run in runs]
-    if len(set(names)) < len(names):
-        raise ConfigError("RUN: the same run is named twice; a comparison needs different ones")
+    runs = [open_run(path, PRIOR_FILE) for path in config.runs or [newest_of_both_stages(Path("runs"))]]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ConfigError("RUN: the same run is named twice; a comparison needs different runs")
     if len(runs) == 1:
         path = Path(config.out) if config.out else runs[0].path / REPORT
         page = page_of(runs[0], device, config.root)
@@ -56,23 +54,23 @@ def main() -> None:
         path = Path(config.out or COMPARISON)
         page = comparison_page(runs, device, config.root)
     if path.is_dir():
-        raise ConfigError(f"--out {path}: is a folder, not a file; name the page in it, e.g. {path / REPORT}")
+        raise ConfigError(f"--out {path}: is a folder, not a file; name a file in it, e.g. {path / REPORT}")
     write_file(path, page.encode())
     print(f"report: {one_line(str(path))}")
 
 
 def page_of(run: RunFolder, device: torch.device, root: str | None) -> str:
-    """The page of one run, with what was sampled from it since."""
-    make = prior_page if kind_of(run) == "prior" else tokenizer_page
-    return make(run, device, root, output_sections(run))
+    """Return the page of one run, with its samples and evaluations."""
+    make_page = prior_page if run_kind(run) == "prior" else tokenizer_page
+    return make_page(run, device, root, output_sections(run))
 
 
-def newest_of_both(folder: Path) -> Path:
-    """The run of either stage whose configuration or weights were written last. Raises ConfigError: there is none."""
+def newest_of_both_stages(folder: Path) -> Path:
+    """Return the run, of either stage, with the newest configuration or weights. Raises ConfigError: there is none."""
     files = [file for name in (CONFIG, "*.safetensors") for file in folder.glob(f"stage?/*/{name}")]
     if not files:
         raise ConfigError(
-            f"there is no run to report on: nothing in {folder}/stage1 and {folder}/stage2; name its folder"
+            f"there is no run to report on: {folder}/stage1 and {folder}/stage2 hold none; name the folder of a run"
         )
     return max(files, key=lambda file: file.stat().st_mtime).parent
 

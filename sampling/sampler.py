@@ -1,12 +1,19 @@
-"""A trained prior as a thing to call: from a seed to pictures.
+"""A trained prior as a Python object that samples images.
 
     from sampling.sampler import Sampler
 
     sampler = Sampler.load("runs/stage2/shapes_vq_gpt")
-    pictures = sampler.sample(16, classes="disk", seed=0)     # uint8 (16, H, W, C)
+    images = sampler.sample(16, classes="disk", seed=0)     # uint8 (16, H, W, C)
 
-Picture i follows from (seed, i), its class and the settings: not from the number of pictures, how many are computed at
-once, or by how many processes. `generate.py`, `complete.py` and `summary.py` are command lines around this class.
+The way of n images, numbered i = 0..n-1 (B = n at once, h w K as in the prior, V codes):
+
+    noise    (n, h*w*K)    uniform in [0, 1), a function of (seed, i, attempt) alone
+    codes    (n, h, w, K)  position by position: prior -> logits (n, V) -> guidance -> choose(logits, noise) -> code
+    images   (n, H, W, C)  the tokenizer decodes the codes; uint8
+
+One noise number decides each code (`choose.py`), so image i depends only on (seed, i), its class and the settings, and
+not on n, the batch size or the number of processes. `generate.py`, `complete.py` and `summary.py` are command lines
+around this class.
 """
 
 import hashlib
@@ -23,7 +30,7 @@ from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
 from sampling.option_facts import AlwaysShown, Idle
-from sampling.saved_images import Shape, to_images
+from sampling.saved_images import Shape, decode_in_chunks
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.data.order import split_evenly
@@ -41,45 +48,48 @@ from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by
 from stage2_prior.prior import LoadedPrior, load_prior
 from stage2_prior.windows import Canvas
 
-DEFAULT_TOP_P = 0.9
-OF_CLASSES = Idle(beside="tokenizer", reason="guidance is between a prior with and without a class")
-OF_SIZES = Idle(beside="tokenizer", reason="its noise has the size of training")
+DEFAULT_GUIDANCE = 2.0
+"""Guidance scale for a prior that was trained for guidance (classes and label dropout)."""
+NEEDS_CLASSES = Idle(beside="tokenizer", reason="guidance is between a prior with and without a class")
+NEEDS_GRID = Idle(beside="tokenizer", reason="its noise has the size of training")
 Progress = Callable[[int], object]
-"""Called with a number of codes that are done."""
+"""Function that is called with the number of codes generated since its last call."""
 
 
 class SamplingConfig(ChooseConfig):
-    """How pictures are drawn from a prior."""
+    """Settings with which images are sampled from a prior."""
 
-    top_p: Annotated[float, AlwaysShown()] = Field(DEFAULT_TOP_P, ge=0.0, le=1.0)
-    """Only the likeliest codes that together have this probability. With `guidance 1` and `top_p 1` the pictures are
-    drawn from the prior as trained: more varied, and less clean."""
-    guidance: Annotated[float | None, OF_CLASSES, AlwaysShown()] = Field(None, ge=0.0, le=100.0)
-    """Classifier-free guidance: 1 is the prior as trained, 0 ignores the class, more insists on it; null: 2 where the
-    prior was trained for it, else 1."""
-    guidance_schedule: Annotated[GuidanceSchedule, OF_CLASSES] = "constant"
-    """Where in the picture it applies: everywhere; rising from 1 along a line or a cosine from first to last position;
-    or in an interval."""
+    top_p: Annotated[float, AlwaysShown()] = Field(0.9, ge=0.0, le=1.0)
+    """Draw only from the most likely codes that together have this probability. `guidance 1` with `top_p 1` samples
+    from the prior as trained: images vary more and look less clean."""
+    guidance: Annotated[float | None, NEEDS_CLASSES, AlwaysShown()] = Field(None, ge=0.0, le=100.0)
+    """Strength of classifier-free guidance: 1 is the prior as trained, 0 ignores the class, above 1 follows the class
+    more closely and varies less. null: 2 if the prior was trained for guidance, else 1."""
+    guidance_schedule: Annotated[GuidanceSchedule, NEEDS_CLASSES] = "constant"
+    """Positions at which guidance applies: constant: all; linear, cosine: rising from 1 at the first position to
+    `guidance` at the last; interval: those in `guidance_interval`."""
     guidance_interval: tuple[float, float] | None = None
-    """For the schedule interval: from which share of the positions to which, as in 0.2,0.8."""
-    size: Annotated[Size | None, OF_SIZES] = None
-    """Height and width of the pictures in pixels; larger ones than trained are made through a sliding window."""
-    window: Annotated[Size | None, OF_SIZES] = None
-    """Rows and columns of codes that the sliding window shows; null: the grid of training."""
-    stride: Annotated[PositiveInt, OF_SIZES] = 1
-    """Columns by which the window moves at once: 1 centres it on every position, more is faster. Without effect where
-    the window covers the picture's width."""
+    """Only with `guidance_schedule interval`: first and last position with guidance, as shares of all positions, such
+    as 0.2,0.8."""
+    size: Annotated[Size | None, NEEDS_GRID] = None
+    """Height and width of the images in pixels; null: the size of training. Larger images are generated through a
+    sliding window."""
+    window: Annotated[Size | None, NEEDS_GRID] = None
+    """Rows and columns of codes in the sliding window; null: the grid of training. Smaller is faster."""
+    stride: Annotated[PositiveInt, NEEDS_GRID] = 1
+    """Columns of codes by which the window moves: 1 centres it on every position, more is faster. No effect if the
+    window is as wide as the image."""
     candidates: Annotated[PositiveInt, Idle(beside="tokenizer", reason="only a prior can say which one is best")] = 1
-    """Draw this many for each picture and keep the best one, so `n` pictures are the best of n times as many."""
+    """Number of images to sample for each image that is kept, the best one; the time grows with it."""
     best_by: Literal["score", "class"] | None = None
-    """Which candidate is best: the likeliest, which is also the plainest (null does that); or the one whose class is
-    surest, by the prior's own judgement."""
+    """Criterion for the best candidate. score (the default): highest likelihood under the prior, which prefers plain
+    images. class: highest probability of the class, computed by the prior itself."""
     precision: Annotated[Precision, Idle(beside="tokenizer", reason="it is that of a prior's weights")] = "float32"
-    """Of a GPT's weights while it samples. bfloat16 is faster on GPUs and on processors that compute in it (AVX-512
-    BF16, AMX), int8 on other processors; both change the logits a little, and so some pictures, as docs/performance.md
-    shows."""
+    """Number format of a GPT's weights while it samples. bfloat16 is faster on GPUs and on processors with AVX-512 BF16
+    or AMX, int8 on other processors. Both change the logits slightly and so change some images; docs/performance.md has
+    measurements."""
     batch_size: Annotated[PositiveInt, Mark.FREE] = 64
-    """Pictures sampled at once by each process; bounded by memory, without effect on the pictures."""
+    """Images that each process samples at once. Reduce it if memory runs out; it does not change the images."""
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:
@@ -94,10 +104,19 @@ class SamplingConfig(ChooseConfig):
 
 
 class Sampler:
-    """A prior, its tokenizer, and how to draw from them."""
+    """A loaded prior with its tokenizer and the sampling settings.
+
+    Attributes: `size` (height, width) of the images in pixels; `grid` (h, w) of their codes; `window` (h, w) of the
+    sliding window; `factor` pixels per code and axis; `guidance`, with the
+    scale that null stands for; `prepared`, the weights in the precision of the config.
+    """
 
     def __init__(self, prior: LoadedPrior, config: SamplingConfig | None = None) -> None:
-        """Raises ConfigError where the settings do not fit the prior: guidance, size, window, best_by, or precision."""
+        """Prepare the prior's weights in the precision of the config.
+
+        Raises:
+            ConfigError: guidance, size, window, best_by or precision do not fit the prior.
+        """
         self.prior, self.config = prior, config or SamplingConfig()
         self.device = next(prior.model.parameters()).device
         shape, tokenizer = prior.model.shape, prior.tokenizer.tokenizer.config
@@ -107,12 +126,16 @@ class Sampler:
         self.grid: Grid = (self.size[0] // self.factor, self.size[1] // self.factor)
         self.check_size(self.grid)
         _, self.window = Canvas(self.grid, self.config.window, self.config.stride).resolve((shape.h, shape.w))
+        is_trained_for_guidance = bool(prior.classes) and prior.model.config.label_dropout > 0
+        scale = DEFAULT_GUIDANCE if is_trained_for_guidance else 1.0
         self.guidance = Guidance(
-            self._scale(), self.config.guidance_schedule, self.config.guidance_interval or (0.0, 1.0)
+            scale if self.config.guidance is None else self.config.guidance,
+            self.config.guidance_schedule,
+            self.config.guidance_interval or (0.0, 1.0),
         )
         check_guidance(prior.model.config, prior.model.classes, self.guidance)
         if self.guidance.schedule != "constant" and not self.guidance.is_needed:
-            raise ConfigError(f"guidance_schedule {self.guidance.schedule}: the guidance is 1, so nothing would change")
+            raise ConfigError(f"guidance_schedule {self.guidance.schedule}: has no effect with guidance 1")
         if self.config.best_by == "class" and not prior.classes:
             raise ConfigError("best_by class: this prior has no classes; use best_by score")
         self.prepared = prior.model.prepare(self.config.precision)
@@ -124,7 +147,7 @@ class Sampler:
         config: SamplingConfig | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """From a stage-two run's folder or its prior.safetensors; None: the newest run under runs/stage2.
+        """Load a stage-two run's folder or its prior.safetensors; None loads the newest run under runs/stage2.
 
         Raises:
             ConfigError: there is no prior, or the settings do not fit it.
@@ -134,36 +157,41 @@ class Sampler:
 
     @property
     def codes_per_image(self) -> int:
+        """Number of codes of one image: h * w * K."""
         return self.grid[0] * self.grid[1] * self.prior.model.shape.K
 
     @property
     def image_shape(self) -> Shape:
-        """Of each picture."""
+        """Height, width and channels of one image."""
         return (*self.size, self.prior.tokenizer.tokenizer.config.image_channels)
 
     def settings(self) -> dict[str, object]:
-        """What the pictures follow from beside the configuration, for settings.json."""
+        """Return what the images depend on beside the config, for settings.json: step, guidance, classes, weights."""
         prior = self.prior
         digest = hashlib.sha256(f"{prior.tokenizer.fingerprint} {prior.model.config.model_dump_json()}".encode())
         for name, tensor in sorted(prior.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         weights = digest.hexdigest()[:32]
-        found = {"step": prior.step, "guidance": self.guidance.scale, "classes": prior.classes, "weights": weights}
-        return {"prior": str(prior.path), **found}
+        facts = {"step": prior.step, "guidance": self.guidance.scale, "classes": prior.classes, "weights": weights}
+        return {"prior": str(prior.path), **facts}
 
     def check_size(self, grid: Grid) -> None:
-        """Raises ConfigError where pictures of this grid cannot be made, or cannot be compared as candidates."""
+        """Check that images with a grid of (h, w) codes can be generated, and compared if there are candidates.
+
+        Raises:
+            ConfigError: the tokenizer's network decodes only one size, or several candidates of a larger size.
+        """
         shape, tokenizer = self.prior.model.shape, self.prior.tokenizer.tokenizer.config
         if grid != (shape.h, shape.w) and (network := tokenizer.network.name_of_one_size):
             raise ConfigError(
-                f"pictures of {grid[0] * self.factor}x{grid[1] * self.factor}: this tokenizer's network is a "
-                f"{network}, which decodes {tokenizer.image_size[0]}x{tokenizer.image_size[1]} alone"
+                f"images of {grid[0] * self.factor}x{grid[1] * self.factor}: this tokenizer's network is a {network}, "
+                f"which decodes only {tokenizer.image_size[0]}x{tokenizer.image_size[1]}"
             )
         if self.config.candidates > 1 and (grid[0] > shape.h or grid[1] > shape.w):
             raise ConfigError(
-                f"candidates {self.config.candidates}: pictures larger than trained have no score to compare, since no "
-                "window sees all of one; use candidates 1"
+                f"candidates {self.config.candidates}: images larger than trained have no score to compare, because "
+                "the prior sees only a window of each; use candidates 1"
             )
 
     def sample(
@@ -173,18 +201,22 @@ class Sampler:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> NDArray[np.uint8]:
-        """Pictures 0..n-1 of a seed: (n, H, W, C) uint8.
+        """Sample images 0..n-1 of a seed: (n, H, W, C) uint8.
 
-        classes: a name or number for all pictures, one for each, or None for the classes in turn. In a text, several
-        that pictures have in turn may stand with commas between them.
+        Args:
+            n: number of images.
+            classes: a class name or label for all images, or a sequence with one for each image; None: all classes in
+                turn. A text may list several classes with commas, which the images then have in turn.
+            seed: seed of the noise.
+            progress: called with the number of codes generated since its last call.
 
         Raises:
-            ConfigError: n is not positive, an unknown class (lists those there are), or as many classes as pictures
-                are not given.
-            BadFileError: the prior gives logits that are not finite.
+            ConfigError: n is below 1, there is no such class (the message lists the classes), or the sequence does not
+                have n classes.
+            BadFileError: the prior's logits are not finite.
         """
         if n < 1:
-            raise ConfigError(f"n is {n}, but at least one picture must be asked for")
+            raise ConfigError(f"n is {n}, but at least one image must be asked for")
         indices = np.arange(n, dtype=np.int64)
         labels = self.labels(indices, classes)
         parts = split_evenly(indices, self.config.batch_size)
@@ -193,20 +225,20 @@ class Sampler:
     def labels(
         self, indices: NDArray[np.int64], classes: str | int | Sequence[str | int] | None = None
     ) -> NDArray[np.int64]:
-        """The label of each picture (n,): those asked for, else the classes in turn by the picture's number."""
-        known = self.prior.classes
+        """Return the label (n,) of each image; `classes` as in `sample`."""
+        names = self.prior.classes
         if classes is None:
-            return indices % max(1, len(known))
+            return indices % max(1, len(names))
         if isinstance(classes, str | int | np.integer):
-            return assign_labels(str(classes), known, indices)
+            return assign_labels(str(classes), names, indices)
         if len(classes) != len(indices):
-            raise ConfigError(f"{len(classes)} classes for {len(indices)} pictures: give one for each, or one for all")
-        return np.array([parse_class(str(name), known) for name in classes], dtype=np.int64)
+            raise ConfigError(f"{len(classes)} classes for {len(indices)} images: give one for each, or one for all")
+        return np.array([parse_class(str(name), names) for name in classes], dtype=np.int64)
 
     def images(
         self, indices: NDArray[np.int64], labels: NDArray[np.int64], seed: int, progress: Progress | None = None
     ) -> NDArray[np.uint8]:
-        """The pictures of these numbers and labels, all at once: (n, H, W, C) uint8."""
+        """Sample the images with these numbers (n,) and labels (n,), all at once: (n, H, W, C) uint8."""
         return self.decode(self.codes(indices, labels, seed, progress=progress))
 
     def codes(
@@ -218,27 +250,35 @@ class Sampler:
         known: KnownCodes | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """The codes (n, h, w, K) of these pictures: of several candidates each, the best.
+        """Generate the codes (n, h, w, K) of images; of several candidates for each image, return the best.
 
-        variants (n,): which try at its picture each one is; None: the first.
+        Args:
+            indices: (n,) numbers of the images.
+            labels: (n,).
+            seed: with the number and the variant it decides the noise.
+            variants: (n,) number of the variant of each image; None: 0 for all. Each variant has its own candidates.
+            known: codes that are given, not generated; its grid replaces the sampler's.
+            progress: called with the number of codes generated since its last call.
         """
-        where = torch.from_numpy(labels).to(self.device)
-        first = (np.zeros_like(indices) if variants is None else variants) * self.config.candidates
-        tries = [
-            self._generate(indices, where, seed, first + number, known, progress)
-            for number in range(self.config.candidates)
+        device_labels = torch.from_numpy(labels).to(self.device)
+        count = self.config.candidates
+        first_attempt = (np.zeros_like(indices) if variants is None else variants) * count
+        candidates = [
+            self._generate(indices, device_labels, seed, first_attempt + number, known, progress)
+            for number in range(count)
         ]
-        if len(tries) == 1:
-            return tries[0]
-        scores = torch.stack([self._score(codes, where) for codes in tries])  # (candidates, n)
-        return torch.stack(tries)[scores.argmax(dim=0), torch.arange(len(indices))]
+        if count == 1:
+            return candidates[0]
+        scores = torch.stack([self._score(codes, device_labels) for codes in candidates])  # (candidates, n)
+        return torch.stack(candidates)[scores.argmax(dim=0), torch.arange(len(indices))]
 
     def decode(self, codes: Tensor) -> NDArray[np.uint8]:
-        """Codes (n, h, w, K) of any grid -> pictures (n, H, W, C) uint8; in tiles where they are larger than one."""
+        """Decode codes (n, h, w, K) of any grid to images (n, H, W, C) uint8; larger images than trained in tiles."""
         shape = self.prior.model.shape
-        larger = -(-codes.shape[1] * codes.shape[2] // (shape.h * shape.w))
+        times_larger = -(-codes.shape[1] * codes.shape[2] // (shape.h * shape.w))
         tokenizer = self.prior.tokenizer.tokenizer
-        return to_images(partial(decode_codes, tokenizer, tiles=tiles_for(tokenizer.config)), codes, larger)
+        decode = partial(decode_codes, tokenizer, tiles=tiles_for(tokenizer.config))
+        return decode_in_chunks(decode, codes, times_larger)
 
     def _generate(
         self,
@@ -249,6 +289,7 @@ class Sampler:
         known: KnownCodes | None,
         progress: Progress | None,
     ) -> Tensor:
+        """Generate one candidate of each image: codes (n, h, w, K). The noise depends on (seed, attempt, index)."""
         grid = self.grid if known is None else (known.mask.shape[0], known.mask.shape[1])
         draws = grid[0] * grid[1] * self.prior.model.shape.K
         noise = draw_uniforms(seed, "sample", attempts, indices, draws)  # (n, draws)
@@ -268,13 +309,7 @@ class Sampler:
             raise BadFileError(f"{self.prior.path}: {error}") from None
 
     def _score(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """How good candidates are (n,)."""
+        """Return the score (n,) of candidates: log-probability of the codes given the label, or of the label."""
         if self.config.best_by == "class":
             return class_log_probabilities(nats_by_class(self.prior.model, codes)).gather(1, labels[:, None])[:, 0]
         return -image_nats(self.prior.model, codes, labels)
-
-    def _scale(self) -> float:
-        """The guidance asked for, or what suits the prior."""
-        if self.config.guidance is not None:
-            return self.config.guidance
-        return 2.0 if self.prior.classes and self.prior.model.config.label_dropout > 0 else 1.0

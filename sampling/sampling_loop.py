@@ -1,7 +1,7 @@
-"""Many pictures into a folder: those that it lacks, shared by all processes; then a grid and an .npz file of them."""
+"""The sampling loop: the processes share the images that a folder lacks and write them, then one writes the grid."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sampling.evaluation.npz import write_samples
 from sampling.output import Output, close_output
-from sampling.sampler import Sampler
-from sampling.saved_images import Shape, grid_of, read_png, save_png
+from sampling.sampler import Progress, Sampler
+from sampling.saved_images import Shape, arrange_grid, read_png, save_png
 from stage1_tokenizer.data.order import rank_range, split_evenly
 from stage1_tokenizer.engine.console import progress_bar
 from stage2_prior.class_labels import assign_labels
@@ -22,78 +22,84 @@ from stage2_prior.prior import LoadedPrior
 GRID = "grid.png"
 SAMPLES = "samples.npz"
 MOST_IN_GRID = 1024
+"""Number of images in a grid at most: the first ones."""
 
 
-class Source(Protocol):
-    """Makes pictures by their numbers."""
+class ImageSource(Protocol):
+    """An object that makes image number i, for any i, always the same one."""
 
-    doing: str
-    """The word beside the progress bar."""
+    task: str
+    """Word beside the progress bar, such as "sampling"."""
     unit: str
-    """The unit that the bar counts."""
+    """Unit that the bar counts: code or image."""
 
     @property
-    def units_per_image(self) -> int: ...
+    def units_per_image(self) -> int:
+        """Number of units in one image."""
+        ...
 
-    def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object], /) -> NDArray[np.uint8]:
-        """The pictures of these numbers, (n, H, W, C); `progress` is called with a number of units that are done."""
+    def sample(self, indices: NDArray[np.int64], progress: Progress, /) -> NDArray[np.uint8]:
+        """Make the images with these numbers: (n, H, W, C). `progress` is called with numbers of finished units."""
         ...
 
 
 @dataclass(frozen=True)
 class PriorSource:
-    """A prior, and which pictures are drawn from it."""
+    """Images sampled from a prior with one seed, whose classes come in turn."""
 
     sampler: Sampler
     class_: str | Sequence[str] | None
-    """Names or numbers of the classes that the pictures have in turn; None: all classes."""
+    """Names or labels of the classes that the images have in turn; None: all classes."""
     seed: int
 
-    doing, unit = "sampling", "code"
+    task, unit = "sampling", "code"
 
     @property
     def loaded(self) -> LoadedPrior:
+        """The prior with its file's path and step."""
         return self.sampler.prior
 
     @property
     def image_shape(self) -> Shape:
+        """Height, width and channels of one image."""
         return self.sampler.image_shape
 
     @property
     def units_per_image(self) -> int:
+        """Number of codes that are generated for one image, those of all its candidates."""
         return self.sampler.codes_per_image * self.sampler.config.candidates
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The label of each picture (n,)."""
+        """Return the label (n,) of each image."""
         if self.class_ is None:
             return self.sampler.labels(indices)
         return assign_labels(self.class_, self.sampler.prior.classes, indices)
 
-    def sample(self, indices: NDArray[np.int64], progress: Callable[[int], object]) -> NDArray[np.uint8]:
+    def sample(self, indices: NDArray[np.int64], progress: Progress) -> NDArray[np.uint8]:
+        """Sample the images with these numbers: (n, H, W, C)."""
         return self.sampler.images(indices, self.labels(indices), self.seed, progress)
 
     def settings(self) -> dict[str, object]:
-        """The entries that settings.json has beside the configuration."""
+        """Return what the images depend on beside the config, for settings.json."""
         return self.sampler.settings()
 
 
-def make_missing(accelerator: Accelerator, source: Source, out: Output, batch_size: int) -> float:
-    """Make the pictures that a folder lacks, each process its share, and wait for all. Returns the seconds it took."""
-    began = time.monotonic()
-    mine = out.missing[rank_range(len(out.missing), accelerator.process_index, accelerator.num_processes)]
-    shown = progress_bar(len(mine) * source.units_per_image, source.unit, source.doing)
-    for indices in split_evenly(mine, batch_size):
-        pictures = source.sample(indices, shown.update)
-        for index, picture in zip(indices, pictures, strict=True):
-            save_png(out.path / out.names[index], picture)
-    shown.close()
+def make_missing(accelerator: Accelerator, source: ImageSource, out: Output, batch_size: int) -> float:
+    """Make the images that a folder lacks, each process its share, and wait for all processes. Return the seconds."""
+    start = time.monotonic()
+    own_share = out.missing[rank_range(len(out.missing), accelerator.process_index, accelerator.num_processes)]
+    with progress_bar(len(own_share) * source.units_per_image, source.unit, source.task) as progress:
+        for indices in split_evenly(own_share, batch_size):
+            images = source.sample(indices, progress.update)
+            for index, image in zip(indices, images, strict=True):
+                save_png(out.path / out.names[index], image)
     accelerator.wait_for_everyone()
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 @dataclass(frozen=True)
 class SavedImages:
-    """Pictures of one shape in a folder, each read when it is asked for."""
+    """A sequence of PNG images in a folder, all of one shape; each is read when it is asked for."""
 
     folder: Path
     names: Sequence[str]
@@ -102,16 +108,16 @@ class SavedImages:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Picture number `index`, (H, W, C). Raises BadFileError where it is damaged or not there."""
+        """Read image number `index`, (H, W, C). Raises BadFileError if the file is damaged or missing."""
         return read_png(self.folder / self.names[index])
 
 
-def assemble(labels: NDArray[np.int64], out: Output) -> None:
-    """Write the grid (of very many pictures, the first ones) and the .npz of all, and say that they are finished.
+def finish_samples(labels: NDArray[np.int64], out: Output) -> None:
+    """Write grid.png and samples.npz from the saved images, and mark the folder as finished.
 
-    The pictures of the grid are in memory, and of the others one at a time.
+    Memory holds the images of the grid, and beyond that one image at a time.
     """
-    pictures = SavedImages(out.path, out.names)
-    save_png(out.path / GRID, grid_of([pictures[index] for index in range(min(len(pictures), MOST_IN_GRID))]))
-    write_samples(out.path / SAMPLES, pictures, labels)
+    images = SavedImages(out.path, out.names)
+    save_png(out.path / GRID, arrange_grid([images[index] for index in range(min(len(images), MOST_IN_GRID))]))
+    write_samples(out.path / SAMPLES, images, labels)
     close_output(out, [*out.names, GRID])

@@ -1,6 +1,7 @@
-"""What a run came to: its figures beside the quickstart's bars, and where to look.   python sampling/summary.py
+"""Compare the metrics of a run with the quickstart's bars.   python sampling/summary.py [--prior runs/stage2/NAME]
 
-Reads the newest prior's run (or --prior), samples once more for the classifier's judgement, and prints.
+Reads the metrics of the newest prior's run and of its tokenizer's run, samples images for a classifier to judge, and
+prints each metric with its bar and the images to look at.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from sampling.agreement import agreement
+from sampling.agreement import measure_agreement
 from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.open_data import open_data
@@ -23,52 +24,59 @@ from stage2_prior.prior import LoadedPrior, load_prior
 
 
 class SummaryConfig(CommandConfig):
-    """Print a run's figures; for a labelled data set, also whether samples show the class that was asked for."""
+    """Print a run's metrics; for a data set with classes, also whether samples show the class that was asked for."""
 
     prior: str | None = None
-    """A stage-two run's folder; null: the newest run under runs/stage2."""
+    """Folder of a stage-two run; null: the newest run under runs/stage2."""
     tokenizer: str | None = None
-    """The stage-one run's folder, for its figures; null: the newest run under runs/stage1 with this tokenizer."""
+    """Folder of the stage-one run, for its metrics; null: the run under runs/stage1 with this prior's tokenizer."""
     samples: NonNegativeInt = 500
-    """Class-conditional samples to judge; 0: leave the classifier out."""
+    """Number of samples for the classifier, of all classes in turn; 0: no classifier."""
     classifier_steps: PositiveInt = 300
+    """Steps for which the classifier is trained on the train split."""
     seed: int = 1
-    """Seed of the samples and of the classifier; other than that of `generate.py`, so that these are other pictures."""
+    """Seed of the samples and of the classifier; different from the default of `generate.py`, so that the images are
+    different too."""
 
 
-class Figure(NamedTuple):
-    """A line of the summary."""
+class SummaryLine(NamedTuple):
+    """One line of the summary: a metric, its value, and the bar that it should reach."""
 
     name: str
     value: str
     bar: str
-    reached: bool
+    is_reached: bool
 
 
 def main() -> None:
+    """Print the metrics, the images to look at, and the command for the curves."""
     config = parse_command_line(SummaryConfig)
     prior = load_prior(config.prior, "cuda" if torch.cuda.is_available() else "cpu")
     run = prior.path.parent
     stage1 = tokenizer_run(config, prior)
-    lines = tokenizer_figures(stage1) + prior_figures(run, prior.step)
+    lines = tokenizer_lines(stage1) + prior_lines(run, prior.step)
     if config.samples and prior.classes:
-        lines += class_figures(config, prior)
+        lines += class_lines(config, prior)
     width = max(len(line.name) for line in lines)
     print(f"\n{run}")
     for line in lines:
-        print(f"  {line.name:<{width}}  {line.value:>10}   bar {line.bar}{'' if line.reached else '   MISSED'}")
-    grids = sorted(run.glob("generated/*/grid.png"))
+        missed = "" if line.is_reached else "   MISSED"
+        print(f"  {line.name:<{width}}  {line.value:>10}   bar {line.bar}{missed}")
     print("look at:")
+    grids = sorted(run.glob("generated/*/grid.png"))
+    samples = sorted(run.glob("samples/*.png"))
     reconstructions = sorted(stage1.glob("samples/*.png")) if stage1 else []
-    for picture in [*grids[-1:], *sorted(run.glob("samples/*.png"))[-1:], *reconstructions[-1:]]:
-        print(f"  {picture}")
+    for image in [*grids[-1:], *samples[-1:], *reconstructions[-1:]]:
+        print(f"  {image}")
     print(f"curves:    .venv/bin/tensorboard --logdir {run.parent.parent}")
 
 
-def last_figures(run: Path, needed: str, step: int | None = None) -> dict[str, float]:
-    """The newest entry of a run's metrics.jsonl with a scalar of this name, of this step where there is one.
+def last_metrics(run: Path, needed: str, step: int | None = None) -> dict[str, float]:
+    """Return the newest entry of a run's metrics.jsonl that has the metric `needed`, that of `step` if it exists.
 
-    Raises ConfigError where there is none."""
+    Raises:
+        ConfigError: no entry has it.
+    """
     log = run / "metrics.jsonl"
     entries = [entry for entry in read_log(log) if needed in entry]
     if not entries:
@@ -77,56 +85,60 @@ def last_figures(run: Path, needed: str, step: int | None = None) -> dict[str, f
 
 
 def tokenizer_run(config: SummaryConfig, prior: LoadedPrior) -> Path | None:
-    """The folder of the stage-one run that trained this prior's tokenizer, where it is still there."""
+    """Return the folder of the stage-one run that trained this prior's tokenizer, if it still exists."""
     if config.tokenizer:
         return Path(config.tokenizer)
-    same = prior.tokenizer.path.read_bytes()
-    files = [file for file in Path("runs/stage1").glob(f"*/{prior.tokenizer.path.name}") if file.read_bytes() == same]
+    weights = prior.tokenizer.path.read_bytes()
+    files = [
+        file for file in Path("runs/stage1").glob(f"*/{prior.tokenizer.path.name}") if file.read_bytes() == weights
+    ]
     return files[0].parent if files else None
 
 
-def tokenizer_figures(run: Path | None) -> list[Figure]:
+def tokenizer_lines(run: Path | None) -> list[SummaryLine]:
+    """Return the lines on the tokenizer's reconstructions and codebook; none without a run."""
     if run is None:
         return []
-    figures = last_figures(run, "validation/psnr")
-    psnr, usage = figures["validation/psnr"], figures["validation/code_usage"]
+    metrics = last_metrics(run, "validation/psnr")
+    psnr, usage = metrics["validation/psnr"], metrics["validation/code_usage"]
     return [
-        Figure("reconstruction, PSNR on validation", f"{psnr:.2f} dB", "24 dB", psnr >= 24.0),
-        Figure("codes in use on validation", f"{usage:.1%}", "95 %", usage >= 0.95),
+        SummaryLine("reconstruction, PSNR on validation", f"{psnr:.2f} dB", "24 dB", psnr >= 24.0),
+        SummaryLine("codes in use on validation", f"{usage:.1%}", "95 %", usage >= 0.95),
     ]
 
 
-def prior_figures(run: Path, step: int) -> list[Figure]:
-    """The figures of the weights of this step, which are the best on validation and need not be the last."""
-    figures = last_figures(run, "validation/bits_per_token", step)
-    bits, unigram = figures["validation/bits_per_token"], figures["validation/unigram_bits_per_token"]
-    bigram = figures["validation/bigram_bits_per_token"]
-    saved = 1.0 - bits / unigram if unigram else 0.0  # of images that all have the same code there is nothing to save
+def prior_lines(run: Path, step: int) -> list[SummaryLine]:
+    """Return the line on the prior's likelihood at this step, that of the saved weights (the best on validation)."""
+    metrics = last_metrics(run, "validation/bits_per_token", step)
+    bits, unigram = metrics["validation/bits_per_token"], metrics["validation/unigram_bits_per_token"]
+    bigram = metrics["validation/bigram_bits_per_token"]
+    saved = 1.0 - bits / unigram if unigram else 0.0  # 0 if all images have the same code
     name = f"bits per token {bits:.2f} (bigram {bigram:.2f}), below the unigram's {unigram:.2f} by"
-    return [Figure(name, f"{saved:.1%}", "45 %", saved >= 0.45)]
+    return [SummaryLine(name, f"{saved:.1%}", "45 %", saved >= 0.45)]
 
 
-def class_figures(config: SummaryConfig, prior: LoadedPrior) -> list[Figure]:
-    data = parse_data_config(prior.data, str(prior.path))
-    opened = open_data(data)
+def class_lines(config: SummaryConfig, prior: LoadedPrior) -> list[SummaryLine]:
+    """Train a classifier and sample images. Return the lines on its accuracy and on the classes of the samples.
+
+    Raises:
+        ConfigError: the data set no longer has all classes of the prior.
+    """
+    opened = open_data(parse_data_config(prior.data, str(prior.path)))
     train, validation = opened.image_batches("train", config.seed), opened.image_batches("validation", config.seed)
     sampler = Sampler(prior)
-    with progress_bar(config.samples * sampler.codes_per_image, "code", "sampling") as shown:
-        pictures = sampler.sample(config.samples, seed=config.seed, progress=shown.update)
+    with progress_bar(config.samples * sampler.codes_per_image, "code", "sampling") as progress:
+        images = sampler.sample(config.samples, seed=config.seed, progress=progress.update)
     missing = [name for name in prior.classes if name not in train.classes]
     if missing:
         raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")
-    # The classifier learns the data's labels as they are now; the prior has those of its training.
+    # The classifier learns the labels that the data set has now; the prior has those of its training.
     labels = np.array([train.classes.index(name) for name in prior.classes])[sampler.labels(np.arange(config.samples))]
-    found = agreement(train, validation, pictures, labels, config.classifier_steps, config.seed)
+    accuracy = measure_agreement(train, validation, images, labels, config.classifier_steps, config.seed)
+    held_out, samples = accuracy.held_out, accuracy.samples
+    asked_for = f"classifier, {config.samples} samples of the class asked for"
     return [
-        Figure("classifier, right on held-out images", f"{found.held_out:.1%}", "95 %", found.held_out >= 0.95),
-        Figure(
-            f"classifier, {config.samples} samples of the class asked for",
-            f"{found.samples:.1%}",
-            "70 %",
-            found.samples >= 0.7,
-        ),
+        SummaryLine("classifier, right on held-out images", f"{held_out:.1%}", "95 %", held_out >= 0.95),
+        SummaryLine(asked_for, f"{samples:.1%}", "70 %", samples >= 0.7),
     ]
 
 

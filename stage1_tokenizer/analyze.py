@@ -13,9 +13,16 @@ from pydantic import PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.record import announce
+from stage1_tokenizer.diagnostics.report.page import NothingToShowError
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views import VIEWS
-from stage1_tokenizer.diagnostics.views.base import Measured, NothingToShowError, Subject, View, code_use, measured_of
+from stage1_tokenizer.diagnostics.views.base import (
+    EncodedImages,
+    Subject,
+    View,
+    code_use,
+    encoded_images,
+)
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind, check_projection
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import say, show_progress
@@ -59,13 +66,13 @@ def main() -> None:
         config.projection, config.seed,
     )  # fmt: skip
     out = open_folder(Path(config.out) if config.out else run / "analysis")
-    measured = measured_of(subject)
-    if config.root and measured.data.is_drawn:
-        kind = measured.data.kind
+    encoded = encoded_images(subject)
+    if config.root and encoded.data.is_drawn:
+        kind = encoded.data.kind
         raise ConfigError(
             f"--root {config.root}: this tokenizer's images (data.kind {kind}) are drawn, not read; leave it out"
         )
-    describe(measured)
+    describe(encoded)
     mark_folder(out)
     events = EventWriter(out, None, say, EVENTS)
     drawn = [view for view in VIEWS if view.draw]
@@ -87,18 +94,18 @@ def write_view(view: View, subject: Subject, out: Path, events: EventWriter) -> 
     write_file(path, png)
     with Image.open(io.BytesIO(png)) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
-    events.add_image(measured_of(subject).loaded.step, f"analysis/{view.name}", pixels)
+    events.add_image(encoded_images(subject).loaded.step, f"analysis/{view.name}", pixels)
     return str(path)
 
 
-def describe(measured: Measured) -> None:
+def describe(encoded: EncodedImages) -> None:
     """Print the data set, the main metrics, and the use of codes."""
-    announce(measured.found)
-    loaded, psnr, (H, W), (h, w) = measured.loaded, measured.psnr, measured.image_size, measured.z_q.shape[2:]
-    print(f"{loaded.path} (step {loaded.step}): {measured.number} validation images {H}x{W}, latent {h}x{w}")
+    announce(encoded.found)
+    loaded, psnr, (H, W), (h, w) = encoded.loaded, encoded.psnr, encoded.image_size, encoded.z_q.shape[2:]
+    print(f"{loaded.path} (step {loaded.step}): {encoded.count} validation images {H}x{W}, latent {h}x{w}")
     print(f"PSNR {psnr.mean():.2f} dB, from {psnr.min():.2f} to {psnr.max():.2f}")
-    if measured.codes is not None:
-        use = code_use(measured.codes, measured.tokenizer.bottleneck.codebook_size)
+    if encoded.codes is not None:
+        use = code_use(encoded.codes, encoded.tokenizer.bottleneck.codebook_size)
         print(f"codes in use {use.usage:.1%}, perplexity {use.perplexity:.1f}, entropy {use.entropy_bits:.2f} bits")
 
 

@@ -69,7 +69,7 @@ def main() -> None:
         raise StorageError(f"cannot write to {out}: {error.strerror}") from None
 
     rows: list[Row | Failure] = []
-    reconstructions: list[comparison.Reconstructions] = []
+    reconstructions: list[comparison.PresetImages] = []
     for number, (name, preset) in show_progress(
         enumerate(presets.items(), start=1), len(presets), "preset", "comparing"
     ):
@@ -82,7 +82,7 @@ def main() -> None:
                 say(f"{begin}: training")
                 train(out / name, command, preset)
             smallest = SMALLEST_SIDE[config.lpips_net]
-            row, images = comparison.measure(name, out / name, config.batch_size, lpips, smallest, config.pictures)
+            row, images = comparison.measure_run(name, out / name, config.batch_size, lpips, smallest, config.pictures)
         except UserError as error:
             rows.append(Failure(name, " ".join(f"failed: {error}".split())))  # on one line, as a row of the table
             say(f"{begin}: failed: {error}")
@@ -92,11 +92,11 @@ def main() -> None:
         say(f"{begin}: PSNR {row.psnr:.2f} dB after {row.seconds:.0f} s")
 
     settings = {**config.tree(), "passed_on": passed_on}
-    (out / "table.md").write_text(comparison.markdown(rows, caption(config, rows)), encoding="utf-8")
-    (out / "table.json").write_text(comparison.as_json(rows, settings), encoding="utf-8")
+    (out / "table.md").write_text(comparison.markdown_table(rows, caption(config, rows)), encoding="utf-8")
+    (out / "table.json").write_text(comparison.json_table(rows, settings), encoding="utf-8")
     if reconstructions:
-        comparison.draw(reconstructions, out / "reconstructions.png")
-    print(f"\n{comparison.aligned(rows)}\n\n{caption(config, rows)}\n\ntable: {out / 'table.md'}")
+        comparison.write_image(reconstructions, out / "reconstructions.png")
+    print(f"\n{comparison.console_table(rows)}\n\n{caption(config, rows)}\n\ntable: {out / 'table.md'}")
     failed = [row.preset for row in rows if isinstance(row, Failure)]
     if failed:
         raise UserError(f"{len(failed)} of {len(rows)} presets failed: {', '.join(failed)}; the table says why")
@@ -199,7 +199,7 @@ def caption(config: CompareConfig, rows: list[Row | Failure]) -> str:
         f"divided by the variance of the data. LPIPS: backbone {config.lpips_net}. Per image: bits of its codes at "
         "log2 V bits per code, or numbers of a continuous latent. Images/s and seconds: training only, without "
         "validation and saving. "
-        f"{', '.join(f'{name} {value}' for name, value in comparison.machine().items())}; "
+        f"{', '.join(f'{name} {value}' for name, value in comparison.machine_facts().items())}; "
         f"{'; '.join(places) or 'nothing was trained'}."
     )
 

@@ -36,7 +36,9 @@ class TokenizerConfig(Config):
     """All that is needed to build a tokenizer; saved in the header of its weights file."""
 
     image_size: Size
+    """(H, W) in pixels of the images that the tokenizer is trained on."""
     image_channels: Literal[1, 3]
+    """C: 1 for grey, 3 for colour images."""
     network: NetworkConfig
     bottleneck: BottleneckConfig
 

@@ -23,7 +23,7 @@ from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.order import BatchOrder, training_batches
 from stage1_tokenizer.data.shapes import ShapesConfig
 from stage1_tokenizer.diagnostics.alarms import build_alarms
-from stage1_tokenizer.diagnostics.alarms.latents import Codes
+from stage1_tokenizer.diagnostics.alarms.latents import CodeCounts
 from stage1_tokenizer.diagnostics.report.ending import report_at_end
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
 from stage1_tokenizer.engine import launch, training_step
@@ -108,7 +108,7 @@ def main() -> None:
         parts |= {"discriminator": discriminator.module, "discriminator_optimizer": discriminator.optimizer}
     parts |= {"code_use": use, "tally": tally}
     positions = tokenizer.shape.h * tokenizer.shape.w if bottleneck.depth else 0
-    codes = Codes(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
+    codes = CodeCounts(bottleneck.codebook_size, config.batch_size * positions, len(validation_set) * positions)
     write = partial(save_tokenizer, run.folder / TOKENIZER_FILE, ema.module, config.data)
     run.resume(
         parts,
@@ -136,8 +136,8 @@ def main() -> None:
         if not has_learned:  # the first step, or all steps so far were skipped
             with accelerator.autocast():
                 start_codebook(tokenizer, micro_batches)
-            if too_few := codes.too_few(config.bottleneck):
-                run.alarm(done, "few vectors", too_few)
+            if message := codes.few_vectors_message(config.bottleneck):
+                run.alarm(done, "few vectors", message)
 
         seed = derive_seed(config.seed, "model", step, rank)
         torch.manual_seed(seed)

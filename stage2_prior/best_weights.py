@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stage1_tokenizer.diagnostics.alarms.base import Alarm, Alarms, Entry
+from stage1_tokenizer.diagnostics.alarms.base import Alarm, Alarms, LogEntry
 from stage1_tokenizer.engine.checkpoint import write_weights
 from stage1_tokenizer.engine.state import Part
 from stage2_prior.base import Prior
@@ -125,7 +125,7 @@ class Overfitting(Alarm):
         self._in_a_row = 0
         self._message: str | None = None
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
         """Return the alarm's message while the prior overfits, else None."""
         if TRAINING in entry.scalars:
             self._losses.append(entry.scalars[TRAINING])

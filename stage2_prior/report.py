@@ -1,4 +1,4 @@
-"""The page about a prior's run: its sections, on the machinery of stage1_tokenizer/diagnostics."""
+"""The report page of a prior's run."""
 
 import math
 from collections.abc import Sequence
@@ -9,24 +9,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from stage1_tokenizer.config.base import Tree, config_from_json
+from stage1_tokenizer.diagnostics.report import run_sections
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, listed, percent, plain, tag
-from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note, render
-from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
-from stage1_tokenizer.diagnostics.report.run_sections import (
-    Meaning,
-    command_of,
-    data_facts,
-    footer_of,
-    happened,
-    head_of,
-    readings,
-    show_figures,
-    what_was_run,
+from stage1_tokenizer.diagnostics.report.markup import (
+    Child,
+    Markup,
+    description_list,
+    format_number,
+    format_percent,
+    join,
+    tag,
 )  # fmt: skip
-from stage1_tokenizer.diagnostics.report.tokenizer import describe
+from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, Section, notice, try_section
+from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
+from stage1_tokenizer.diagnostics.report.run_sections import MetricInfo
+from stage1_tokenizer.diagnostics.report.tokenizer import describe_latent
 from stage1_tokenizer.diagnostics.views import atlas, tokens
-from stage1_tokenizer.diagnostics.views.base import Subject, measured_of
+from stage1_tokenizer.diagnostics.views.base import Subject, encoded_images
 from stage1_tokenizer.diagnostics.views.curves import VALIDATION, pair, show_charts
 from stage1_tokenizer.diagnostics.views.reconstructions import over_training, triple
 from stage1_tokenizer.engine.errors import BadFileError, shorten
@@ -34,138 +33,136 @@ from stage1_tokenizer.engine.model_files import read_data_tree, read_step
 from stage2_prior.best_weights import BEST_BY
 from stage2_prior.prior import PRIOR_FILE, PriorHeader
 
-METRICS = {
-    "validation/bits_per_token": Meaning(
-        "Bits per token", "What the prior needs on average for one code of a picture that it has not seen.", "lower"
+PRIOR_METRICS = {
+    "validation/bits_per_token": MetricInfo(
+        "Bits per token", "Average number of bits that the prior needs for one code of a new image.", "lower"
     ),
-    "validation/unigram_bits_per_token": Meaning(
-        "Unigram", "What it would take knowing only how frequent each code is.", None, "bits"
+    "validation/unigram_bits_per_token": MetricInfo(
+        "Unigram", "Bits per token of a model that knows only how frequent each code is.", None, "bits"
     ),
-    "validation/bigram_bits_per_token": Meaning(
-        "Bigram", "What it would take knowing the code before, too. A prior has to be below this.", None, "bits"
+    "validation/bigram_bits_per_token": MetricInfo(
+        "Bigram", "Bits per token of a model that knows also the previous code. A prior must be below this.", None,
+        "bits",
     ),
-    "validation/code_bits_per_dim": Meaning(
-        "Code bits per dimension", "Bits of a picture's codes for each of its colour values; not a likelihood of "
-        "pixels.", "lower", digits=3,
+    "validation/code_bits_per_dim": MetricInfo(
+        "Code bits per dimension", "Bits of an image's codes divided by its number of colour values; not a likelihood "
+        "of pixels.", "lower", digits=3,
     ),
 }  # fmt: skip
+"""The metrics of a prior in the order of the page."""
 COLUMNS = 10
-"""Of the grids of samples."""
-LIMITS = 4
-"""Reconstructions that show what the tokenizer allows."""
+"""Columns in the grids of samples."""
+RECONSTRUCTIONS = 4
+"""Reconstructions that show the best quality that the tokenizer allows."""
 
 
 def prior_page(run: RunFolder, device: torch.device, root: str | None = None, more: Sequence[Section] = ()) -> str:
-    """The page; `more`: sections on what was made with the prior since."""
+    """Return the page of a prior's run. `more`: sections on samples and evaluations that were made with it."""
     run = RunFolder(run.path, PRIOR_FILE)
     subject = Subject(run, device, root)
-    command = command_of(run, "stage2_prior/train.py", " --tokenizer TOKENIZER")
+    command = run_sections.start_command(run, "stage2_prior/train.py", " --tokenizer TOKENIZER")
     sections = [
-        attempt("figures", "Figures", lambda: join(in_words(run), show_figures(run, METRICS))),
+        try_section("figures", "Metrics", lambda: _show_metrics(run)),
         *more,
-        attempt("samples", "Samples over the training", lambda: _samples(run)),
-        attempt("curves", "Curves", lambda: show_charts(run.curves, charts(run))),
-        attempt("tokenizer", "Its tokenizer", lambda: _tokenizer(subject)),
+        try_section("samples", "Samples during the training", lambda: _show_samples(run)),
+        try_section("curves", "Curves", lambda: show_charts(run.curves, prior_charts(run))),
+        try_section("tokenizer", "Its tokenizer", lambda: _show_tokenizer(subject)),
         atlas.VIEW.section(subject),
         tokens.VIEW.section(subject),
-        attempt("run", "What was run", lambda: what_was_run(run, facts_of(run), command)),
-        attempt("alarms", "Alarms", lambda: happened(run)),
     ]
-    return render(head_of(run, "Prior", "prior"), sections, footer_of(run))
+    return run_sections.render_run(run, "prior", sections, lambda: prior_facts(run), command)
 
 
-def kind_of(run: RunFolder) -> Literal["tokenizer", "prior"]:
-    """The stage of a run, by the weights in its folder or by its configuration."""
+def run_kind(run: RunFolder) -> Literal["tokenizer", "prior"]:
+    """Return what a run trains, by the weights in its folder or by its configuration."""
     is_prior = (run.path / PRIOR_FILE).exists() or isinstance(run.config.get("prior"), dict)
     return "prior" if is_prior else "tokenizer"
 
 
-def in_words(run: RunFolder) -> Markup | None:
-    """The prior beside the two simplest models."""
-    found = {each.name.partition("/")[2]: each.value for each in readings(run.curves, METRICS)}
-    bits = found.get("bits_per_token")
+def describe_bits(run: RunFolder) -> Markup | None:
+    """Compare the prior's bits per token with the two simplest models, in words; None before the first validation."""
+    metrics = run_sections.metric_values(run.curves, PRIOR_METRICS)
+    values = {metric.name.partition("/")[2]: metric.value for metric in metrics}
+    bits = values.get("bits_per_token")
     if bits is None:
         return None
-    words = [f"The prior needs {plain(bits)} bits for a code."]
-    for name, knows in (("unigram", "how frequent each code is"), ("bigram", "the code before")):
-        other = found.get(f"{name}_bits_per_token")
+    words = [f"The prior needs {format_number(bits)} bits for a code."]
+    for name, knowledge in (("unigram", "how frequent each code is"), ("bigram", "the code before")):
+        other = values.get(f"{name}_bits_per_token")
         if other is not None and other > 0:
-            apart = 1 - bits / other
-            less = f"{percent(apart)} less" if apart >= 0 else f"{percent(-apart)} more"
-            words.append(f"That is {less} than a model that knows only {knows} ({name}, {plain(other)} bits).")
-    bigram = found.get("bigram_bits_per_token")
+            saved = 1 - bits / other
+            less = f"{format_percent(saved)} less" if saved >= 0 else f"{format_percent(-saved)} more"
+            words.append(
+                f"That is {less} than a model that knows only {knowledge} ({name}, {format_number(other)} bits)."
+            )
+    bigram = values.get("bigram_bits_per_token")
     if bigram is not None and bits > bigram:
-        words.append("It is worse than a bigram: it has not learned yet what pictures look like.")
+        words.append("It is worse than the bigram model, so it has not yet learned how codes depend on each other.")
     return tag("p", " ".join(words))
 
 
-def charts(run: RunFolder) -> list[Chart]:
-    """The likelihood, beside what simple models have, and what else was logged."""
+def prior_charts(run: RunFolder) -> list[Chart]:
+    """Return the charts of a prior: bits per token beside the simplest models, speed, gradient and learning rate."""
     curves = run.curves
     bits = pair(curves, "bits_per_token", "Bits per token", "bits for a code, lower is better")
-    levels = [
+    simple_models = [
         Series(f"{name}, validation", curves[f"validation/{name}_bits_per_token"], colour=colour)
         for colour, name in enumerate(("unigram", "bigram"), start=VALIDATION + 1)
         if f"validation/{name}_bits_per_token" in curves
     ]
     return [
-        Chart(bits.title, bits.unit, [*bits.series, *levels]),
-        Chart("Speed", "pictures a second", _one(run, "train/images_per_second"), from_zero=True),
-        Chart("Norm of the gradient", "before clipping", _one(run, "train/gradient_norm"), log=True),
-        Chart("Learning rate", "", _one(run, "train/lr"), from_zero=True),
+        Chart(bits.title, bits.unit, [*bits.series, *simple_models]),
+        pair(curves, "images_per_second", "Speed", "images a second", from_zero=True),
+        pair(curves, "gradient_norm", "Norm of the gradient", "before clipping", log=True),
+        pair(curves, "lr", "Learning rate", "", from_zero=True),
     ]
 
 
-def _one(run: RunFolder, name: str) -> list[Series]:
-    return [Series("training", run.curves[name])] if name in run.curves else []
-
-
-def facts_of(run: RunFolder) -> list[tuple[Child, Child]]:
-    """What a prior is, in a few lines."""
+def prior_facts(run: RunFolder) -> list[tuple[Child, Child]]:
+    """Return names and values that describe the prior and its training."""
     config = run.config
-    facts: list[tuple[Child, Child]] = [("Prior", run.text("prior", "kind"))]
+    facts: list[tuple[Child, Child]] = [("Prior", run.config_text("prior", "kind"))]
     try:
-        described = described_prior(run.path / PRIOR_FILE)
-    except TROUBLE as error:
+        prior = inspect_prior(run.path / PRIOR_FILE)
+    except EXPECTED_ERRORS as error:
         if isinstance(data := config.get("data"), dict):
-            facts.append(("Data", data_facts(data)))
+            facts.append(("Data", run_sections.describe_data(data)))
         facts.append(("Weights", f"cannot be read: {error}" if (run.path / PRIOR_FILE).exists() else "not written yet"))
     else:
-        header = described.header
-        h, w, K, V = header.shape
-        facts += [("Data", data_facts(described.data)), ("Parameters", f"{described.parameters:,}")]
+        h, w, K, V = prior.header.shape
+        facts += [("Data", run_sections.describe_data(prior.data)), ("Parameters", f"{prior.parameters:,}")]
         facts.append(("Sequence", f"{h * w * K:,} tokens out of {V:,}"))
-        names = ", ".join(header.classes[:12]) + (", ..." if len(header.classes) > 12 else "")
-        facts.append(("Classes", f"{len(header.classes):,}: {shorten(names)}" if header.classes else "none"))
-        facts.append(("Tokenizer", header.tokenizer))
-        chosen = "the best on validation" if described.is_best else "the last"
-        facts.append(("Weights", f"of step {described.step:,}, {chosen}"))
-    if isinstance(prior := config.get("prior"), dict):
-        sizes = [f"{key} {prior[key]}" for key in ("layers", "width", "heads") if key in prior]
-        facts.append(("Size", ", ".join(sizes)))
-    facts += [("Batch size", run.text("batch_size")), ("Learning rate", run.text("optim", "lr"))]
+        classes = prior.header.classes
+        facts.append(("Classes", run_sections.describe_classes(classes) if classes else "none"))
+        facts.append(("Tokenizer", prior.header.tokenizer))
+        chosen = "the best on validation" if prior.is_best else "the last"
+        facts.append(("Weights", f"of step {prior.step:,}, {chosen}"))
+    if isinstance(sizes := config.get("prior"), dict):
+        words = [f"{key} {sizes[key]}" for key in ("layers", "width", "heads") if key in sizes]
+        facts.append(("Size", ", ".join(words)))
+    facts += [("Batch size", run.config_text("batch_size")), ("Learning rate", run.config_text("optim", "lr"))]
     return facts
 
 
-class Described(NamedTuple):
-    """What a prior's file says of it."""
+class PriorFile(NamedTuple):
+    """The facts in the header of a prior's weights file."""
 
     header: PriorHeader
     data: Tree
-    """The data whose codes it models: its own, or those of its tokenizer."""
+    """Config of the data whose codes the prior models: its own data, or those of its tokenizer."""
     parameters: int
-    """Their number."""
+    """Number of parameters."""
     step: int
     """Optimizer steps that the weights have learned from."""
     is_best: bool
-    """True if the weights were chosen by validation; False: the last ones, as earlier versions wrote them."""
+    """True if validation chose the weights; False: they are the last ones, as former versions wrote them."""
 
 
-def described_prior(file: Path) -> Described:
-    """What a prior's file says of it; the weights stay on disk.
+def inspect_prior(file: Path) -> PriorFile:
+    """Read the header of a prior's weights file, without loading the weights.
 
     Raises:
-        BadFileError: it is damaged, or not there.
+        BadFileError: the file is damaged or missing.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -175,41 +172,45 @@ def described_prior(file: Path) -> Described:
         raise BadFileError(f"{file}: {shorten(error)}") from None
     header = config_from_json(PriorHeader, metadata.get("config"), str(file))
     data, step = read_data_tree(metadata, str(file)), read_step(metadata, str(file))
-    return Described(header, data, sum(sizes), step, BEST_BY in metadata)
+    return PriorFile(header, data, sum(sizes), step, BEST_BY in metadata)
 
 
-def _samples(run: RunFolder) -> Child:
+def _show_metrics(run: RunFolder) -> Child:
+    return join(describe_bits(run), run_sections.show_metrics(run, PRIOR_METRICS))
+
+
+def _show_samples(run: RunFolder) -> Child:
     strips = over_training(run, "samples", "Samples")
     if strips is None:
-        return note("There are none: the training has not come to a validation yet, or samples was 0.")
+        return notice("There are no samples: there was no validation yet, or --samples was 0.")
     words = [
-        "Sampled at the validations without any filter or guidance, from the same random numbers each time. What "
-        "changes is what the prior has learned."
+        "Sampled at the validations without any filter or guidance, each time from the same random numbers, so what "
+        "changes is the prior."
     ]
     try:
-        classes = len(described_prior(run.path / PRIOR_FILE).header.classes)
-    except TROUBLE:  # the section on what was run says so
+        classes = len(inspect_prior(run.path / PRIOR_FILE).header.classes)
+    except EXPECTED_ERRORS:  # the section on what was run shows the reason
         classes = 0
     if classes > 1:
-        columns = "each column is of one class" if COLUMNS % classes == 0 else "row by row, the classes take turns"
-        words.append(f" In reading order the classes are drawn in turn: {columns}.")
+        columns = "each column has one class" if COLUMNS % classes == 0 else "row by row, the classes take turns"
+        words.append(f" The classes are in turn: {columns}.")
     return join(tag("p", words), strips)
 
 
-def _tokenizer(subject: Subject) -> Markup:
-    """The limit of what the prior can draw."""
-    measured = measured_of(subject)
-    loaded, psnr = measured.loaded, measured.psnr
+def _show_tokenizer(subject: Subject) -> Markup:
+    """Return the tokenizer's quality, which limits that of the prior's samples."""
+    encoded = encoded_images(subject)
+    loaded, psnr = encoded.loaded, encoded.psnr
     facts: list[tuple[Child, Child]] = [
         ("Kind", f"{loaded.tokenizer.config.bottleneck.kind}, trained for {loaded.step:,} steps"),
-        ("Latent", describe(measured)),
-        ("PSNR", f"{float(psnr.mean()):.2f} dB on {measured.pictures}"),
+        ("Latent", describe_latent(encoded)),
+        ("PSNR", f"{float(psnr.mean()):.2f} dB on {encoded.description}"),
         ("Fingerprint", loaded.fingerprint),
     ]
-    shown = [triple(measured, place, f"{psnr[place]:.2f} dB") for place in measured.spread(LIMITS)]
-    return join(
-        tag("p", "Samples are drawn by this tokenizer's decoder, and can be no better than its reconstructions: "
-            "original, reconstruction, error."),
-        listed(facts),
-        tag("div", shown, class_="triples"),
-    )  # fmt: skip
+    indices = encoded.spaced_indices(RECONSTRUCTIONS)
+    triples = [triple(encoded, index, f"{psnr[index]:.2f} dB") for index in indices]
+    words = (
+        "This tokenizer decodes the samples, so they can be no better than its reconstructions: original, "
+        "reconstruction, error."
+    )
+    return join(tag("p", words), description_list(facts), tag("div", triples, class_="triples"))

@@ -37,7 +37,7 @@ from stage1_tokenizer.tokenizer import LoadedTokenizer, TokenShape
 from stage2_prior.prior import check_classes, read_saved_classes
 
 Provenance = dict[str, Any]
-"""What tokens were made from: tokenizer, data set and settings, as JSON values."""
+"""The origin of tokens (tokenizer, data set and settings) as JSON values."""
 PROVENANCE = "provenance"
 """Header entry of a shard that holds its provenance."""
 SHARD_NAME = re.compile(r"\w+-\d{5}-of-\d{5}\.safetensors")

@@ -1,4 +1,4 @@
-"""What people would use instead, brought to one form: GPTs over the codes of an image that start from its class."""
+"""Alternatives to our priors, with one interface: GPTs over the codes of an image, which begin with its class."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Size:
-    """Of a GPT over a square grid of codes."""
+    """Size of a GPT over a square grid of codes."""
 
     layers: int = 12
     width: int = 512
@@ -20,7 +20,7 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Of one image."""
+        """Tokens of one image."""
         return self.side**2
 
     @property
@@ -30,13 +30,13 @@ class Size:
 
     @property
     def matrix_weights(self) -> int:
-        """Weights that every token is multiplied with: attention, feed-forward networks, logits."""
+        """Weights of the matrices that every token is multiplied with: attention, feed-forward networks, logits."""
         return self.layers * 12 * self.width**2 + self.width * self.vocabulary
 
 
 class Peer(Protocol):
-    """A model with random weights and its own way to sample from itself."""
+    """A model with random weights that can sample."""
 
     def generate(self, labels: Tensor, tokens: int, greedy: bool = False, cached: bool = True) -> Tensor:
-        """Ids (B, tokens) for labels (B,), drawn from the top_k likeliest, or each the likeliest."""
+        """Return codes (B, tokens) for labels (B,), drawn from the top_k likeliest; greedy: always the likeliest."""
         ...

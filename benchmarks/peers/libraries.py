@@ -1,5 +1,8 @@
-"""The `generate` of x-transformers and of Hugging Face's GPT-2. A class is one more token of the vocabulary, and comes
-first. What is not named here is as the libraries have it."""
+"""The `generate` of x-transformers and of Hugging Face's GPT-2.
+
+A class is an additional token of the vocabulary, and comes first. Options that are not named here have the libraries'
+defaults.
+"""
 
 import warnings
 from typing import Any, Literal
@@ -16,7 +19,7 @@ with warnings.catch_warnings():  # x-transformers calls torch.jit.script at impo
 
 
 def options_of_ours(size: Size) -> dict[str, Any]:
-    """What our priors set, as far as the library has it: its rotary positions know one axis."""
+    """Return the library's options for the architecture of our priors; its rotary positions have one axis only."""
     return {
         "rotary_pos_emb": True,
         "use_rmsnorm": True,
@@ -29,7 +32,7 @@ def options_of_ours(size: Size) -> dict[str, Any]:
 
 
 class XTransformers(nn.Module):
-    """A Peer. options: of its Decoder."""
+    """The GPT of x-transformers, a Peer. options: those of its Decoder."""
 
     def __init__(self, size: Size, options: dict[str, Any]) -> None:
         super().__init__()
@@ -45,6 +48,7 @@ class XTransformers(nn.Module):
 
     @torch.inference_mode()
     def generate(self, labels: Tensor, tokens: int, greedy: bool = False, cached: bool = True) -> Tensor:
+        """Sample codes (B, tokens), as Peer says."""
         ids: Tensor = self.wrapper.generate(
             labels[:, None] + self.size.vocabulary,
             tokens,
@@ -57,10 +61,10 @@ class XTransformers(nn.Module):
 
 
 class Gpt2(nn.Module):
-    """A Peer. Its ids may be those of classes, which are tokens like the others to it: the time is the same.
+    """GPT-2 of transformers, a Peer. It may also sample class tokens, which does not change its time.
 
     Raises:
-        ImportError: there is no `transformers`.
+        ImportError: `transformers` is not installed.
     """
 
     def __init__(self, size: Size, cache: Literal["dynamic", "static"]) -> None:
@@ -75,12 +79,13 @@ class Gpt2(nn.Module):
             n_layer=size.layers,
             n_head=size.heads,
             bos_token_id=None,
-            eos_token_id=None,  # nothing ends a picture early
+            eos_token_id=None,  # no token ends an image early
         )
         self.model: Any = GPT2LMHeadModel(config)
 
     @torch.inference_mode()
     def generate(self, labels: Tensor, tokens: int, greedy: bool = False, cached: bool = True) -> Tensor:
+        """Sample codes (B, tokens), as Peer says."""
         start = labels[:, None] + self.size.vocabulary
         choosing = {"do_sample": False} if greedy else {"do_sample": True, "top_k": self.size.top_k}
         static = {"cache_implementation": "static", "disable_compile": True}

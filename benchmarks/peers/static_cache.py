@@ -1,7 +1,8 @@
-"""A GPT that decodes as gpt-fast and LlamaGen do: keys and values in memory for the longest sequence, and all of it
-attended to at every step, under a mask. Their copy of the cache for grouped heads is left out: here none are grouped.
+"""A GPT with a static cache, as in gpt-fast and LlamaGen.
 
-The architecture is Llama's: RMSNorm, rotary positions, SwiGLU, one product for query, key and value.
+Keys and values are allocated for the longest sequence, and each step attends to all of them under a mask. Those
+projects also copy the cache for grouped heads; here no heads are grouped. The architecture is Llama's: RMSNorm, rotary
+positions, SwiGLU, one product for query, key and value.
 """
 
 import torch
@@ -13,7 +14,7 @@ from benchmarks.peers import Size
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each behind a norm."""
+    """Attention and a feed-forward network, each after a norm."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -28,8 +29,10 @@ class Block(nn.Module):
         self.cache: Tensor | None = None  # (2, B, heads, positions, width / heads)
 
     def forward(self, x: Tensor, places: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, n, width) at places (n,), turned by rotation (n, width / heads / 2), seeing what mask (n, positions)
-        says of the cache; without one, what came before in x."""
+        """Apply the block to x (B, n, width) at the positions `places` (n,), with rotation (n, width / heads / 2).
+
+        mask: (n, positions), true for the positions in the cache to attend to; None: earlier ones in x, no cache.
+        """
         parts = self.query_key_value(self.norm(x))
         query, key, value = rearrange(parts, "B n (three H d) -> three B H n d", three=3, H=self.heads)
         query, key = turn(query, rotation), turn(key, rotation)
@@ -44,13 +47,13 @@ class Block(nn.Module):
 
 
 def turn(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (B, H, n, d), whose neighbouring channels turn together, by complex numbers (n, d / 2)."""
+    """Rotate pairs of neighbouring channels of x (B, H, n, d) by complex numbers (n, d / 2)."""
     pairs = torch.view_as_complex(rearrange(x.float(), "B H n (d two) -> B H n d two", two=2).contiguous())
     return torch.view_as_real(pairs * rotation).flatten(-2).type_as(x)
 
 
 class StaticCacheGpt(nn.Module):
-    """A Peer."""
+    """A GPT with a static cache, a Peer."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -60,10 +63,10 @@ class StaticCacheGpt(nn.Module):
         self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
         self.norm = nn.RMSNorm(size.width)
         self.output = nn.Linear(size.width, size.vocabulary, bias=False)
-        self.longest = -(-(size.tokens + 1) // 8) * 8  # of whole eights, as theirs
+        self.longest = -(-(size.tokens + 1) // 8) * 8  # rounded up to a multiple of 8, as in gpt-fast
 
     def forward(self, x: Tensor, places: Tensor, rotations: Tensor, mask: Tensor | None) -> Tensor:
-        """Embedded (B, n, width) -> logits (B, n, V). rotations and mask are of all places."""
+        """Embeddings (B, n, width) -> logits (B, n, V). rotations and mask are those of all positions."""
         rows = None if mask is None else mask[places]
         for block in self.blocks:
             x = block(x, places, rotations[places], rows)
@@ -72,6 +75,7 @@ class StaticCacheGpt(nn.Module):
 
     @torch.inference_mode()
     def generate(self, labels: Tensor, tokens: int, greedy: bool = False, cached: bool = True) -> Tensor:
+        """Sample codes (B, tokens), as Peer says."""
         size, device, dtype = self.size, labels.device, self.output.weight.dtype
         rotations = self._rotations(device)
         mask = torch.ones(self.longest, self.longest, dtype=torch.bool, device=device).tril() if cached else None
@@ -92,7 +96,7 @@ class StaticCacheGpt(nn.Module):
         return torch.cat(ids, dim=1)
 
     def _choose(self, logits: Tensor, greedy: bool) -> Tensor:
-        """logits (B, V) -> ids (B, 1)."""
+        """Choose codes (B, 1) from logits (B, V)."""
         if greedy:
             return logits.argmax(dim=-1, keepdim=True)
         least = logits.topk(min(self.size.top_k, logits.shape[-1])).values[:, -1:]
@@ -100,7 +104,7 @@ class StaticCacheGpt(nn.Module):
         return torch.multinomial(probabilities, num_samples=1)
 
     def _rotations(self, device: torch.device) -> Tensor:
-        """Complex (positions, width / heads / 2)."""
+        """Return the rotations: complex (positions, width / heads / 2)."""
         half = self.size.width // self.size.heads // 2
         frequencies = 10_000.0 ** -(torch.arange(half, device=device) / half)
         angles = torch.outer(torch.arange(self.longest, device=device).float(), frequencies)

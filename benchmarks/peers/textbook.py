@@ -1,5 +1,7 @@
-"""A GPT as nanoGPT trains it: learned positions, LayerNorm, GELU, torch's own attention. Embedding and output have
-weights of their own, as ours and x-transformers' have."""
+"""The GPT of nanoGPT: learned positions, LayerNorm, GELU, torch's attention.
+
+Embedding and output have separate weights, as in ours and in x-transformers.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from benchmarks.peers import Size
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each behind a norm."""
+    """Attention and a feed-forward network, each after a norm."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -21,7 +23,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, n, width) -> the same."""
+        """Apply the block to x (B, n, width)."""
         parts = self.query_key_value(self.norm(x))
         query, key, value = rearrange(parts, "B n (three H d) -> three B H n d", three=3, H=self.heads)
         seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -30,7 +32,7 @@ class Block(nn.Module):
 
 
 class TextbookGpt(nn.Module):
-    """Ids (B, n) -> logits (B, n, V) of the id after each."""
+    """A textbook GPT."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -41,6 +43,7 @@ class TextbookGpt(nn.Module):
         self.output = nn.Linear(size.width, size.vocabulary, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Codes (B, n) -> logits (B, n, V) of the next code after each."""
         x = self.embedding(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)

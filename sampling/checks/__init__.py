@@ -1,5 +1,5 @@
-"""Looking at what is on disk without touching it: is it whole, does it fit what lies beside it, will it be read?
+"""Checks of files on disk: is each one undamaged, does it fit the files beside it, and can this version read it?
 
-Each function here looks at one kind of thing and yields a `Finding` for each part of it. Nothing is written, nothing is
-unpickled. What a file holds is read by the code that its commands read it with.
+Each function checks one kind of thing and yields a `Finding` for each part of it. Nothing is written and nothing is
+unpickled. The content of a file is read by the same code that the commands read it with.
 """

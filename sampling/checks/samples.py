@@ -1,6 +1,6 @@
-"""A folder of pictures that a command of sampling/ made: are all there, and whole?
+"""Checks of a folder of images that a command of sampling/ made: are all images there, and undamaged?
 
-settings.json     what they follow from; "finished"
+settings.json     the settings that the images depend on; "finished"
 000000.png, ...   and beside them grid.png, samples.npz or figures.json
 """
 
@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from sampling.checks.finding import Finding, bad, check_leftovers, note, ok
+from sampling.checks.finding import Finding, check_leftovers
 from sampling.checks.images import check_images, holds_images
 from sampling.output import SETTINGS, image_names
 from stage1_tokenizer.config.base import Tree
@@ -18,17 +18,14 @@ from stage1_tokenizer.engine.lock import find_lock_holder
 
 
 def check_samples(folder: Path) -> Iterator[Finding]:
-    """Settings, pictures, and what was made of them all."""
+    """Check settings.json, the other JSON files, .npz files and images of a folder of samples."""
     holder = find_lock_holder(folder)
-    settings, wrong = _json(folder / SETTINGS)
-    if settings is None:
-        yield bad(folder / SETTINGS, wrong)
-    else:
-        yield _progress(folder, settings, holder)
+    settings = _read_json(folder / SETTINGS)
+    yield settings if isinstance(settings, Finding) else _check_progress(folder, settings, holder)
     for path in sorted(folder.glob("*.json")):
         if path.name != SETTINGS:
-            tree, wrong = _json(path)
-            yield bad(path, wrong) if tree is None else ok(path, "can be read")
+            tree = _read_json(path)
+            yield tree if isinstance(tree, Finding) else Finding.ok(path, "can be read")
     for path in sorted(folder.glob("*.npz")):
         yield _check_npz(path)
     if holds_images(folder):
@@ -36,38 +33,39 @@ def check_samples(folder: Path) -> Iterator[Finding]:
     yield from check_leftovers(folder, holder)
 
 
-def _progress(folder: Path, settings: Tree, holder: str | None) -> Finding:
-    path, wanted, finished = folder / SETTINGS, image_names(settings), settings.get("finished")
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    of = f"{len(wanted) - len(missing):,} of {len(wanted):,} pictures"
+def _check_progress(folder: Path, settings: Tree, holder: str | None) -> Finding:
+    """Check that all images that the settings describe are there."""
+    path, names, finished = folder / SETTINGS, image_names(settings), settings.get("finished")
+    missing = [name for name in names if not (folder / name).is_file()]
+    progress = f"{len(names) - len(missing):,} of {len(names):,} images"
     if not isinstance(finished, bool):
-        return note(path, f"does not say whether all was finished, as in format 1; {of} are there")
+        return Finding.note(path, f"does not say whether all was finished, as in format 1; {progress} are there")
     if holder is not None and not finished:
-        return note(path, f"is in use by a running process ({holder}); {of} are there so far")
+        return Finding.note(path, f"is in use by a running process ({holder}); {progress} are there so far")
     if not finished:
-        return bad(path, f"unfinished: {of} are there; the command that began it makes the rest")
+        return Finding.bad(path, f"unfinished: {progress} are there; the command that began it makes the rest")
     if missing:
-        return bad(path, f"finished, but only {of} are there; the first that is missing is {missing[0]}")
-    return ok(path, f"finished, {of} are there")
+        return Finding.bad(path, f"finished, but only {progress} are there; the first that is missing is {missing[0]}")
+    return Finding.ok(path, f"finished, {progress} are there")
 
 
-def _json(path: Path) -> tuple[Tree | None, str]:
-    """An object from a file; or None, and what is wrong with it."""
+def _read_json(path: Path) -> Tree | Finding:
+    """Return the object in a JSON file, or a bad finding."""
     try:
         tree = json.loads(path.read_bytes())
     except OSError as error:
-        return None, f"cannot be read ({error.strerror})"
+        return Finding.of_error(path, error)
     except (ValueError, RecursionError) as error:
-        return None, f"is damaged: not JSON ({error})"
-    return (tree, "") if isinstance(tree, dict) else (None, "is damaged: not a JSON object")
+        return Finding.bad(path, f"is damaged: not JSON ({error})")
+    return tree if isinstance(tree, dict) else Finding.bad(path, "is damaged: not a JSON object")
 
 
 def _check_npz(path: Path) -> Finding:
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            damaged_member = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError) as error:
-        return bad(path, f"is damaged: {error}")
-    return (
-        bad(path, f"is damaged: the checksum of its {broken} differs") if broken else ok(path, "whole by its checksums")
-    )
+        return Finding.bad(path, f"is damaged: {error}")
+    if damaged_member:
+        return Finding.bad(path, f"is damaged: the checksum of its {damaged_member} differs")
+    return Finding.ok(path, "whole by its checksums")

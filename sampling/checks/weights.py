@@ -1,4 +1,4 @@
-"""Safetensors files: a tokenizer, a prior and whether it fits the tokenizer, a kept batch, or another file."""
+"""Checks of safetensors files: a tokenizer, a prior (and whether it fits the tokenizer), a saved batch, any other."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sampling.checks.finding import Finding, Verdict, bad, note, ok, reason
+from sampling.checks.finding import Finding, Verdict
 from sampling.checks.tokens import check_tokens
 from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, Header, read_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
@@ -17,13 +17,13 @@ from stage2_prior.tokens import PROVENANCE
 
 
 def check_safetensors(path: Path) -> Iterator[Finding]:
-    """A file of any kind, which its name or else its header tells."""
-    header = _header(path)
+    """Check a file of any kind. Its name or its header says which kind it is."""
+    header = _read_header(path)
     kind = {TOKENIZER_FILE: "tokenizer", PRIOR_FILE: "prior"}.get(path.name, header.get("kind"))
     if STATE_NAME.fullmatch(path.parent.name):
         problem = find_problem(path.parent)
-        state = f"the state {path.parent.name}"
-        yield bad(path, f"is a part of {state}: {problem}") if problem else ok(path, f"is a part of {state}, whole")
+        part = f"is a part of the state {path.parent.name}"
+        yield Finding.bad(path, f"{part}: {problem}") if problem else Finding.ok(path, f"{part}, whole")
     elif kind == "tokenizer":
         yield check_tokenizer(path)[0]
     elif kind == "prior":
@@ -35,7 +35,7 @@ def check_safetensors(path: Path) -> Iterator[Finding]:
 
 
 def check_pair(tokenizer: Path, prior: Path) -> Iterator[Finding]:
-    """The files of a tokenizer and a prior, as far as they are there, and whether they belong together."""
+    """Check the files of a tokenizer and a prior, as far as they exist, and whether they belong together."""
     loaded = None
     if tokenizer.is_file():
         finding, loaded = check_tokenizer(tokenizer)
@@ -45,49 +45,47 @@ def check_pair(tokenizer: Path, prior: Path) -> Iterator[Finding]:
 
 
 def tokenizer_of(tokens: Path) -> LoadedTokenizer | None:
-    """The tokenizer in the run's folder that a folder of tokens is in, where there is one and it can be loaded."""
+    """Return the tokenizer in the run's folder that holds this folder of tokens; None if it cannot be loaded."""
     path = tokens.absolute().parent / TOKENIZER_FILE
     return check_tokenizer(path)[1] if path.is_file() else None
 
 
 def check_tokenizer(path: Path) -> tuple[Finding, LoadedTokenizer | None]:
-    """A tokenizer's file; and the tokenizer, where it can be loaded."""
+    """Check a tokenizer's file. Return the finding, and the tokenizer if it can be loaded."""
     try:
         loaded = LoadedTokenizer.load(path)
     except (BadFileError, ConfigError) as error:
-        return bad(path, reason(error, path)), None
-    broken = _not_finite(loaded.tokenizer.state_dict())
-    if broken:
-        return bad(path, broken), loaded
+        return Finding.of_error(path, error), None
+    if problem := _not_finite(loaded.tokenizer.state_dict()):
+        return Finding.bad(path, problem), loaded
     config = loaded.tokenizer.config
     size = f"{config.image_size[0]}x{config.image_size[1]}x{config.image_channels}"
-    what = f"a tokenizer of step {loaded.step:,} ({config.bottleneck.kind}), images {size}, {_codes(loaded)}"
-    return ok(path, f"{_wholeness(_header(path))}; {what}; fingerprint {loaded.fingerprint}"), loaded
+    text = f"a tokenizer of step {loaded.step:,} ({config.bottleneck.kind}), images {size}, {_codes(loaded)}"
+    return Finding.ok(path, f"{_integrity(_read_header(path))}; {text}; fingerprint {loaded.fingerprint}"), loaded
 
 
-def _check_prior(path: Path, beside: Path, tokenizer: LoadedTokenizer | None) -> Finding:
-    """A prior's file, and whether the tokenizer in the file `beside` it, None where it cannot be loaded, is its own."""
+def _check_prior(path: Path, tokenizer_path: Path, tokenizer: LoadedTokenizer | None) -> Finding:
+    """Check a prior's file, and whether it was trained on the tokenizer beside it (None if it cannot be loaded)."""
     try:
         saved = SavedPrior.read(path)
         saved.build()
     except BadFileError as error:
-        return bad(path, reason(error, path))
-    broken = _not_finite(saved.weights)
-    if broken:
-        return bad(path, broken)
+        return Finding.of_error(path, error)
+    if problem := _not_finite(saved.weights):
+        return Finding.bad(path, problem)
     header = saved.header
-    what = f"a prior of step {saved.step:,} ({header.prior.kind}) over {saved.shape.in_words}"
-    verdict, fit = _fit(saved, beside, tokenizer)
-    return Finding(verdict, path, f"{_wholeness(_header(path))}; {what}, {len(header.classes)} classes; {fit}")
+    text = f"a prior of step {saved.step:,} ({header.prior.kind}) over {saved.shape.in_words}"
+    verdict, fit = _compare_with_tokenizer(saved, tokenizer_path, tokenizer)
+    return Finding(verdict, path, f"{_integrity(_read_header(path))}; {text}, {len(header.classes)} classes; {fit}")
 
 
-def _fit(saved: SavedPrior, beside: Path, tokenizer: LoadedTokenizer | None) -> tuple[Verdict, str]:
-    """A word on whether the tokenizer is that of a prior's training."""
+def _compare_with_tokenizer(saved: SavedPrior, path: Path, tokenizer: LoadedTokenizer | None) -> tuple[Verdict, str]:
+    """Return a verdict and a text on whether the prior was trained on this tokenizer."""
     wanted = saved.header.tokenizer
-    if not beside.is_file():
+    if not path.is_file():
         return "bad", f"but the tokenizer {wanted}, to which it belongs, is not beside it"
     if tokenizer is None:
-        return "note", f"whether the tokenizer beside it is its own, {wanted}, cannot be seen"
+        return "note", f"its tokenizer is {wanted}; the one beside it cannot be loaded, so they cannot be compared"
     if tokenizer.fingerprint != wanted:
         return "bad", f"but it belongs to the tokenizer {wanted}, and beside it is {tokenizer.fingerprint}"
     if _codes(tokenizer) != saved.shape.in_words:
@@ -99,18 +97,18 @@ def _check_other(path: Path) -> Finding:
     try:
         tensors, header = read_tensors(path)
     except BadFileError as error:
-        return bad(path, reason(error, path))
+        return Finding.of_error(path, error)
     size = f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()):,} bytes"
     if header.get("kind") == "batch":
         step, found = shorten(header.get("step")), shorten(header.get("found"))
-        return note(path, f"can be read, carries no checksum; the batch of step {step}, left out for {found}")
+        return Finding.note(path, f"can be read, carries no checksum; the batch of step {step}, left out for {found}")
     if CHECKSUM_KEY in header:
-        return note(path, f"is whole, of the unknown kind {shorten(header.get('kind'))}; {size}")
-    return note(path, f"can be read, but carries no checksum, and Tessera did not write it; {size}")
+        return Finding.note(path, f"is whole, of the unknown kind {shorten(header.get('kind'))}; {size}")
+    return Finding.note(path, f"can be read, but carries no checksum, and Tessera did not write it; {size}")
 
 
-def _header(path: Path) -> Header:
-    """What a file says of itself; nothing where it cannot be read."""
+def _read_header(path: Path) -> Header:
+    """Return the metadata in a file's header; empty if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             header: Header = file.metadata() or {}
@@ -119,13 +117,14 @@ def _header(path: Path) -> Header:
         return {}
 
 
-def _wholeness(header: Header) -> str:
-    """For a file that was read without complaint."""
-    sound = "whole by its checksum" if CHECKSUM_KEY in header else "can be read, but carries no checksum"
-    return f"{sound}, format {header.get('format')}"
+def _integrity(header: Header) -> str:
+    """Say how far a file that was read without an error can be trusted, and its format."""
+    trust = "whole by its checksum" if CHECKSUM_KEY in header else "can be read, but carries no checksum"
+    return f"{trust}, format {header.get('format')}"
 
 
 def _codes(loaded: LoadedTokenizer) -> str:
+    """Return the shape of a tokenizer's codes in words."""
     try:
         return loaded.tokenizer.shape.in_words
     except ConfigError:
@@ -133,7 +132,7 @@ def _codes(loaded: LoadedTokenizer) -> str:
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """Which tensor holds NaN or infinity; empty where none does."""
-    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return f"is as it was written, but {wrong[0]}{more} is not finite" if wrong else ""
+    """Name the first tensor that holds NaN or infinity, and the number of others; empty if all are finite."""
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"is as it was written, but {names[0]}{more} is not finite" if names else ""

@@ -1,4 +1,4 @@
-"""The measuring instruments of evaluation: features, distances between sets of pictures, intervals, nearest pictures.
+"""The measuring tools of evaluation: features, distances between sets of images, confidence intervals, nearest images.
 
-N pictures, B of them in a batch, C H W their channels and pixels (uint8), D features of an extractor.
+Letters: N images, B images in a batch, C channels and H x W pixels of an image (uint8), D features of an extractor.
 """

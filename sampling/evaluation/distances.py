@@ -1,10 +1,14 @@
-"""Distances between two sets of pictures, in features: torch-fidelity's, with the sizes and seeds spelled out, and
-the pictures that lie within the other set, one by one, for intervals by resampling need them.
+"""Metrics of sets of features.
 
-They are the FID, KID and inception score of the papers where the features are Inception's
-(`Extractor.is_inception`); of other features they have other values and must be called otherwise.
+torch-fidelity computes the Fréchet distance, the kernel distance and the inception score, with sizes and seeds given
+explicitly. Precision, recall, density and coverage are computed here image by image, because confidence intervals by
+resampling need the value of each image.
+
+Only with Inception's features (`Extractor.is_inception`) are the values those that papers call FID, KID and inception
+score. With other features the values differ, and so must the names.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,31 +23,31 @@ from sampling.evaluation.moments import Moments
 from stage1_tokenizer.engine.seeds import derive_seed
 
 CHUNK = 1000
-"""Rows of a matrix of distances at a time: 80 MB beside 10,000 others, in float64."""
+"""Rows of a distance matrix that are computed at once: 80 MB for 10,000 columns in float64."""
 
 
 class KernelDistance(NamedTuple):
-    """Mean and deviation of the squared MMD over random subsets."""
+    """Mean and standard deviation of the squared MMD over random subsets."""
 
     mean: float
     std: float
     subset_size: int
-    """What was asked for, or the smaller set's size where that is less."""
+    """Images in a subset: the size asked for, or that of the smaller set if it has fewer images."""
 
 
 class Score(NamedTuple):
-    """Mean and deviation over splits."""
+    """Mean and standard deviation of the inception score over splits."""
 
     mean: float
     std: float
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Frechet distance between two Gaussians of these moments (Heusel et al. 2017, equation 6): 0 of equal ones.
+    """Return the Fréchet distance between two Gaussians with these moments (Heusel et al. 2017, equation 6).
 
-    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), on the scale of the squared features. It falls with the
-    number of pictures, so only distances of equal counts can be compared. Singular covariances (N <= D) are fine.
-    Rounding may leave a little less than 0 (-0.0008 where the squared features are 400), which is given as 0.
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), in units of squared features; 0 for equal moments. It falls
+    with the number of images, so compare distances of equal counts only. Singular covariances (N <= D) are allowed.
+    Rounding can give slightly less than 0 (-0.0008 for squared features of 400); the function then returns 0.
     """
     statistics = [{"mu": moments.mean, "sigma": moments.covariance} for moments in (a, b)]
     return max(0.0, float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]))
@@ -52,59 +56,63 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def kernel_distance(
     f1: Tensor, f2: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """Squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018): f1 (N, D), f2 (M, D).
+    """Return the squared MMD of f1 (N, D) and f2 (M, D) with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018).
 
-    Unbiased, so it is about 0, and may be below, for two sets of one distribution; its value does not depend on N.
-    In float64: the kernel's sums cancel.
+    Unbiased: the expected value for two sets from one distribution is 0 whatever N is, and values below 0 occur.
+    Computed in float64, because the kernel's sums cancel.
     """
     size = min(subset_size, len(f1), len(f2))
-    found = kid_features_to_metric(
+    values = kid_features_to_metric(
         f1.double(), f2.double(), kid_subsets=subsets, kid_subset_size=size, rng_seed=_numpy_seed(seed), verbose=False
     )
-    return KernelDistance(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD], size)
+    return KernelDistance(values[KEY_METRIC_KID_MEAN], values[KEY_METRIC_KID_STD], size)
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int = 0) -> Score:
-    """exp of the mean KL from a picture's classes to all pictures' (Salimans et al. 2016): logits (N, classes).
+    """Return exp of the mean KL divergence from an image's classes to those of all images (Salimans et al. 2016).
 
-    From 1 to the number of classes. The pictures are shuffled, then split; each split has its own score.
+    logits: (N, classes). The score lies between 1 and the number of classes. The images are shuffled, then split; each
+    split has its own score.
 
     Raises:
-        ValueError: fewer pictures than splits.
+        ValueError: there are fewer images than splits.
     """
     if len(logits) < splits:
-        raise ValueError(f"{len(logits)} pictures cannot be split in {splits}")
-    found = isc_features_to_metric(logits, splits, shuffle=True, rng_seed=_numpy_seed(seed))
-    return Score(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
+        raise ValueError(f"{len(logits)} images cannot be divided into {splits} splits")
+    values = isc_features_to_metric(logits, splits, shuffle=True, rng_seed=_numpy_seed(seed))
+    return Score(values[KEY_METRIC_ISC_MEAN], values[KEY_METRIC_ISC_STD])
 
 
 def _numpy_seed(seed: int) -> int:
-    """numpy's old generator, which torch-fidelity uses, takes 32 bits."""
+    """Return the seed in 32 bits, for numpy's old generator, which torch-fidelity uses."""
     return seed % 2**32
 
 
 @dataclass(frozen=True)
 class Manifold:
-    """Two sets of pictures, n samples and m references, compared by balls: a picture's ball reaches to the k-th nearest
-    of its own set."""
+    """Comparison of n samples with m reference images by balls.
+
+    The ball of an image is centred at its features; its radius is the distance to the k-th nearest image of its own
+    set.
+    """
 
     precision: Tensor
-    """(n,) bool: the sample lies in a reference ball."""
+    """(n,) bool: the sample lies in the ball of a reference image."""
     recall_by_group: Tensor
-    """(m, groups) bool: the reference picture lies in the ball of a sample of this group."""
+    """(m, groups) bool: the reference image lies in the ball of a sample of this group."""
     density: Tensor
-    """(n,) float64: the number of reference balls that the sample lies in, over k."""
+    """(n,) float64: number of reference balls that contain the sample, divided by k."""
     coverage_by_group: Tensor
-    """(m, groups) bool: the reference picture's ball holds a sample of this group."""
+    """(m, groups) bool: the reference image's ball contains a sample of this group."""
 
     @property
     def recall(self) -> Tensor:
-        """(m,) bool: the reference picture lies in a sample's ball."""
+        """(m,) bool: the reference image lies in the ball of a sample."""
         return self.recall_by_group.any(dim=1)
 
     @property
     def coverage(self) -> Tensor:
-        """(m,) bool: the reference picture's ball holds a sample."""
+        """(m,) bool: the reference image's ball contains a sample."""
         return self.coverage_by_group.any(dim=1)
 
 
@@ -117,63 +125,53 @@ def manifold(
     seed: int = 0,
     groups: int = 1,
 ) -> Manifold:
-    """All four, from features (N, D) and (M, D), of each `at_most`; the samples in so many random groups.
+    """Compare samples (N, D) with a reference (M, D): precision, recall, density and coverage.
 
-    The means of `precision` and `recall` (balls of k) are those of Kynkaanniemi et al. 2019, as torch-fidelity computes
-    them, those of `density` and `coverage` (balls of k_density) those of Naeem et al. 2020: expected for two sets of
-    one distribution are density 1 and coverage 1 - 2^-k where n = m is large (their section 3.3). In float64, since
-    torch.cdist takes |x|^2 + |y|^2 - 2 x.y: in float32 the distance of near duplicates is noise.
+    at_most: size of each set; from a larger one a random subset is taken.
+    groups: number of random groups that the samples are divided into, for a jackknife.
+
+    The means of `precision` and `recall` (balls of k) are those of Kynkäänniemi et al. 2019 (equations 1 and 2); the
+    means of `density` and `coverage` (balls of k_density) are those of Naeem et al. 2020 (equations 5 and 6). Expected
+    for two large equal-sized sets from one distribution: density 1, coverage 1 - 2^-k (Naeem et al., section 3.3).
+    Computed in float64: torch.cdist takes |x|^2 + |y|^2 - 2 x.y, which in float32 is noise for near duplicates.
 
     Raises:
-        ValueError: a set has no more than k pictures.
+        ValueError: a set has no more than k images.
     """
     samples, reference = (subset(features, at_most, seed).double() for features in (samples, reference))
-    members = np.random.default_rng(derive_seed(seed, "groups", len(samples))).integers(0, groups, len(samples))
-    group_of, one = torch.from_numpy(members), torch.zeros(len(reference), dtype=torch.int64)
-    density, coverage = density_coverage_of(samples, reference, k_density, group_of)
-    precision = within(samples, reference, k, one)[:, 0]
-    return Manifold(precision, within(reference, samples, k, group_of), density, coverage)
+    generator = np.random.default_rng(derive_seed(seed, "groups", len(samples)))
+    group_of = torch.from_numpy(generator.integers(0, groups, len(samples)))
+    in_group = [group_of == group for group in range(int(group_of.max()) + 1)]
+
+    precision = [inside.any(dim=1) for inside in _in_balls(samples, reference, k)]
+    recall = [
+        torch.stack([inside[:, members].any(dim=1) for members in in_group], dim=1)
+        for inside in _in_balls(reference, samples, k)
+    ]
+    density, coverage = [], torch.zeros(len(reference), len(in_group), dtype=torch.bool)
+    for inside, groups_here in zip(_in_balls(samples, reference, k_density), torch.split(group_of, CHUNK), strict=True):
+        density.append(inside.sum(dim=1).double() / k_density)
+        for group in torch.unique(groups_here).tolist():
+            coverage[:, group] |= inside[groups_here == group].any(dim=0)
+    return Manifold(torch.cat(precision), torch.cat(recall), torch.cat(density), coverage)
 
 
-def within(points: Tensor, others: Tensor, k: int, group_of: Tensor) -> Tensor:
-    """(n, D), (m, D), groups of the others (m,) -> (n, groups) bool: which points lie in a ball of one of that group
-    (Kynkaanniemi et al. 2019, equation 1). A ball reaches to the k-th nearest of all the others."""
-    radii = radii_of(others, k)
-    groups = [group_of == number for number in range(int(group_of.max()) + 1)]
-    found = []
+def _in_balls(points: Tensor, centres: Tensor, k: int) -> Iterator[Tensor]:
+    """Yield, for CHUNK rows of points (n, D) at a time, which centres' (m, D) balls contain them: (rows, m) bool."""
+    radii = _radii(centres, k)
     for part in torch.split(points, CHUNK):
-        inside = torch.cdist(part, others) <= radii
-        found.append(torch.stack([inside[:, group].any(dim=1) for group in groups], dim=1))
-    return torch.cat(found)
+        yield torch.cdist(part, centres) <= radii
 
 
-def density_coverage_of(samples: Tensor, reference: Tensor, k: int, group_of: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, D), (m, D) float64, groups of the samples (n,) -> density (n,) float64, coverage (m, groups) bool
-    (Naeem et al. 2020, equations 5 and 6)."""
-    radii = radii_of(reference, k)
-    density, coverage = [], torch.zeros(len(reference), int(group_of.max()) + 1, dtype=torch.bool)
-    for part, numbers in zip(torch.split(samples, CHUNK), torch.split(group_of, CHUNK), strict=True):
-        inside = torch.cdist(part, reference) <= radii
-        density.append(inside.sum(dim=1).double() / k)
-        for number in torch.unique(numbers).tolist():
-            coverage[:, number] |= inside[numbers == number].any(dim=0)
-    return torch.cat(density), coverage
-
-
-def radii_of(points: Tensor, k: int) -> Tensor:
-    """(n, D) -> (n,): how far the k-th nearest other point is away. Raises ValueError: there are no k others."""
-    check_neighbours(points, k)
+def _radii(points: Tensor, k: int) -> Tensor:
+    """Return the distance of each point (n, D) to its k-th nearest other point: (n,)."""
+    if len(points) <= k:
+        raise ValueError(f"an image needs {k} neighbours, so {k + 1} images or more; here are {len(points)}")
     return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in torch.split(points, CHUNK)])
 
 
-def check_neighbours(points: Tensor, k: int) -> None:
-    """Raises ValueError: (n, D) with n not above k."""
-    if len(points) <= k:
-        raise ValueError(f"{len(points)} pictures have no {k} neighbours each; give at least {k + 1}")
-
-
 def subset(features: Tensor, at_most: int, seed: int) -> Tensor:
-    """Rows chosen at random, in their order: (N, D) -> (min(N, at_most), D)."""
+    """Return a random subset of the rows, in their order: (N, D) -> (min(N, at_most), D)."""
     if len(features) <= at_most:
         return features
     generator = np.random.default_rng(derive_seed(seed, "subset", len(features)))

@@ -7,15 +7,15 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sampling.evaluation.extractors import ExtractorOrNoneConfig, NoExtractorConfig
 from sampling.evaluation.extractors.inception import InceptionConfig
-from sampling.evaluation.reference import SPLITS, DataSet, check_reference
+from sampling.evaluation.reference import DataSet, check_reference
 from sampling.option_facts import Idle, check_idle
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree
 from stage1_tokenizer.data import DataConfig
-from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.base import SPLITS, Split
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.saved_config import complete_data_options, parse_data_config
-from stage1_tokenizer.diagnostics.views.base import moved
+from stage1_tokenizer.diagnostics.views.base import with_root
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
@@ -29,57 +29,57 @@ class EvaluateConfig(CommandConfig):
     """Measure a tokenizer, a prior, or given samples."""
 
     tokenizer: str | None = None
-    """A stage-one run's folder, or its tokenizer.safetensors: measure its reconstructions."""
+    """Folder of a stage-one run, or its tokenizer.safetensors: measure the tokenizer's reconstructions."""
     prior: str | None = None
-    """A stage-two run's folder, or its prior.safetensors: measure its samples; where nothing is named, the newest run
-    under runs/stage2."""
+    """Folder of a stage-two run, or its prior.safetensors: measure the prior's samples. Without --tokenizer, --prior
+    and --samples, the newest run under runs/stage2 is measured."""
     samples: str | None = None
-    """Images in place of a prior's: a folder that `generate.py` wrote, any folder of pictures of one size, or an .npz
-    file (`arr_0`, as the ADM suite has it). They are compared with the data of --prior, --tokenizer or --data."""
+    """Existing samples to measure: a folder that `generate.py` wrote, any folder of images of one size, or an .npz file
+    of the ADM suite (`arr_0`). They are compared with the data of --prior, --tokenizer or --data."""
     n: int | None = Field(None, ge=2)
-    """Images to measure; null: 10,000 samples of a prior, else all that there are."""
+    """Number of images to measure; null: 10,000 samples of a prior, otherwise all images."""
     data: DataConfig | None = Field(None, discriminator="kind")
-    """The data set; null: that of the training. Keys without `data.kind` change that one."""
+    """The data set; null: that of the training. Keys without `data.kind` change keys of that one."""
     root: str | None = None
-    """Folder in which the images of the training are now; null: where they were then. With --tokenizer it may be any
-    folder of images, and all of them are measured, unless --split is given."""
+    """Folder of the training's images, if they were moved; null: the folder that the training used. With --tokenizer
+    and without --split it may be any folder, and all its images are measured."""
     split: Annotated[
         Split | None, Idle(beside="samples", reason="nothing is reconstructed, and no prior scores images")
     ] = None
-    """The split whose reconstructions are measured, and that bits per token are measured on; null: validation, or with
-    --tokenizer and --root all images of that folder."""
+    """Split for reconstructions and for bits per token; null: validation, or with --tokenizer and --root all images of
+    that folder."""
     reference: Annotated[str, Idle(beside="tokenizer", reason="reconstructions are compared with their originals")] = (
         "train"
     )
-    """What samples are compared with: train, validation, a folder of pictures of one size, or an .npz file of the ADM
-    suite: pictures, or mu, sigma."""
+    """Images to compare samples with: train, validation, a folder of images of one size, or an .npz file of the ADM
+    suite with images or mu and sigma."""
     extractor: ExtractorOrNoneConfig = InceptionConfig()
-    """The network in whose features sets are compared. Only with Inception's the distances are called FID and KID."""
+    """The network whose features are compared. Only with Inception's features are distances called FID and KID."""
     perceptual: Annotated[
         PerceptualConfig,
         Idle(beside="samples", reason=NO_RECONSTRUCTIONS),
         Idle(beside="prior", reason=NO_RECONSTRUCTIONS),
     ] = PerceptualConfig(weight=1.0)
-    """The network of LPIPS, as in training; weight 0 leaves it out. With extractor.kind none it is left out unless
+    """The network of LPIPS, as in training; weight 0: no LPIPS. With extractor.kind none there is no LPIPS unless
     perceptual.weights is given, so that nothing is downloaded."""
     sampling: Annotated[
         SamplingConfig, Idle(beside="tokenizer", reason=NOT_SAMPLED), Idle(beside="samples", reason=NOT_SAMPLED)
     ] = SamplingConfig()
-    """How a prior is sampled from; the defaults are those of generate.py."""
+    """Options for sampling a prior; the defaults are those of generate.py."""
     nearest: Annotated[NonNegativeInt, Idle(beside="tokenizer", reason="reconstructions are no samples")] = 1000
-    """Samples whose nearest training images are looked for; 0: none."""
+    """Number of samples whose nearest training images are searched for; 0: no search."""
     references: str = "runs/references"
-    """Folder in which the reference's features are kept for the next evaluation."""
+    """Folder for the features of references, which later evaluations read again."""
     seed: int = 0
-    """Of the samples, and of all that is drawn in measuring."""
+    """Seed of the samples, and of all random choices in measuring."""
     batch_size: PositiveInt = 64
-    """Images measured at once by each process; bounded by memory, without effect on the figures."""
+    """Images that each process measures at once; more needs more memory and changes no result."""
     out: str | None = None
-    """Path of the results without .json and .md; default: a name that says the protocol, in evaluation/ of the run."""
+    """Path of the results without .json and .md; null: evaluation/NAME in the run, where NAME states the protocol."""
 
     @classmethod
     def complete(cls, tree: Tree) -> Tree:
-        """The tree with a whole data set where only some of the training's keys are changed."""
+        """Return the tree with a whole data set, also if it has only keys that change the training's."""
         tokenizer, prior, samples = (tree.get(key) for key in ("tokenizer", "prior", "samples"))
 
         def weights() -> Path | None:
@@ -92,24 +92,29 @@ class EvaluateConfig(CommandConfig):
     @model_validator(mode="after")
     def _check(self) -> "EvaluateConfig":
         if self.tokenizer is not None and self.prior is not None:
-            raise ValueError("--tokenizer and --prior exclude each other; a prior's folder holds its tokenizer too")
+            raise ValueError(
+                "--tokenizer and --prior exclude each other; give --tokenizer to measure reconstructions, --prior to "
+                "measure samples"
+            )
         mode = "samples" if self.samples else "tokenizer" if self.tokenizer else "prior"
         check_idle(self, mode)
         if self.out is not None and not Path(self.out).name:
-            raise ValueError(f"--out {self.out}: is a folder; name the results in it, e.g. {self.out}/results")
+            raise ValueError(f"--out {self.out}: this is a folder; name the results in it, e.g. {self.out}/results")
         check_reference(self.reference)
         if isinstance(self.extractor, NoExtractorConfig) and mode != "tokenizer":
             raise ValueError(
-                f"--extractor.kind none cannot be used with --{mode}: samples are compared in an extractor's features; "
-                "for bits per token alone there is stage2_prior/score.py"
+                f"--extractor.kind none cannot be used with --{mode}: samples are compared by their features. "
+                "To measure bits per token alone, use stage2_prior/score.py"
             )
         if self.perceptual.weight not in (0.0, 1.0):
-            raise ValueError("--perceptual.weight is 1 to measure LPIPS, or 0 to leave it out")
+            raise ValueError(
+                f"--perceptual.weight {self.perceptual.weight}: give 1 to measure LPIPS, 0 to leave it out"
+            )
         return self
 
     @property
     def measures_folder(self) -> bool:
-        """True if `root` need not be the folder of the training, and all of it is measured."""
+        """True if all images of `root` are measured, whatever folder it is."""
         return self.tokenizer is not None and self.samples is None and self.split is None
 
     @property
@@ -119,25 +124,28 @@ class EvaluateConfig(CommandConfig):
 
     @property
     def measures_lpips(self) -> bool:
-        """True if LPIPS is among the figures of a tokenizer."""
+        """True if LPIPS of reconstructions is measured."""
         if isinstance(self.extractor, NoExtractorConfig) and self.perceptual.weights is None:
             return False
         return bool(self.perceptual.weight)
 
 
-def data_set(
+def build_data_set(
     config: EvaluateConfig, tokenizer: LoadedTokenizer, tree: Tree | None = None, source: Path | None = None
 ) -> DataSet:
-    """The data of a training, or those given. Raises ConfigError unless they are such as the tokenizer takes.
+    """Return the data set of a training, or the one that the options name.
 
-    tree, source: the data config and the file that it is from; None: the tokenizer's own.
+    tree, source: the data config and the file that contains it; None: those of the tokenizer.
+
+    Raises:
+        ConfigError: the images' size or channels are not the tokenizer's, or --root cannot be used.
     """
     header = parse_data_config(tree or tokenizer.data, str(source or tokenizer.path))
     if config.root is not None and (config.data is not None or header.is_drawn):
-        raise ConfigError(f"--root {config.root}: the images are drawn, or --data says where they are; leave it out")
-    data = DataSet(config.data or moved(header, config.root))
+        raise ConfigError(f"--root {config.root}: the images are drawn, or --data states their folder; leave it out")
+    data = DataSet(config.data or with_root(header, config.root))
     if config.root is not None and config.measures_folder and isinstance(data.config, FolderConfig):
-        data = DataSet(all_of(data.config), config.root)
+        data = DataSet(with_all_images(data.config), config.root)
     wanted, size = tokenizer.tokenizer.config.image_channels, tokenizer.tokenizer.config.image_size
     if data.config.image_size != size:
         given_size = "x".join(map(str, data.config.image_size))
@@ -148,27 +156,29 @@ def data_set(
     return data
 
 
-def all_of(config: FolderConfig) -> FolderConfig:
-    """The config that validates on all images of a folder, whatever their classes."""
-    every: dict[str, object] = {"layout": "flat", "validation_share": 1.0}
+def with_all_images(config: FolderConfig) -> FolderConfig:
+    """Return the config with all images of the folder in the validation split, whatever their classes are."""
+    whole: dict[str, object] = {"layout": "flat", "validation_share": 1.0}
     lists = ("classes", "labels", "label_column", "files", "validation_files", "validation_root")
-    return config.model_copy(update=every | dict.fromkeys(lists))
+    return config.model_copy(update=whole | dict.fromkeys(lists))
 
 
-def trained_on(config: EvaluateConfig) -> DataSet | None:
-    """The data set of given samples; None: they are compared with a folder or a file, and nothing more is asked for.
+def data_of_samples(config: EvaluateConfig) -> DataSet | None:
+    """Return the data set that given samples are compared with; None: a folder or a file is the reference.
 
-    Raises ConfigError where they are compared with a data set, and nothing says which."""
+    Raises:
+        ConfigError: a split is the reference, and no option names the data set.
+    """
     if config.data is not None:
         return DataSet(config.data)
     if config.prior is not None:
         prior = load_prior(config.prior)
-        return data_set(config, prior.tokenizer, prior.data, prior.path)
+        return build_data_set(config, prior.tokenizer, prior.data, prior.path)
     if config.tokenizer is not None:
-        return data_set(config, LoadedTokenizer.load(config.tokenizer))
+        return build_data_set(config, LoadedTokenizer.load(config.tokenizer))
     if config.reference not in SPLITS:
         return None
     raise ConfigError(
-        f"--samples {config.samples}: name what to compare them with: the run that was trained on it, with --prior or "
-        "--tokenizer, the data set itself, with --data.kind, or a folder or file, with --reference"
+        f"--samples {config.samples}: the data to compare with is not known; name a run that was trained on it with "
+        "--prior or --tokenizer, the data set with --data.kind, or a folder or file with --reference"
     )

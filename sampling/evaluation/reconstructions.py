@@ -1,9 +1,8 @@
-"""How near a tokenizer's reconstructions are to the originals: picture by picture, and as a set.
+"""Comparison of a tokenizer's reconstructions with the originals: image by image, and as sets of features.
 
-x uint8 -> normalise -> tokenizer -> x_hat -> uint8         all figures are of the rounded picture, as it is saved
+x uint8 -> normalise -> tokenizer -> x_hat -> uint8         all metrics are of the rounded image, as it is saved
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sampling.evaluation.extractors.base import Extractor
-from sampling.evaluation.features import Features, my_batches, without_logits
-from sampling.evaluation.sources import Source
-from sampling.saved_images import DECODE_CHUNK, in_chunks
+from sampling.evaluation.features import Features, own_batches
+from sampling.evaluation.sources import ImageSource
+from sampling.saved_images import DECODE_CHUNK, apply_in_chunks
 from stage1_tokenizer.data.image_batches import normalise, to_uint8
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -24,37 +23,38 @@ from stage1_tokenizer.metrics import CodeUse, psnr, ssim
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
-PerImage = Callable[[Tensor, Tensor], Tensor]
+ImageMetric = Callable[[Tensor, Tensor], Tensor]
 """x, x_hat (B, C, H, W) in [-1, 1] -> (B,)."""
 
 
-class Reconstructions(NamedTuple):
-    """Of N pictures, in their order."""
+class MeasuredReconstructions(NamedTuple):
+    """Measurements of the reconstructions of N images, in the order of the images."""
 
     psnr: Tensor
     """(N,) float64, dB."""
     ssim: Tensor
     """(N,) float64."""
     squared_error: Tensor
-    """(N,) float64, mean over a picture's values on the scale of [-1, 1]."""
-    lpips: Tensor | None
-    """(N,) float64."""
+    """(N,) float64: mean over an image's values, on the scale of [-1, 1]."""
     variance: float
-    """Of all values of the originals, on the same scale."""
+    """Variance of all values of the originals, on the same scale."""
     use: CodeUse
     originals: Features | None
-    made: Features | None
-    """Features of both sides; None without an extractor."""
+    """Features of the originals; None without an extractor."""
+    reconstructed: Features | None
+    """Features of the reconstructions; None without an extractor."""
+    lpips: Tensor | None = None
+    """(N,) float64."""
 
 
-def described_lpips(config: PerceptualConfig) -> str:
-    """The kind of LPIPS, for the protocol."""
+def lpips_description(config: PerceptualConfig) -> str:
+    """Return the version, network and backbone of LPIPS, for the protocol."""
     given = f"backbone of sha256 {file_sha256(Path(config.weights))}" if config.weights else "torchvision's backbone"
     return f"version 0.1, {config.net}, {given}"
 
 
-def lpips_per_image(perceptual: Perceptual) -> PerImage:
-    """The distance of each pair, as the lpips package computes it."""
+def lpips_per_image(perceptual: Perceptual) -> ImageMetric:
+    """Return LPIPS of each pair of images, as the lpips package computes it."""
 
     def distance(x: Tensor, x_hat: Tensor) -> Tensor:
         three = (x.expand(-1, 3, -1, -1), x_hat.expand(-1, 3, -1, -1))
@@ -67,37 +67,37 @@ def lpips_per_image(perceptual: Perceptual) -> PerImage:
 def measure_reconstructions(
     accelerator: Accelerator,
     loaded: LoadedTokenizer,
-    source: Source,
+    source: ImageSource,
     extractor: Extractor | None,
-    lpips: PerImage | None,
+    lpips: ImageMetric | None,
     batch_size: int,
-) -> Reconstructions:
-    """Reconstruct all pictures of a source, each once over all processes; all processes know the result.
+) -> MeasuredReconstructions:
+    """Reconstruct and measure all images of a source. One process measures each; all processes get the result.
 
     Raises:
-        ConfigError: there is one picture, and an extractor: a set of one has no spread.
-        BadFileError: the tokenizer gives numbers that are not finite.
+        ConfigError: there is an extractor and only one image, which has no covariance.
+        BadFileError: the tokenizer's output is not finite.
     """
     if extractor is not None and len(source) < 2:
         raise ConfigError(
-            "reconstructions: there is 1 picture to measure, and an extractor compares sets of at least 2; without one "
-            "(--extractor.kind none) PSNR, SSIM and NMSE are measured"
+            "reconstructions: there is 1 image to measure, but an extractor compares sets of at least 2; to measure "
+            "PSNR, SSIM and NMSE of one image, give --extractor.kind none"
         )
     device, bottleneck = accelerator.device, loaded.tokenizer.bottleneck
-    columns: dict[str, PerImage] = {"psnr": psnr, "ssim": ssim, "error": _squared_error}
+    columns: dict[str, ImageMetric] = {"psnr": psnr, "ssim": ssim, "squared_error": _squared_error}
     if lpips is not None:
         columns["lpips"] = lpips
     table = torch.zeros(len(source), len(columns) + 2, dtype=torch.float64, device=device)
     use = CodeUse(bottleneck.depth, bottleneck.codebook_size, device)
     sides = [Features(extractor.dimension, keep=None) for _ in range(2)] if extractor is not None else []
-    batches = my_batches(accelerator, len(source), batch_size)
-    with progress_bar(sum(map(len, batches)), "picture", "reconstructions") as shown:
+    batches = own_batches(accelerator, len(source), batch_size)
+    with progress_bar(sum(map(len, batches)), "image", "reconstructions") as progress:
         for indices in batches:
             pixels = source.read(indices).to(device)
             x = normalise(pixels)
-            x_hat, codes = reconstruct(loaded.tokenizer, x)
+            x_hat, codes = encode_and_decode(loaded.tokenizer, x)
             if not torch.isfinite(x_hat).all():
-                raise BadFileError(f"{loaded.path}: gives numbers that are not finite: its weights are damaged")
+                raise BadFileError(f"{loaded.path}: the output is not finite, so the weights are damaged")
             pixels_hat = to_uint8(x_hat)
             x_hat = normalise(pixels_hat)
             values = [column(x, x_hat).double() for column in columns.values()]
@@ -107,37 +107,30 @@ def measure_reconstructions(
             if codes is not None:
                 use.add(codes)
             if extractor is not None:
-                for side, shown_to_it in zip(sides, (pixels, pixels_hat), strict=True):
-                    side.add(without_logits(extractor(shown_to_it)), torch.from_numpy(indices))
-            shown.update(len(indices))
+                for side, images in zip(sides, (pixels, pixels_hat), strict=True):
+                    side.add(extractor(images)._replace(logits=None), torch.from_numpy(indices))
+            progress.update(len(indices))
     table = accelerator.reduce(table, "sum").cpu()
     use.counts = accelerator.reduce(use.counts, "sum").cpu()
     for side in sides:
         side.merge_over(accelerator)
-    originals, made = sides or (None, None)
-    found = dict(zip(columns, table.unbind(dim=1), strict=False))
-    mean, square = table[:, -2].mean(), table[:, -1].mean()
-    variance = max(float(square - mean.square()), 1e-12)
-    return Reconstructions(
-        found["psnr"], found["ssim"], found["error"], found.get("lpips"), variance, use, originals, made
+    originals, reconstructed = sides or (None, None)
+    measured = dict(zip(columns, table.unbind(dim=1), strict=False))
+    variance = max(float(table[:, -1].mean() - table[:, -2].mean().square()), 1e-12)
+    return MeasuredReconstructions(
+        variance=variance, use=use, originals=originals, reconstructed=reconstructed, **measured
     )
 
 
-def reconstruct(tokenizer: Tokenizer, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """x (B, C, H, W) in [-1, 1] -> x_hat of the same shape, and codes (B, h, w, K), None of a continuous latent.
+def encode_and_decode(tokenizer: Tokenizer, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Reconstruct x (B, C, H, W) in [-1, 1]. Returns x_hat and the codes (B, h, w, K), None for a continuous latent.
 
     In chunks of one size, so that neither the batch size nor the number of processes changes a code or a pixel.
     """
     if not tokenizer.bottleneck.depth:
-        return in_chunks(lambda part: tokenizer(part)[0].float(), x, DECODE_CHUNK), None
-    codes = in_chunks(tokenizer.encode_codes, x, DECODE_CHUNK)
-    return in_chunks(lambda part: tokenizer.decode_codes(part).float(), codes, DECODE_CHUNK), codes
-
-
-def bits_per_image(tokenizer: Tokenizer) -> float:
-    """What the codes of an image take as plain numbers: log2 V for each."""
-    shape = tokenizer.shape
-    return shape.length * math.log2(shape.V)
+        return apply_in_chunks(lambda part: tokenizer(part)[0].float(), x, DECODE_CHUNK), None
+    codes = apply_in_chunks(tokenizer.encode_codes, x, DECODE_CHUNK)
+    return apply_in_chunks(lambda part: tokenizer.decode_codes(part).float(), codes, DECODE_CHUNK), codes
 
 
 def _squared_error(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""What samples are compared with: the features of a data set's split, or of pictures or moments that a file holds.
+"""References that samples are compared with: the features of a data set's split, or of images or moments in a file.
 
     runs/references/cifar10-train-efficientnet_lite0-1f2e3d4c.safetensors     mean, covariance, features, indices
 
-A split's are computed once and kept on disk. The file's header says what they follow from (data, count, extractor and
-the hash of its weights, resize), its name is made from that, and it is used again only where all of it is the same.
+The features of a split are computed once and kept on disk. The file's header states everything they depend on (data,
+count, extractor and the hash of its weights, resize), and its name has a hash of that. The file is used again only if
+all of it is equal.
 """
 
 import hashlib
@@ -19,13 +20,13 @@ import torch
 from torch import Tensor
 
 from sampling.evaluation.extractors.base import Extractor
-from sampling.evaluation.features import Measuring
+from sampling.evaluation.features import Evaluator
 from sampling.evaluation.moments import Moments
 from sampling.evaluation.npz import holds_moments, open_samples, read_moments, write_moments
-from sampling.evaluation.sources import NpzSource, Source, SplitSource, given, size_of
+from sampling.evaluation.sources import ImageSource, NpzSource, SplitSource, image_shape, open_images
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.data import DataConfig
-from stage1_tokenizer.data.base import Split
+from stage1_tokenizer.data.base import SPLITS, Split
 from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.open_data import OpenData, open_data
 from stage1_tokenizer.engine.checkpoint import read_tensors, write_tensors
@@ -36,120 +37,120 @@ from stage1_tokenizer.engine.launch import run_on_main
 
 FORMAT = "1"
 KEPT = 50_000
-"""Images whose features are kept: all of them in the usual reference sets (of 1,280 numbers each, 256 MB)."""
-SPLITS = ("train", "validation")
-"""Names of references that are splits of the data set."""
+"""Largest number of images whose features are kept: all of the usual reference sets (1,280 features each: 256 MB)."""
 Provenance = dict[str, Any]
+"""Everything that features depend on, as a JSON tree."""
 
 
 class Reference(NamedTuple):
-    """One side of a comparison."""
+    """The images that samples are compared with, as moments and features."""
 
     moments: Moments
     features: Tensor | None
-    """(n, D) float32 of the kept pictures; None where only moments are known."""
+    """(n, D) float32: features of the kept images; None if only moments are known."""
     indices: Tensor | None
-    """(n,) int64, rising: which pictures of the source those are."""
+    """(n,) int64, rising: indices in the source of the kept images."""
     provenance: Provenance
-    """What all of this follows from."""
     size: tuple[int, int] | None
-    """Height and width of the pictures; None where only moments are known."""
+    """Height and width of the images; None if only moments are known."""
 
 
-def provenance_of(data: Provenance, number: int, extractor: Extractor) -> Provenance:
-    """What features follow from. data: kind, split, identity and all else that decides the pictures."""
+def features_provenance(data: Provenance, count: int, extractor: Extractor) -> Provenance:
+    """Return the provenance of features. data: everything that the images depend on, as kind, split and identity."""
     weights = {"extractor": extractor.name, "extractor_sha256": extractor.sha256, "resize": extractor.resize}
     weights |= {name: version(name) for name in ("torch", "torchvision")}
-    tree: Provenance = json.loads(json.dumps({"format": FORMAT, "data": data, "pictures": number, **weights}))
+    tree: Provenance = json.loads(json.dumps({"format": FORMAT, "data": data, "pictures": count, **weights}))
     return tree
 
 
-def load_or_measure(measuring: Measuring, source: Source, provenance: Provenance, name: str) -> Reference:
-    """The features of a source: from a kept file, if one was made from just this, else computed into it."""
-    accelerator, dimension = measuring.accelerator, measuring.extractor.dimension
+def measure_reference(evaluator: Evaluator, source: ImageSource, data: Provenance) -> Reference:
+    """Compute the reference of a source. data: as for `features_provenance`."""
+    features = evaluator.extract(source, "reference", KEPT)
+    provenance = features_provenance(data, len(source), evaluator.extractor)
+    return Reference(features.moments, features.features, features.indices, provenance, image_shape(source)[1:])
+
+
+def load_or_measure(evaluator: Evaluator, source: ImageSource, data: Provenance, name: str) -> Reference:
+    """Return the reference of a source: from its kept file, or computed and kept in runs/references/NAME-DIGEST."""
+    accelerator, dimension, size = evaluator.accelerator, evaluator.extractor.dimension, image_shape(source)[1:]
+    provenance = features_provenance(data, len(source), evaluator.extractor)
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
-    path = measuring.references / f"{name}-{digest}.safetensors"
-    # One process looks, so that all do the same.
-    if run_on_main(accelerator, lambda: _read(path, provenance, dimension, size_of(source)) is not None):
-        found = _read(path, provenance, dimension, size_of(source))
-        if found is None:
-            raise BadFileError(f"{path}: was there, and cannot be read by every process; is the disk sound?")
+    path = evaluator.references / f"{name}-{digest}.safetensors"
+    # The main process decides for all, because they must do the same.
+    if run_on_main(accelerator, lambda: _read_reference(path, provenance, dimension, size) is not None):
+        kept = _read_reference(path, provenance, dimension, size)
+        if kept is None:
+            raise BadFileError(
+                f"{path}: the main process could read this file, but another one could not; check the disk"
+            )
         accelerator.print(f"reference: {path}")
-        return found
-    features = measuring.features(source, "reference", KEPT)
-    moments = features.moments
+        return kept
+    reference = measure_reference(evaluator, source, data)
+    assert reference.features is not None
+    assert reference.indices is not None
     tensors = {
-        "mean": torch.from_numpy(moments.mean),
-        "covariance": torch.from_numpy(np.ascontiguousarray(moments.covariance)),
-        "features": features.features,
-        "indices": features.indices,
+        "mean": torch.from_numpy(reference.moments.mean),
+        "covariance": torch.from_numpy(np.ascontiguousarray(reference.moments.covariance)),
+        "features": reference.features,
+        "indices": reference.indices,
     }
     header = {"kind": "reference", "format": FORMAT, "provenance": json.dumps(provenance)}
     run_on_main(accelerator, lambda: write_tensors(path, tensors, header))
-    run_on_main(accelerator, lambda: write_moments(path.with_suffix(".npz"), moments))  # for published tools
+    run_on_main(accelerator, lambda: write_moments(path.with_suffix(".npz"), reference.moments))  # for published tools
     accelerator.print(f"reference: {path} (kept for the next evaluation)")
-    return Reference(moments, features.features, features.indices, provenance, size_of(source))
+    return reference
 
 
-def reference_of_file(measuring: Measuring, path: Path) -> Reference:
-    """What an .npz file of the ADM suite holds: pictures (`arr_0`), or the moments `mu` and `sigma` of features that
-    must have been this extractor's, for the file does not say whose they are.
+def npz_reference(evaluator: Evaluator, path: Path) -> Reference:
+    """Return the reference in an .npz file of the ADM suite: images (`arr_0`), or without these mu and sigma.
+
+    mu and sigma must be moments of this extractor's features; the file does not state the extractor.
 
     Raises:
         ConfigError: there is no such file.
-        BadFileError: it is damaged or holds neither, or moments of another number of features.
+        BadFileError: the file is damaged, holds neither, or holds moments of another number of features.
     """
     check_reference(str(path))
-    says = {"file": path.name, "sha256": file_sha256(path)}
-    if holds_moments(path):  # and no pictures, which say more
-        moments = read_moments(path)
-        extractor = measuring.extractor
-        if len(moments.mean) != extractor.dimension:
-            raise BadFileError(
-                f"{path}: has moments of {len(moments.mean)} features, but {extractor.name} has {extractor.dimension}"
-            )
-        return Reference(
-            moments, None, None, {"data": {**says, "holds": "mu and sigma"}, "pictures": moments.count}, None
+    data = {"file": path.name, "sha256": file_sha256(path)}
+    if not holds_moments(path):
+        return measure_reference(evaluator, NpzSource(open_samples(path)), {**data, "holds": "pictures"})
+    moments, extractor = read_moments(path), evaluator.extractor
+    if len(moments.mean) != extractor.dimension:
+        raise BadFileError(
+            f"{path}: has moments of {len(moments.mean)} features, but {extractor.name} has {extractor.dimension}; "
+            "give moments of the same extractor, or images"
         )
-    source = NpzSource(open_samples(path))
-    return reference_of_source(measuring, source, {**says, "holds": "pictures"})
-
-
-def reference_of_source(measuring: Measuring, source: Source, says: Provenance) -> Reference:
-    """Measure a reference that is not kept. says: what the pictures are."""
-    features = measuring.features(source, "reference", KEPT)
-    provenance = provenance_of(says, len(source), measuring.extractor)
-    return Reference(features.moments, features.features, features.indices, provenance, size_of(source))
+    provenance = {"data": {**data, "holds": "mu and sigma"}, "pictures": moments.count}
+    return Reference(moments, None, None, provenance, None)
 
 
 def check_reference(name: str) -> None:
-    """Raises ConfigError unless it is train, validation, or a file or folder that is there."""
+    """Raise ConfigError unless the name is train or validation, or a file or folder exists there."""
     try:
-        found = name in SPLITS or Path(name).exists()
-    except OSError:  # a name that no file can have
-        found = False
-    if not found:
+        exists = name in SPLITS or Path(name).exists()
+    except OSError:  # the name is too long for a file
+        exists = False
+    if not exists:
         raise ConfigError(
-            f"reference {describe_path(shorten(name))}: there is no such file or folder; give train, validation, an "
-            ".npz or a folder of pictures"
+            f"reference {describe_path(shorten(name))}: there is no such file or folder; give train, validation, "
+            "an .npz or a folder of images"
         )
 
 
-def _read(path: Path, provenance: Provenance, dimension: int, size: tuple[int, int]) -> Reference | None:
-    """What `load_or_measure` wrote; None where it is not there, damaged, or of something else."""
+def _read_reference(path: Path, provenance: Provenance, dimension: int, size: tuple[int, int]) -> Reference | None:
+    """Read a kept reference; None: the file is missing, damaged, or has another provenance."""
     if not path.is_file():
         return None
     try:
         tensors, header = read_tensors(path)
-        found = json.loads(header.get("provenance", "null"))
+        stated = json.loads(header.get("provenance", "null"))
     except (BadFileError, ValueError, RecursionError) as error:
-        print(f"{error}; it is made anew")
+        print(f"{error}; the reference is computed again")
         return None
     shapes = {"mean": (dimension,), "covariance": (dimension, dimension)}
-    whole = tensors.keys() == {"mean", "covariance", "features", "indices"} and all(
-        tensors[key].shape == shape for key, shape in shapes.items()
-    )
-    if not whole or found != provenance:
+    if tensors.keys() != {*shapes, "features", "indices"} or stated != provenance:
+        return None
+    if any(tensors[key].shape != shape for key, shape in shapes.items()):
         return None
     moments = Moments(int(provenance["pictures"]), tensors["mean"].numpy(), tensors["covariance"].numpy())
     return Reference(moments, tensors["features"], tensors["indices"], provenance, size)
@@ -157,15 +158,15 @@ def _read(path: Path, provenance: Provenance, dimension: int, size: tuple[int, i
 
 @dataclass
 class DataSet:
-    """Both splits of the data, each read when it is first asked for. What was found is said once."""
+    """The splits of a data set. Each is read when it is first asked for."""
 
     config: DataConfig
     whole: str | None = None
-    """The folder of which all images are the validation split; None: the splits are those of the training."""
+    """Folder whose images all belong to the validation split; None: the splits are those of the training."""
     _splits: dict[Split, ImageBatches] = field(default_factory=dict)
 
     def image_batches(self, split: Split) -> ImageBatches:
-        """One split."""
+        """Return a split."""
         if split not in self._splits:
             self._splits[split] = self._opened.image_batches(split, seed=0)
         return self._splits[split]
@@ -175,37 +176,35 @@ class DataSet:
         return open_data(self.config)
 
     def source(self, split: Split) -> SplitSource:
-        """All of one split."""
-        pictures = self.image_batches(split)
-        return SplitSource(pictures, np.arange(len(pictures), dtype=np.int64))
+        """Return all images of a split as a source."""
+        images = self.image_batches(split)
+        return SplitSource(images, np.arange(len(images), dtype=np.int64))
 
-    def described(self, split: Split) -> dict[str, Any]:
-        """What decides its pictures, which are looked at in their plain view."""
+    def provenance(self, split: Split) -> Provenance:
+        """Return everything that a split's images depend on; they are used without augmentation."""
         tree = remove_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
         identity = self._opened.splits[split].identity
-        shown = "all images of the folder" if self.whole is not None else split
-        return tree | {"split": shown} | ({"identity": identity} if identity else {})
+        name = "all images of the folder" if self.whole is not None else split
+        return tree | {"split": name} | ({"identity": identity} if identity else {})
 
-    def reference(self, measuring: Measuring, name: str) -> Reference:
-        """Features of the split `train` or `validation`, those kept from before where they are there."""
-        split: Split = "train" if name == "train" else "validation"
-        source = self.source(split)
-        provenance = provenance_of(self.described(split), len(source), measuring.extractor)
-        return load_or_measure(measuring, source, provenance, f"{self.config.kind}-{split}-{measuring.kind}")
+    def reference(self, evaluator: Evaluator, split: Split) -> Reference:
+        """Return the reference of a split, kept or computed."""
+        name = f"{self.config.kind}-{split}-{evaluator.kind}"
+        return load_or_measure(evaluator, self.source(split), self.provenance(split), name)
 
 
-def reference_named(measuring: Measuring, name: str, data: DataSet | None) -> Reference:
-    """Return the reference that is called `name`: a split of the data set, a folder of pictures, or an .npz file.
+def load_reference(evaluator: Evaluator, name: str, data: DataSet | None) -> Reference:
+    """Return the reference that --reference names: a split of the data set, a folder of images, or an .npz file.
 
     Raises:
-        ConfigError: there is no such split, folder or file, or no picture in it.
-        BadFileError: the file or a picture is damaged, or the folder's pictures have several sizes.
+        ConfigError: there is no such split, folder or file, or it has no images.
+        BadFileError: the file or an image is damaged, or the folder's images have several sizes.
     """
     if name in SPLITS:
-        assert data is not None, "the configuration asks for one where a split is the reference"
-        return data.reference(measuring, name)
+        assert data is not None, "the configuration requires a data set for this"
+        return data.reference(evaluator, "train" if name == "train" else "validation")
     if not Path(name).is_dir():
-        return reference_of_file(measuring, Path(name))
-    found = given(Path(name), None, measuring.seed, "--reference")
-    says = {"folder": found.where.name, "identity": found.identity, "holds": "pictures"}
-    return reference_of_source(measuring, found.source, says)
+        return npz_reference(evaluator, Path(name))
+    images = open_images(Path(name), None, evaluator.seed, "--reference")
+    data_facts = {"folder": images.path.name, "identity": images.identity, "holds": "pictures"}
+    return measure_reference(evaluator, images.source, data_facts)

@@ -1,7 +1,7 @@
-"""What an evaluation found, as JSON for programs, as Markdown for people, and as lines on the console.
+"""Results of an evaluation: JSON for programs, Markdown for people, lines for the console.
 
-A figure without its protocol is a rumour: the same pictures give another distance with another resize, extractor or
-number of pictures. So what a figure follows from stands in the same file.
+A metric without its protocol means nothing: the same images have another Fréchet distance with another resize,
+extractor or number of images. So the files contain both.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,55 +22,53 @@ from stage1_tokenizer.engine.lock import mark_folder
 
 FORMAT = 1
 PACKAGES = ("tessera-images", "torch", "torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
-"""Whose versions may change a figure."""
-NOT_TOLD = ("processes", "machine", "versions", "date")
-"""Parts of a protocol that another evaluation of the same may have different."""
-Kind = Literal["tokenizer", "prior", "samples"]
-Protocol = Mapping[str, Any]
+"""Packages whose versions can change a metric."""
+NOT_COMPARED = ("processes", "machine", "versions", "date")
+"""Keys of a protocol that may differ between two evaluations of the same kind."""
 
 
-class Figure(NamedTuple):
-    """One measured number."""
+class Metric(NamedTuple):
+    """A measured number with its name."""
 
     name: str
-    """In the JSON file, for programs."""
+    """Name in the JSON file."""
     label: str
-    """For people."""
+    """Name for people."""
     value: float
     interval: Interval | None = None
-    """Of 95 % confidence; None where nothing is estimated, as with a count."""
+    """95 % confidence interval; None if there is none, for example for a count."""
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
     note: str = ""
 
 
 class Evaluation(NamedTuple):
-    """All figures of one evaluation, and what they follow from."""
+    """The metrics of one evaluation, and the protocol that produced them."""
 
-    kind: Kind
-    figures: Sequence[Figure]
-    protocol: Protocol
+    kind: Literal["tokenizer", "prior", "samples"]
+    metrics: Sequence[Metric]
+    protocol: Mapping[str, Any]
     warnings: Sequence[str]
-    """What a reader must know before believing a figure."""
+    """Facts that limit the meaning of a metric."""
 
 
 def versions() -> dict[str, str]:
-    """Of all that may change a figure."""
+    """Return the versions of Python and PACKAGES."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        with suppress(PackageNotFoundError):  # ours, in a checkout that was never installed
+        with suppress(PackageNotFoundError):  # our own package, in a checkout that was never installed
             found[name] = version(name)
     return found
 
 
-def digest_of(protocol: Protocol) -> str:
-    """Six letters that differ between results of different protocols, for the names of their files."""
-    told = {key: value for key, value in protocol.items() if key not in NOT_TOLD}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:6]
+def protocol_digest(protocol: Mapping[str, Any]) -> str:
+    """Return six characters that differ between protocols, for file names."""
+    compared = {key: value for key, value in protocol.items() if key not in NOT_COMPARED}
+    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:6]
 
 
-def described_machine(device: torch.device) -> str:
-    """What computed, for figures of speed."""
+def machine_name(device: torch.device) -> str:
+    """Return the name of the GPU, or the CPU's architecture and number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -79,97 +76,92 @@ def described_machine(device: torch.device) -> str:
 
 
 def write_results(stem: Path, evaluation: Evaluation) -> None:
-    """STEM.json and STEM.md. Raises StorageError where they cannot be written."""
+    """Write STEM.json and STEM.md. Raises StorageError: they cannot be written."""
     mark_folder(stem.parent)
-    write_file(stem.with_name(stem.name + ".json"), as_json(evaluation).encode())
-    write_file(stem.with_name(stem.name + ".md"), as_markdown(evaluation).encode())
+    write_file(stem.with_name(stem.name + ".json"), results_json(evaluation).encode())
+    write_file(stem.with_name(stem.name + ".md"), results_markdown(evaluation).encode())
 
 
-def as_json(evaluation: Evaluation) -> str:
-    """The file for programs; a figure that is not a number is null."""
-    figures = [
-        {
-            "name": figure.name,
-            "label": figure.label,
-            "value": _number(figure.value),
-            "low": None if figure.interval is None else _number(figure.interval.low),
-            "high": None if figure.interval is None else _number(figure.interval.high),
-            "unit": figure.unit,
-            "better": figure.better,
-            "note": figure.note,
-        }
-        for figure in evaluation.figures
-    ]
+def results_json(evaluation: Evaluation) -> str:
+    """Return the JSON file for programs. A value that is not finite becomes null."""
+    metrics = []
+    for metric in evaluation.metrics:
+        low, high = metric.interval or (math.nan, math.nan)
+        numbers = {"value": metric.value, "low": low, "high": high}
+        metrics.append(
+            {
+                "name": metric.name,
+                "label": metric.label,
+                **{key: float(number) if math.isfinite(number) else None for key, number in numbers.items()},
+                "unit": metric.unit,
+                "better": metric.better,
+                "note": metric.note,
+            }
+        )
     tree = {
         "format": FORMAT,
         "kind": evaluation.kind,
-        "figures": figures,
+        "figures": metrics,
         "protocol": evaluation.protocol,
         "warnings": list(evaluation.warnings),
     }
     return json.dumps(tree, indent=1, allow_nan=False) + "\n"
 
 
-def as_markdown(evaluation: Evaluation) -> str:
-    """The page for people: the figures as a table, then the protocol, a line for each of its parts."""
+def results_markdown(evaluation: Evaluation) -> str:
+    """Return the Markdown page: a table of the metrics, then the protocol as a list."""
     lines = [f"# {evaluation.protocol['subject']}", ""]
     lines += [f"> {text}" for text in evaluation.warnings] + [""] * bool(evaluation.warnings)
-    lines += ["| figure | value | 95 % interval | |", "|---|---:|---:|---|"]
-    for figure in evaluation.figures:
-        better = f"{figure.better} is better" if figure.better else ""
-        remark = "; ".join(filter(None, (better, figure.note)))
-        lines.append(f"| {_cell(figure.label)} | {shown(figure)} | {shown_interval(figure)} | {_cell(remark)} |")
+    lines += ["| metric | value | 95 % interval | |", "|---|---:|---:|---|"]
+    for metric in evaluation.metrics:
+        better = f"{metric.better} is better" if metric.better else ""
+        remark = "; ".join(filter(None, (better, metric.note)))
+        cells = (_cell(metric.label), format_value(metric), format_interval(metric), _cell(remark))
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Protocol", ""]
     lines += [f"- **{key}**: {_text(value)}" for key, value in evaluation.protocol.items()]
     return "\n".join(lines) + "\n"
 
 
 def console_lines(evaluation: Evaluation) -> list[str]:
-    """The figures, one a line, then the warnings."""
-    width = max(len(figure.label) for figure in evaluation.figures)
+    """Return one line per metric, then one per warning."""
+    width = max(len(metric.label) for metric in evaluation.metrics)
     lines = []
-    for figure in evaluation.figures:
-        interval = shown_interval(figure)
-        between = f"   95 % {interval}" if interval else ""
-        lines.append(f"  {figure.label:<{width}}  {shown(figure):>12}{between}")
+    for metric in evaluation.metrics:
+        interval = f"   95 % {format_interval(metric)}" if metric.interval else ""
+        lines.append(f"  {metric.label:<{width}}  {format_value(metric):>12}{interval}")
     return lines + [f"note: {text}" for text in evaluation.warnings]
 
 
-def shown(figure: Figure) -> str:
-    """The value with its unit, in as many digits as are of use."""
-    return f"{_digits(figure.value, figure)}{' ' + figure.unit if figure.unit else ''}"
+def format_value(metric: Metric) -> str:
+    """Return the value with its unit, rounded to meaningful digits."""
+    return f"{_digits(metric.value, metric)} {metric.unit}".rstrip()
 
 
-def shown_interval(figure: Figure) -> str:
-    if figure.interval is None:
-        return ""
-    return f"{_digits(figure.interval.low, figure)} to {_digits(figure.interval.high, figure)}"
+def format_interval(metric: Metric) -> str:
+    """Return "LOW to HIGH", or "" if there is no interval."""
+    return " to ".join(_digits(end, metric) for end in metric.interval or ())
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _digits(value: float, figure: Figure) -> str:
-    """As many decimals as the interval's width makes sense of; of a count none."""
+def _digits(value: float, metric: Metric) -> str:
+    """Return the value with as many decimals as the interval's width justifies."""
     if not math.isfinite(value):
         return "not a number"
-    if figure.interval is not None and math.isfinite(width := figure.interval.high - figure.interval.low) and width > 0:
+    width = metric.interval.high - metric.interval.low if metric.interval else 0.0
+    if math.isfinite(width) and width > 0:
         return f"{value:,.{min(6, max(0, 2 - math.floor(math.log10(width))))}f}"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4g}"
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _cell(text: str) -> str:
+    """Return the text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _text(value: Any) -> str:
+    """Return a value of the protocol in one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
     return str(value).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: of a data set's split, a prior, a folder or a file. All give uint8 batches."""
+"""Sources of the images of an evaluation: a data set's split, a prior, a folder, a file. All give uint8 batches."""
 
 import hashlib
 import json
@@ -14,11 +14,10 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sampling.evaluation import npz
-from sampling.evaluation.npz import open_samples
-from sampling.output import NOT_COMPARED, Output, image_names, is_finished, open_output, settings_of
-from sampling.sampling_loop import SAMPLES, PriorSource, assemble, make_missing
-from sampling.saved_images import image_paths
+from sampling.evaluation.npz import SamplesFile, open_samples
+from sampling.input_images import image_paths
+from sampling.output import NOT_COMPARED, image_names, is_finished, open_output, settings_of
+from sampling.sampling_loop import SAMPLES, PriorSource, finish_samples, make_missing
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.image_batches import ImageBatches
 from stage1_tokenizer.data.image_files import read_image
@@ -31,37 +30,38 @@ from stage1_tokenizer.engine.seeds import derive_seed
 
 Indices = NDArray[np.int64]
 NEAREST = "-nearest.png"
-"""How the names of our own pictures of nearest training images end."""
+"""Ending of the names of our own images that show the nearest training images."""
 
 
-class Source(Protocol):
-    """Images with numbers."""
+class ImageSource(Protocol):
+    """Images that are read by their indices."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Indices) -> Tensor:
-        """(B, C, H, W) uint8."""
+        """Return the images with these indices, (B, C, H, W) uint8."""
         ...
 
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Some pictures of a split, in their plain view."""
+    """Chosen images of a split, without augmentation."""
 
-    pictures: ImageBatches
+    images: ImageBatches
     chosen: Indices
-    """(N,): which."""
+    """(N,): index in the split of each image."""
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def read(self, indices: Indices) -> Tensor:
-        return self.pictures.batch(self.chosen[indices])[0]
+        """Return the images with these indices, (B, C, H, W) uint8."""
+        return self.images.batch(self.chosen[indices])[0]
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Files of pictures, all of one size."""
+    """Image files of one size."""
 
     paths: Sequence[Path]
     channels: int
@@ -70,24 +70,23 @@ class FolderSource:
         return len(self.paths)
 
     def read(self, indices: Indices) -> Tensor:
-        """Raises BadFileError where one is damaged or of another size than the first."""
+        """Read images, (B, C, H, W) uint8. Raises BadFileError: one is damaged or differs in size from the first."""
         shape = read_image(self.paths[0], self.channels).shape
-        pictures = [read_image(self.paths[index], self.channels) for index in indices]
-        for index, picture in zip(indices, pictures, strict=True):
-            if picture.shape != shape:
+        images = [read_image(self.paths[index], self.channels) for index in indices]
+        for index, image in zip(indices, images, strict=True):
+            if image.shape != shape:
                 raise BadFileError(
-                    f"{self.paths[index]}: is {picture.shape[0]}x{picture.shape[1]} (height, width), but "
-                    f"{self.paths[0]} is {shape[0]}x{shape[1]}; pictures that are measured together have one size. A "
-                    "data set is scaled and cropped to one: name the folder as --data.kind folder --data.root"
+                    f"{self.paths[index]}: the image is {image.shape[0]}x{image.shape[1]} (height, width), but "
+                    f"{self.paths[0]} is {shape[0]}x{shape[1]}; images that are measured together must have one size. "
+                    "To scale and crop them to one size, give the folder as --data.kind folder --data.root"
                 )
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 class NpzSource:
-    """Pictures of an .npz file, which can only be read from its beginning on: cheap as long as the numbers rise."""
+    """The first n images (None: all) of an .npz file. Reading is fast only if the indices rise."""
 
-    def __init__(self, file: npz.Samples, n: int | None = None) -> None:
-        """n: only the first n."""
+    def __init__(self, file: SamplesFile, n: int | None = None) -> None:
         self._file, self._rest, self._next = file, file.batches(1), 0
         self._length = min(n or file.n, file.n)
 
@@ -95,109 +94,113 @@ class NpzSource:
         return self._length
 
     def read(self, indices: Indices) -> Tensor:
-        """Raises BadFileError where the file is damaged."""
-        pictures = []
+        """Read images, (B, 3, H, W) uint8. Raises BadFileError: the file is damaged."""
+        images = []
         for index in indices.tolist():
             if index < self._next:
                 self._rest, self._next = self._file.batches(1), 0
-            pictures.append(next(islice(self._rest, index - self._next, None)))
+            images.append(next(islice(self._rest, index - self._next, None)))
             self._next = index + 1
-        return torch.cat(pictures)
+        return torch.cat(images)
 
 
-def size_of(source: Source) -> tuple[int, int]:
-    """Height and width of its pictures."""
-    height, width = source.read(np.arange(1)).shape[2:]
-    return height, width
+def image_shape(source: ImageSource) -> tuple[int, int, int]:
+    """Return channels, height and width of a source's images."""
+    _, channels, height, width = source.read(np.arange(1)).shape
+    return channels, height, width
 
 
-def some(n: int, of: int, seed: int) -> Indices:
-    """n of 0..of-1 (all where n is larger), drawn at random, rising. Neither the first nor every k-th would do: folders
-    are in the order of their classes, and samples have the classes in turn."""
-    if n >= of:
-        return np.arange(of, dtype=np.int64)
-    drawn = np.random.default_rng(derive_seed(seed, "some", of)).choice(of, n, replace=False)
+def random_indices(n: int, total: int, seed: int) -> Indices:
+    """Draw n of 0..total-1 (all if n is larger), in rising order.
+
+    Random, because neither the first n nor every k-th is a fair choice: folders are in the order of their classes, and
+    samples have the classes in turn.
+    """
+    if n >= total:
+        return np.arange(total, dtype=np.int64)
+    drawn = np.random.default_rng(derive_seed(seed, "some", total)).choice(total, n, replace=False)
     return np.sort(drawn).astype(np.int64)
 
 
-def check_set(source: Source, what: str) -> None:
-    """Raises ConfigError: there are fewer than two pictures, and one has no spread."""
+def check_count(source: ImageSource, name: str) -> None:
+    """Raise ConfigError if there are fewer than two images: one image has no covariance."""
     if len(source) < 2:
-        raise ConfigError(f"{what}: there is {len(source)} picture to measure, and sets are of at least 2")
+        raise ConfigError(f"{name}: there is {len(source)} image to measure; sets must have at least 2")
 
 
-class Samples(NamedTuple):
-    """Images to be measured."""
+class SampleSet(NamedTuple):
+    """Images to measure, and the file or folder that holds them."""
 
-    source: Source
-    where: Path
-    per_second: float | None
-    """Images made in a second, by all processes together; None where they were there already."""
-    of: int
-    """How many there are, of which these may be some."""
+    source: ImageSource
+    path: Path
+    total: int
+    """Number of images in the file or folder; the source may have fewer of them."""
+    images_per_second: float | None = None
+    """Sampling speed of all processes together; None if the images existed already."""
 
     @property
     def identity(self) -> str:
-        """A hash of the contents of all files that these are read from, in their order."""
-        files = self.source.paths if isinstance(self.source, FolderSource) else [self.where]
+        """Hash of the contents of all files of the source, in their order."""
+        files = self.source.paths if isinstance(self.source, FolderSource) else [self.path]
         return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()[:32]
 
 
-def sampled(accelerator: Accelerator, source: PriorSource, n: int, batch_size: int) -> Samples:
-    """n pictures of a prior, in RUN/evaluation/samples-DIGEST: the same as `generate.py` would make, an interrupted
-    making goes on, and pictures that are there are used again."""
-    settings = settings_of(source.sampler.config, {"n": n, "seed": source.seed, **source.settings()})
-    told = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
-    folder = source.loaded.path.parent / "evaluation" / f"samples-{digest}"
-    wanted = dict.fromkeys(image_names(settings), source.image_shape)
-    found = FolderSource([folder / name for name in wanted], source.image_shape[2])
-    if run_on_main(accelerator, lambda: is_finished(folder)):
-        if gone := [path.name for path in found.paths if not path.is_file()]:
-            raise BadFileError(
-                f"{folder}: was finished, but {len(gone):,} of its pictures are gone, {gone[0]} first; delete it, "
-                "and all are made again"
-            )
-        accelerator.print(f"samples: {one_line(str(folder))}")
-        return Samples(found, folder, None, n)
-    out: Output = open_output(accelerator, str(folder), folder.parent, settings, wanted)
-    accelerator.print(f"sampling {len(out.missing)} pictures to {one_line(str(folder))}")
-    seconds = make_missing(accelerator, source, out, batch_size)
-    run_on_main(accelerator, lambda: assemble(source.labels(np.arange(n)), out))
-    return Samples(found, folder, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None, n)
+def sample_prior(accelerator: Accelerator, prior: PriorSource, n: int, batch_size: int) -> SampleSet:
+    """Sample n images of a prior into RUN/evaluation/samples-DIGEST, or use those that are there.
 
-
-def given(path: Path, n: int | None, seed: int, option: str = "--samples") -> Samples:
-    """n pictures (None: all), drawn at random in a folder, or the first of an .npz file as the ADM suite has them.
-
-    option: the one that they were given with, for errors to name.
+    They are the images that `generate.py` makes with these settings. An interrupted sampling continues.
 
     Raises:
-        ConfigError: there are none.
+        BadFileError: the folder is finished, but images are missing.
+    """
+    settings = settings_of(prior.sampler.config, {"n": n, "seed": prior.seed, **prior.settings()})
+    compared = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
+    digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:8]
+    folder = prior.loaded.path.parent / "evaluation" / f"samples-{digest}"
+    shapes = dict.fromkeys(image_names(settings), prior.image_shape)
+    source = FolderSource([folder / name for name in shapes], prior.image_shape[2])
+    if run_on_main(accelerator, lambda: is_finished(folder)):
+        if missing := [path.name for path in source.paths if not path.is_file()]:
+            raise BadFileError(
+                f"{folder}: the folder is finished, but {len(missing):,} of its images are missing, the first is "
+                f"{missing[0]}; delete the folder, and all images are sampled again"
+            )
+        accelerator.print(f"samples: {one_line(str(folder))}")
+        return SampleSet(source, folder, n)
+    out = open_output(accelerator, str(folder), folder.parent, settings, shapes)
+    accelerator.print(f"sampling {len(out.missing)} images to {one_line(str(folder))}")
+    seconds = make_missing(accelerator, prior, out, batch_size)
+    run_on_main(accelerator, lambda: finish_samples(prior.labels(np.arange(n)), out))
+    return SampleSet(source, folder, n, len(out.missing) / max(seconds, 1e-9) if len(out.missing) else None)
+
+
+def open_images(path: Path, n: int | None, seed: int, option: str = "--samples") -> SampleSet:
+    """Open n images (None: all): random ones of a folder, or the first of an .npz file of the ADM suite.
+
+    In a folder that `generate.py` wrote, its `samples.npz` is read. option: the option that named the path, for
+    messages.
+
+    Raises:
+        ConfigError: there is no such file or folder, or it has no images.
         BadFileError: the file is damaged or of another kind.
     """
     try:
         path = path.resolve(strict=True)
     except (OSError, RuntimeError):
         raise ConfigError(f"{option} {describe_path(shorten(path))}: there is no such file or folder") from None
-    if path.is_dir():
-        written = path / SAMPLES  # by generate.py: just its samples, in their order, and not its grid too
-        if written.is_file():
-            return given(written, n, seed, option)
-        return _folder(path, n, seed, option)
-    file = open_samples(path)
-    return Samples(NpzSource(file, n), path, None, file.n)
+    if path.is_dir() and (path / SAMPLES).is_file():  # contains the samples in order, and not the grid too
+        path = (path / SAMPLES).resolve()
+    if not path.is_dir():
+        file = open_samples(path)
+        return SampleSet(NpzSource(file, n), path, file.n)
+    paths = [found for found in image_paths(path, option) if not found.name.endswith(NEAREST)]
+    if not paths:
+        raise ConfigError(f"{option} {path}: the folder has no images")
+    chosen = random_indices(n or len(paths), len(paths), seed)
+    return SampleSet(FolderSource([paths[index] for index in chosen], channels=3), path, len(paths))
 
 
-def folder_of_results(samples: Path) -> Path:
-    """The folder for what was measured of given samples: beside them where that changes nobody's data."""
+def results_folder(samples: Path) -> Path:
+    """Return the folder for the results of given samples: theirs, unless it is a folder of somebody's data."""
     ours = samples.is_file() or is_marked(samples)
     return samples.parent if ours else Path("runs/evaluation")
-
-
-def _folder(path: Path, n: int | None, seed: int, option: str) -> Samples:
-    paths = [file for file in image_paths(path, option) if not file.name.endswith(NEAREST)]  # which we wrote
-    if not paths:
-        raise ConfigError(f"{option} {path}: holds no pictures")
-    chosen = some(n or len(paths), len(paths), seed)
-    return Samples(FolderSource([paths[place] for place in chosen], channels=3), path, None, len(paths))

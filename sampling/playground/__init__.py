@@ -1,1 +1,1 @@
-"""Behind `app.py`: `tasks.py` makes the pictures, `page.py` shows them, `server.py` lets the page be reached."""
+"""The page of `app.py`: `tasks.py` makes images, `page.py` shows them, `guard.py` and `server.py` serve the page."""

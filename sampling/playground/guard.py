@@ -1,11 +1,11 @@
-"""Which requests the page answers: from whom, with what in them.
+"""The guard before the page: it refuses requests that the page itself does not send.
 
-A page on localhost is not out of the world's reach: any site that the user opens can send requests to it, and a name
-that is made to point to 127.0.0.1 ("DNS rebinding") even lets it read the answers. So a request has to name this
-server, and come from its own page. What the page does not need is not there.
+A page on localhost can be attacked from outside: any site that the user opens can send requests to it, and a host name
+that an attacker points to 127.0.0.1 ("DNS rebinding") even lets the site read the answers. So a request must name this
+server in its Host header, and come from the page itself. Addresses that the page does not use are answered with 404.
 
-Gradio copies any file whose path stands in a request into the folder that the page's files are served from, and fetches
-any address that does. So neither gets to it: the only files that a request may name are those of that folder.
+Gradio copies any file whose path is in a request into the folder that the page's files are served from, and downloads
+any URL in a request. So the guard refuses requests with paths or URLs of any file outside that folder.
 """
 
 import ipaddress
@@ -22,24 +22,25 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-DEEPEST = 16
-"""Lists and objects within each other."""
-KEYS = {"data", "event_data", "fn_index", "session_hash", "trigger_id"}
-"""Of a request that calls a function."""
+MOST_LEVELS = 16
+"""Levels of lists and objects in a request at most."""
+JOIN_KEYS = {"data", "event_data", "fn_index", "session_hash", "trigger_id"}
+"""Keys of a request that calls a function of the page."""
 LARGEST_UPLOAD = 20 * 1024 * 1024
-"""Bytes of a picture that is sent."""
+"""Bytes of an uploaded image at most."""
 LARGEST_BODY = 1024 * 1024
-"""Bytes of any other request."""
+"""Bytes of any other request at most."""
 LARGEST_FOLDER = 512 * 1024 * 1024
-"""Bytes of all uploads and results that are kept at once."""
+"""Bytes of all uploads and results together at most."""
 UPLOAD = "/gradio_api/upload"
 JOIN = "/gradio_api/queue/join"
+"""Path of a request that calls a function of the page."""
 PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json")
-READ = ("/assets/", "/static/", "/gradio_api/heartbeat/", "/gradio_api/queue/data", "/gradio_api/upload_progress")
-SENT = (JOIN, UPLOAD, "/gradio_api/cancel", "/gradio_api/reset")
+GET_PATHS = ("/assets/", "/static/", "/gradio_api/heartbeat/", "/gradio_api/queue/data", "/gradio_api/upload_progress")
+POST_PATHS = (JOIN, UPLOAD, "/gradio_api/cancel", "/gradio_api/reset")
 FILES = "/gradio_api/file="
 HEADERS = {
-    # Nothing is fetched from elsewhere, whatever the page's scripts would like to; nor is it shown inside another page.
+    # The browser loads nothing from other servers, and does not show the page inside another page.
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
@@ -52,18 +53,25 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests that are not of this page, and says in every answer that nothing else may be loaded."""
+    """An ASGI app around the page: refuses requests from elsewhere, and adds `HEADERS` to every answer."""
 
     def __init__(self, app: ASGIApp, host: str, files: Path, functions: Mapping[int, int]) -> None:
-        """host: the address that is bound; files: the folder (resolved) that pictures may be fetched from; functions:
-        the number of inputs of each function that the page calls, by its number."""
+        """Wrap `app`.
+
+        Args:
+            app: the page.
+            host: address that the server listens on.
+            files: folder (a resolved path) of the files that may be downloaded and named in requests.
+            functions: number of inputs of each function of the page, by the function's number.
+        """
         self._app, self._files, self._functions = app, files, functions
-        self._anywhere = not is_loopback(host)
-        self._names = {"localhost", "127.0.0.1", "::1", host.lower(), *([own_name()] if self._anywhere else [])}
-        self._arriving = 0
-        """Bytes of the uploads that are under way."""
+        self._is_public = not is_loopback(host)
+        self._names = {"localhost", "127.0.0.1", "::1", host.lower(), *([own_name()] if self._is_public else [])}
+        self._bytes_arriving = 0
+        """Bytes of the uploads in progress."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on to the page."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -77,9 +85,9 @@ class Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        refused = self._refused(scope["method"], scope["path"], headers)
-        if refused is not None:
-            await refused(scope, receive, with_headers)
+        refusal = self._refusal(scope["method"], scope["path"], headers)
+        if refusal is not None:
+            await refusal(scope, receive, with_headers)
         elif scope["method"] != "POST":
             await self._app(scope, receive, with_headers)
         elif scope["path"] == UPLOAD:
@@ -88,21 +96,21 @@ class Guard:
             await self._call(headers["host"], scope, receive, with_headers)
 
     async def _upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take an upload, where there is room for it."""
-        if folder_size(self._files) + self._arriving + length > LARGEST_FOLDER:
-            text = "too much was uploaded; what is older than an hour is removed, so try again later"
+        """Pass on an upload if there is room for it."""
+        if folder_size(self._files) + self._bytes_arriving + length > LARGEST_FOLDER:
+            text = "there is no room for this upload now; uploads are removed after an hour, so try again later"
             await PlainTextResponse(text, 507)(scope, receive, send)
             return
-        self._arriving += length
+        self._bytes_arriving += length
         try:
             await self._app(scope, receive, send)
         finally:
-            self._arriving -= length
+            self._bytes_arriving -= length
 
     async def _call(self, host: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request whose body names no file but the page's own, and no address at all."""
+        """Pass on a request if its body names no other files than the page's own."""
         body = await body_of(receive)
-        if body is None:  # who asked is gone
+        if body is None:  # the connection was closed
             return
         try:
             content = check_body(body, self._files, (f"http://{host}{FILES}", f"https://{host}{FILES}", FILES))
@@ -113,22 +121,22 @@ class Guard:
             return
         unread = [body]
 
-        async def again() -> Message:
+        async def receive_again() -> Message:
             if unread:
                 return {"type": "http.request", "body": unread.pop(), "more_body": False}
             return await receive()
 
-        await self._app(scope, again, send)
+        await self._app(scope, receive_again, send)
 
-    def _refused(self, method: str, path: str, headers: Headers) -> PlainTextResponse | None:
-        """The answer to a request that is not let through."""
+    def _refusal(self, method: str, path: str, headers: Headers) -> PlainTextResponse | None:
+        """Return the answer to a request that is refused; None: it is not."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_own(name_in(host)):
-            return PlainTextResponse("this page is not known under that name; use its address", 421)
-        foreign = origin is not None and origin.split("://")[-1].lower() != host.lower()
+            return PlainTextResponse("this page does not have that host name; use the address that app.py printed", 421)
+        is_foreign = origin is not None and origin.split("://")[-1].lower() != host.lower()
         site, mode = headers.get("sec-fetch-site", "same-origin"), headers.get("sec-fetch-mode")
-        opened = method == "GET" and (site == "none" or mode == "navigate")  # a link, or an address that was typed
-        if foreign or (site != "same-origin" and not opened):
+        is_opened = method == "GET" and (site == "none" or mode == "navigate")  # by a link, or by typing the address
+        if is_foreign or (site != "same-origin" and not is_opened):
             return PlainTextResponse("this request comes from another site", 403)
         if not self._is_needed(method, path):
             return PlainTextResponse("there is no such page", 404)
@@ -136,23 +144,23 @@ class Guard:
             length = headers.get("content-length", "")
             largest = LARGEST_UPLOAD + LARGEST_BODY if path == UPLOAD else LARGEST_BODY
             if not length.isdecimal() or len(length) > 18 or int(length) > largest:
-                return PlainTextResponse(f"a request of more than {largest:,} bytes", 413)
+                return PlainTextResponse(f"a request must state its length, at most {largest:,} bytes", 413)
         return None
 
     def _is_own(self, name: str) -> bool:
-        return name in self._names or (self._anywhere and is_address(name))
+        return name in self._names or (self._is_public and is_address(name))
 
     def _is_needed(self, method: str, path: str) -> bool:
         if method == "POST":
-            return path.rstrip("/") in SENT
+            return path.rstrip("/") in POST_PATHS
         if method not in ("GET", "HEAD"):
             return False
         is_own_file = path.startswith(f"{FILES}{self._files}/") and ".." not in path.split("/")
-        return path in PAGES or path.startswith(READ) or is_own_file
+        return path in PAGES or path.startswith(GET_PATHS) or is_own_file
 
 
 async def body_of(receive: Receive) -> bytes | None:
-    """A request's whole body, as far as it may be large; or none where it was broken off."""
+    """Return a request's whole body; None if it is too large or was broken off."""
     body = b""
     while len(body) <= LARGEST_BODY:
         message = await receive()
@@ -165,7 +173,7 @@ async def body_of(receive: Receive) -> bytes | None:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of the files in a folder and its folders."""
+    """Return the bytes of all files in a folder and below."""
     size = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -175,13 +183,14 @@ def folder_size(folder: Path) -> int:
 
 
 def name_in(host: str) -> str:
-    """The name or address in a Host header, without the port and an IPv6 address's brackets."""
+    """Return the name or address in a Host header, without the port and the brackets of an IPv6 address."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()
 
 
 def is_address(name: str) -> bool:
+    """Return True for an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -190,31 +199,32 @@ def is_address(name: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is bound there can be reached from this machine alone."""
+    """Return True if a server on this address can be reached only from this machine."""
     return host.lower() == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def own_name() -> str:
+    """Return this machine's host name."""
     return socket.gethostname().lower()
 
 
 class BadBodyError(ValueError):
-    """A body that the page does not send; its message is for who made it up."""
+    """A request body that the page does not send."""
 
 
 def check_body(body: bytes, folder: Path, prefixes: tuple[str, ...]) -> Any:
-    """What a body's JSON says.
+    """Parse the JSON of a request body and check the files that it names.
 
     Args:
-        body: as it arrived.
-        folder: resolved; the only one whose files may be named.
-        prefixes: what the addresses of these files begin with.
+        body: the bytes of the request.
+        folder: resolved path of the only folder whose files may be named.
+        prefixes: the beginnings of these files' URLs.
 
     Raises:
-        BadBodyError: it is no JSON, is too deep, says a key twice, or names any other file or address.
+        BadBodyError: the body is not JSON, has too many levels or a key twice, or names another file or URL.
     """
     try:
-        content = json.loads(body.decode("utf-8"), object_pairs_hook=_once)
+        content = json.loads(body.decode("utf-8"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError):
         raise BadBodyError("the request is not the JSON that this page sends") from None
     _check_files(content, folder, prefixes)
@@ -222,54 +232,55 @@ def check_body(body: bytes, folder: Path, prefixes: tuple[str, ...]) -> Any:
 
 
 def check_join(content: Any, functions: Mapping[int, int]) -> None:
-    """Check a request that calls one of the page's functions; functions: the number of inputs of each.
+    """Check a request that calls a function of the page. `functions`: number of inputs by the function's number.
 
     Raises:
-        BadBodyError: there is no such function, or it has not so many inputs.
+        BadBodyError: there is no such function, or the number of inputs is wrong.
     """
-    if not isinstance(content, dict) or not content.keys() <= KEYS:
+    if not isinstance(content, dict) or not content.keys() <= JOIN_KEYS:
         raise BadBodyError("the request does not have the keys that this page sends")
     session, number, data = content.get("session_hash"), content.get("fn_index"), content.get("data")
     if not isinstance(session, str) or not session.isalnum() or len(session) > 64:
-        raise BadBodyError("the request names no session")
+        raise BadBodyError("the request names no valid session")
     if type(number) is not int or number not in functions:
         raise BadBodyError("the request names no function of this page; load it again")
     if not isinstance(data, list) or len(data) != functions[number]:
         raise BadBodyError("the request does not have as many values as its function; load the page again")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # which one counts, others may see differently
-        raise BadBodyError("a key stands twice in an object")
-    return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) != len(pairs):  # another JSON parser may read the other value
+        raise BadBodyError("the request has an object with the same key twice")
+    return tree
 
 
 def _check_files(value: Any, folder: Path, prefixes: tuple[str, ...], depth: int = 0) -> None:
-    if depth > DEEPEST:
-        raise BadBodyError("the request is nested too deeply")
+    """Raise BadBodyError if any `path` or `url` at any level names a file outside the folder."""
+    if depth > MOST_LEVELS:
+        raise BadBodyError(f"the request has more than {MOST_LEVELS} levels")
     if isinstance(value, dict):
-        for key, each in value.items():
-            if key == "path" and each is not None and not is_inside(each, folder):
-                raise BadBodyError("path: only files that were uploaded to this page may be named")
-            if key == "url" and each is not None and not _is_address(each, folder, prefixes):
-                raise BadBodyError("url: only files that were uploaded to this page may be named")
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_files(each, folder, prefixes, depth + 1)
+        if (path := value.get("path")) is not None and not is_inside(path, folder):
+            raise BadBodyError("path: only files that were uploaded to this page may be named")
+        if (url := value.get("url")) is not None and not _is_own_url(url, folder, prefixes):
+            raise BadBodyError("url: only files that were uploaded to this page may be named")
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        _check_files(child, folder, prefixes, depth + 1)
 
 
 def is_inside(path: Any, folder: Path) -> bool:
-    """Whether a path, whatever was sent as one, is that of something in a folder, links followed."""
+    """Return True if a value, of any type, is the absolute path of something in a folder, links followed."""
     if not isinstance(path, str):
         return False
     try:
-        found = Path(path).resolve()
+        resolved = Path(path).resolve()
     except (OSError, RuntimeError, ValueError):
         return False
-    return Path(path).is_absolute() and found != folder and found.is_relative_to(folder)
+    return Path(path).is_absolute() and resolved != folder and resolved.is_relative_to(folder)
 
 
-def _is_address(url: Any, folder: Path, prefixes: tuple[str, ...]) -> bool:
+def _is_own_url(url: Any, folder: Path, prefixes: tuple[str, ...]) -> bool:
     if not isinstance(url, str):
         return False
-    return any(url.startswith(each) and is_inside(unquote(url.removeprefix(each)), folder) for each in prefixes)
+    return any(url.startswith(prefix) and is_inside(unquote(url.removeprefix(prefix)), folder) for prefix in prefixes)

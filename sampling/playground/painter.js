@@ -1,27 +1,27 @@
-// The canvas that a picture is painted on. Runs when the page is loaded, with Gradio's `element` (around it) and `watch`.
-// One pixel of the canvas is one pixel of the picture. `canvas.mask()` is what the Complete button sends: a bit for
-// each pixel, row by row, 1 where it is painted, in base64.
+// The canvas on which a part of an image is painted over. Gradio runs this script when the page is loaded, and provides
+// `element` (around the canvas) and `watch`. One pixel of the canvas is one pixel of the image. `canvas.mask()` returns
+// the value that the Complete button sends: one bit per pixel, row by row, 1 if it is painted, in base64.
 
 const COLOUR = "#ff2d87";
 
 function begin() {
   const image = element.querySelector("img");
   const canvas = element.querySelector("canvas");
-  if (!image || !canvas) return; // no picture is chosen
+  if (!image || !canvas) return; // no image is chosen
   const size = element.querySelector("input[type=range]");
   const context = canvas.getContext("2d", { willReadFrequently: true });
   let erasing = false;
   let last = null;
-  const brush = element.querySelector(".brush"); // where the arrow keys have moved it: [x, y] in pixels
-  let place = [0, 0];
+  const brush = element.querySelector(".brush");
+  let position = [0, 0]; // of the brush that the arrow keys move: [x, y] in pixels
 
   function prepare() {
     canvas.width = image.naturalWidth;
     canvas.height = image.naturalHeight;
     size.max = Math.max(2, Math.round(Math.max(canvas.width, canvas.height) / 2));
     size.value = Math.max(1, Math.round(canvas.width / 6));
-    place = [Math.floor(canvas.width / 2) + 0.5, Math.floor(canvas.height / 2) + 0.5];
-    say();
+    position = [Math.floor(canvas.width / 2) + 0.5, Math.floor(canvas.height / 2) + 0.5];
+    showCount();
   }
 
   function painted() {
@@ -29,20 +29,20 @@ function begin() {
     return Array.from({ length: alpha.length / 4 }, (_, pixel) => alpha[4 * pixel + 3] > 0);
   }
 
-  function say() {
+  function showCount() {
     const pixels = painted();
     const count = pixels.filter(Boolean).length.toLocaleString("en");
     element.querySelector("output").value = `${count} of ${pixels.length.toLocaleString("en")} pixels painted`;
   }
 
   function showBrush() {
-    brush.style.left = `${(100 * place[0]) / canvas.width}%`;
-    brush.style.top = `${(100 * place[1]) / canvas.height}%`;
+    brush.style.left = `${(100 * position[0]) / canvas.width}%`;
+    brush.style.top = `${(100 * position[1]) / canvas.height}%`;
     brush.style.width = `${(100 * size.value) / canvas.width}%`;
     brush.hidden = false;
   }
 
-  function takeTool() {
+  function readTool() {
     erasing = element.querySelector("[name=painter-tool]:checked").value === "erase";
   }
 
@@ -55,7 +55,7 @@ function begin() {
     }
   }
 
-  // All pixels whose centre lies within the brush; no pixel is painted in part.
+  // Paints or erases all pixels whose centre lies within the brush; a pixel is never painted in part.
   function dab(x, y) {
     const radius = Number(size.value) / 2;
     for (let row = Math.floor(y - radius); row <= y + radius; row++) {
@@ -79,13 +79,13 @@ function begin() {
   }
 
   canvas.onpointerdown = (event) => {
-    takeTool();
+    readTool();
     brush.hidden = true;
     canvas.setPointerCapture(event.pointerId);
     stroke(event);
   };
   canvas.onpointermove = (event) => last && stroke(event);
-  canvas.onpointerup = canvas.onpointercancel = () => { last = null; say(); };
+  canvas.onpointerup = canvas.onpointercancel = () => { last = null; showCount(); };
 
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   canvas.onkeydown = (event) => {
@@ -93,12 +93,12 @@ function begin() {
     if (!arrow && event.key !== " ") return;
     event.preventDefault(); // the page would scroll
     if (arrow) {
-      place[0] = Math.min(canvas.width - 0.5, Math.max(0.5, place[0] + arrow[0]));
-      place[1] = Math.min(canvas.height - 0.5, Math.max(0.5, place[1] + arrow[1]));
+      position[0] = Math.min(canvas.width - 0.5, Math.max(0.5, position[0] + arrow[0]));
+      position[1] = Math.min(canvas.height - 0.5, Math.max(0.5, position[1] + arrow[1]));
     } else {
-      takeTool();
-      dab(...place);
-      say();
+      readTool();
+      dab(...position);
+      showCount();
     }
     showBrush();
   };
@@ -116,7 +116,7 @@ function begin() {
     button.onclick = () => {
       erasing = button.dataset.area === "none";
       halves[button.dataset.area]();
-      say();
+      showCount();
     };
   }
 

@@ -1,4 +1,4 @@
-"""The part of the page on which a picture is painted over, and how what was painted arrives."""
+"""The canvas of the page on which a part of an image is painted over, and the mask that it sends."""
 
 import base64
 import binascii
@@ -18,9 +18,9 @@ TEMPLATE = """
 {{#if value}}
 <div class="painter">
   <div class="canvas">
-    <img src="{{value}}" alt="The picture to complete">
-    <canvas tabindex="0" role="application" aria-describedby="painter-said"
-      aria-label="Paint over what is to be made anew: arrows move the brush, space paints or erases"></canvas>
+    <img src="{{value}}" alt="The image to complete">
+    <canvas tabindex="0" role="application" aria-describedby="painter-status"
+      aria-label="Paint over the part to generate: arrow keys move the brush, space paints or erases"></canvas>
     <div class="brush" hidden></div>
   </div>
   <div class="tools">
@@ -29,37 +29,37 @@ TEMPLATE = """
     <label>Brush <input type="range" min="1" max="16" value="5" aria-label="Size of the brush"></label>
   </div>
   <div class="tools">
-    <span>Half:</span>
+    <span>Paint half:</span>
     <button type="button" data-area="top" aria-label="Paint over the top half">top</button>
     <button type="button" data-area="bottom" aria-label="Paint over the bottom half">bottom</button>
     <button type="button" data-area="left" aria-label="Paint over the left half">left</button>
     <button type="button" data-area="right" aria-label="Paint over the right half">right</button>
   </div>
   <div class="tools">
-    <output id="painter-said" aria-live="polite"></output>
+    <output id="painter-status" aria-live="polite"></output>
     <button type="button" data-area="none">clear all</button>
   </div>
 </div>
 {{else}}
-<p class="hint">Choose a picture, then paint over what is to be made anew.</p>
+<p class="hint">Choose or upload an image, then paint over the part that the prior should generate.</p>
 {{/if}}
 """
-READ = "(chosen, mask, ...rest) => [chosen, document.querySelector('.painter canvas')?.mask() ?? '', ...rest]"
-"""What the browser does to a request's values before it sends them: the second one becomes the mask."""
+SEND_MASK = "(chosen, mask, ...rest) => [chosen, document.querySelector('.painter canvas')?.mask() ?? '', ...rest]"
+"""Script for the browser: replaces the second value of a request by the painted mask."""
 
 
-def data_url(picture: ImageArray) -> str:
-    """A picture (H, W, C) as an address that holds it."""
+def data_url(image: ImageArray) -> str:
+    """Return an image (H, W, C) as a data URL."""
     file = BytesIO()
-    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(file, format="PNG")
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def painted(text: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """What `painter.js` says is painted, of a picture of this size: (H, W).
+def decode_mask(text: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Convert the text that `painter.js` sends to the mask (H, W): True for painted pixels; empty: none is painted.
 
     Raises:
-        ConfigError: it is none, or of a picture of another size.
+        ConfigError: the text is not a mask, or a mask of another size.
     """
     pixels = size[0] * size[1]
     if text in ("", None):
@@ -67,7 +67,7 @@ def painted(text: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     try:
         bits = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     except (binascii.Error, TypeError, ValueError):
-        raise ConfigError("what was painted cannot be read; choose the picture again") from None
+        raise ConfigError("the painted mask cannot be read; choose the image again") from None
     if len(bits) != -(-pixels // 8):
-        raise ConfigError("what was painted does not have the picture's size; choose the picture again")
+        raise ConfigError("the painted mask does not have the image's size; choose the image again")
     return np.unpackbits(bits, count=pixels).reshape(size).astype(np.bool_)

@@ -1,10 +1,10 @@
-"""What the page can be asked for: from settings, a picture and a mask, all of them from anybody, to pictures.
+"""The three tasks of the page: from settings, an image and a mask to images. It knows nothing of Gradio.
 
-    sample      settings                      -> pictures, as `generate.py` makes them
-    complete    a picture, what is painted    -> what is kept, completions, as `complete.py` makes them
-    grow        a picture, four margins       -> larger pictures
+    sample      settings                   -> images, as `generate.py` makes them
+    complete    an image, a painted mask   -> the kept part, and completions as `complete.py` makes them
+    grow        an image, four margins     -> larger images
 
-Nothing here knows of the page. What arrives is checked here, whatever a page let through.
+All values may come from anybody, so they are checked here, even if the page's controls check them too.
 """
 
 import shlex
@@ -17,17 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampling.completion import (
-    CompleteConfig,
     Margins,
     Task,
-    codes_made,
     complete,
-    framed,
+    count_generated_codes,
     grow,
     kept_codes,
     margins_in_codes,
-    read_originals,
+    show_kept,
 )
+from sampling.completion_source import CompleteConfig, read_originals
 from sampling.generate import GenerateConfig
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
@@ -36,196 +35,203 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError, Interrupti
 from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import LoadedPrior
 
-SOURCE = "settings of this page"
+CONFIG_NAME = "settings of this page"
+"""Name of the page's settings in the errors of a config."""
 OFFERED = 12
-"""Validation pictures to choose from."""
+"""Number of validation images to choose from."""
 LONGEST_LINE = 500
-"""Characters of a message."""
-Share = Callable[[float], object]
-"""Called with the share in [0, 1] of a task that is done."""
+"""Characters of a message at most."""
+ReportShare = Callable[[float], object]
+"""Function that is called with the finished share of a task, in [0, 1]."""
 
 
 class Limits(NamedTuple):
-    """The most that one request may ask for."""
+    """The largest request that is allowed."""
 
-    pictures: int
+    images: int
     side: int
     """Pixels."""
 
 
 class Chosen(NamedTuple):
-    """A picture to complete or to grow."""
+    """An image to complete or to grow."""
 
-    picture: ImageArray
-    """(H, W, C) of the prior's size."""
+    image: ImageArray
+    """(H, W, C) uint8 of the prior's size."""
     number: int
-    """Its number: with the seed it decides the noise."""
+    """Number of the image: with the seed it decides the noise."""
     label: int | None
-    """Its class, where its data set says it."""
+    """The prior's label; None if it is not known."""
     name: str
+    """Name that the page shows."""
 
 
 class Sampled(NamedTuple):
-    pictures: NDArray[np.uint8]
+    """The images of one request."""
+
+    images: NDArray[np.uint8]
     """(n, H, W, C)."""
     classes: list[str]
-    """(n,), or none where the prior has none."""
+    """n class names; empty if the prior has no classes."""
     command: str
-    """The command line that makes the same pictures."""
+    """Command line that makes the same images."""
 
 
 class Playground:
-    """A loaded prior, and what may be asked of it."""
+    """A loaded prior, and the limits of what may be asked of it."""
 
     def __init__(self, prior: LoadedPrior, precision: Precision, limits: Limits) -> None:
-        """Raises ConfigError where the precision does not fit the prior."""
+        """Raises ConfigError if the precision does not fit the prior."""
         self.prior, self.precision, self.limits = prior, precision, limits
         self.stopping = threading.Event()
-        """Once it is set, a task that is under way ends with an InterruptionError."""
-        plain = Sampler(prior, SamplingConfig(precision=precision))
-        self.size, self.factor, self.guidance = plain.size, plain.factor, plain.guidance.scale
+        """Set it to end the running task with an InterruptionError."""
+        default = Sampler(prior, SamplingConfig(precision=precision))
+        self.size, self.factor, self.guidance = default.size, default.factor, default.guidance.scale
 
     @property
     def can_guide(self) -> bool:
+        """True if the prior was trained for guidance."""
         return bool(self.prior.classes) and self.prior.model.config.label_dropout > 0.0
 
     @property
     def can_be_larger(self) -> bool:
-        """Whether pictures larger than trained can be made, and the limit admits them."""
+        """True if images larger than trained can be made and the limits allow them."""
         network = self.prior.tokenizer.tokenizer.config.network
         return not network.name_of_one_size and self.limits.side >= min(self.size) + self.factor
 
     def offered(self) -> list[Chosen]:
-        """The first validation pictures of the prior's own data.
+        """Return the first validation images of the prior's own data set.
 
         Raises:
-            UserError: the data are not here any more.
+            UserError: the data set cannot be read.
         """
-        found = read_originals(Sampler(self.prior), None, OFFERED)
+        originals = read_originals(Sampler(self.prior), None, OFFERED)
         known = self.prior.classes
-        labels = [int(label) if label < len(known) else None for label in found.labels]
-        places = enumerate(zip(found.pictures, labels, strict=True))
-        return [Chosen(picture, index, label, f"validation picture {index}") for index, (picture, label) in places]
+        labels = [int(label) if label < len(known) else None for label in originals.labels]
+        return [
+            Chosen(image, index, label, f"validation image {index}")
+            for index, (image, label) in enumerate(zip(originals.images, labels, strict=True))
+        ]
 
     def uploaded(self, path: Path, name: str) -> Chosen:
-        """A file that somebody sent, scaled and cropped to the prior's size. `name` is what they call it.
+        """Read an uploaded file, resized and cropped to the prior's size. `name`: its name on the user's machine.
 
         Raises:
-            BadFileError: it is no picture, or a damaged or too large one.
+            BadFileError: the file is no image, is damaged, or is too large.
         """
-        plain = Sampler(self.prior)
-        known = "0" if self.prior.classes else None  # which class it is, its task will say
+        some_class = "0" if self.prior.classes else None  # the task decides on the real one
         try:
-            picture = read_originals(plain, str(path), 1, known).pictures[0]
+            image = read_originals(Sampler(self.prior), str(path), 1, some_class).images[0]
         except BadFileError as error:
             raise BadFileError(str(error).replace(str(path), name)) from None
-        return Chosen(picture, 0, None, name)
+        return Chosen(image, 0, None, name)
 
-    def sample(self, values: Mapping[str, Any], report: Share) -> Sampled:
-        """values: n, seed, class, and how codes are chosen, under the names of `generate.py`'s options.
+    def sample(self, values: Mapping[str, Any], report: ReportShare) -> Sampled:
+        """Sample images. `values`: options of `generate.py` by name.
 
         Raises:
-            ConfigError: a value that does not fit, or more than the limits admit.
+            ConfigError: a value does not fit, or is beyond the limits.
         """
-        config = GenerateConfig.from_tree(self._tree(values, "n"), SOURCE)
+        config = GenerateConfig.from_tree(self._tree(values, "n"), CONFIG_NAME)
         self._check_number("n", config.n)
         self._check_side("size", config.size or self.size)
         sampler = Sampler(self.prior, config)
         indices = np.arange(config.n, dtype=np.int64)
         labels = sampler.labels(indices, config.class_)
-        progress = self._counted(config.n * sampler.codes_per_image, report)
-        made = sampler.images(indices, labels, config.seed, progress)
+        progress = self._progress(config.n * sampler.codes_per_image, report)
+        images = sampler.images(indices, labels, config.seed, progress)
         names = [self.prior.classes[label] for label in labels] if self.prior.classes else []
-        return Sampled(made, names, self._command(config))
+        return Sampled(images, names, self._command(config))
 
     def complete(
-        self, chosen: Chosen | None, painted: NDArray[np.bool_], values: Mapping[str, Any], report: Share
+        self, chosen: Chosen | None, painted: NDArray[np.bool_], values: Mapping[str, Any], report: ReportShare
     ) -> tuple[ImageArray, NDArray[np.uint8]]:
-        """The picture with all that is painted (H, W) hidden, and with it made anew: (variants, H, W, C).
+        """Generate the painted pixels (H, W) of the chosen image. `values`: options of `complete.py` by name.
 
-        values: variants, paste, seed, class, and how codes are chosen, as `complete.py` has them.
+        Returns:
+            The image (H, W, C) with grey in place of the painted pixels, and the completions (variants, H, W, C).
 
         Raises:
-            ConfigError: as `sample`; or nothing is painted, or too much.
+            ConfigError: as `sample`; or no image is chosen, or nothing or too much is painted.
         """
-        config, sampler, task = self._started(chosen, values)
+        config, sampler, task = self._prepare(chosen, values)
         keep = ~painted
         if keep.all():
-            raise ConfigError("nothing is painted: paint over what is to be made anew")
+            raise ConfigError("nothing is painted: paint over the part that the prior should generate")
         if not kept_codes(keep, self.factor).any():
             raise ConfigError(
-                f"too much is painted: a code covers {self.factor}x{self.factor} pixels, and none is left whole, so "
-                "the prior would see nothing"
+                f"too much is painted: a code covers {self.factor}x{self.factor} pixels, and no code is left whole, so "
+                "the prior would see nothing; erase a part"
             )
-        progress = self._counted(config.variants * sampler.codes_per_image, report)
-        made = complete(sampler, task, keep, config.paste, progress)
-        return framed(task.pictures[:1], keep, Margins(), self.factor)[0], made
+        progress = self._progress(config.variants * sampler.codes_per_image, report)
+        completions = complete(sampler, task, keep, config.paste, progress)
+        return show_kept(task.images[:1], keep, Margins(), self.factor)[0], completions
 
     def grow(
-        self, chosen: Chosen | None, values: Mapping[str, Any], report: Share
+        self, chosen: Chosen | None, values: Mapping[str, Any], report: ReportShare
     ) -> tuple[ImageArray, NDArray[np.uint8]]:
-        """The picture with empty margins around it, and with these made: (variants, H + ..., W + ..., C).
+        """Generate margins around the chosen image. `values`: as for `complete`, and `grow` with up, down, left, right.
 
-        values: as for `complete`, and `grow`, with the pixels `up`, `down`, `left` and `right`.
+        Returns:
+            The image with grey margins (H', W', C), and the results (variants, H', W', C).
 
         Raises:
-            ConfigError: as `sample`; or the margins are no multiples of the tokenizer's factor, or all zero.
+            ConfigError: as `sample`; or no image is chosen, or the margins are not multiples of the factor, or all 0.
         """
-        config, sampler, task = self._started(chosen, values)
-        wanted = config.margins
-        self._check_side(
-            "grow", (self.size[0] + wanted.up + wanted.down, self.size[1] + wanted.left + wanted.right), "a result of "
-        )
-        margins = margins_in_codes(wanted, sampler)
+        config, sampler, task = self._prepare(chosen, values)
+        pixels = config.margins
+        height, width = self.size[0] + pixels.up + pixels.down, self.size[1] + pixels.left + pixels.right
+        self._check_side("grow", (height, width), "a result of ")
+        margins = margins_in_codes(pixels, sampler)
         if not any(margins):
             raise ConfigError("all four margins are 0: give at least one side some pixels")
-        progress = self._counted(config.variants * codes_made(sampler, margins), report)
-        made = grow(sampler, task, margins, config.paste, progress)
-        return framed(task.pictures[:1], None, margins, self.factor)[0], made
+        progress = self._progress(config.variants * count_generated_codes(sampler, margins), report)
+        grown = grow(sampler, task, margins, config.paste, progress)
+        return show_kept(task.images[:1], None, margins, self.factor)[0], grown
 
-    def _started(self, chosen: Chosen | None, values: Mapping[str, Any]) -> tuple[CompleteConfig, Sampler, Task]:
-        config = CompleteConfig.from_tree(self._tree(values, "variants"), SOURCE)
+    def _prepare(self, chosen: Chosen | None, values: Mapping[str, Any]) -> tuple[CompleteConfig, Sampler, Task]:
+        """Return config, sampler and task for the variants of the chosen image."""
+        config = CompleteConfig.from_tree(self._tree(values, "variants"), CONFIG_NAME)
         self._check_number("variants", config.variants)
         if chosen is None:
-            raise ConfigError("no picture is chosen: choose one, or upload one")
+            raise ConfigError("no image is chosen: choose one, or upload one")
         sampler = Sampler(self.prior, config)
         n = config.variants
-        label = self._label(chosen, config.class_, sampler)
-        pictures, indices = np.repeat(chosen.picture[None], n, axis=0), np.full(n, chosen.number, dtype=np.int64)
-        task = Task(pictures, indices, np.full(n, label, dtype=np.int64), config.seed, np.arange(n, dtype=np.int64))
-        return config, sampler, task
+        images, indices = np.repeat(chosen.image[None], n, axis=0), np.full(n, chosen.number, dtype=np.int64)
+        labels = np.full(n, self._label(chosen, config.class_, sampler), dtype=np.int64)
+        return config, sampler, Task(images, indices, labels, config.seed, np.arange(n, dtype=np.int64))
 
     def _label(self, chosen: Chosen, given: str | Sequence[str] | None, sampler: Sampler) -> int:
-        """The class that was given, else the picture's own, else none."""
+        """Return the label of the given class, else that of the image, else the one for no class."""
         if given is not None:
             return int(sampler.labels(np.zeros(1, dtype=np.int64), given)[0])
         if chosen.label is not None or not self.prior.classes:
             return chosen.label or 0
         if self.prior.model.config.label_dropout == 0.0:
-            raise ConfigError("class: this prior does not know pictures of no class; say which class this one is")
+            raise ConfigError("class: this prior was not trained without classes; say which class this image has")
         return self.prior.model.null_label
 
     def _tree(self, values: Mapping[str, Any], key: str) -> Tree:
-        """The values as a config's; `key` is the one that says how many pictures are wanted."""
+        """Return the values as the tree of a config, after a check of the number of images under `key`."""
         number = values.get(key, 1)
-        if isinstance(number, int | float):  # with a better message than a config's own limit has
+        if isinstance(number, int | float):  # the config has a limit too, with a message that fits the page less
             self._check_number(key, number)
         return {key: 1, **values, "precision": self.precision}
 
     def _check_number(self, key: str, number: float) -> None:
-        most = self.limits.pictures
+        most = self.limits.images
         if number > most:
-            raise ConfigError(f"{key}: {number:,} pictures are more than the {most} that this page makes at once")
+            raise ConfigError(f"{key}: {number:,} images are more than the {most} that this page makes at once")
 
-    def _check_side(self, key: str, size: tuple[int, int], what: str = "") -> None:
+    def _check_side(self, key: str, size: tuple[int, int], prefix: str = "") -> None:
         if max(size) > max(self.limits.side, *self.size):
             raise ConfigError(
-                f"{key}: {what}{size[0]:,}x{size[1]:,} pixels is larger than this page makes, which is up to "
+                f"{key}: {prefix}{size[0]:,}x{size[1]:,} pixels is larger than this page makes, which is up to "
                 f"{self.limits.side} a side"
             )
 
-    def _counted(self, total: int, report: Share) -> Progress:
-        """What counts the codes of a task, and ends it where the page is being closed."""
+    def _progress(self, total: int, report: ReportShare) -> Progress:
+        """Return a function that counts the codes of a task, and ends the task when the page is closed."""
         done = 0
 
         def advance(codes: int) -> None:
@@ -239,6 +245,7 @@ class Playground:
         return advance
 
     def _command(self, config: GenerateConfig) -> str:
+        """Return the command line of `generate.py` with the options that differ from their defaults."""
         words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", str(self.prior.path.parent)]
         defaults = GenerateConfig().tree()
         for key, value in config.tree().items():
@@ -247,7 +254,7 @@ class Playground:
         return shlex.join(words)
 
 
-def said(error: UserError) -> str:
-    """An error for one line on a page, which a long value in it does not fill."""
-    line = " ".join(str(error).removeprefix(f"in the {SOURCE}:").split())
+def one_line_message(error: UserError) -> str:
+    """Return the error's message as one line of at most `LONGEST_LINE` characters or so, its middle left out."""
+    line = " ".join(str(error).removeprefix(f"in the {CONFIG_NAME}:").split())
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"

@@ -67,9 +67,9 @@ def announce(summary: DataSummary) -> None:
             say(f"data: {line}" if not line.startswith("note: ") else f"      {line}")
 
 
-def number_of(number: int, one: str, many: str) -> str:
-    """Return a number with its noun in singular or plural."""
-    return f"{number:,} {one if number == 1 else many}"
+def number_of(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun in singular or plural. `many`: the plural; None: `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _name_first(sizes: Collection[tuple[str, int | None]]) -> str:

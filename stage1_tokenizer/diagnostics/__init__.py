@@ -1,1 +1,1 @@
-"""Examinations of a training or a tokenizer: alarms, views, the report page, the comparison of runs."""
+"""Tools to examine a training or a tokenizer: alarms, views, the report page and the comparison of runs."""

@@ -1,4 +1,4 @@
-"""A comparison of trained tokenizers: their figures on validation images, as a table, and their reconstructions."""
+"""The comparison of trained tokenizers: a table of their metrics on validation images, and their reconstructions."""
 
 import dataclasses
 import json
@@ -39,60 +39,60 @@ COLUMNS = (
     "training, s",
 )
 INCHES = 0.9
-"""Side of an image in the picture; the labels stand in as much as three of them."""
+"""Side of a reconstruction in the image file; labels are as wide as three of them."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A preset's figures, over the whole validation split."""
+    """The metrics of one preset over the whole validation split."""
 
     preset: str
     data: str
     """The data set's kind."""
     parameters: int
-    """Learned numbers, a codebook of running means included."""
+    """Number of learned numbers, those of codebooks that are running means included."""
     nmse: float
     psnr: float
     lpips: float | None
-    """None: no weights, or images too small for LPIPS."""
+    """None: no LPIPS weights, or images too small for LPIPS."""
     usage: float | None
-    """Share of the codes that occur; this and the next two are None where the latent is continuous."""
+    """Share of the codes that occur. None: the latent is continuous, as for perplexity and bits."""
     perplexity: float | None
     bits: float | None
-    """Per image, at a fixed length of log2 V a code."""
+    """Bits per image, with log2 V bits for each code."""
     floats: int | None
-    """Numbers per image that the decoder receives; None where there are codes."""
+    """Numbers per image of a continuous latent; None: there are codes."""
     images_per_second: float
-    """In training, validation and saving not included."""
+    """Speed of training, without validation and saving."""
     seconds: float
-    """Of training, likewise."""
+    """Duration of training, without validation and saving."""
     trained_on: str
     """Device, precision and threads, as the training printed them."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A preset that could not be trained or measured."""
+    """The error of a preset that could not be trained or measured."""
 
     preset: str
     message: str
 
 
 @dataclass(frozen=True)
-class Reconstructions:
-    """Some validation images and what a tokenizer makes of them, (n, C, H, W) in [-1, 1] each."""
+class PresetImages:
+    """Some validation images and their reconstructions by one preset, (n, C, H, W) in [-1, 1] each."""
 
     row: Row
     originals: Tensor
     images: Tensor
 
 
-def measure(
+def measure_run(
     preset: str, folder: Path, batch_size: int, lpips: Perceptual | None, smallest: int, n: int
-) -> tuple[Row, Reconstructions | None]:
-    """The figures of the tokenizer in a run's folder, and n reconstructions. In float32, whatever it was trained in.
+) -> tuple[Row, PresetImages | None]:
+    """Measure the tokenizer in a run's folder, in float32, and make n reconstructions; None for n = 0.
 
-    LPIPS is measured on images of at least `smallest` pixels a side.
+    LPIPS is measured if images have at least `smallest` pixels a side.
 
     Raises:
         UserError: the tokenizer or its data cannot be read.
@@ -103,67 +103,69 @@ def measure(
     data = parse_data_config(loaded.data, str(loaded.path))
     opened = open_data(data)
     split = opened.image_batches("validation", seed=0)
-    # Not cached: of the training split, the variance looks at a part alone.
+    # Not cached, because the variance reads only a part of the train split.
     train_split = ImageBatches(opened.splits["train"], data.model_copy(update={"cache": "none"}), seed=0)
     perceptual = lpips if min(data.image_size) >= smallest else None
     variance = pixel_variance(train_split)
     distance = partial(reconstruction_loss, pixel=PixelConfig(), perceptual=perceptual, perceptual_weight=1.0)
-    figures = validate(accelerator, tokenizer, split, batch_size, variance, distance)
-    images_per_second, seconds = training_speed(folder, batch_size)
+    metrics = validate(accelerator, tokenizer, split, batch_size, variance, distance)
+    images_per_second, seconds = read_training_speed(folder, batch_size)
     row = Row(
         preset=preset,
         data=data.kind,
-        parameters=learned_numbers(tokenizer),
-        nmse=figures["nmse"],
-        psnr=figures["psnr"],
-        lpips=figures.get("perceptual"),
-        usage=figures.get("code_usage"),
-        perplexity=figures.get("code_perplexity"),
-        bits=figures.get("bits_per_image"),
-        floats=None if tokenizer.bottleneck.depth else latent_numbers(tokenizer),
+        parameters=count_learned_numbers(tokenizer),
+        nmse=metrics["nmse"],
+        psnr=metrics["psnr"],
+        lpips=metrics.get("perceptual"),
+        usage=metrics.get("code_usage"),
+        perplexity=metrics.get("code_perplexity"),
+        bits=metrics.get("bits_per_image"),
+        floats=None if tokenizer.bottleneck.depth else count_latent_numbers(tokenizer),
         images_per_second=images_per_second,
         seconds=seconds,
-        trained_on=training_place(folder / "train.log"),
+        trained_on=read_training_place(folder / "train.log"),
     )
     if not n:
         return row, None
-    shown = reconstruct_pairs(tokenizer, split, n, accelerator.device).cpu()  # (2n, C, H, W)
-    return row, Reconstructions(row, shown[::2], shown[1::2])
+    images = reconstruct_pairs(
+        tokenizer, split, n, accelerator.device
+    ).cpu()  # (2n, C, H, W), originals and reconstructions in turn
+    return row, PresetImages(row, images[::2], images[1::2])
 
 
-def learned_numbers(tokenizer: Tokenizer) -> int:
-    """Parameters, and the codebooks that are running means: those are buffers, but learned all the same."""
+def count_learned_numbers(tokenizer: Tokenizer) -> int:
+    """Count the parameters and the codebooks that are running means, which are learned buffers."""
     return sum(tensor.numel() for tensor in [*tokenizer.parameters(), *tokenizer.bottleneck.learned_buffers()])
 
 
-def latent_numbers(tokenizer: Tokenizer) -> int:
-    """Numbers per image of a continuous latent: those that a VAE draws, else those that the decoder receives."""
+def count_latent_numbers(tokenizer: Tokenizer) -> int:
+    """Count the numbers per image of a continuous latent: those of a VAE, or those that the decoder gets."""
     (height, width), network = tokenizer.config.image_size, tokenizer.config.network
     channels = tokenizer.bottleneck.noise_channels or network.latent_channels
     return (height // network.factor) * (width // network.factor) * channels
 
 
-def training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
-    """Images per second and seconds of a run, by the last entry of its log, which precedes validation and saving."""
+def read_training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
+    """Return images per second and seconds of a run, from its last training entry, without validation and saving."""
     entries = [entry for entry in read_log(folder / "metrics.jsonl") if "train/images_per_second" in entry]
     if not entries:
         raise BadFileError(
-            f"{folder / 'metrics.jsonl'}: has no entry of the training; delete the folder to train again"
+            f"{folder / 'metrics.jsonl'}: has no entry about the training; delete the folder to train again"
         )
     last = entries[-1]
     images_per_second = float(last["train/images_per_second"])
     return images_per_second, last["step"] * batch_size / images_per_second
 
 
-def training_place(log: Path) -> str:
-    """The line with which a training begins: processes, device, precision, threads."""
+def read_training_place(log: Path) -> str:
+    """Return the first line that a training prints: processes, device, precision, threads."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line for line in text.splitlines() if line.startswith("processes=")]
-    return lines[-1] if lines else "unknown: its train.log does not say"
+    return lines[-1] if lines else "unknown: not in its train.log"
 
 
-def cells(row: Row) -> list[str]:
-    """A row as text, "-" for what it does not have."""
+def row_cells(row: Row) -> list[str]:
+    """Format a row as text, with "-" for missing values."""
     return [
         row.preset,
         f"{row.parameters:,}",
@@ -178,9 +180,9 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def aligned(rows: Sequence[Row | Failure]) -> str:
-    """For the console: names on the left, numbers under each other; what failed says so in place of its numbers."""
-    lines = [list(COLUMNS), *(cells(row) for row in rows if isinstance(row, Row))]
+def console_table(rows: Sequence[Row | Failure]) -> str:
+    """Format the table for the console, with aligned columns; a failed preset shows its message."""
+    lines = [list(COLUMNS), *(row_cells(row) for row in rows if isinstance(row, Row))]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     widths[0] = max(widths[0], *(len(row.preset) for row in rows))
 
@@ -189,16 +191,17 @@ def aligned(rows: Sequence[Row | Failure]) -> str:
         return "  ".join([words[0].ljust(widths[0]), *padded[1:]])
 
     texts = [
-        line(cells(row)) if isinstance(row, Row) else f"{row.preset.ljust(widths[0])}  {row.message}" for row in rows
+        line(row_cells(row)) if isinstance(row, Row) else f"{row.preset.ljust(widths[0])}  {row.message}"
+        for row in rows
     ]
     return "\n".join([line(COLUMNS), *texts])
 
 
-def markdown(rows: Sequence[Row | Failure], caption: str) -> str:
-    """The table, and the caption under it."""
+def markdown_table(rows: Sequence[Row | Failure], caption: str) -> str:
+    """Format the table as Markdown, with a caption below it."""
     head = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:]))]
     body = [
-        cells(row)
+        row_cells(row)
         if isinstance(row, Row)
         else [row.preset, row.message.replace("|", "\\|"), *("" for _ in COLUMNS[2:])]
         for row in rows
@@ -206,20 +209,20 @@ def markdown(rows: Sequence[Row | Failure], caption: str) -> str:
     return "\n".join("| " + " | ".join(words) + " |" for words in [*head, *body]) + f"\n\n{caption}\n"
 
 
-def as_json(rows: Sequence[Row | Failure], settings: Tree) -> str:
-    """All figures in full, the settings and the machine."""
-    tree = {"settings": settings, "machine": machine(), "rows": [dataclasses.asdict(row) for row in rows]}
+def json_table(rows: Sequence[Row | Failure], settings: Tree) -> str:
+    """Return JSON with all digits of the metrics, the settings and the machine."""
+    tree = {"settings": settings, "machine": machine_facts(), "rows": [dataclasses.asdict(row) for row in rows]}
     return json.dumps(tree, indent=2) + "\n"
 
 
-def machine() -> dict[str, str]:
-    """Where and with what the figures were made."""
-    facts = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
+def machine_facts() -> dict[str, str]:
+    """Return the processor, the GPU and the versions of Python and torch."""
+    facts = {"processor": processor_model(), "python": platform.python_version(), "torch": torch.__version__}
     return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, as far as the system tells it."""
+def processor_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name, or its architecture if the system does not give a name."""
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -227,9 +230,9 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def draw(measured: Sequence[Reconstructions], path: Path) -> None:
-    """Write the picture. Presets of the same data set stand under one row of its images."""
-    rows = labelled_rows(measured)
+def write_image(presets: Sequence[PresetImages], path: Path) -> None:
+    """Write the reconstructions as an image file. Presets of one data set are below a row of its originals."""
+    rows = image_rows(presets)
     columns = max(len(images) for _, images in rows)
     figure = Figure(figsize=(INCHES * (columns + 3), INCHES * len(rows)), dpi=120, layout="constrained")
     for axes, (label, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
@@ -242,17 +245,17 @@ def draw(measured: Sequence[Reconstructions], path: Path) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
-def labelled_rows(measured: Sequence[Reconstructions]) -> list[tuple[str, Tensor]]:
-    """(label, images (n, C, H, W)) from top to bottom: each data set's images, then the presets trained on it."""
-    groups: list[list[Reconstructions]] = []
-    for one in measured:
-        same = [group for group in groups if torch.equal(group[0].originals, one.originals)]
+def image_rows(presets: Sequence[PresetImages]) -> list[tuple[str, Tensor]]:
+    """Return (label, images (n, C, H, W)) from top to bottom: each data set's originals, then its presets."""
+    groups: list[list[PresetImages]] = []
+    for preset in presets:
+        same = [group for group in groups if torch.equal(group[0].originals, preset.originals)]
         if same:
-            same[0].append(one)
+            same[0].append(preset)
         else:
-            groups.append([one])
+            groups.append([preset])
     rows = []
     for group in groups:
         rows.append((f"{group[0].row.data}, validation", group[0].originals))
-        rows += [(f"{one.row.preset}\n{one.row.psnr:.2f} dB", one.images) for one in group]
+        rows += [(f"{preset.row.preset}\n{preset.row.psnr:.2f} dB", preset.images) for preset in group]
     return rows

@@ -40,17 +40,24 @@ class FileEntry(Config):
     """Size and SHA-256 of one file in a state."""
 
     sha256: str
+    """Hash of the content, 64 hexadecimal digits."""
     bytes: NonNegativeInt
+    """Size of the file."""
 
 
 class Manifest(Config):
     """Content of a state. `sha256` is the checksum of all other entries."""
 
     format: int
+    """Version of the layout of states."""
     step: NonNegativeInt
+    """Optimizer steps that were done."""
     scalars: dict[str, Any]
+    """Numbers and texts beside the tensors: optimizer groups and the training precision."""
     files: dict[Annotated[str, StringConstraints(pattern=r"^\w+\.safetensors$")], FileEntry]
+    """The files of the state by name, one for each part."""
     sha256: str
+    """Checksum of the other entries, as 64 hexadecimal digits."""
 
 
 def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapping[str, Any], keep: int = 2) -> Path:

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from sampling.saved_images import image_paths
+from sampling.input_images import image_paths
 from stage1_tokenizer.data import build_splits
 from stage1_tokenizer.data.bad_files import BadFiles, BadImageError
 from stage1_tokenizer.data.base import ImageArray, Split

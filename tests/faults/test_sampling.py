@@ -25,7 +25,7 @@ from sampling import complete as completing
 from sampling import generate as generating
 from sampling.choose import ChooseConfig, choose
 from sampling.sampler import Sampler
-from sampling.saved_images import is_whole, read_png, save_png
+from sampling.saved_images import is_complete_png, read_png, save_png
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.engine.errors import BadFileError, DivergedError
 from stage1_tokenizer.engine.lock import lock_folder, unlock_folders
@@ -154,7 +154,7 @@ def test_fault_44_killed_at_any_file_the_rest_is_made(
     assert ended.code == 0, ended.err
     assert content(tmp_path) == wanted[script]
     if script == GENERATE and before:
-        assert f"{before} of {N} pictures are there already; making the rest" in ended.out
+        assert f"{before} of {N} images are there already; making the rest" in ended.out
     assert again(script, prior, tmp_path, *COUNTS[script]).code == 2, "finished, and nothing is written over"
     assert content(tmp_path) == wanted[script]
 
@@ -318,7 +318,7 @@ def test_fault_44_other_settings_do_not_mix(prior: Path, half: Path, tmp_path: P
     ):
         ended = again(GENERATE, given, half, *COUNTS[GENERATE], *words)
         assert ended.code == 2
-        assert "unfinished pictures of other settings" in ended.err
+        assert "unfinished images of other settings" in ended.err
         assert difference in ended.err
         assert content(half) == before
 
@@ -355,14 +355,14 @@ def test_fault_44_no_damage_to_a_picture_goes_unseen(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
     save_png(tmp_path / "a.png", picture)
     data = (tmp_path / "a.png").read_bytes()
-    assert is_whole(tmp_path / "a.png", (5, 4, 3))
-    assert not is_whole(tmp_path / "a.png", (4, 5, 3))
-    assert not is_whole(tmp_path / "b.png", (5, 4, 3))
+    assert is_complete_png(tmp_path / "a.png", (5, 4, 3))
+    assert not is_complete_png(tmp_path / "a.png", (4, 5, 3))
+    assert not is_complete_png(tmp_path / "b.png", (5, 4, 3))
     for place in range(len(data)):
         (tmp_path / "flipped.png").write_bytes(bytes([*data[:place], data[place] ^ 16, *data[place + 1 :]]))
         (tmp_path / "cut.png").write_bytes(data[:place])
-        assert not is_whole(tmp_path / "flipped.png", (5, 4, 3)), place
-        assert not is_whole(tmp_path / "cut.png", (5, 4, 3)), place
+        assert not is_complete_png(tmp_path / "flipped.png", (5, 4, 3)), place
+        assert not is_complete_png(tmp_path / "cut.png", (5, 4, 3)), place
 
 
 def test_fault_25_a_bomb_in_the_place_of_a_picture(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_fault_25_a_bomb_in_the_place_of_a_picture(tmp_path: Path) -> None:
     data = (tmp_path / "a.png").read_bytes()
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
-    assert not is_whole(tmp_path / "a.png", (5, 4, 3))
+    assert not is_complete_png(tmp_path / "a.png", (5, 4, 3))
     with pytest.raises(BadFileError, match=r"a\.png: cannot be read again"):
         read_png(tmp_path / "a.png")
 

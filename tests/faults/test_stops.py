@@ -1,4 +1,4 @@
-"""Faults 1 to 7: a training that is killed, told to stop, or loses one of its processes."""
+"""Faults 1 to 7: a training that is killed, send_signal to stop, or loses one of its processes."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from stage1_tokenizer.engine.lock import LOCK_FILE
 from stage1_tokenizer.engine.state import list_states, step_of_state
 from tests.helpers.artefacts import write_tokenizer
 from tests.helpers.commands import ROOT
-from tests.helpers.faults import Names, at_step, dies, ended, killed, prior_trained, sending, told, trained
+from tests.helpers.faults import Names, at_step, dies, ended, killed, prior_trained, send_signal, sending, trained
 from tests.helpers.processes import RankFailedError, run_processes
 from tests.helpers.training import TINY, checksums, log
 
@@ -107,7 +107,7 @@ def test_fault_03_told_to_stop_on_one_rank_of_two(tmp_path: Path) -> None:
 
 
 def stop_while_starting(names: Names, rank: int) -> None:
-    names["open_data"] = lambda *_, **__: told(signal.SIGTERM)
+    names["open_data"] = lambda *_, **__: send_signal(signal.SIGTERM)
 
 
 def test_fault_03_told_to_stop_before_the_first_step(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def stop_request_of_a_lost_console(_: Accelerator) -> bool:
     """Whether a stop is noted where nothing can be written to stderr any more."""
     os.close(2)
     request = signals.StopRequest()
-    told(signal.SIGTERM)
+    send_signal(signal.SIGTERM)
     return request.asked
 
 
@@ -137,9 +137,9 @@ def twice(_: Accelerator, folder: Path) -> tuple[int, list[str]]:
     def main() -> None:
         def interrupted(*_: Any) -> None:
             try:
-                told(signal.SIGTERM)
+                send_signal(signal.SIGTERM)
             finally:
-                told(signal.SIGTERM)
+                send_signal(signal.SIGTERM)
 
         setattr(os, "fsync", interrupted)  # noqa: B010
         files.write_file(folder / "x", b"data")
@@ -155,7 +155,7 @@ def test_fault_03_told_to_stop_twice(tmp_path: Path) -> None:
 def interrupted_twice() -> None:
     signals.SECOND_AFTER = 0.0
     for _ in range(2):
-        told(signal.SIGINT)
+        send_signal(signal.SIGINT)
         time.sleep(0.01)
 
 

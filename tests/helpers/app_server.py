@@ -1,4 +1,4 @@
-"""The real `app.py` on a port of its own, for tests: started, asked, ended."""
+"""The real `app.py` on a free port, for tests: start it, send requests, end it."""
 
 import http.client
 import json
@@ -17,6 +17,8 @@ from tests.helpers.commands import ROOT
 
 
 class App(NamedTuple):
+    """A running app."""
+
     process: "subprocess.Popen[str]"
     address: str
     prior: Path
@@ -24,7 +26,7 @@ class App(NamedTuple):
 
 
 def started(prior: Path, temporary: Path, *options: str) -> App:
-    """The command, once it says where its page is."""
+    """Start the command, and wait until it prints the address of its page."""
     temporary.mkdir()
     settings = {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -35,14 +37,14 @@ def started(prior: Path, temporary: Path, *options: str) -> App:
         env=os.environ | settings,
     )
     assert process.stdout is not None
-    # What was found in the data is said before the page is up.
+    # Lines about the data come before the address.
     line = next((line for line in process.stdout if not line.startswith(("data: ", "      note: "))), "")
     assert line.startswith("http://127.0.0.1:"), process.communicate(timeout=60)
     return App(process, line.split()[0], prior, temporary)
 
 
 def ended(app: App) -> tuple[int, str, str]:
-    """How it ends when Ctrl-C comes while a browser's connection is open, whose end is not waited for."""
+    """Send Ctrl-C while a browser's connection is open, and return exit code, stdout and stderr."""
     parsed = urlparse(app.address)
     with closing(http.client.HTTPConnection(str(parsed.hostname), parsed.port, timeout=60)) as connection:
         connection.request("GET", "/gradio_api/heartbeat/abc")
@@ -55,7 +57,7 @@ def ended(app: App) -> tuple[int, str, str]:
 
 @contextmanager
 def running(folder: Path, *options: str) -> Iterator[App]:
-    """The command with a small prior; at its end it must have said nothing, left nothing, and changed nothing."""
+    """Run the command with a small prior. At the end, assert that it printed, left and changed nothing."""
     prior = folder / "prior"
     prior.mkdir()
     write_prior(prior, label_dropout=0.5)
@@ -65,17 +67,20 @@ def running(folder: Path, *options: str) -> Iterator[App]:
         yield app
     finally:
         code, out, err = ended(app)
-    assert (code, out, err) == (0, "", "")  # no traceback, whatever was asked for meanwhile
+    assert (code, out, err) == (0, "", "")  # no traceback, whatever the requests were
     assert files_of(prior) == before
     assert not list(app.temporary.glob("tessera-app-*"))
 
 
 class Answer(NamedTuple):
+    """A response of the server."""
+
     status: int
     body: bytes
 
 
 def ask(app: App, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+    """Send a request to the app."""
     parsed = urlparse(app.address)
     with closing(http.client.HTTPConnection(str(parsed.hostname), parsed.port, timeout=60)) as connection:
         connection.request(method, path, body, {"Content-Type": "application/json", **headers})
@@ -84,7 +89,7 @@ def ask(app: App, method: str, path: str, body: bytes = b"", **headers: str) -> 
 
 
 def called(app: App, number: int, values: list[Any], session: str, **more: Any) -> dict[str, Any]:
-    """What the server says at the end of a request that a script makes up."""
+    """Send a request to function `number` of the page, and return the server's last event."""
     body = json.dumps({"data": values, "fn_index": number, "session_hash": session, **more}).encode()
     joined = ask(app, "POST", "/gradio_api/queue/join", body)
     if joined.status != 200:

@@ -1,6 +1,6 @@
-"""Tiny artefacts that look trained and never were: a tokenizer's file, a prior's folder, drawn images, image folders.
+"""Tiny artefacts with random weights: a tokenizer's file, a prior's folder, drawn images, image folders.
 
-Grids are not square, and no two sizes are equal, so that a mixed-up order or a wrong size shows.
+Grids are not square, and no two sizes are equal, so that a wrong order or size is noticed.
 """
 
 import json
@@ -29,7 +29,7 @@ from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior, PriorHeader, load_prior
 
-# Two threads of a busy machine wait for each other a hundred times longer than these tensors take to compute.
+# On a busy machine, two threads wait for each other a hundred times longer than these tensors take to compute.
 torch.set_num_threads(1)
 
 IMAGE_SIZE = (8, 12)
@@ -37,7 +37,7 @@ CODES = VqConfig(codebook_size=16, kmeans_init=False)
 
 
 def shapes(**options: Any) -> ShapesConfig:
-    """Twenty-three drawn images of 8x12, and seven to validate on."""
+    """Return a data set of 23 drawn images of 8x12 for training, and 7 for validation."""
     return ShapesConfig(**{"image_size": IMAGE_SIZE, "train_images": 23, "validation_images": 7, **options})
 
 
@@ -49,7 +49,7 @@ def write_tokenizer(
     bottleneck: BottleneckConfig = CODES,
     data: DataConfig | Mapping[str, Any] | None = None,
 ) -> LoadedTokenizer:
-    """A tokenizer of random weights: 8x12 images, a grid of 2x3 (at factor 4), 16 codes, nearly all of them in use."""
+    """Write a tokenizer with random weights: 8x12 images, a grid of 2x3 (factor 4), 16 codes, nearly all in use."""
     torch.manual_seed(seed)
     network = SonnetNetworkConfig(
         factor=factor, channels=8, residual_channels=4, blocks=1, latent_channels=6, local=True
@@ -58,7 +58,7 @@ def write_tokenizer(
     size = data["image_size"] if isinstance(data, Mapping) else data.image_size
     model = Tokenizer(TokenizerConfig(image_size=size, image_channels=channels, network=network, bottleneck=bottleneck))
     if isinstance(bottleneck, VqConfig):
-        with torch.no_grad():  # codes are put where the latents are
+        with torch.no_grad():  # codebook vectors are copies of latents
             z = model.encoder(torch.rand(64, channels, *size) * 2 - 1)
             assert isinstance(model.bottleneck, VectorQuantizer)
             model.bottleneck.codebook.weight.copy_(z.permute(0, 2, 3, 1).flatten(0, 2)[: bottleneck.codebook_size])
@@ -70,7 +70,7 @@ def write_tokenizer(
 
 
 def gpt(shape: TokenShape, classes: int = 2, seed: int = 0, **options: Any) -> Gpt:
-    """A GPT of random weights in eval mode; its distributions are not uniform and depend on label and context."""
+    """Build a GPT with random weights in eval mode; its distributions depend on label and context."""
     torch.manual_seed(seed)
     model = Gpt(GptConfig(**{"layers": 2, "width": 24, "heads": 2, **options}), shape, classes)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def gpt(shape: TokenShape, classes: int = 2, seed: int = 0, **options: Any) -> G
 
 
 def pixelcnn(shape: TokenShape, classes: int = 2, seed: int = 0, **options: Any) -> PixelCnn:
-    """A PixelCNN of random weights in eval mode, which reaches the whole of a small grid; like `gpt` otherwise."""
+    """Build a PixelCNN with random weights in eval mode, whose context is all of a small grid; otherwise like `gpt`."""
     torch.manual_seed(seed)
     model = PixelCnn(PixelCnnConfig(**{"layers": 4, "width": 24, **options}), shape, classes)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def write_prior(
     kind: str = "gpt",
     **options: Any,
 ) -> LoadedPrior:
-    """A prior of random weights in a folder, its tokenizer beside it."""
+    """Write a prior with random weights and its tokenizer into a folder."""
     beside = write_tokenizer(folder, **(tokenizer or {}))
     shape = beside.tokenizer.shape
     model = MAKERS[kind](shape, len(classes), seed, **options)
@@ -113,13 +113,13 @@ def write_prior(
 
 
 def noise_of(n: int, length: int, seed: int = 0) -> Tensor:
-    """Uniform noise (n, length) in [0, 1), as `generate` takes it."""
+    """Draw uniform noise (n, length) in [0, 1), as `generate` takes it."""
     indices = np.arange(n)
     return torch.from_numpy(draw_uniforms(seed, "test", np.zeros_like(indices), indices, length))
 
 
 def edit_weights(path: Path, **changed: Tensor) -> None:
-    """Replace tensors in a safetensors file, and keep its header; its checksum, if it has one, is made good."""
+    """Replace tensors in a safetensors file and keep its header, but renew the checksum, if there is one."""
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -133,27 +133,27 @@ def edit_weights(path: Path, **changed: Tensor) -> None:
 def write_image_folder(
     root: Path, classes: tuple[str, ...], per_class: int = 12, size: tuple[int, int] = IMAGE_SIZE
 ) -> None:
-    """root/CLASS/00.png ...; the pictures of a class have one colour, which depends on its name, and a little noise."""
+    """Write root/CLASS/00.png ...; the images of a class have a colour that depends on its name, and slight noise."""
     for name in classes:
         rng = np.random.default_rng(list(name.encode()))
         colour = rng.integers(30, 220, size=3)
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(per_class):
-            picture = (colour + rng.integers(-20, 20, size=(*size, 3))).astype(np.uint8)
-            Image.fromarray(picture).save(root / name / f"{number:02d}.png")
+            image = (colour + rng.integers(-20, 20, size=(*size, 3))).astype(np.uint8)
+            Image.fromarray(image).save(root / name / f"{number:02d}.png")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, to say later what was touched."""
+    """Return the content of every file below a folder, to find changes later."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def pictures_of(out: Path) -> dict[str, bytes]:
-    """The files of the pictures that generate.py wrote, by name."""
+    """Return the image files that generate.py wrote, by name."""
     return {path.name: path.read_bytes() for path in sorted(out.glob("0*.png"))}
 
 
 def pixels_of(path: Path) -> NDArray[np.uint8]:
-    """(H, W, C), or (H, W) where it is grey."""
+    """Read an image, (H, W, C), or (H, W) if it is grey."""
     with Image.open(path) as image:
         return np.asarray(image)

@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages: Chromium through Playwright; where there is none, the tests skip."""
+"""A real browser for the tests of pages: Chromium through Playwright; without it, the tests skip."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ OPTIONS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-"""It runs as root in containers, and asks nobody for anything that a page does not ask for."""
+"""Options for running as root in containers, and without requests of the browser itself."""
 
 
 @contextmanager
 def browser() -> Iterator["Browser"]:
-    """Chromium as Debian and others install it; the test that wants it is skipped where it or Playwright is missing."""
+    """Start an installed Chromium; skip the test if Chromium or Playwright is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
-        pytest.skip(f"there is no browser here: none of {', '.join(NAMES)}")
+        pytest.skip(f"no browser is installed: none of {', '.join(NAMES)}")
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=path, args=OPTIONS)
         try:

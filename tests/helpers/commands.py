@@ -1,4 +1,4 @@
-"""Commands inside a test: a script's main function, run and ended as `python SCRIPT ARGUMENTS` would be."""
+"""Commands in a test: run a script's main function in this process, as `python SCRIPT ARGUMENTS` would."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Ended(NamedTuple):
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -28,20 +28,20 @@ class Ended(NamedTuple):
 
 
 def names_of(script: str) -> dict[str, Any]:
-    """The globals of a fresh copy of a script, e.g. "stage2_prior/train.py"; what is replaced in them, `main` sees."""
+    """Return the globals of a fresh copy of a script, e.g. "stage2_prior/train.py"; tests may replace them."""
     main = runpy.run_path(str(ROOT / script), run_name="tessera_script")["main"]
     names: dict[str, Any] = main.__globals__
     return names
 
 
 def run(main: Callable[[], None], *arguments: object) -> Ended:
-    """Run a main function in this process, alone, on CPU in float32 and one thread. Other exceptions pass through."""
+    """Run a main function in this process, on CPU in float32 with one thread. Exceptions other than SystemExit pass."""
     code, out, err = 0, io.StringIO(), io.StringIO()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    # A number of threads other than 1 is left alone by start_accelerator.
+    # start_accelerator keeps any number of threads except 1.
     settings = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
     try:
         with (
@@ -61,13 +61,13 @@ def run(main: Callable[[], None], *arguments: object) -> Ended:
 
 
 def lone_accelerator() -> Accelerator:
-    """An accelerator of one process on CPU, in float32."""
+    """Return an accelerator of one process on CPU, in float32."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(cpu=True, mixed_precision="no")
 
 
 def run_script(_: Accelerator | None, script: str, *arguments: object) -> None:
-    """A script's main function with these arguments; to be called by run_processes."""
+    """Run a script's main function with these arguments; for run_processes."""
     sys.argv = [script, *map(str, arguments)]
     names_of(script)["main"]()

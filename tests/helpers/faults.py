@@ -1,9 +1,9 @@
-"""Faults to inject into a training, each in a process of its own that a real signal may kill.
+"""Faults to inject into a training, which runs in a separate process, so that a real signal may kill it.
 
     code, words = run_processes(1, trained, out, options, partial(at_step, step=3, fault=killed))[0]
 
-`trained` runs stage one as the command line does, up to its exit code; `prior_trained` stage two. A `change` is given
-the script's names, to edit, and the rank.
+`trained` runs stage one as the command line does; `prior_trained` runs stage two. A `change` gets the script's names,
+which it may replace, and the rank.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ NAN = float("nan")
 
 
 def nothing(names: Names, rank: int) -> None:
-    """No change."""
+    """Change nothing."""
 
 
 def trained(accelerator: Accelerator, out: Path, options: dict[str, Any], change: Change = nothing) -> tuple[int, str]:
-    """A tiny stage-one run: its exit code and what it wrote to stderr."""
+    """Run a tiny stage-one training. Returns exit code and stderr."""
     return ended(lambda: train(accelerator, out, options, None, change))
 
 
 def prior_trained(
     accelerator: Accelerator, out: Path, tokenizer: Path, options: dict[str, Any], change: Change = nothing
 ) -> tuple[int, str]:
-    """The same for stage two; dots in the options' names are written as two underscores."""
+    """Run a tiny stage-two training. Options have two underscores for a dot. Returns exit code and stderr."""
     names = names_of(prior_training.SCRIPT)
     change(names, accelerator.process_index)
     sys.argv = [prior_training.SCRIPT, *prior_training.flags(out, tokenizer, **options)]
@@ -52,7 +52,7 @@ def prior_trained(
 
 
 def ended(main: Callable[[], object]) -> tuple[int, str]:
-    """A command in this process: exit code, and stderr."""
+    """Run a command in this process. Returns exit code and stderr."""
     err = io.StringIO()
     try:
         with contextlib.redirect_stderr(err):
@@ -63,21 +63,23 @@ def ended(main: Callable[[], object]) -> tuple[int, str]:
 
 
 def dies(function: Callable[..., Any], *args: Any, processes: int = 1) -> None:
-    """Run a function in processes of which one must kill itself without a word."""
+    """Run a function in processes, and assert that one of them dies without a message."""
     with pytest.raises(RankFailedError, match="died without a word"):
         run_processes(processes, function, *args)
 
 
 def killed() -> None:
+    """Kill this process, by SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def told(number: signal.Signals) -> None:
+def send_signal(number: signal.Signals) -> None:
+    """Send a signal to this process."""
     os.kill(os.getpid(), number)
 
 
 def at_step(names: Names, rank: int, step: int, fault: Callable[[], object], on_rank: int = 0) -> None:
-    """A fault while the given step, counted from 1, is under way: its gradients are computed, not yet used."""
+    """Cause a fault in the given step (counted from 1), when its gradients are computed but not yet used."""
     if rank != on_rank:
         return
     guard_class = names["FiniteGuard"]
@@ -92,7 +94,7 @@ def at_step(names: Names, rank: int, step: int, fault: Callable[[], object], on_
 
 
 def at_save(names: Names, rank: int, step: int, fault: Callable[[], object]) -> None:
-    """A fault just before the state of a step is written."""
+    """Cause a fault just before the state of a step is written."""
     save = Run.save
 
     def faulty(run: Run, done: int) -> None:
@@ -104,12 +106,12 @@ def at_save(names: Names, rank: int, step: int, fault: Callable[[], object]) -> 
 
 
 def nan_pixels(names: Names, rank: int, steps: range, on_rank: int = 0) -> None:
-    """NaN in one pixel of the batches of these steps, counted from 1, on one rank."""
+    """Put a NaN into one pixel of the batches of these steps (counted from 1), on one rank."""
     batches, normalise = names["training_batches"], names["normalise"]
     now = [0]
 
-    def counted(pictures: Any, order: Any, first: int, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for now[0], batch in enumerate(batches(pictures, order, first, *args), start=first + 1):
+    def counted(images: Any, order: Any, first: int, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for now[0], batch in enumerate(batches(images, order, first, *args), start=first + 1):
             yield batch
 
     def spoilt(pixels: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def nan_pixels(names: Names, rank: int, steps: range, on_rank: int = 0) -> None:
 
 
 def remembered(names: Names, rank: int, kept: dict[str, Any]) -> None:
-    """Keep a reference to every part of the run, to look at its weights in memory."""
+    """Store a reference to every part of the run, to read its weights in memory."""
     resume = Run.resume
 
     def watched(run: Run, given: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -133,7 +135,7 @@ def remembered(names: Names, rank: int, kept: dict[str, Any]) -> None:
 
 
 def weights_of(accelerator: Accelerator, out: Path, options: dict[str, Any], change: Change) -> dict[str, Any]:
-    """A run, and the tokenizer's tensors in this process's memory at its end."""
+    """Run a training. Returns exit code, stderr, and the tokenizer's tensors in memory at the end."""
     kept: dict[str, Any] = {}
 
     def changed(names: Names, rank: int) -> None:
@@ -146,9 +148,11 @@ def weights_of(accelerator: Accelerator, out: Path, options: dict[str, Any], cha
 
 
 def chained(names: Names, rank: int, changes: list[Change]) -> None:
+    """Apply several changes."""
     for change in changes:
         change(names, rank)
 
 
 def sending(step: int, number: signal.Signals, on_rank: int = 0) -> Change:
-    return partial(at_step, step=step, fault=partial(told, number), on_rank=on_rank)
+    """Return the change that sends a signal in a step."""
+    return partial(at_step, step=step, fault=partial(send_signal, number), on_rank=on_rank)

@@ -1,4 +1,4 @@
-"""Everything that is read from outside, as targets of fuzzing.py. To add one: a few lines in `targets`."""
+"""All inputs from outside, as targets of fuzzing.py. To add one: a few lines in `targets`."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torchvision.models import alexnet
 
-from sampling.evaluation.extractors.base import fit
+from sampling.evaluation.extractors.base import load_weights
 from sampling.evaluation.npz import open_samples, read_moments
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig
@@ -41,7 +41,7 @@ from tests.helpers.fuzzing import Target
 from tests.helpers.mutations import mutate_bytes, mutate_json, mutate_safetensors, mutate_words, mutate_yaml, words_of
 
 IMAGES = 900
-"""Megabytes that a picture may take: 64 million pixels in four bytes, and a copy of them."""
+"""Megabytes that reading an image may take: 64 million pixels of four bytes, and a copy."""
 COMMANDS = {"stage1_tokenizer/train.py": "TrainTokenizerConfig", "stage2_prior/train.py": "TrainPriorConfig"}
 WORDS = {
     "stage1_tokenizer/train.py": (
@@ -57,7 +57,7 @@ WORDS = {
 
 
 def targets(folder: Path) -> Iterator[Target]:
-    """All targets; the folder holds what some of them need beside the file that is read."""
+    """Yield all targets. Files that some of them need go into the folder."""
     configs: dict[str, type[CommandConfig]] = {name: names_of(name)[cls] for name, cls in COMMANDS.items()}
     for name, cls in configs.items():
         stage = name[:6]
@@ -91,19 +91,22 @@ def targets(folder: Path) -> Iterator[Target]:
     yield extractor_target()
     yield from npz_targets()
     yield from run_targets(folder)
-    yield from picture_targets()
+    yield from image_targets()
 
 
 def yaml_reader(cls: type[CommandConfig]) -> Callable[[Path], object]:
+    """Return a function that reads a config file."""
     return lambda path: configure(cls, {"config": str(path), **required(cls)})
 
 
 def required(cls: type[CommandConfig]) -> dict[str, str]:
-    """What has no default."""
+    """Return the options without a default."""
     return {"tokenizer": "x"} if cls.model_fields.get("tokenizer") else {}
 
 
 def words_reader(cls: type[CommandConfig]) -> Callable[[Path], object]:
+    """Return a function that reads a command line."""
+
     def read(path: Path) -> None:
         try:
             parse_command_line(cls, words_of(path))
@@ -115,7 +118,7 @@ def words_reader(cls: type[CommandConfig]) -> Callable[[Path], object]:
 
 
 def prior_reader(beside: Path) -> Callable[[Path], object]:
-    """Reads the file as a prior, with the tokenizer in the folder `beside` next to it."""
+    """Return a function that reads a file as a prior, whose tokenizer is in the folder `beside`."""
 
     def read(path: Path) -> None:
         (beside / PRIOR_FILE).write_bytes(path.read_bytes())
@@ -125,12 +128,12 @@ def prior_reader(beside: Path) -> Callable[[Path], object]:
 
 
 def read_table(path: Path) -> object:
-    """A table of labels of two images."""
+    """Read a table of labels of two images."""
     return read_labels(path, None, ["1.png", "a/2.png"], path.parent)
 
 
 def read_record(path: Path) -> object:
-    """The record in a run's folder, of which None says that there is none."""
+    """Read the record in a run's folder. Raises BadFileError: there is none."""
     path.replace(path.with_name(DATA_FILE))
     record = DataRecord.saved_in(path.parent)
     if record is None:
@@ -139,8 +142,7 @@ def read_record(path: Path) -> object:
 
 
 def run_targets(folder: Path) -> Iterator[Target]:
-    """What a run or a sampler finds in its own folder. Where there is a checksum, it is made good again: a stranger's
-    file has one that holds."""
+    """Yield the files of a run's own folder. A checksum is renewed, because a stranger's file has a correct one."""
     state = save_state(folder / "states", 12, {"model": nn.Linear(3, 2)}, {"scaler": {"scale": 2.0}})
 
     def read_state(path: Path) -> None:
@@ -172,13 +174,13 @@ def run_targets(folder: Path) -> Iterator[Target]:
 
 
 def check_log(path: Path) -> None:
-    """A log is read as far as it makes sense; for the fuzzer, one of which nothing is left is refused."""
+    """Read a log. Raises BadFileError: entries are left out, which counts as refused."""
     if len(read_log(path)) < 2:
         raise BadFileError("lines are left out")
 
 
 def signed_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """A changed file whose checksum holds again, where it can be read at all."""
+    """Mutate a file, and renew its checksum if the file can still be read."""
     changed = mutate_safetensors(rng, data)
     with contextlib.suppress(Exception):
         length = int.from_bytes(changed[:8], "little")
@@ -191,7 +193,7 @@ def signed_safetensors(rng: random.Random, data: bytes) -> bytes:
 
 
 def backbone_target() -> Target:
-    """perceptual.weights, of AlexNet in eight bits; the metric into which they are loaded is built once."""
+    """Return the target perceptual.weights: AlexNet in half precision, loaded into a metric that is built once."""
     layers: Any = alexnet(weights=None).features
     tensors = {f"features.{name}": tensor.half() for name, tensor in layers.state_dict().items()}
     good = save(tensors, {"from": "torchvision"})
@@ -208,21 +210,21 @@ def backbone_target() -> Target:
 
 
 def extractor_target() -> Target:
-    """Weights of a small network, read and fitted as those of a feature extractor."""
+    """Return the target extractor.weights: those of a small network."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
 
     def read(path: Path) -> None:
-        fit(network, read_tensors(path, "extractor.weights")[0], str(path))
+        load_weights(network, read_tensors(path, "extractor.weights")[0], str(path))
 
     return Target("extractor", [save(network.state_dict())], read, ".safetensors", (mutate_safetensors,))
 
 
 def npz_targets() -> Iterator[Target]:
-    """Samples and statistics of other people's tools, stored and compressed."""
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
-    arrays: dict[str, dict[str, Any]] = {"samples": {"arr_0": pictures}}
-    arrays["moments"] = {"mu": np.arange(3.0), "sigma": np.eye(3), "arr_0": pictures}
+    """Yield .npz files of samples and moments, stored and compressed."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    arrays: dict[str, dict[str, Any]] = {"samples": {"arr_0": images}}
+    arrays["moments"] = {"mu": np.arange(3.0), "sigma": np.eye(3), "arr_0": images}
     readers: dict[str, Callable[[Path], object]] = {"samples": lambda path: [*open_samples(path).batches(2)]}
     readers["moments"] = read_moments
     for name, reader in readers.items():
@@ -231,24 +233,24 @@ def npz_targets() -> Iterator[Target]:
             file = io.BytesIO()
             save_npz(file, **arrays[name])
             seeds.append(file.getvalue())
-        yield Target(f"{name}-npz", seeds, reader, ".npz", (zipped_anew,))
+        yield Target(f"{name}-npz", seeds, reader, ".npz", (mutate_member,))
 
 
-def zipped_anew(rng: random.Random, data: bytes) -> bytes:
-    """An archive that is whole, of arrays that are changed, where it can be read at all."""
-    made = io.BytesIO()
+def mutate_member(rng: random.Random, data: bytes) -> bytes:
+    """Mutate one array in an archive, and write the archive again; data that is not an archive stays."""
+    written = io.BytesIO()
     with contextlib.suppress(Exception), zipfile.ZipFile(io.BytesIO(data)) as archive:
         chosen = rng.choice(archive.namelist())
-        with zipfile.ZipFile(made, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as changed:
+        with zipfile.ZipFile(written, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as changed:
             for name in archive.namelist():
                 content = archive.read(name)
                 changed.writestr(name, mutate_bytes(rng, content) if name == chosen else content)
-        return made.getvalue()
+        return written.getvalue()
     return data
 
 
-def picture_targets() -> Iterator[Target]:
-    """A target for each format of pictures."""
+def image_targets() -> Iterator[Target]:
+    """Yield a target for each image format."""
     noise = torch.randint(0, 256, (24, 32, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
     colour = Image.fromarray(noise)
     exif = Image.Exif()
@@ -276,15 +278,13 @@ def picture_targets() -> Iterator[Target]:
     for name, kinds in modes.items():
         seeds = []
         for mode in kinds:
-            picture = colour.convert("L").convert(mode) if mode == "I;16" else colour.convert("RGBA").convert(mode)
+            image = colour.convert("L").convert(mode) if mode == "I;16" else colour.convert("RGBA").convert(mode)
             options: list[dict[str, Any]] = [{}, {"exif": exif}] if name in ("PNG", "JPEG", "WEBP", "TIFF") else [{}]
-            options += (
-                [{"save_all": True, "append_images": [picture]}] if name in ("GIF", "TIFF", "WEBP", "PNG") else []
-            )
+            options += [{"save_all": True, "append_images": [image]}] if name in ("GIF", "TIFF", "WEBP", "PNG") else []
             options += [{"compression": kind} for kind in ("tiff_lzw", "packbits", "tiff_deflate")] * (name == "TIFF")
             options += [{"progressive": True}] if name == "JPEG" else []
             for option in options:
                 file = io.BytesIO()
-                picture.save(file, name, **option)
+                image.save(file, name, **option)
                 seeds.append(file.getvalue())
         yield Target(f"picture-{name.lower()}", seeds, lambda path: read_image(path, 3), f".{name.lower()}", (), IMAGES)

@@ -1,10 +1,10 @@
-"""Files and command lines that nobody would write: seeded mutations of good ones, and what reading them may lead to.
+"""Fuzzing: read seeded mutations of good files and command lines, and check the outcome.
 
-Reading an input ends well (accepted), or with one of our own errors (refused). Anything else is a finding: another
-exception, more time than LIMIT_S, more memory than the target's bound. Findings keep their bytes, to be read again:
+Each input must be accepted, or refused with one of our own errors. Anything else is a finding: another exception, more
+time than LIMIT_S, more memory than the target's bound. The bytes of a finding are kept:
 
-    fuzz(target, n=10_000, seed=1, folder)      a target: a name, good examples, and what reads a path
-    attempt(target, path)                       one of them again
+    fuzz(target, n=10_000, seed=1, folder)      a target: a name, good examples, and a function that reads a path
+    attempt(target, path)                       read one input again
 """
 
 import contextlib
@@ -22,46 +22,46 @@ from stage1_tokenizer.engine.errors import UserError
 from tests.helpers.mutations import mutate_bytes
 
 LIMIT_S = 10.0
-"""Of computing for one input, whatever else the machine does meanwhile; a slow one takes a second."""
+"""Largest CPU time for one input; a slow one takes a second."""
 WAIT_S = 60.0
-"""For one input on the clock, should it wait and not compute."""
+"""Largest wall time for one input, in case it waits and does not compute."""
 FENCE = 4 * 2**30
-"""Bytes of address space beyond those in use, lest a finding takes the machine with it."""
+"""Bytes of address space beyond those in use, so that a finding cannot exhaust the machine's memory."""
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
 
 class Target(NamedTuple):
-    """Something that is read from outside."""
+    """An input from outside."""
 
     name: str
     seeds: list[bytes]
-    """Good ones."""
+    """Good inputs."""
     read: Callable[[Path], object]
     suffix: str = ""
     mutations: tuple[Mutation, ...] = ()
-    """Those that know the format, besides those of any bytes."""
+    """Mutations that know the format; those of any bytes are added."""
     megabytes: int = 300
-    """By which reading one input may raise the process's memory, at most."""
+    """Largest rise of the process's memory by reading one input."""
 
 
 class Counts(NamedTuple):
-    """What became of the inputs."""
+    """Numbers of inputs that were accepted and refused."""
 
     accepted: int
     refused: int
 
 
 class FindingError(AssertionError):
-    """An input that was neither accepted nor refused; the message says which, why, and where its bytes are."""
+    """An input was neither accepted nor refused; the message names it, the reason and the file with its bytes."""
 
 
 class OvertimeError(BaseException):
-    """Reading took too long. Not an Exception, so that nobody who catches those catches it."""
+    """Reading took too long. Not an Exception, so that no `except Exception` catches it."""
 
 
 def fuzz(target: Target, n: int, seed: int, folder: Path) -> Counts:
-    """Read n mutated inputs, the same ones for the same seed. Raises FindingError at the first that is one."""
+    """Read n mutated inputs, equal ones for equal seeds. Raises FindingError at the first finding."""
     accepted = 0
     for number, data in enumerate(inputs(target, n, seed)):
         path = folder / f"input{target.suffix}"
@@ -78,7 +78,7 @@ def fuzz(target: Target, n: int, seed: int, folder: Path) -> Counts:
 
 
 def inputs(target: Target, n: int, seed: int) -> Iterator[bytes]:
-    """n mutated inputs; each depends on the seed and its own number alone."""
+    """Yield n mutated inputs; each depends on the seed and its number alone."""
     for number in range(n):
         rng = random.Random(f"{target.name} {seed} {number}")
         data = rng.choice(target.seeds)
@@ -90,7 +90,7 @@ def inputs(target: Target, n: int, seed: int) -> Iterator[bytes]:
 
 
 def attempt(target: Target, path: Path) -> bool:
-    """Read one input; whether it was accepted. Raises whatever else happens."""
+    """Read one input. Returns True if it was accepted, False if refused; passes other exceptions on."""
     before, measured = _memory("VmRSS"), _forget_peak()
     limits, in_use = resource.getrlimit(resource.RLIMIT_AS), _memory("VmSize")
     handlers = {number: signal.signal(number, _overtime) for number in (signal.SIGALRM, signal.SIGPROF)}
@@ -104,7 +104,7 @@ def attempt(target: Target, path: Path) -> bool:
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            warnings.simplefilter("ignore")  # one is no error to the user either
+            warnings.simplefilter("ignore")  # a warning is no error for the user either
             target.read(path)
             accepted = True
     except UserError as error:
@@ -129,12 +129,12 @@ def _overtime(number: int, frame: FrameType | None) -> None:
 
 
 def measures_memory() -> bool:
-    """Whether the system tells what one input takes; some containers do not, and there no memory is a finding."""
+    """Return True if the system reports a process's memory; in some containers it does not."""
     return _memory("VmRSS") is not None and _memory("VmHWM") is not None and _forget_peak()
 
 
 def _memory(field: str) -> int | None:
-    """Bytes of VmRSS (now), VmHWM (at most, since the peak was forgotten) or VmSize of this process, if it is told."""
+    """Return the bytes of VmRSS (now), VmHWM (peak since its reset) or VmSize of this process; None: not reported."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -143,7 +143,7 @@ def _memory(field: str) -> int | None:
 
 
 def _forget_peak() -> bool:
-    """Whether the system let us: else the peak is that of all that this process has done so far."""
+    """Reset the process's peak memory. Returns False if the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

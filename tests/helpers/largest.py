@@ -1,4 +1,4 @@
-"""How large the largest tensor gets: what "never a matrix of vectors by codes" (Trap 14) means, without a clock.
+"""Size of the largest tensor of a computation, to show that no matrix of vectors by codes is made (Trap 14).
 
 with LargestTensor() as largest:
     quantizer(z).loss.backward()
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LargestTensor(TorchDispatchMode):
-    """Watches every operation, forward and backward; `numel` is of the largest tensor that one of them returned."""
+    """Watch every operation, forward and backward; `numel` is the size of the largest tensor that one returned."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

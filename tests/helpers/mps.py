@@ -1,9 +1,9 @@
-"""A simulated Apple GPU: tensors that say they are on "mps", computed on the CPU, and without float64.
+"""A simulated Apple GPU: tensors with the device "mps" that are computed on the CPU, without float64.
 
     with simulated_mps():
         y = torch.ones(2, device="mps") * 2          .double() and operations on tensors of both devices are refused
 
-What Apple's kernels compute, and which they lack, no simulation knows.
+The simulation does not know which operations Apple's kernels lack, or how they round.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class MpsTensor(Tensor):
-    """A tensor of the device mps, around one on the CPU."""
+    """A tensor with the device mps, which holds one on the CPU."""
 
     on_cpu: Tensor
 
@@ -68,7 +68,7 @@ class MpsTensor(Tensor):
 
 
 def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Compute on the CPU; the results are on mps if they were asked for there, or else if an argument is."""
+    """Compute on the CPU. Results are on mps if the call asks for that, or else if an argument is."""
     asked = kwargs.get("device")
     here = tree_any(lambda x: isinstance(x, MpsTensor), (args, kwargs))
     for_mps = here if asked is None else torch.device(asked).type == "mps"
@@ -91,14 +91,14 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class _Factories(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees the operations that are asked for tensors on mps."""
+    """Intercept operations that create tensors on mps."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, kwargs or {})
 
 
 class _Moves(TorchFunctionMode):
-    """Sees tensors of the CPU that are moved to mps."""
+    """Intercept moves of tensors from the CPU to mps."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -112,7 +112,7 @@ class _Moves(TorchFunctionMode):
 
 @contextmanager
 def simulated_mps() -> Iterator[None]:
-    """Tensors may be asked for on mps."""
+    """Allow tensors on mps."""
     with _Moves(), _Factories():  # type: ignore[no-untyped-call]
         yield
 

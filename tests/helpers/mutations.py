@@ -1,5 +1,4 @@
-"""How a good input becomes another, for tests/helpers/fuzzing.py: any bytes, trees of JSON and YAML, command lines, and
-safetensors whose header stays JSON."""
+"""Mutations of good inputs for tests/helpers/fuzzing.py: bytes, trees of JSON and YAML, command lines, safetensors."""
 
 import contextlib
 import copy
@@ -18,11 +17,11 @@ NUMBERS = [0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31,
 
 
 def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Any format: bits, bytes, numbers of four bytes, pieces cut out, doubled, moved, put in; the end cut off."""
+    """Mutate bytes of any format: change bits or numbers; remove, repeat, move or insert pieces; cut off the end."""
     if not data:
         return rng.randbytes(rng.choice((1, 8, 100)))
     made, at = bytearray(data), rng.randrange(len(data))
-    if rng.random() < 0.5:  # most of what is told apart stands at the front
+    if rng.random() < 0.5:  # the front decides most about how a file is read
         at = rng.randrange(min(len(data), 128))
     length = min(rng.choice((1, 2, 4, 16, 256)), len(data) - at)
     piece = made[at : at + length]
@@ -63,7 +62,7 @@ def _value(rng: random.Random) -> Any:
 
 
 def mutate_tree(rng: random.Random, tree: Any) -> Any:
-    """A tree with one change at a random place: another value, a key renamed, dropped or added, values swapped."""
+    """Make one change at a random place of a tree: another value, a key renamed, removed or added, values copied."""
     places = list(_places(tree))
     if not places or rng.random() < 0.02:
         return _value(rng)
@@ -92,7 +91,7 @@ def mutate_tree(rng: random.Random, tree: Any) -> Any:
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Each (holder, key or index) of a tree."""
+    """Yield each (container, key or index) of a tree."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         yield tree, key
         yield from _places(value)
@@ -113,7 +112,7 @@ WORDS_OF_YAML = (
 
 
 def mutate_yaml(rng: random.Random, data: bytes) -> bytes:
-    """A tree changed and written again, a word of YAML put somewhere, or an alias bomb."""
+    """Mutate YAML: change its tree, insert a special word of YAML, or an alias bomb."""
     with contextlib.suppress(Exception):
         if rng.random() < 0.6 and b"*" not in data:  # aliases may stand for billions of places
             return yaml.safe_dump(mutate_tree(rng, yaml.safe_load(data))).encode(errors="surrogatepass")
@@ -126,7 +125,7 @@ def mutate_yaml(rng: random.Random, data: bytes) -> bytes:
 
 
 def mutate_words(rng: random.Random, data: bytes) -> bytes:
-    """A command line, its words divided by zeros: a word changed, dropped, doubled, moved, or another put in."""
+    """Mutate a command line, whose words are divided by zeros: change, remove, repeat, move or insert a word."""
     words = data.split(b"\0")
     at = rng.randrange(len(words))
     values = ["null", "[", "{", "1,2,3", "[1,2]", '{"a": 1}', "--", "-h", "-", "=", "@x", "1e999", "\u4e2d", "'", '"']
@@ -148,18 +147,20 @@ def mutate_words(rng: random.Random, data: bytes) -> bytes:
 
 
 def words_of(path: Path) -> list[str]:
-    """The words of a command line, as Python hands them to a program."""
+    """Read the words of a command line, as Python passes them to a program."""
     return path.read_bytes().decode(sys.getfilesystemencoding(), "surrogateescape").split("\0")
 
 
 def mutate_json(rng: random.Random, data: bytes) -> bytes:
-    """A tree of JSON changed and written again."""
+    """Mutate the tree of JSON."""
     return _edited_json(rng, data.decode(errors="replace")).encode(errors="surrogatepass")
 
 
 def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """The header changed and written again, so that it is still JSON: names, shapes, formats, and above all the config
-    within it. Most inputs go without a checksum, as the first files had none; else all would end at that."""
+    """Mutate the header of a safetensors file, which stays JSON: names, shapes, formats, often the config in it.
+
+    The checksum of most inputs is removed (the first files had none), because otherwise reading would stop there.
+    """
     try:
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])

@@ -28,7 +28,7 @@ TINY = {
 
 
 def flags(out: Path, tokenizer: Path, **options: Any) -> list[str]:
-    """The command line of a tiny run; dots in the options' names are written as two underscores."""
+    """Return the command line of a tiny run. Options have two underscores for a dot."""
     given = TINY | {key.replace("__", "."): value for key, value in options.items()}
     pairs = {"tokenizer": tokenizer, "out": out, **given}
     pairs = {key: value for key, value in pairs.items() if key != "report"}
@@ -45,7 +45,10 @@ def train(
     change: Callable[[dict[str, Any]], object] = lambda _: None,
     **options: Any,
 ) -> Ended:
-    """A run in this process, which may be stopped right after a state was saved; `change` edits the script's names."""
+    """Run a training in this process.
+
+    stop_after: step after whose save the run is aborted. change: function that may replace the script's names.
+    """
     names = names_of(SCRIPT)
     change(names)
     save_state = Run._save_state

@@ -2,8 +2,8 @@
 
     run_processes(2, function, *args)      function(accelerator, *args) on each rank -> [result of rank 0, of rank 1]
 
-Ranks are forked from a server that has imported torch and done nothing else, which takes a tenth of a second each.
-Forking pytest itself would copy the state of its OpenMP threads, of autograd and, on some machines, of CUDA.
+Ranks are forked from a server that has only imported torch; a fork takes a tenth of a second. A fork of pytest itself
+would copy the state of its OpenMP threads, of autograd and, on some machines, of CUDA.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from stage1_tokenizer.engine.command import leave_process_group
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    # Whatever a rank imports anew costs it that time again: a second for x-transformers, a tenth for pytest.
+    # Each rank would import other modules again: a second for x-transformers, a tenth for pytest.
     [
         "tests.helpers.faults",
         "tests.helpers.artefacts",
@@ -96,7 +96,7 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
             rank = waiting[id(pipe)]
             good, answer = _answer(pipe, rank)  # type: ignore[arg-type]
             if not good:
-                # Often what one rank has met with is that it lost another one, which has more to say.
+                # Often one rank fails only because another one did, whose message tells more.
                 others = [other for other in waiting.values() if other != rank and pipes[other].poll(0.3)]
                 more = [said for fine, said in (_answer(pipes[other], other) for other in others) if not fine]
                 raise RankFailedError("\n".join([answer, *more]))
@@ -105,7 +105,7 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 
 
 def _answer(pipe: Connection, rank: int) -> tuple[bool, Any]:
-    """Whether a rank came to its end, and its result or what it failed with."""
+    """Return True and a rank's result, or False and the message of its failure."""
     try:
         good, answer = pickle.loads(pipe.recv_bytes())
     except EOFError:
@@ -117,14 +117,14 @@ def _rank(
     pipe: Connection, rank: int, n: int, settings: dict[str, Any], function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     if os.name == "posix" and hasattr(ctypes.CDLL(None), "prctl"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphans where pytest is killed
-    # No GPU, the precision that was asked for, and a number of threads which start_accelerator leaves alone.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphans if pytest is killed
+    # No GPU, the given precision, and a number of threads that start_accelerator keeps.
     os.environ.update(CUDA_VISIBLE_DEVICES="", ACCELERATE_MIXED_PRECISION=settings["precision"], OMP_NUM_THREADS="2")
     if n > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(settings["port"]))
     torch.set_num_threads(1)
-    gc.freeze()  # what was imported before stays; to look at all of it would take a third of a second
+    gc.freeze()  # the collector need not examine the imported modules, which takes a third of a second
     os.fsync = lambda fd: None  # as in tests/conftest.py
     try:
         group = InitProcessGroupKwargs(timeout=timedelta(seconds=settings["timeout"]))

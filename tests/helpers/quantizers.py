@@ -1,4 +1,4 @@
-"""Small quantizers, alike in what tests need: the codebook, its counts and sums, and a step of training."""
+"""Small quantizers with one interface for tests: codebook, counts, sums, and a training step."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ VARIANTS: list[tuple[VqKind, dict[str, Any]]] = [
 
 
 class Book(NamedTuple):
-    """The tensors of a codebook, to read and to write in place."""
+    """Tensors of a codebook, to read and to write in place."""
 
     codes: Tensor
     counts: Tensor
@@ -34,7 +34,7 @@ class Book(NamedTuple):
 
 
 def quantizer(kind: VqKind = "vq", processes: int = 1, **options: Any) -> VectorQuantizer | LibraryVectorQuantizer:
-    """A codebook of 16 random vectors of about the latent's length, without k-means and revival unless asked for."""
+    """Build a quantizer with 16 random codebook vectors, by default without k-means and revival."""
     torch.manual_seed(0)
     options = {"codebook_size": V, "kmeans_init": False, "revive_below": 0.0, **options}
     made = (
@@ -51,7 +51,7 @@ def quantizer(kind: VqKind = "vq", processes: int = 1, **options: Any) -> Vector
 
 
 def book(vq: VectorQuantizer | LibraryVectorQuantizer) -> Book:
-    """What the quantizer learns otherwise than by gradient. (Without an EMA there are no sums of ours.)"""
+    """Return the codebook, and the counts and sums that an EMA updates. (Without an EMA, ours has no sums.)"""
     if isinstance(vq, VectorQuantizer):
         codebook = vq.codebook
         return Book(codebook.weight.detach(), codebook.counts, getattr(codebook, "sums", codebook.counts))
@@ -60,12 +60,12 @@ def book(vq: VectorQuantizer | LibraryVectorQuantizer) -> Book:
 
 
 def latents(B: int = 4, h: int = 5, w: int = 3, seed: int = 1) -> Tensor:
-    """(B, D, h, w) of normal numbers."""
+    """Draw normal latents (B, D, h, w)."""
     return torch.randn(B, D, h, w, generator=torch.Generator().manual_seed(seed))
 
 
 def step(bottleneck: Bottleneck, *micro_batches: Tensor) -> Bottlenecked:
-    """A step of training: a forward pass for each micro-batch, then what is learned from all; returns the last."""
+    """Make a training step: a forward pass per micro-batch, then the update. Returns the last output."""
     for z in micro_batches:
         out = bottleneck(z)
     bottleneck.finish_step()
@@ -98,13 +98,15 @@ EVERY_KIND: list[Tree] = [
     {"kind": "dictionary", "atoms": 24, "top": 5},
     {"kind": "dictionary", "atoms": 24, "top": 5, "code": "ista"},
 ]
-"""Every kind, in every variant whose code is another; codebooks have k-means and revival as by default."""
+"""Every kind, in every variant with code of its own; codebooks have the default k-means and revival."""
 
 
 def bottleneck(tree: Tree, processes: int = 1, channels: int = D) -> Bottleneck:
+    """Build the bottleneck of a config tree."""
     torch.manual_seed(0)
     return build_bottleneck(TypeAdapter(BottleneckConfig).validate_python(tree), channels, processes)
 
 
 def name_of(tree: Tree) -> str:
+    """Return a name for a config tree, for the names of tests."""
     return "-".join(str(value) if key == "kind" else f"{key}={value}" for key, value in tree.items())

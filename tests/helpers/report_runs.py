@@ -1,4 +1,4 @@
-"""Runs for the tests of the report: folders as a training leaves them, made without one; and the page taken apart."""
+"""Run folders for the tests of the report, written without a training; and a parser of the page."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ ALARM = {"step": 20, "alarm": "dead codes", "message": "half of them are not use
 
 
 def config(**changed: Any) -> dict[str, Any]:
-    """What config.yaml has of a tokenizer's run."""
+    """Return the content of config.yaml of a tokenizer's run."""
     data = shapes().tree()
     return {
         "config": None, "seed": 0, "steps": 30, "batch_size": 8, "data": data,
@@ -41,12 +41,13 @@ def config(**changed: Any) -> dict[str, Any]:
 
 
 def write_log(folder: Path, entries: list[dict[str, Any]], name: str = "metrics.jsonl") -> None:
+    """Write a log, one line of JSON per entry."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def tokenizer_run(folder: Path, entries: list[dict[str, Any]] = LOG, **options: Any) -> Path:
-    """A finished run of a tokenizer; `options` are those of `write_tokenizer`."""
+    """Write a finished run of a tokenizer; `options` are those of `write_tokenizer`."""
     loaded = write_tokenizer(folder, **options)
     write_yaml(folder / "config.yaml", config(data=loaded.data))
     write_log(folder, entries)
@@ -57,7 +58,7 @@ def tokenizer_run(folder: Path, entries: list[dict[str, Any]] = LOG, **options: 
 
 
 def prior_run(folder: Path, **options: Any) -> Path:
-    """A finished run of a prior, and what was generated with it."""
+    """Write a finished run of a prior, with generated samples."""
     write_prior(folder, **options)
     tree = {"config": None, "tokenizer": "0" * 32, "steps": 10, "batch_size": 8, "data": None,
             "prior": {"kind": "gpt", "layers": 2, "width": 24}, "optim": {"lr": 0.001}, "samples": 4}  # fmt: skip
@@ -71,7 +72,7 @@ def prior_run(folder: Path, **options: Any) -> Path:
 
 
 def outputs(run: Path, kind: str, settings: Mapping[str, Any], number: str = "001") -> Path:
-    """A numbered folder of pictures in a run's."""
+    """Write a numbered folder of images in a run's folder."""
     folder = run / kind / number
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -81,7 +82,7 @@ def outputs(run: Path, kind: str, settings: Mapping[str, Any], number: str = "00
 
 
 class Page(HTMLParser):
-    """A page taken apart. Elements that are not closed, or that close what is not open, are errors."""
+    """A parsed page. Raises AssertionError: an element is not closed, or closed but not open."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.words: list[str] = []
         self.terms: dict[str, list[str]] = {}
-        """What stands in <dd> after each <dt>."""
+        """Texts of <dd> after each <dt>."""
         self.feed(text)
         self.close()
         assert not self.open, f"not closed: {self.open}"

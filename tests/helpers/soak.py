@@ -1,10 +1,10 @@
-"""Hundreds of ways to end a command, one after the other: `make soak`, or `python -m tests.helpers.soak --minutes 10`.
+"""Hundreds of interrupted commands: `make soak`, or `python -m tests.helpers.soak --minutes 10`.
 
-    life      one process, or two, of a trainer or of the sampler, which is ended at a random moment
-    campaign  lives of the same command, with damage done to its folder between them, until one reaches the end
+    life      one or two processes of a trainer or of the sampler, ended at a random moment
+    campaign  lives of the same command, with damage to its folder between them, until one reaches the end
 
-At the end of a campaign everything must be, byte for byte, what a command that nothing happened to has written. Beside
-the campaigns, in another process, every format that is read from outside is fuzzed. All follows from --seed but time.
+At the end of a campaign all files must be equal, byte for byte, to those of an uninterrupted command. In another
+process, every format that is read from outside is fuzzed. Everything except times depends on --seed alone.
 """
 
 import argparse
@@ -33,48 +33,51 @@ from tests.helpers.commands import names_of
 from tests.helpers.faults import ended, prior_trained, trained
 from tests.helpers.processes import RankFailedError, run_processes
 
-STEPS, SAVE_EVERY, PICTURES = 60, 3, 60
+STEPS, SAVE_EVERY, IMAGES = 60, 3, 60
 SLOWEST = 300.0
-"""Seconds after which a life that has not ended hangs."""
+"""Seconds after which a life counts as hanging."""
 ENDS = {"kill": 7, "SIGTERM": 2, "disk full": 1}
-"""How a life ends, and how often relative to the others."""
+"""Ends of a life, with their relative frequencies."""
 NAMES = {"kill": "kills", "SIGTERM": "stops by SIGTERM", "disk full": "full disks"}
 GLOO = ("Connection closed by peer", "Connection reset", "Socket", "gloo")
-"""What a process says whose neighbour was killed."""
+"""Words in the error of a process whose neighbour was killed."""
 
 
 class Job(NamedTuple):
-    """A command that is to be ended again and again."""
+    """A command to interrupt again and again."""
 
     name: str
     run: Callable[..., tuple[int, str]]
-    """(accelerator, folder, the folder of what it needs) -> exit code, stderr."""
+    """(accelerator, output folder, input folder) -> exit code, stderr."""
     result: Callable[[Path], dict[str, bytes]]
-    """What the end is compared by."""
+    """Files that are compared at the end, by name."""
 
 
 class SoakError(AssertionError):
-    """Something that must never happen."""
+    """A failure that the soak found."""
 
 
 def tokenizer(accelerator: Accelerator, out: Path, given: Path) -> tuple[int, str]:
+    """Train a tokenizer."""
     options = {"steps": STEPS, "save_every": SAVE_EVERY, "keep": 2, "validate_every": 30}
     return trained(accelerator, out, {**options, "bottleneck.revive_below": 2.0})
 
 
 def prior(accelerator: Accelerator, out: Path, given: Path) -> tuple[int, str]:
+    """Train a prior."""
     options = {"steps": STEPS, "save_every": SAVE_EVERY, "keep": 2, "validate_every": 30}
     return prior_trained(accelerator, out, given / "stage1", options)
 
 
-def pictures(accelerator: Accelerator, out: Path, given: Path) -> tuple[int, str]:
-    words = ("-n", PICTURES, "--prior", given / "stage2", "--out", out, "--batch_size", 4)
+def samples(accelerator: Accelerator, out: Path, given: Path) -> tuple[int, str]:
+    """Sample from a prior."""
+    words = ("-n", IMAGES, "--prior", given / "stage2", "--out", out, "--batch_size", 4)
     sys.argv = ["sampling/generate.py", *map(str, words)]
     return ended(names_of("sampling/generate.py")["main"])
 
 
-def of_training(out: Path) -> dict[str, bytes]:
-    """The newest state, the weights, and the log without what depends on the clock."""
+def training_files(out: Path) -> dict[str, bytes]:
+    """Return the newest state, the weights, and the log without the entries that depend on time."""
     newest = list_states(out / "state")[0]
     found = {path.name: path.read_bytes() for path in [*newest.iterdir(), *out.glob("*.safetensors")]}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -84,19 +87,20 @@ def of_training(out: Path) -> dict[str, bytes]:
     }
 
 
-def of_sampling(out: Path) -> dict[str, bytes]:
+def sampling_files(out: Path) -> dict[str, bytes]:
+    """Return the images."""
     return {path.name: path.read_bytes() for path in out.glob("*.png")}
 
 
 JOBS = (
-    Job("tokenizer", tokenizer, of_training),
-    Job("prior", prior, of_training),
-    Job("pictures", pictures, of_sampling),
+    Job("tokenizer", tokenizer, training_files),
+    Job("prior", prior, training_files),
+    Job("samples", samples, sampling_files),
 )
 
 
 def life(accelerator: Accelerator, job: Job, out: Path, given: Path, end: str, delay: float, rank: int) -> Any:
-    """Run a job in this process, and end it after `delay` seconds if this is the rank that it shall happen to."""
+    """Run a job in this process, and if this is `rank`, end it after `delay` seconds."""
 
     def alarm(*_: Any) -> None:
         if end == "SIGTERM":
@@ -105,16 +109,16 @@ def life(accelerator: Accelerator, job: Job, out: Path, given: Path, end: str, d
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
     if end and accelerator.process_index == rank:
-        # Left to itself, the system ends a process at this signal at once, whatever it does, as SIGKILL does.
+        # By default this signal ends a process at once, as SIGKILL does.
         signal.signal(signal.SIGALRM, signal.SIG_DFL if end == "kill" else alarm)
         signal.setitimer(signal.ITIMER_REAL, delay)
     return job.run(accelerator, out, given)
 
 
 def damage(out: Path, chance: random.Random) -> str | None:
-    """Harm a folder between two lives, as no crash may but a bad disk or a careless hand; what was done."""
+    """Damage a folder between two lives, as a bad disk or a user might. Returns the kind; None: nothing to do."""
     whole = [state for state in list_states(out / "state") if find_problem(state) is None]
-    kinds = ["half a line in the log", "leftovers", "an empty state", "a picture", "tokens"]
+    kinds = ["half a line in the log", "leftovers", "an empty state", "an image", "tokens"]
     kind = chance.choice([*kinds, *["a state"] * 5] if len(whole) > 1 else kinds)
     if kind == "half a line in the log" and (out / "metrics.jsonl").exists():
         with (out / "metrics.jsonl").open("a") as file:
@@ -125,7 +129,7 @@ def damage(out: Path, chance: random.Random) -> str | None:
     elif kind == "an empty state" and whole:
         (out / f"state/step-{chance.randint(100, 999):08d}").mkdir(exist_ok=True)
     else:
-        places = {"a state": [*whole[0].iterdir()] if whole else [], "a picture": [*out.glob("0*.png")]}
+        places = {"a state": [*whole[0].iterdir()] if whole else [], "an image": [*out.glob("0*.png")]}
         places["tokens"] = [*(out / "tokens").glob("*.safetensors")]
         if not places.get(kind):
             return None
@@ -142,7 +146,7 @@ def damage(out: Path, chance: random.Random) -> str | None:
 
 
 def reached(out: Path) -> int:
-    """The last step in the log, or 0."""
+    """Return the last step in the log, or 0."""
     log = out / "metrics.jsonl"
     for line in reversed(log.read_text(errors="replace").splitlines() if log.exists() else []):
         try:
@@ -153,7 +157,7 @@ def reached(out: Path) -> int:
 
 
 def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random, counts: Counter[str]) -> None:
-    """Lives of a job on n processes until its end, which must be that of `given`. Raises SoakError."""
+    """Run lives of a job on n processes until its end. Raises SoakError: a failure, or an end other than in `given`."""
     out = folder / f"{job.name}-{n}"
     shutil.rmtree(out, ignore_errors=True)
     lives, began = 0, False
@@ -167,8 +171,8 @@ def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random,
         try:
             answers = run_processes(n, life, job, out, given, end, delay, chance.randrange(n), timeout=SLOWEST)
         except RankFailedError as error:
-            # Of two processes, one may hear first of the other's end; a launcher would have ended it too. And before
-            # a command has begun, SIGTERM ends it as it ends any process.
+            # One of two processes may fail because the other one ended; a launcher would have ended it too. Before a
+            # command has begun, SIGTERM ends it like any process.
             left = n > 1 and any(word in str(error) for word in GLOO)
             silent = end != "disk full" and "died without a word" in str(error)
             if not (left or silent):
@@ -177,20 +181,20 @@ def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random,
         else:
             codes = {code for code, _ in answers}
             wanted = InterruptionError.exit_code if end == "SIGTERM" else StorageError.exit_code
-            # A sampler's process that has made its share ends with 0, whatever becomes of the other one.
-            allowed = [{0}, {wanted}, {0, wanted}] if job.result is of_sampling else [{0}, {wanted}]
+            # A process of the sampler that has finished its share ends with 0, whatever happens to the other one.
+            allowed = [{0}, {wanted}, {0, wanted}] if job.result is sampling_files else [{0}, {wanted}]
             if codes not in allowed or (end == "kill" and codes != {0}):
                 raise SoakError(f"{job.name} was ended by {end}, and said {answers}")
             counts[NAMES[end]] += wanted in codes
-            if codes == {0} and job.result is of_training:
+            if codes == {0} and job.result is training_files:
                 break
-        # A sampler's folder says whether all is made: the main process puts the grid together after all shares, and
-        # may be stopped before it has, or just after.
-        if job.result is of_sampling and is_finished(out):
+        # A sampler's folder states if it is finished: the main process makes the grid after all shares, and may be
+        # stopped before or just after that.
+        if job.result is sampling_files and is_finished(out):
             break
         kept = list_states(out / "state")
         began = bool(kept) or bool([*out.glob("0*.png")])
-        if job.result is of_training and kept:
+        if job.result is training_files and kept:
             lost = max(0, reached(out) - step_of_state(kept[0]))
             counts["lost steps"] += lost
             counts["most steps lost at once"] = max(counts["most steps lost at once"], lost)
@@ -207,7 +211,7 @@ def campaign(job: Job, n: int, folder: Path, given: Path, chance: random.Random,
 
 
 def prepare(given: Path) -> None:
-    """What the jobs need, and how each ends when nothing happens to it."""
+    """Write the inputs of the jobs, and run each job once without an interruption."""
     write_tokenizer(given / "stage1")
     write_prior(given / "stage2")
     for job in JOBS:
@@ -218,11 +222,11 @@ def prepare(given: Path) -> None:
 
 
 def fuzz_all(folder: Path, inputs: int, seed: int, results: Any) -> None:
-    """Fuzz each format with so many inputs, shared among its targets; to be run in a process of its own.
+    """Fuzz each format with this many inputs, divided among its targets; for a separate process.
 
-    Pictures are seven formats; a command line is no file, and gets a tenth.
+    Each image format gets all of them; a command line is not a file, and gets a tenth.
     """
-    from tests.helpers.fuzz_targets import targets  # noqa: PLC0415 (it imports all that there is)
+    from tests.helpers.fuzz_targets import targets  # noqa: PLC0415 (it imports almost everything)
     from tests.helpers.fuzzing import fuzz  # noqa: PLC0415
 
     known = list(targets(folder))
@@ -239,7 +243,7 @@ def fuzz_all(folder: Path, inputs: int, seed: int, results: Any) -> None:
 
 
 def soak(minutes: float, seed: int, inputs: int, folder: Path) -> int:
-    """All of it. Returns the number of failures, after printing the counts."""
+    """Run campaigns and fuzzing, and print the counts. Returns the number of failures."""
     given, chance, counts, failures = folder / "given", random.Random(seed), Counter[str](), 0
     results: Any = multiprocessing.get_context("spawn").Queue()
     (folder / "fuzz").mkdir(parents=True)
@@ -272,12 +276,16 @@ def soak(minutes: float, seed: int, inputs: int, folder: Path) -> int:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="of campaigns")
-    parser.add_argument("--fuzz", type=int, default=10_000, help="inputs for each format; 0: none")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes of campaigns")
+    parser.add_argument("--fuzz", type=int, default=10_000, help="inputs per format; 0: no fuzzing")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
     parser.add_argument(
-        "--folder", type=Path, default=None, help="kept; default: a temporary one, removed if all is well"
+        "--folder",
+        type=Path,
+        default=None,
+        help="folder to keep; default: a temporary one, removed if there are no failures",
     )
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="tessera-soak-"))

@@ -1,4 +1,4 @@
-"""A tiny run of stage one's train.py, for tests: arguments, the call, and what it left on disk."""
+"""A tiny run of stage one's train.py, for tests: its arguments, the call, and its files."""
 
 import json
 import runpy
@@ -42,11 +42,11 @@ TINY = {
     "pictures": 2,
     "no-report": True,
 }
-"""Shapes of 16x16, a network of 8 channels, a discriminator from step 3 on; a state is saved after each step."""
+"""Drawn images of 16x16, a network of 8 channels, a discriminator from step 3 on, a state after each step."""
 
 
 class StoppedError(Exception):
-    """What a power cut is to a run."""
+    """Abort of a run, like a power cut."""
 
 
 def train(
@@ -56,11 +56,12 @@ def train(
     stop: tuple[Literal["log", "save"], int] | None = None,
     change: Callable[[dict[str, Any], int], object] = lambda names, rank: None,
 ) -> dict[str, Any]:
-    """Run train.py's main with the options over those of TINY, up to the moment at which `stop` says that it dies:
-    after it has logged or saved that step. `change` is given the script's names, to edit, and the rank. To be called by
-    run_processes, since a run leaves its process changed.
+    """Run train.py's main with the options of TINY and these. For run_processes, because a run changes its process.
 
-    Returns the pictures of each step on this rank (`batches`), and how often `adaptive_weight` was called.
+    stop: abort the run after it has logged or saved this step.
+    change: function that gets the script's names, which it may replace, and the rank.
+
+    Returns the images of each step on this rank (`batches`), and the number of calls of `adaptive_weight`.
     """
     seen: dict[str, Any] = {"batches": [], "adaptive_calls": 0}
     script = runpy.run_path(str(SCRIPT), run_name="train")
@@ -68,9 +69,9 @@ def train(
     batches, weight = names["training_batches"], objective.adaptive_weight
 
     def recorded_batches(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for pictures, labels in batches(*args):
-            seen["batches"].append(pictures.numpy().copy())
-            yield pictures, labels
+        for images, labels in batches(*args):
+            seen["batches"].append(images.numpy().copy())
+            yield images, labels
 
     def counted_weight(*args: Any, **kwargs: Any) -> Tensor:
         seen["adaptive_calls"] += 1
@@ -103,13 +104,13 @@ def train(
 
 
 def part(out: Path, step: int, name: str) -> dict[str, Tensor]:
-    """A part (`tokenizer`, `ema`, `optimizer`, `discriminator`, ...) as it was saved after `step` steps."""
+    """Read a part (`tokenizer`, `ema`, `optimizer`, `discriminator`, ...) of the state after `step` steps."""
     tensors: dict[str, Tensor] = load_file(out / "state" / f"step-{step:08d}" / f"{name}.safetensors")
     return tensors
 
 
 def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Equal up to float32's rounding over a few steps, on each tensor's own scale."""
+    """Assert that tensors are equal up to float32's rounding over a few steps, relative to each tensor's scale."""
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         scale = float(tensor.double().abs().max())
@@ -118,12 +119,12 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def checksums(out: Path, step: int) -> dict[str, str]:
-    """Checksum of every part of the state after `step` steps."""
+    """Return the checksum of every part of the state after `step` steps."""
     manifest = json.loads((out / "state" / f"step-{step:08d}" / "manifest.json").read_text())
     return {name: entry["sha256"] for name, entry in manifest["files"].items()}
 
 
 def log(out: Path) -> list[dict[str, float]]:
-    """The entries of metrics.jsonl, without those that depend on the clock."""
+    """Return the entries of metrics.jsonl, without those that depend on time."""
     entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in entry.items() if key != "train/images_per_second"} for entry in entries]

@@ -1,4 +1,4 @@
-"""The benchmarks run, and say that what they compare is equal. Nothing is timed here."""
+"""The benchmarks run, and compare only ways with equal results. Nothing is timed here."""
 
 import json
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ WRITTEN = [name for name in NAMES if find_spec(f"benchmarks.{name}")]
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a small run of the benchmark of that name wrote; run once for all tests."""
+    """Return the results of a small run of the benchmark of that name, once for all tests."""
     name: str = request.param
     folder = tmp_path_factory.mktemp(name)
     main([name, "--small", "--cpu", "--out", str(folder)])
@@ -74,8 +74,8 @@ def test_peers_have_as_many_weights_as_ours() -> None:
 
 
 def matrices(model: torch.nn.Module) -> int:
-    """Weights in matrices that every token is multiplied with."""
-    gpt2 = "Conv1D"  # a linear layer, whatever its name
+    """Count the weights of the matrices that every token is multiplied with."""
+    gpt2 = "Conv1D"  # a linear layer under another name
     found = {
         each.weight for each in model.modules() if isinstance(each, torch.nn.Linear) or type(each).__name__ == gpt2
     }
@@ -116,7 +116,7 @@ class Ones:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CLEAR.exists(), reason="the system does not tell")
+@pytest.mark.skipif(not CLEAR.exists(), reason="the system does not report peak memory")
 def test_peak_is_what_a_call_takes() -> None:
     peak = peak_of(torch.device("cpu"), prepare_ones, 64)
     assert peak == pytest.approx(64, abs=8)

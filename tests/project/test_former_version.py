@@ -1,7 +1,7 @@
-"""Runs that a former version began: they load, and go on as it would have gone on.
+"""Runs of a former version: they load, and continue as in that version.
 
-The fixture holds a tiny run of each stage as it stood in version 0.1.0 of November 2026, before the modules were moved:
-a state after 4 of 6 steps, the weights, and what that version made of them in the last two steps, in plain float32.
+The fixture has a tiny run of each stage from version 0.1.0 of November 2026, before the modules were moved: a state
+after 4 of 6 steps, the weights, and the weights of that version after the last two steps, in plain float32.
 """
 
 import shutil
@@ -18,7 +18,7 @@ FIXTURE = ROOT / "tests" / "fixtures" / "before_layout"
 
 @pytest.fixture
 def former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of both runs, and the arithmetic that they were begun with."""
+    """Copy both runs, and set the arithmetic of the former version."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("TESSERA_FAST_PATHS", "-onednn,-packed,-bfloat16")
     shutil.copytree(FIXTURE, tmp_path / "runs")
@@ -27,7 +27,7 @@ def former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_a_run_of_a_former_version_goes_on(former: Path, stage: str) -> None:
-    """From its state, to the weights that the former version ended with, up to rounding; its log goes on too."""
+    """The run resumes from its state, and ends with the weights of the former version, up to rounding."""
     script = {"stage1": "stage1_tokenizer/train.py", "stage2": "stage2_prior/train.py"}[stage]
     folder = former / stage
     words = ["--config", folder / "config.yaml", "--out", folder, "--no-report"]
@@ -44,7 +44,7 @@ def test_a_run_of_a_former_version_goes_on(former: Path, stage: str) -> None:
 
 
 def test_weights_of_a_former_version_draw_images(former: Path) -> None:
-    """And its folders are whole to check.py."""
+    """The weights of the former version sample, and check.py accepts its folders."""
     ended = run(names_of("sampling/generate.py")["main"], "--prior", former / "stage2", "-n", "5")
     assert ended.code == 0, ended.err
     assert len(list((former / "stage2" / "generated" / "001").glob("0*.png"))) == 5

@@ -1,5 +1,8 @@
-"""A new kind is one file, one member of the union and one case: a bottleneck, a network, a data set and a prior that
-nobody needs are added to a copy of the packages, as text, and every command works with them."""
+"""A new kind needs one file, one member of the union and one case.
+
+A bottleneck, a network, a data set and a prior are added, as text, to a copy of the packages; every command works with
+them.
+"""
 
 import json
 import os
@@ -18,7 +21,7 @@ from tests.helpers.commands import ROOT, Ended
 
 
 class Kind(NamedTuple):
-    """A made-up kind: its file in tests/helpers/made_up, and the file with the union and the case."""
+    """An example kind: its file in tests/helpers/made_up, and the file with the union and the case."""
 
     file: str
     union: str
@@ -26,7 +29,7 @@ class Kind(NamedTuple):
     builds: str
 
     def add(self, house: Path) -> None:
-        """Copy the file beside its siblings, and edit the union and the `match`."""
+        """Copy the file into the folder of its union, and edit the union and the `match`."""
         union = house / self.union
         shutil.copy(ROOT / "tests/helpers/made_up" / self.file, union.parent)
         module = ".".join((union.parent / self.file).relative_to(house).with_suffix("").parts)
@@ -97,7 +100,7 @@ COMMANDS: dict[str, list[str]] = {
 
 
 class House(NamedTuple):
-    """The copy of the packages, and how each command ended there."""
+    """The copy of the packages, and the outcome of each command."""
 
     folder: Path
     ended: dict[str, Ended]
@@ -138,7 +141,7 @@ def test_a_resume_is_bit_exact(house: House, one: str, other: str) -> None:
 
 
 def test_its_marks_count(house: House) -> None:
-    """`haste` is marked as free, so the resumed run took another; `width` is not, and is listed as a difference."""
+    """`haste` is marked as free, so a resume may change it; `width` is not, so it is listed as a difference."""
     assert "continu" in house.ended["resumed"].out + house.ended["resumed"].err
     assert house.ended["another width"].code == 2
     assert "data.width: 4 -> 2" in house.ended["another width"].err
@@ -146,11 +149,11 @@ def test_its_marks_count(house: House) -> None:
 
 
 def test_messages_know_it(house: House) -> None:
-    """A key of another kind names this one, and advice is its own."""
+    """The error about another kind's key names this kind."""
     assert "but the kind is coins" in house.ended["key of another kind"].err
 
 
-def test_its_pictures_and_pages_are_there(house: House) -> None:
+def test_its_images_and_pages_are_there(house: House) -> None:
     assert len(list((house.folder / "samples").glob("0*.png"))) == 3
     assert len(list((house.folder / "larger").glob("0*.png"))) == 1
     for page, words in (("whole/report.html", ("coins", "patches", "stripes")), ("prior/report.html", ("bag",))):
@@ -159,6 +162,6 @@ def test_its_pictures_and_pages_are_there(house: House) -> None:
 
 
 def test_its_cost_is_its_own(house: House) -> None:
-    """By hand: 4x4 embeddings of 8 numbers of 4 bytes are kept, and no copy of the weights."""
+    """The cache is 4x4 embeddings of 8 numbers of 4 bytes, and there is no copy of the weights."""
     assert "for weights, and 512.0 B per image" in house.ended["plan"].out
     assert "copy" not in house.ended["plan"].out

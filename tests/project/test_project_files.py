@@ -1,4 +1,4 @@
-"""What hosts and tools of a project read: the workflow, pre-commit's hooks, issue forms, the citation."""
+"""Files for hosts and tools: the workflow, pre-commit's hooks, issue forms, the citation."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ def read(name: str) -> Any:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_runs_what_anyone_can_run(path: Any) -> None:
-    """Each step is an action of the host's own, .ci/run, or a target of the Makefile."""
+    """Each step is an action of the host, .ci/run, or a target of the Makefile."""
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
     jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
     assert {job["runs-on"].split("-")[0] for job in jobs.values()} >= {"ubuntu", "macos"}
@@ -32,7 +32,7 @@ def test_a_workflow_runs_what_anyone_can_run(path: Any) -> None:
 
 
 def test_hooks_need_no_download() -> None:
-    """Each is local, and starts a tool that the lock has."""
+    """Each hook is local, and runs a tool of the lock."""
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     for source in read(".pre-commit-config.yaml")["repos"]:
         assert source["repo"] == "local"
@@ -45,7 +45,7 @@ def test_hooks_need_no_download() -> None:
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
 def test_issue_forms_are_whole(path: Any) -> None:
-    """A form without these keys is not shown, without a word."""
+    """The host does not show a form without these keys, and reports no error."""
     form = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert {"name", "description", "body"} <= form.keys()
     ids = [part["id"] for part in form["body"]]
@@ -53,7 +53,7 @@ def test_issue_forms_are_whole(path: Any) -> None:
     assert all(part["attributes"]["label"] for part in form["body"])
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_citation_has_this_version() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     citation = read("CITATION.cff")
     assert f'version = "{citation["version"]}"' in project
@@ -62,8 +62,8 @@ def test_the_citation_is_of_this_version() -> None:
 
 
 @pytest.mark.parametrize("file", ["Makefile", ".ci/run", "benchmarks/gpu.sh"])
-def test_the_tests_that_are_named_are_there(file: str) -> None:
-    """pytest runs nothing at all where one of the paths that it is given is missing."""
+def test_named_test_files_exist(file: str) -> None:
+    """pytest runs nothing if one of its paths does not exist."""
     named = re.findall(r"tests/[\w/]+(?:\.py)?", (ROOT / file).read_text(encoding="utf-8"))
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []

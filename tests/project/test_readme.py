@@ -1,53 +1,22 @@
-"""What the README says: its commands run, its options exist, its files are there."""
+"""Statements of README and docs: their commands run, their options exist, their files and sections are there."""
 
 import re
 import shlex
+import unicodedata
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from tests.helpers.commands import ROOT, names_of, run
+from tests.helpers.documents import PAGES, README, SCRIPTS, anchors_of, blocks_of, commands
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = {
-    "stage1_tokenizer/train.py": "TrainTokenizerConfig",
-    "stage1_tokenizer/analyze.py": "AnalyzeConfig",
-    "stage1_tokenizer/compare.py": "CompareConfig",
-    "sampling/check.py": "CheckConfig",
-    "stage2_prior/train.py": "TrainPriorConfig",
-    "stage2_prior/score.py": "ScoreConfig",
-    "stage2_prior/plan.py": "PlanConfig",
-    "sampling/generate.py": "GenerateConfig",
-    "sampling/complete.py": "CompleteConfig",
-    "sampling/reconstruct.py": "ReconstructConfig",
-    "sampling/report.py": "ReportConfig",
-    "sampling/summary.py": "SummaryConfig",
-    "sampling/evaluate.py": "EvaluateConfig",
-    "sampling/app.py": "AppConfig",
-}
+CITING = ("stage1_tokenizer", "stage2_prior", "sampling", "configs", "docs")
 TINY_SHAPES = "--data.train_images 12 --data.validation_images 6 --network.channels 8 --network.residual_channels 4"
-
-
-def documents() -> list[str]:
-    return [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
-
-
-def commands() -> list[tuple[str, list[str]]]:
-    """(script, arguments) of each command in the fenced blocks of README and docs, and in the configs' comments."""
-    fenced = [found for text in documents() for found in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S)]
-    blocks = [block for language, block in fenced if not language]
-    blocks += [path.read_text(encoding="utf-8").replace("#", "") for path in sorted((ROOT / "configs").rglob("*.yaml"))]
-    found = []
-    text = re.sub(r"python -m (\w+)\.(\w+)", r"python \1/\2.py", "\n".join(blocks).replace("\\\n", " "))
-    for line in text.splitlines():
-        words = shlex.split(line, comments=True) if ".py" in line else []
-        scripts = [index for index, word in enumerate(words) if word in SCRIPTS]
-        if scripts:
-            found.append((words[scripts[0]], words[scripts[0] + 1 :]))
-    return found
 
 
 def config_class(script: str) -> type[CommandConfig]:
@@ -56,29 +25,32 @@ def config_class(script: str) -> type[CommandConfig]:
 
 
 def test_every_command_that_the_documents_show_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command with a misspelt or a removed option would be a command that nobody has run."""
+    """Each command parses, so no option is misspelt or removed."""
     monkeypatch.chdir(ROOT)
     found = commands()
     assert {script for script, _ in found} >= set(SCRIPTS) - {"sampling/summary.py"}
     for script, arguments in found:
         own = arguments[: arguments.index("--")] if "--" in arguments else arguments
         config = parse_command_line(config_class(script), own)
-        for preset in getattr(config, "presets", ()):  # the rest is for each training
+        for preset in getattr(config, "presets", ()):  # the other words are for each training
             words = ["--config", f"configs/stage1/{preset}.yaml", *arguments[len(own) + 1 :]]
             parse_command_line(config_class("stage1_tokenizer/train.py"), words)
 
 
-def test_every_option_in_the_readmes_table_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table's second column is options of the stage-one trainer, unless it names accelerate."""
+def test_every_option_in_a_table_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second column that begins with an option has options of stage one's training on a folder of images."""
     monkeypatch.chdir(ROOT)
-    cells = re.findall(r"^\|[^|]*\| `(--[^`]*)`", README, flags=re.MULTILINE)
-    assert len(cells) >= 6
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\|[^|]*\| `(--[^`]*)`", text, flags=re.MULTILINE)
+    cells += re.findall(r"^\| `(--[^`]*)`", text, flags=re.MULTILINE)
+    assert len(cells) >= 10
     for cell in cells:
-        parse_command_line(config_class("stage1_tokenizer/train.py"), cell.split())
+        words = ["--data.kind", "folder", "--data.root", "PATH", *cell.split()]
+        parse_command_line(config_class("stage1_tokenizer/train.py"), words)
 
 
 def test_every_config_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A preset that does not parse is worse than none."""
+    """Every preset parses."""
     monkeypatch.chdir(ROOT)
     for stage, script in (("stage1", "stage1_tokenizer/train.py"), ("stage2", "stage2_prior/train.py")):
         paths = sorted((ROOT / "configs" / stage).glob("*.yaml"))
@@ -87,26 +59,71 @@ def test_every_config_file_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
             parse_command_line(config_class(script), ["--config", str(path)])
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
-    """Links, pictures and the map of the code."""
-    for path in (ROOT / "docs").glob("*.md"):
-        for name in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / name).exists(), (path.name, name)
-    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Files exist, and so do the sections that an anchor names."""
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target.read_text(encoding="utf-8")), link
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    """Paths between backticks in the README, and modules in the glossary and the sources."""
     named = re.findall(r"`((?:stage1_tokenizer|stage2_prior|sampling|configs|docs)/[\w/.]*)`", README)
-    assert links
-    assert named
-    for name in links + named:
-        assert (ROOT / name).exists(), name
+    assert len(named) >= 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    for page in ("glossary.md", "sources.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        modules = re.findall(r"`((?:\w+/)*\w+\.py)`", text)
+        assert len(modules) >= 10
+        roots = (ROOT, ROOT / "stage1_tokenizer", ROOT / "stage1_tokenizer/bottlenecks")
+        assert [name for name in modules if not any((root / name).exists() for root in roots)] == [], page
+
+
+def test_the_index_has_every_page() -> None:
+    """One line leads to each page."""
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\]\((\w+\.md)\)", index)) == [page.name for page in PAGES if page.stem != "README"]
+
+
+def test_every_bottleneck_is_described() -> None:
+    """A kind that no page names is found by nobody."""
+    kinds = [config.model_fields["kind"].default for config in get_args(get_args(BottleneckConfig)[0])]
+    assert len(kinds) >= 10
+    for page in ("how_to.md", "tokenizers.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert [kind for kind in kinds if f"`{kind}`" not in text] == [], page
+
+
+def test_every_source_has_its_title() -> None:
+    """Each `Author et al. YEAR` in code, configs and docs has a row in docs/sources.md."""
+    files = [path for top in CITING for path in (ROOT / top).rglob("*") if path.suffix in (".py", ".yaml", ".md")]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    cited = {found for text in texts for found in re.findall(r"([A-Z][\w-]+) et al\.,? (\d{4})", text)}
+    assert len(cited) >= 15
+    rows = [
+        row for row in ascii_of((ROOT / "docs/sources.md").read_text(encoding="utf-8")).splitlines() if row[:1] == "|"
+    ]
+    for author, year in sorted(cited):
+        assert any(ascii_of(author) in row and year in row for row in rows), f"{author} {year}"
+
+
+def ascii_of(text: str) -> str:
+    """The text without accents, as some files write names."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 @pytest.mark.slow
 def test_the_three_commands_of_daily_use_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The README's own lines, with a few settings that make them small: from nothing to exactly 64 pictures."""
+    """The README's own lines, with a few settings that make them small: from nothing to exactly 64 images. Then its
+    Python lines, and the metrics that it shows."""
     monkeypatch.chdir(tmp_path)
-    block = README.split("## Three commands of daily use")[1].split("```")[1]
+    block = README.split("### Three commands of daily use")[1].split("```")[1]
     small = {
         "stage1_tokenizer/train.py": f"{TINY_SHAPES} --steps 3 --batch_size 4",
         "stage2_prior/train.py": "--steps 3 --batch_size 4 --prior.layers 1 --prior.width 16 --prior.heads 2",
@@ -125,3 +142,12 @@ def test_the_three_commands_of_daily_use_run_one_after_the_other(
         assert saved["arr_0"].shape == (64, 32, 32, 3)
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 8 * 32
+    for shown in blocks_of(README):
+        if shown.language == "python":
+            exec(shown.text, {})
+    summary = run(names_of("sampling/summary.py")["main"], "--samples", 8, "--classifier_steps", 2)
+    metrics = next(shown.text for shown in blocks_of(README) if shown.language == "text").splitlines()
+    assert len(metrics) == 5
+    for line in metrics:
+        name = re.split(r"[\d.]*\d", line)[0].strip()
+        assert name in summary.out

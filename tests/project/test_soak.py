@@ -1,4 +1,4 @@
-"""The soak's own harness: what it takes for the end of a campaign."""
+"""The soak's harness: the conditions for the end of a campaign."""
 
 import json
 import random
@@ -12,11 +12,11 @@ from stage1_tokenizer.engine.errors import InterruptionError
 from tests.helpers import soak
 
 STOPPED = InterruptionError.exit_code
-SAMPLER = next(job for job in soak.JOBS if job.result is soak.of_sampling)
+SAMPLER = next(job for job in soak.JOBS if job.result is soak.sampling_files)
 
 
 def write(out: Path, finished: bool) -> None:
-    """A sampler's folder: two pictures and the settings; the grid where it is finished."""
+    """Write a sampler's folder: two images and the settings; finished: the grid too."""
     out.mkdir(parents=True, exist_ok=True)
     names = ["000000.png", "000001.png", *(["grid.png"] if finished else [])]
     for name in names:
@@ -25,7 +25,7 @@ def write(out: Path, finished: bool) -> None:
 
 
 def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: list[tuple[list[int], bool]]) -> Counter[str]:
-    """A campaign of two sampling processes whose lives end with these exit codes and leave a finished folder or not."""
+    """Run a campaign of two sampling processes, whose lives have these exit codes and a finished folder or not."""
     write(tmp_path / "given" / f"{SAMPLER.name}-2", finished=True)
     left = iter(lives)
 
@@ -51,15 +51,15 @@ def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: list[tuple[
     return counts
 
 
-def test_a_sampler_is_done_when_the_whole_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed 77: the main process was stopped before the grid, and the other one had made its share and ended with 0."""
+def test_a_sampler_ends_when_its_folder_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 77: the main process was stopped before the grid, and the other one had finished its share."""
     counts = campaign(tmp_path, monkeypatch, [([STOPPED, 0], False), ([0, 0], True)])
     assert counts["stops by SIGTERM"] == 1
 
 
 @pytest.mark.parametrize("codes", [[0, STOPPED], [STOPPED, 0], [STOPPED, STOPPED]])
 def test_a_stop_after_the_end_is_an_end(codes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All is made, and whoever is still there is told to stop; the same command again would be refused."""
+    """A stop after the folder is finished ends the campaign; the same command again would be refused."""
     campaign(tmp_path, monkeypatch, [(codes, True)])
 
 
@@ -69,6 +69,6 @@ def test_other_exit_codes_are_failures(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_sampler_that_never_finishes_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit code 0 of every process is no proof that the whole is there."""
+    """Exit code 0 of every process does not prove that the folder is finished."""
     with pytest.raises(soak.SoakError, match="no progress in 200 lives"):
         campaign(tmp_path, monkeypatch, [([0, 0], False)] * 200)

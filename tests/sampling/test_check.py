@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sampling import check, generate
+from sampling.checks import paths as checked_paths
 from sampling.checks.finding import Finding
 from sampling.checks.weights import check_safetensors
 from stage1_tokenizer.engine.errors import InterruptionError
@@ -34,7 +35,7 @@ TRAIN_SHARD = "tokens/train-00000-of-00001.safetensors"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of both stages, five pictures, and a folder of images in two classes."""
+    """Runs of both stages, five images, and a folder of images in two classes."""
     folder = tmp_path_factory.mktemp("made")
     run_processes(1, train, folder / "one", {"steps": 3, "keep": 2})
     write_tokenizer(folder / "tokenizer")
@@ -101,7 +102,7 @@ def of_another_tokenizer(folder: Path) -> None:
 
 
 def test_what_is_whole_is_called_so(made: Path) -> None:
-    """Runs of both stages, token files, pictures and images: each is looked at, and nothing is bad or remarkable."""
+    """Runs of both stages, token files, samples and images: each is looked at, and nothing is bad or remarkable."""
     ended = checked(made)
     assert (ended.code, ended.err) == (0, "")
     *found, last = ended.out.splitlines()
@@ -126,7 +127,7 @@ def test_what_is_whole_is_called_so(made: Path) -> None:
     )
     assert said[f"two/{TRAIN_SHARD}"].startswith("whole by its checksum; 23 of 23 images as 2x3x1 codes of 16, by the")
     assert said["two/samples"] == "1 image, all can be read"
-    assert said["pictures/settings.json"] == "finished, 5 of 5 pictures are there"
+    assert said["pictures/settings.json"] == "finished, 5 of 5 images are there"
     assert said["pictures"] == "6 images, all can be read"
 
 
@@ -140,7 +141,7 @@ def test_each_thing_can_be_given_alone(made: Path) -> None:
         f"two/{PRIOR_FILE}": "fits the tokenizer beside it",
         f"two/{TRAIN_SHARD}": "23 of 23 images",
         "two/tokens": "train: complete, 23 images",
-        "pictures": "5 of 5 pictures are there",
+        "pictures": "5 of 5 images are there",
         "images": "8 images in 2 sub-folders (cat 4, dog 4), all can be read",
         "images/cat/00.png": "an image of 8x12 (height, width)",
     }
@@ -276,14 +277,14 @@ def test_tokens_that_are_not_all_there_are_bad_unless_they_are_in_the_making(cop
 
 
 def test_a_run_that_is_under_way_is_said_to_be(copy: Path) -> None:
-    """The check neither waits for it nor disturbs it, and pictures that it has not made yet are not missing."""
+    """The check neither waits for it nor disturbs it, and images that it has not made yet are not missing."""
     edit_json(copy / "pictures/settings.json", finished=False)
     (copy / "pictures/000004.png").unlink()
     with held(copy / "one"), held(copy / "pictures"):
         ended = checked(copy / "one", copy / "pictures")
     assert ended.code == 0, ended.out
     assert f"note {copy}/one: is in use by a running process (somebody)" in ended.out
-    assert "in use by a running process (somebody); 4 of 5 pictures are there so far" in ended.out
+    assert "in use by a running process (somebody); 4 of 5 images are there so far" in ended.out
 
 
 @contextmanager
@@ -401,7 +402,7 @@ def test_a_folder_that_cannot_be_read_is_bad(copy: Path, monkeypatch: pytest.Mon
         raise PermissionError(13, "Permission denied", str(path))
         yield
 
-    monkeypatch.setattr(check, "check_samples", refuse)
+    monkeypatch.setattr(checked_paths, "check_samples", refuse)
     ended = checked(copy)
     assert ended.code == 3
     assert lines(ended, "bad") == [f"bad  {copy}/pictures: cannot be read (Permission denied)"]
@@ -415,7 +416,7 @@ def test_a_signal_ends_it(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise InterruptionError("asked to stop")
         yield
 
-    monkeypatch.setattr(check, "check_samples", stopped)
+    monkeypatch.setattr(checked_paths, "check_samples", stopped)
     assert run(check.main, made / "pictures").code == 75
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sampling.choose import ChooseConfig, Filter, choose, keep_min_p, keep_top_k, keep_top_p
-from sampling.option_facts import facts_of
+from sampling.option_facts import facts_of_kind
 from tests.helpers.artefacts import noise_of
 
 B, V = 5, 12
@@ -290,7 +290,7 @@ STRICTEST: dict[str, float] = {"top_k": 1, "top_p": 1e-12, "min_p": 1.0}
 """The value of each filter that leaves fewest codes."""
 
 
-@pytest.mark.parametrize("name", facts_of(ChooseConfig, Filter))
+@pytest.mark.parametrize("name", facts_of_kind(ChooseConfig, Filter))
 def test_a_filter_leaves_at_least_one_code(name: str) -> None:
     """Of every row, also of one with equal logits and of one that another filter has cut: a row without codes would
     silently draw the last one."""

@@ -1,4 +1,4 @@
-"""The temperature along a picture: from its first position to its last, and that `choose` follows it."""
+"""The temperature along an image: from its first position to its last, and that `choose` follows it."""
 
 import math
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Completion: what is kept, what is made, on which side a picture grows, and that a variant is always the same one."""
+"""Completion: what is kept, what is made, on which side an image grows, and that a variant is always the same one."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sampling.complete import main
-from sampling.completion import Margins, Task, complete, encode, filled, grow, kept_codes
+from sampling.completion import Margins, Task, complete, encode, fill_hidden, grow, kept_codes
 from sampling.sampler import Sampler, SamplingConfig
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, files_of, pixels_of, write_image_folder, write_prior
 from tests.helpers.commands import Ended, run, run_script
@@ -60,25 +60,25 @@ def test_hidden_pixels_are_filled_from_what_is_kept_nearby() -> None:
     """By a slow search: the value comes from a kept pixel no more than three steps farther than the nearest."""
     image, keep = pictures(1), np.zeros((H, W), dtype=np.bool_)
     keep[2, 3], keep[7, 11], keep[0, 8] = True, True, True
-    made = filled(image, keep)
+    made = fill_hidden(image, keep)
     places = np.argwhere(keep)
     for row in range(H):
         for column in range(W):
             distance = np.abs(places - (row, column)).sum(axis=1)
             near = [image[0, a, b].tolist() for a, b in places[distance <= distance.min() + 3]]
             assert made[0, row, column].tolist() in near
-    assert np.array_equal(filled(image, np.ones_like(keep)), image)
-    assert (filled(image, np.zeros_like(keep)) == 128).all()
+    assert np.array_equal(fill_hidden(image, np.ones_like(keep)), image)
+    assert (fill_hidden(image, np.zeros_like(keep)) == 128).all()
 
 
 def test_kept_pixels_stay_and_the_others_are_made_of_codes(folder: Path) -> None:
     """What the user keeps is theirs to the last bit; what is made is what the tokenizer decodes."""
     sampler = Sampler.load(folder, PLAIN)
     pasted, decoded = (complete(sampler, task(), half(), paste=paste) for paste in (True, False))
-    assert np.array_equal(pasted[:, :4], task().pictures[:, :4])
+    assert np.array_equal(pasted[:, :4], task().images[:, :4])
     assert np.array_equal(pasted[:, 4:], decoded[:, 4:])
-    assert not np.array_equal(decoded[:, :4], task().pictures[:, :4])
-    codes = encode(sampler, task().pictures)
+    assert not np.array_equal(decoded[:, :4], task().images[:, :4])
+    codes = encode(sampler, task().images)
     whole = sampler.decode(codes)
     assert not np.array_equal(decoded, whole)
 
@@ -87,8 +87,8 @@ def test_what_is_hidden_does_not_matter(folder: Path) -> None:
     """A completion that depends on what it must not see would be a copy, and a lie."""
     sampler = Sampler.load(folder, PLAIN)
     other = task()
-    other.pictures[:, 4:] = 255 - other.pictures[:, 4:]
-    codes = encode(sampler, task().pictures), encode(sampler, other.pictures)
+    other.images[:, 4:] = 255 - other.images[:, 4:]
+    codes = encode(sampler, task().images), encode(sampler, other.images)
     assert not torch.equal(codes[0][:, :1], codes[1][:, :1]), "the encoder must look over the edge, or this is easy"
     assert np.array_equal(complete(sampler, task(), half(), paste=True), complete(sampler, other, half(), paste=True))
 
@@ -97,18 +97,18 @@ def test_what_is_kept_does_matter(folder: Path) -> None:
     """Another upper half must lead to other lower halves, or the prior was never asked."""
     sampler = Sampler.load(folder, PLAIN)
     other = task()
-    other.pictures[:, :4] = 255 - other.pictures[:, :4]
+    other.images[:, :4] = 255 - other.images[:, :4]
     mine, theirs = (complete(sampler, each, half(), paste=True)[:, 4:] for each in (task(), other))
     assert not np.array_equal(mine, theirs)
 
 
 def test_variants_and_seeds_differ_and_repeat(folder: Path) -> None:
-    """Trap 36: variant v of picture i follows from (seed, i, v), whatever is completed beside it."""
+    """Trap 36: variant v of image i follows from (seed, i, v), whatever is completed beside it."""
     sampler = Sampler.load(folder, PLAIN)
 
     def made(seed: int, variant: int, rows: slice = slice(None)) -> NDArray[np.uint8]:
         whole = task(seed=seed, variant=variant)
-        part = Task(whole.pictures[rows], whole.indices[rows], whole.labels[rows], seed, whole.variants[rows])
+        part = Task(whole.images[rows], whole.indices[rows], whole.labels[rows], seed, whole.variants[rows])
         return complete(sampler, part, half(), paste=True)
 
     assert np.array_equal(made(0, 1), made(0, 1))
@@ -118,24 +118,24 @@ def test_variants_and_seeds_differ_and_repeat(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("side", Margins._fields)
-def test_a_picture_grows_on_the_side_that_was_asked_for(folder: Path, side: str) -> None:
-    """The picture itself stands unchanged at the other side; what is new depends on it."""
+def test_an_image_grows_on_the_side_that_was_asked_for(folder: Path, side: str) -> None:
+    """The image itself stands unchanged at the other side; what is new depends on it."""
     sampler = Sampler.load(folder, PLAIN)
     place = {"up": (4, 0), "down": (0, 0), "left": (0, 4), "right": (0, 0)}[side]
     size = (H + 4, W) if side in ("up", "down") else (H, W + 4)
     grown = grow(sampler, task(), Margins(**{side: 1}), paste=True)
     assert grown.shape == (3, *size, 3)
     top, left = place
-    assert np.array_equal(grown[:, top : top + H, left : left + W], task().pictures)
+    assert np.array_equal(grown[:, top : top + H, left : left + W], task().images)
     other = task()
-    other.pictures[:] = 255 - other.pictures
+    other.images[:] = 255 - other.images
     again = grow(sampler, other, Margins(**{side: 1}), paste=True)
     new = np.ones(size, dtype=np.bool_)
     new[top : top + H, left : left + W] = False
     assert not np.array_equal(grown[:, new], again[:, new])
 
 
-def test_growing_to_the_left_is_growing_a_mirrored_picture_to_the_right(folder: Path) -> None:
+def test_growing_to_the_left_is_growing_a_mirrored_image_to_the_right(folder: Path) -> None:
     """The prior only knows what comes before, so left and up are made by mirrors, and by the same noise rule."""
     sampler = Sampler.load(folder, PLAIN)
     for side, axis in (("left", 2), ("up", 1)):
@@ -147,11 +147,11 @@ def test_growing_to_the_left_is_growing_a_mirrored_picture_to_the_right(folder: 
         assert np.array_equal(np.flip(turned, axis)[:, :H, :W], straight[:, :H, :W])
 
 
-def test_all_four_sides_at_once_keep_the_picture_in_place(folder: Path) -> None:
+def test_all_four_sides_at_once_keep_the_image_in_place(folder: Path) -> None:
     """Three passes, two of them mirrored, must leave it where the margins say."""
     grown = grow(Sampler.load(folder, PLAIN), task(), Margins(1, 2, 3, 1), paste=True)
     assert grown.shape == (3, H + 12, W + 16, 3)
-    assert np.array_equal(grown[:, 4 : 4 + H, 12 : 12 + W], task().pictures)
+    assert np.array_equal(grown[:, 4 : 4 + H, 12 : 12 + W], task().images)
 
 
 def test_the_command_writes_originals_kept_parts_variants_and_a_grid(folder: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_mask_box_and_invert_say_what_is_kept(folder: Path, tmp_path: Path) -> N
 
 
 def test_files_are_completed_without_a_class_or_with_one(folder: Path, tmp_path: Path) -> None:
-    """A picture of one's own has any size and no label; --class gives it one, and changes what is made."""
+    """An image of one's own has any size and no label; --class gives it one, and changes what is made."""
     write_image_folder(tmp_path / "own", ("x",), per_class=2, size=(31, 20))
     made = {}
     for name, arguments in {"none": (), "star": ("--class", "star")}.items():
@@ -223,7 +223,7 @@ def test_files_are_completed_without_a_class_or_with_one(folder: Path, tmp_path:
     ("arguments", "message"),
     [
         (("--keep", "top", "--box", "0,0,4,4"), "keep and box exclude each other"),
-        (("--keep", "top", "--grow.right", 4), "grow keeps the whole picture"),
+        (("--keep", "top", "--grow.right", 4), "grow keeps the whole image"),
         (("--grow.right", 3), "grow.right 3.*0 and 4"),
         (("--box", "0,0,9,4"), "box 0,0,9,4.*8x12"),
         (("--box", "0,0,8,12"), "nothing to complete"),
@@ -250,7 +250,7 @@ def test_what_cannot_be_done_is_one_message(
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"half"], ids=["empty", "text", "half"])
-def test_bad_pictures_are_refused_before_anything_is_written(folder: Path, tmp_path: Path, data: bytes) -> None:
+def test_bad_images_are_refused_before_anything_is_written(folder: Path, tmp_path: Path, data: bytes) -> None:
     """Fault 18: exit code 3; all that are bad are named, so that they can be taken out at once; no folder is left."""
     write_image_folder(tmp_path / "own", ("x",), per_class=4)
     whole = (tmp_path / "own/x/00.png").read_bytes()

@@ -1,4 +1,4 @@
-"""Sampling: which pictures there are, that picture i is always the same one, and that nothing is written over."""
+"""Sampling: which images there are, that image i is always the same one, and that nothing is written over."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sampling.generate import main
-from sampling.saved_images import grid_of
+from sampling.saved_images import arrange_grid
 from stage1_tokenizer.engine.errors import ConfigError
 from stage2_prior.prior import PRIOR_FILE, find_newest_run
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, edit_weights, files_of, pictures_of, pixels_of, write_prior
@@ -48,8 +48,8 @@ def labels_in(out: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_picture_i_depends_on_seed_and_i_alone(priors: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    """Trap 36: the same bytes at any batch size and any n, on one process or two; another seed gives other pictures."""
+def test_image_i_depends_on_seed_and_i_alone(priors: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """Trap 36: the same bytes at any batch size and any n, on one process or two; another seed gives other images."""
     prior = priors[kind]
     generate(prior, tmp_path / "7", "-n", 7, "--batch_size", 7, *PLAIN)
     wanted = pictures_of(tmp_path / "7")
@@ -64,8 +64,8 @@ def test_picture_i_depends_on_seed_and_i_alone(priors: dict[str, Path], tmp_path
     assert not set(pictures_of(tmp_path / "other").values()) & set(wanted.values())
 
 
-def test_two_processes_make_the_same_pictures(prior: Path, tmp_path: Path) -> None:
-    """Trap 36 and fault 43: neither seven on two processes nor one on two gives a picture too many or another one."""
+def test_two_processes_make_the_same_images(prior: Path, tmp_path: Path) -> None:
+    """Trap 36 and fault 43: neither seven on two processes nor one on two gives an image too many or another one."""
     for n in (7, 1):
         generate(prior, tmp_path / f"one-{n}", "-n", n)
         out = tmp_path / f"two-{n}"
@@ -77,7 +77,7 @@ def test_two_processes_make_the_same_pictures(prior: Path, tmp_path: Path) -> No
 
 
 def test_what_is_written(prior: Path, tmp_path: Path) -> None:
-    """Trap 36: just n pictures, the same ones in the .npz and in the grid, with their labels and settings."""
+    """Trap 36: just n images, the same ones in the .npz and in the grid, with their labels and settings."""
     ended = generate(prior, tmp_path, "-n", 5)
     others = {"grid.png", "samples.npz", "settings.json", ".lock", ".tessera"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{i:06d}.png" for i in range(5)} | others
@@ -86,7 +86,7 @@ def test_what_is_written(prior: Path, tmp_path: Path) -> None:
         assert saved["arr_0"].shape == (5, *IMAGE_SIZE, 3)
         for i, picture in enumerate(saved["arr_0"]):
             assert np.array_equal(picture, pixels_of(tmp_path / f"{i:06d}.png"))
-        assert np.array_equal(grid_of(list(saved["arr_0"])), pixels_of(tmp_path / "grid.png"))
+        assert np.array_equal(arrange_grid(list(saved["arr_0"])), pixels_of(tmp_path / "grid.png"))
     assert labels_in(tmp_path) == [0, 1, 0, 1, 0]
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert (settings["n"], settings["seed"], settings["step"]) == (5, 0, 9)
@@ -109,7 +109,7 @@ def test_a_class_by_name_and_by_number(prior: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", [("--temperature", 0), ("--top_k", 1), ("--top_p", 0)], ids=str)
 def test_the_filters_reach_the_prior(prior: Path, tmp_path: Path, setting: tuple[str, int]) -> None:
-    """Trap 29: a flag that is parsed and not passed on is a sweep over nothing; greedy pictures depend on the class."""
+    """Trap 29: a flag that is parsed and not passed on is a sweep over nothing; greedy images depend on the class."""
     generate(prior, tmp_path, "-n", 6, *setting)
     pictures = list(pictures_of(tmp_path).values())
     assert pictures == pictures[:2] * 3
@@ -155,7 +155,7 @@ CHANGES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("name", CHANGES)
-def test_each_option_changes_the_pictures(priors: dict[str, Path], tmp_path: Path, kind: str, name: str) -> None:
+def test_each_option_changes_the_images(priors: dict[str, Path], tmp_path: Path, kind: str, name: str) -> None:
     """Trap 29: an option that is parsed and not passed on is a sweep over nothing; and settings.json says what was."""
     pictures, settings = [], {}
     for out, options in (("without", CHANGES[name][0]), ("with", CHANGES[name][0] | CHANGES[name][1])):
@@ -173,7 +173,7 @@ def test_each_option_changes_the_pictures(priors: dict[str, Path], tmp_path: Pat
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("size", ["16,24", "12,8", "8,20", "4"])
-def test_pictures_of_another_size(priors: dict[str, Path], tmp_path: Path, kind: str, size: str) -> None:
+def test_images_of_another_size(priors: dict[str, Path], tmp_path: Path, kind: str, size: str) -> None:
     """Trap 37: height and width are those asked for, in this order, in the files, the .npz and the grid."""
     height, width = (int(side) for side in (size if "," in size else f"{size},{size}").split(","))
     generate(priors[kind], tmp_path, "-n", 2, "--size", size)
@@ -198,7 +198,7 @@ def test_guidance_is_2_only_where_the_prior_was_trained_for_it(prior: Path, tmp_
         assert json.loads((out / "settings.json").read_text())["guidance"] == guidance
 
 
-def test_pictures_in_the_folder_stay_as_they_are(prior: Path, tmp_path: Path) -> None:
+def test_images_in_the_folder_stay_as_they_are(prior: Path, tmp_path: Path) -> None:
     """Hours of sampling must not be lost to a repeated command: exit code 2, and every file as it was."""
     generate(prior, tmp_path, "-n", 3)
     before = files_of(tmp_path)
@@ -210,14 +210,14 @@ def test_pictures_in_the_folder_stay_as_they_are(prior: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["samples.npz", "settings.json"])
 def test_other_results_in_the_folder_stay_as_they_are(prior: Path, tmp_path: Path, name: str) -> None:
-    """A folder whose pictures were moved away may still hold an .npz, which is not written over either."""
+    """A folder whose images were moved away may still hold an .npz, which is not written over either."""
     (tmp_path / name).write_text("of an earlier run")
     run(main, "--prior", prior, "--out", tmp_path, "-n", 1)
     assert (tmp_path / name).read_bytes() == b"of an earlier run"
 
 
 def test_default_folders_are_numbered(tmp_path: Path) -> None:
-    """The same command twice is a second set of pictures beside the first, in the prior's own folder."""
+    """The same command twice is a second set of images beside the first, in the prior's own folder."""
     write_prior(tmp_path / "run")
     for number in (1, 2, 3):
         ended = run(main, "--prior", tmp_path / "run" / PRIOR_FILE, "-n", 1, "--seed", number, *PLAIN)
@@ -245,8 +245,8 @@ def test_without_an_argument_the_newest_run_is_taken(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_damaged_weights_give_no_pictures(tmp_path: Path, kind: str, temperature: int) -> None:
-    """Fault 45: NaN in the weights ends the command with an error that says so, not with one picture n times."""
+def test_damaged_weights_give_no_images(tmp_path: Path, kind: str, temperature: int) -> None:
+    """Fault 45: NaN in the weights ends the command with an error that says so, not with one image n times."""
     write_prior(tmp_path / "run", kind=kind)
     edit_weights(tmp_path / "run" / PRIOR_FILE, **{"head.output.weight": torch.full((16, 24), float("nan"))})
     ended = run(main, "--prior", tmp_path / "run", "--out", tmp_path / "out", "-n", 2, "--temperature", temperature)

@@ -1,4 +1,4 @@
-"""Images straight from a tokenizer with a normal latent: the noise, which picture is which, and what is refused."""
+"""Images straight from a tokenizer with a normal latent: the noise, which image is which, and what is refused."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sampling import noise as noise_module
 from sampling.generate import GenerateConfig, main
 from sampling.noise import normals
-from sampling.option_facts import Idle, facts_of
+from sampling.option_facts import Idle, facts_of_kind
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.dictionary import DictionaryConfig
@@ -37,7 +37,7 @@ from tests.helpers.processes import run_processes
 
 
 def write_kl(folder: Path, **options: Any) -> LoadedTokenizer:
-    """A tokenizer with five channels of normal latent, and pictures in which a little noise shows."""
+    """A tokenizer with five channels of normal latent, and images in which a little noise shows."""
     write_tokenizer(folder, bottleneck=KlConfig(channels=5), **options)
     name = "bottleneck.project_out.weight"
     weight = LoadedTokenizer.load(folder).tokenizer.state_dict()[name]
@@ -59,8 +59,8 @@ def generate(tokenizer: Path, out: Path, *arguments: object) -> Ended:
     return ended
 
 
-def test_picture_i_depends_on_seed_and_i_alone(tokenizer: Path, tmp_path: Path) -> None:
-    """Trap 36: the same bytes at any batch size and any n; another seed gives other pictures."""
+def test_image_i_depends_on_seed_and_i_alone(tokenizer: Path, tmp_path: Path) -> None:
+    """Trap 36: the same bytes at any batch size and any n; another seed gives other images."""
     generate(tokenizer, tmp_path / "19", "-n", 19, "--batch_size", 19)
     wanted = pictures_of(tmp_path / "19")
     assert list(wanted) == [f"{i:06d}.png" for i in range(19)]
@@ -72,8 +72,8 @@ def test_picture_i_depends_on_seed_and_i_alone(tokenizer: Path, tmp_path: Path) 
     assert not set(pictures_of(tmp_path / "other").values()) & set(wanted.values())
 
 
-def test_two_processes_make_the_same_pictures(tokenizer: Path, tmp_path: Path) -> None:
-    """Trap 36: seven pictures on two processes are the seven of one, no more, and in the same grid."""
+def test_two_processes_make_the_same_images(tokenizer: Path, tmp_path: Path) -> None:
+    """Trap 36: seven images on two processes are the seven of one, no more, and in the same grid."""
     generate(tokenizer, tmp_path / "one", "-n", 7)
     arguments = ("--tokenizer", str(tokenizer), "--out", str(tmp_path / "two"), "-n", 7, "--batch_size", 3)
     run_processes(2, run_script, "sampling/generate.py", *arguments)
@@ -82,8 +82,8 @@ def test_two_processes_make_the_same_pictures(tokenizer: Path, tmp_path: Path) -
     assert all(one[name] == two[name] for name in one if name.endswith(".png"))
 
 
-def test_a_picture_is_its_noise_decoded(tokenizer: Path, tmp_path: Path) -> None:
-    """Through the bottleneck's own projection and the decoder: by hand, for one picture of many."""
+def test_an_image_is_its_noise_decoded(tokenizer: Path, tmp_path: Path) -> None:
+    """Through the bottleneck's own projection and the decoder: by hand, for one image of many."""
     generate(tokenizer, tmp_path, "-n", 20, "--seed", 3)
     model = LoadedTokenizer.load(tokenizer).tokenizer
     for i in (0, 18):
@@ -95,7 +95,7 @@ def test_a_picture_is_its_noise_decoded(tokenizer: Path, tmp_path: Path) -> None
 
 
 def test_what_is_written(tokenizer: Path, tmp_path: Path) -> None:
-    """As for a prior: just n pictures, the same ones in the .npz, and settings that say from what they are."""
+    """As for a prior: just n images, the same ones in the .npz, and settings that say from what they are."""
     ended = generate(tokenizer, tmp_path, "-n", 5)
     others = {"grid.png", "samples.npz", "settings.json", ".lock", ".tessera"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{i:06d}.png" for i in range(5)} | others
@@ -112,7 +112,7 @@ def test_what_is_written(tokenizer: Path, tmp_path: Path) -> None:
 
 
 def test_default_folders_are_numbered(tmp_path: Path) -> None:
-    """Beside one another in the run's own folder, whether the run or its file is named; grey pictures too."""
+    """Beside one another in the run's own folder, whether the run or its file is named; grey images too."""
     write_kl(tmp_path, channels=1)
     for number, path in enumerate((tmp_path, tmp_path / TOKENIZER_FILE), start=1):
         assert run(main, "--tokenizer", path, "-n", 2).code == 0
@@ -121,7 +121,7 @@ def test_default_folders_are_numbered(tmp_path: Path) -> None:
 
 
 def test_temperature_is_the_spread_of_the_noise(tokenizer: Path, tmp_path: Path) -> None:
-    """At 0 there is one picture, that of the latent 0; a small temperature gives pictures nearer to it than 1 does."""
+    """At 0 there is one image, that of the latent 0; a small temperature gives images nearer to it than 1 does."""
     pictures = {}
     for temperature in (0, 0.1, 1):
         generate(tokenizer, tmp_path / str(temperature), "-n", 6, "--temperature", temperature)
@@ -136,7 +136,7 @@ def test_temperature_is_the_spread_of_the_noise(tokenizer: Path, tmp_path: Path)
 
 
 def test_the_noise_is_standard_normal() -> None:
-    """Moments, tails and the distribution function itself; channels and pictures do not repeat one another."""
+    """Moments, tails and the distribution function itself; channels and images do not repeat one another."""
     noise = normals(0, np.arange(2000), (3, 4, 5))
     assert noise.shape == (2000, 3, 4, 5)
     assert noise.dtype == torch.float32
@@ -151,7 +151,7 @@ def test_the_noise_is_standard_normal() -> None:
 
 
 def test_the_ends_of_the_unit_interval_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once in 2^53 numbers the generator gives exactly 0, whose inverse is -inf: a picture of NaN."""
+    """Once in 2^53 numbers the generator gives exactly 0, whose inverse is -inf: an image of NaN."""
 
     def extremes(*_: object) -> NDArray[np.float64]:
         return np.array([[0.0, 1 - 2.0**-53, 0.5, 2.0**-53]])
@@ -163,8 +163,8 @@ def test_the_ends_of_the_unit_interval_are_finite(monkeypatch: pytest.MonkeyPatc
     assert 8 < high < 8.5
 
 
-def test_noise_of_a_picture_is_not_that_of_a_prior() -> None:
-    """Its purpose is part of the key, so that the tokens of picture i and its noise have nothing in common."""
+def test_noise_of_an_image_is_not_that_of_a_prior() -> None:
+    """Its purpose is part of the key, so that the tokens of image i and its noise have nothing in common."""
     indices = np.arange(50)
     tokens = draw_uniforms(0, "sample", np.zeros_like(indices), indices, 6)
     noise = torch.special.ndtr(normals(0, indices, (1, 2, 3)).double()).flatten(1).numpy()
@@ -203,7 +203,7 @@ def test_options_of_a_prior_are_refused(tokenizer: Path, tmp_path: Path, option:
 
 def test_the_refused_options_are_all_there_are() -> None:
     """The list above grows with the facts at the fields; a new option states that it is idle, or stands here."""
-    idle = {name.removesuffix("_") for name in facts_of(GenerateConfig, Idle)}
+    idle = {name.removesuffix("_") for name in facts_of_kind(GenerateConfig, Idle)}
     assert idle == FOR_A_PRIOR.keys() - {"prior"}
     only_with_one_of_these = {"temperature_schedule", "guidance_interval", "best_by"}
     assert SamplingConfig.model_fields.keys() - idle == {"temperature", "batch_size", *only_with_one_of_these}
@@ -231,7 +231,7 @@ def test_codes_need_a_prior(tmp_path: Path) -> None:
     assert "--prior" in ended.err
 
 
-def test_damaged_weights_give_no_pictures(tmp_path: Path) -> None:
+def test_damaged_weights_give_no_images(tmp_path: Path) -> None:
     """NaN would become some grey level; the command ends and names the file instead."""
     loaded = write_kl(tmp_path)
     edit_weights(tmp_path / TOKENIZER_FILE, **{"decoder.0.bias": torch.full((8,), float("nan"))})

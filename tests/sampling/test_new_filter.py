@@ -33,7 +33,7 @@ import numpy as np
 
 from sampling import agreement, app, check, complete, evaluate, generate, report_outputs, summary
 from sampling.evaluation.options import EvaluateConfig
-from sampling.evaluation.sources import sampled
+from sampling.evaluation.sources import sample_prior
 from sampling.saved_images import read_png
 from sampling.playground.tasks import Limits, Playground
 from sampling.sampler import Sampler
@@ -77,17 +77,17 @@ sets = []
 for value in (3, 5):
     config = parse_command_line(EvaluateConfig, ["--prior", str(folder), "--sampling.only", str(value)])
     source = PriorSource(Sampler(prior, config.sampling), None, 0)
-    samples = sampled(lone_accelerator(), source, 4, 64)
+    samples = sample_prior(lone_accelerator(), source, 4, 64)
     sets.append(samples)
-    assert np.array_equal(read_png(samples.where / "000000.png"), files(f"g{value}")[0])
-assert sets[0].where != sets[1].where
+    assert np.array_equal(read_png(samples.path / "000000.png"), files(f"g{value}")[0])
+assert sets[0].path != sets[1].path
 refused = run(evaluate.main, "--tokenizer", folder, "--sampling.only", 5)
 assert refused.code == 2 and "--sampling cannot be used with --tokenizer: nothing is sampled" in refused.err
 
 # app: the page has a control for it, and its command names it
 playground = Playground(prior, "float32", Limits(16, 24))
 made = playground.sample({"n": 2, "only": 5}, lambda share: None)
-assert np.array_equal(made.pictures[0], files("g5")[0]) and made.command.endswith("--only 5")
+assert np.array_equal(made.images[0], files("g5")[0]) and made.command.endswith("--only 5")
 if importlib.util.find_spec("gradio") is not None:
     from sampling.playground.page import Page
 
@@ -102,8 +102,8 @@ assert "only" not in report_outputs.shown_settings({**settings, "only": 3})
 
 # summary: what it judges is drawn through it
 judged = []
-summary.agreement = lambda train, held_out, pictures, *_: judged.append(pictures) or agreement.Agreement(1.0, 1.0)
-summary.class_figures(summary.SummaryConfig(samples=4), prior)
+summary.measure_agreement = lambda train, held_out, images, *_: judged.append(images) or agreement.Agreement(1.0, 1.0)
+summary.class_lines(summary.SummaryConfig(samples=4), prior)
 assert alike([*judged[0], *files("g3")])
 """
 

@@ -1,4 +1,4 @@
-"""sampling/reconstruct.py: pictures of any size there and back, its figures, and what it refuses."""
+"""sampling/reconstruct.py: images of any size there and back, its figures, and what it refuses."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def draw(path: Path, height: int, width: int, mode: str = "RGB") -> Path:
     return path
 
 
-def test_a_picture_comes_back_in_its_own_size(tmp_path: Path) -> None:
+def test_an_image_comes_back_in_its_own_size(tmp_path: Path) -> None:
     """Of a size that no factor divides and no tile holds: continued by reflection, encoded, decoded, cropped."""
     loaded = write_tokenizer(tmp_path)
     picture = draw(tmp_path / "a.png", 53, 39)
@@ -84,7 +84,7 @@ def test_folders_and_files_in_the_order_given(tmp_path: Path) -> None:
     assert len(figures(tmp_path / "two")["pictures"]) == 2
 
 
-def test_without_a_picture_the_validation_split_is_reconstructed(tmp_path: Path) -> None:
+def test_without_an_image_the_validation_split_is_reconstructed(tmp_path: Path) -> None:
     """That of the training, into a numbered folder in the run's."""
     loaded = write_tokenizer(tmp_path)
     ended = run(names_of("sampling/reconstruct.py")["main"], "--tokenizer", tmp_path)
@@ -106,13 +106,13 @@ def test_a_continuous_latent_is_reconstructed_without_bits(tmp_path: Path) -> No
 
 
 def test_wrong_usage_is_one_message(tmp_path: Path) -> None:
-    """Exit code 2 before anything is written; 3 for a file that is no picture."""
+    """Exit code 2 before anything is written; 3 for a file that is no image."""
     write_tokenizer(tmp_path)
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
     for arguments, message in (
         ((tmp_path / "none.png",), "there is no such file or folder"),
-        ((tmp_path / "empty",), "holds no pictures"),
+        ((tmp_path / "empty",), "holds no images"),
         (("--tile", 30), "tile 30: must be a multiple of the tokenizer's factor 4; the nearest are 28 and 32"),
         (("--tile", 32, "--overlap", 20), "more than half"),
     ):
@@ -153,7 +153,7 @@ def test_an_interrupted_command_begins_again_in_its_folder(tmp_path: Path, monke
     assert run_main("--out", tmp_path / "out").code == 2
 
 
-def test_reconstructions_have_the_names_of_their_pictures(tmp_path: Path) -> None:
+def test_reconstructions_have_the_names_of_their_images(tmp_path: Path) -> None:
     """A hundred numbers said nothing of which is which. Folders stay, no two share a file on any system, and long names
     leave room for what is added while a file is written."""
     write_tokenizer(tmp_path)
@@ -183,7 +183,7 @@ def test_reconstructions_have_the_names_of_their_pictures(tmp_path: Path) -> Non
 
 
 def write_bad(folder: Path) -> list[Path]:
-    """Files that are no pictures, of each kind."""
+    """Files that are no images, of each kind."""
     whole = draw(folder / "whole.png", 20, 24).read_bytes()
     (folder / "whole.png").unlink()
     width = (60000).to_bytes(4, "big")
@@ -195,7 +195,7 @@ def write_bad(folder: Path) -> list[Path]:
     return [folder / name for name in bad]
 
 
-def test_bad_pictures_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_bad_images_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     """Faults 18 and 25: where there is no other, exit code 3, each file by its name, and no folder."""
     write_tokenizer(tmp_path)
     (tmp_path / "bad").mkdir()
@@ -209,7 +209,7 @@ def test_bad_pictures_are_refused_before_anything_is_written(tmp_path: Path) -> 
         assert not (tmp_path / "out").exists()
 
 
-def test_bad_pictures_among_good_ones_are_left_out(tmp_path: Path) -> None:
+def test_bad_images_among_good_ones_are_left_out(tmp_path: Path) -> None:
     """Fault 18: the others are made all the same, by one process or two; the bad ones are named, and the exit code is
     3, so that a script does not take the result for all."""
     write_tokenizer(tmp_path)
@@ -217,7 +217,7 @@ def test_bad_pictures_among_good_ones_are_left_out(tmp_path: Path) -> None:
     bad = write_bad(tmp_path / "photos/cat")
     ended = reconstruct(tmp_path, tmp_path / "out", tmp_path / "photos")
     assert ended.code == 3
-    assert "4 of 7 pictures were left out" in ended.err
+    assert "4 of 7 images were left out" in ended.err
     found = figures(tmp_path / "out")
     assert [Path(row["of"]).name for row in found["pictures"]] == ["00.png", "01.png", "02.png"]
     assert all(np.isfinite(row["psnr"]) for row in found["pictures"])
@@ -226,7 +226,7 @@ def test_bad_pictures_among_good_ones_are_left_out(tmp_path: Path) -> None:
         assert f"left out: {path}: " in ended.out
         assert any(reason.startswith(f"{path}: ") for reason in found["left_out"])
     words = ("--tokenizer", tmp_path, "--out", tmp_path / "two", tmp_path / "photos")
-    with pytest.raises(RankFailedError, match="4 of 7 pictures were left out"):
+    with pytest.raises(RankFailedError, match="4 of 7 images were left out"):
         run_processes(2, run_script, "sampling/reconstruct.py", *words)
     again = figures(tmp_path / "two")
     assert (again["mean"], again["left_out"]) == (found["mean"], found["left_out"])

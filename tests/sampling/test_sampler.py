@@ -1,4 +1,4 @@
-"""A sampler as a thing to call: which pictures it gives, which candidate it keeps, and what it refuses."""
+"""A sampler as a thing to call: which images it gives, which candidate it keeps, and what it refuses."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,8 +55,8 @@ def codes_of(sampler: Sampler, n: int = 12, seed: int = 0, variant: int = 0) -> 
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_picture_i_follows_from_seed_and_i(folders: dict[str, Path], kind: str, setting: str) -> None:
-    """Trap 36: neither n nor the batch size changes a picture, whatever the settings; another seed changes all."""
+def test_image_i_follows_from_seed_and_i(folders: dict[str, Path], kind: str, setting: str) -> None:
+    """Trap 36: neither n nor the batch size changes an image, whatever the settings; another seed changes all."""
     options = SETTINGS[setting]
     wanted = sampler_of(folders[kind], **options).sample(7, seed=3)
     assert wanted.dtype == np.uint8
@@ -70,14 +70,14 @@ def test_picture_i_follows_from_seed_and_i(folders: dict[str, Path], kind: str, 
 
 
 def shares_on_a_rank(accelerator: Accelerator, folders: dict[str, Path]) -> list[NDArray[np.uint8]]:
-    """This rank's share of five pictures, of each kind and setting."""
+    """This rank's share of five images, of each kind and setting."""
     mine = np.asarray(rank_range(5, accelerator.process_index, accelerator.num_processes))
     samplers = [sampler_of(folder, **options) for folder in folders.values() for options in SETTINGS.values()]
     return [sampler.images(mine, sampler.labels(mine), seed=3) for sampler in samplers]
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_same_pictures(folders: dict[str, Path]) -> None:
+def test_two_processes_make_the_same_images(folders: dict[str, Path]) -> None:
     """Trap 36: five on two processes are the five of one, for each kind and setting."""
     ranks = run_processes(2, shares_on_a_rank, folders)
     places = np.argsort(np.concatenate([np.asarray(rank_range(5, rank, 2)) for rank in range(2)]))
@@ -87,8 +87,8 @@ def test_two_processes_make_the_same_pictures(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_command_writes_the_same_pictures(folders: dict[str, Path], tmp_path: Path, setting: str) -> None:
-    """Who goes from the command line to a notebook finds the pictures that the files show."""
+def test_the_command_writes_the_same_images(folders: dict[str, Path], tmp_path: Path, setting: str) -> None:
+    """Who goes from the command line to a notebook finds the images that the files show."""
     flags = [
         word
         for name, value in SETTINGS[setting].items()
@@ -103,7 +103,7 @@ def test_the_command_writes_the_same_pictures(folders: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_classes_by_name_by_number_or_in_turn(folders: dict[str, Path], kind: str) -> None:
-    """Trap 34: all ways to name a class give the same pictures, and the class makes a difference."""
+    """Trap 34: all ways to name a class give the same images, and the class makes a difference."""
     sampler = sampler_of(folders[kind], **PLAIN)
     cats, dogs = sampler.sample(4, classes="cat"), sampler.sample(4, classes="dog")
     assert not np.array_equal(cats, dogs)
@@ -116,7 +116,7 @@ def test_classes_by_name_by_number_or_in_turn(folders: dict[str, Path], kind: st
 
 
 def test_a_prior_without_classes(tmp_path: Path) -> None:
-    """Nothing to ask for, nothing to guide by, and pictures all the same."""
+    """Nothing to ask for, nothing to guide by, and images all the same."""
     sampler = Sampler(write_prior(tmp_path, classes=()))
     assert sampler.guidance.scale == 1.0
     assert sampler.sample(3).shape == (3, *IMAGE_SIZE, 3)
@@ -133,8 +133,8 @@ def test_a_prior_without_classes(tmp_path: Path) -> None:
         (2, 2, '"2".*0 cat, 1 dog'),
         (2, -1, '"-1".*0 cat, 1 dog'),
         (2, ["cat", "bird"], '"bird".*0 cat, 1 dog'),
-        (2, ["cat"], "1 classes for 2 pictures"),
-        (2, [0, 1, 0], "3 classes for 2 pictures"),
+        (2, ["cat"], "1 classes for 2 images"),
+        (2, [0, 1, 0], "3 classes for 2 images"),
     ],
 )
 def test_what_cannot_be_sampled(
@@ -177,13 +177,13 @@ def test_settings_that_the_training_ruled_out(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(artefacts, "SonnetNetworkConfig", lambda **_: perceptron)
     mlp = write_prior(tmp_path / "mlp", tokenizer={"bottleneck": FsqConfig(levels=(4, 4))})
     for size in ((16, 24), (4, 4)):
-        with pytest.raises(ConfigError, match=r"pictures of.*perceptron.*8x12 alone"):
+        with pytest.raises(ConfigError, match=r"images of.*perceptron.*only 8x12"):
             Sampler(mlp, SamplingConfig(size=size))
     assert Sampler(mlp, SamplingConfig(size=IMAGE_SIZE)).sample(2).shape == (2, *IMAGE_SIZE, 3)
 
 
-def test_damaged_weights_give_no_pictures(tmp_path: Path) -> None:
-    """Fault 45: also from Python it is the file that is named, and no picture comes out."""
+def test_damaged_weights_give_no_images(tmp_path: Path) -> None:
+    """Fault 45: also from Python it is the file that is named, and no image comes out."""
     write_prior(tmp_path)
     edit_weights(tmp_path / PRIOR_FILE, **{"head.output.weight": torch.full((16, 24), float("nan"))})
     with pytest.raises(BadFileError, match=r"prior\.safetensors.*not finite"):
@@ -205,7 +205,7 @@ def class_probability(sampler: Sampler, codes: Tensor, labels: Tensor) -> Tensor
 def test_the_best_candidate_is_kept(
     folders: dict[str, Path], kind: str, best_by: str, by_hand: Callable[[Sampler, Tensor, Tensor], Tensor]
 ) -> None:
-    """Of four tries at each picture the one that scores highest, told again by hand; the first try is the plain one."""
+    """Of four tries at each image the one that scores highest, told again by hand; the first try is the plain one."""
     plain = sampler_of(folders[kind], **PLAIN)
     labels = torch.from_numpy(plain.labels(np.arange(40)))
     tries = torch.stack([codes_of(plain, 40, variant=number) for number in range(4)])  # (4, 40, h, w, K)
@@ -219,7 +219,7 @@ def test_the_best_candidate_is_kept(
 
 
 def test_another_variant_has_other_candidates(folders: dict[str, Path]) -> None:
-    """A second try at a picture would be no second one if it were chosen among the candidates of the first."""
+    """A second try at an image would be no second one if it were chosen among the candidates of the first."""
     plain, several = sampler_of(folders["gpt"], **PLAIN), sampler_of(folders["gpt"], candidates=3, **PLAIN)
     for variant in (0, 1):
         kept = codes_of(several, variant=variant)
@@ -228,7 +228,7 @@ def test_another_variant_has_other_candidates(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_where_in_the_picture_settings_apply(folders: dict[str, Path], kind: str) -> None:
+def test_where_in_the_image_settings_apply(folders: dict[str, Path], kind: str) -> None:
     """An interval at the end, and a temperature that ends at 0, change the last code and none before; and how."""
     plain = sampler_of(folders[kind], **PLAIN)
     labels, before = torch.from_numpy(plain.labels(np.arange(60))), codes_of(plain, 60).flatten(1)
@@ -252,7 +252,7 @@ def test_progress_adds_up(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 8), (8, 4), (4, 4)])
-def test_pictures_smaller_than_trained(folders: dict[str, Path], size: tuple[int, int]) -> None:
+def test_images_smaller_than_trained(folders: dict[str, Path], size: tuple[int, int]) -> None:
     """A part of the grid is a grid too, which has a score: with candidates as without."""
     for options in ({}, {"candidates": 2}):
         for folder in folders.values():

@@ -16,7 +16,7 @@ from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.diagnostics.views.base import measure
+from stage1_tokenizer.diagnostics.views.base import encode_images
 from stage1_tokenizer.diagnostics.views.codebook_map import searched_vectors
 from stage1_tokenizer.diagnostics.views.masked_latents import replacement
 from tests.helpers.artefacts import CODES, files_of, shapes, write_image_folder, write_tokenizer
@@ -146,7 +146,7 @@ def test_the_vectors_drawn_behind_a_codebook_are_those_looked_up_in_it(
 ) -> None:
     """The vectors of the latent itself, of residuals, and of a projection."""
     loaded = write_tokenizer(tmp_path, bottleneck=bottleneck)
-    encoded = measure(loaded, shapes(), 7)
+    encoded = encode_images(loaded, shapes(), 7)
     assert encoded.codes is not None
     searched = searched_vectors(encoded)
     for k, (vectors, codebook) in enumerate(zip(searched, loaded.tokenizer.bottleneck.codebooks(), strict=True)):
@@ -156,7 +156,7 @@ def test_the_vectors_drawn_behind_a_codebook_are_those_looked_up_in_it(
 
 def test_masked_positions_get_the_most_frequent_code(tmp_path: Path) -> None:
     loaded = write_tokenizer(tmp_path)
-    encoded = measure(loaded, shapes(), 7)
+    encoded = encode_images(loaded, shapes(), 7)
     assert encoded.codes is not None
     common = int(torch.bincount(encoded.codes.flatten()).argmax())
     wanted = loaded.tokenizer.bottleneck.codebooks()[0][common]

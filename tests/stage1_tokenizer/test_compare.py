@@ -23,15 +23,15 @@ from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.diagnostics.comparison import (
     Failure,
-    Reconstructions,
+    PresetImages,
     Row,
-    aligned,
-    cells,
-    labelled_rows,
-    latent_numbers,
-    learned_numbers,
-    markdown,
-    processor,
+    console_table,
+    count_latent_numbers,
+    count_learned_numbers,
+    image_rows,
+    markdown_table,
+    processor_model,
+    row_cells,
 )
 from stage1_tokenizer.engine.errors import UserError
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
@@ -237,19 +237,19 @@ def test_without_weights_there_is_no_lpips(monkeypatch: pytest.MonkeyPatch, caps
 def test_numbers_are_written_for_people() -> None:
     """Numbers have units, "-" stands for a missing one, and digits that mean nothing are left out."""
     row = ["name", "1,234,567", "0.0346", "21.99", "0.1235", "98.8%", "1,234.6", "576 bits", "3,210", "12.3"]
-    assert cells(ROW) == row
+    assert row_cells(ROW) == row
     fields = {**vars(ROW), "lpips": None, "usage": None, "perplexity": None, "bits": None, "floats": 16_384}
     fields |= {"images_per_second": 3.14159, "seconds": 21_723.4}
-    assert cells(Row(**fields))[4:] == ["-", "-", "-", "16,384 f32", "3.14", "21,723"]
+    assert row_cells(Row(**fields))[4:] == ["-", "-", "-", "16,384 f32", "3.14", "21,723"]
 
 
 def test_the_tables_lines_are_as_wide_as_each_other() -> None:
     """Numbers stand under each other; a failure's message neither widens a column nor breaks Markdown's."""
     failure = Failure("a longer name", "failed: " + "x" * 200 + " | y")
-    lines = aligned([ROW, failure]).splitlines()
+    lines = console_table([ROW, failure]).splitlines()
     assert len(lines[0]) == len(lines[1]) < 150
     assert lines[2] == f"a longer name  {failure.message}"
-    body = markdown([ROW, failure], "caption").split("\n\n")[0].splitlines()
+    body = markdown_table([ROW, failure], "caption").split("\n\n")[0].splitlines()
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in body} == {11}
 
 
@@ -269,16 +269,16 @@ def test_learned_and_latent_numbers(bottleneck: BottleneckConfig, codebook: int,
     network = SonnetNetworkConfig(channels=8, residual_channels=4, blocks=1, latent_channels=6)
     config = TokenizerConfig(image_size=(8, 12), image_channels=3, network=network, bottleneck=bottleneck)
     tokenizer = Tokenizer(config)
-    assert learned_numbers(tokenizer) - sum(p.numel() for p in tokenizer.parameters()) == codebook
+    assert count_learned_numbers(tokenizer) - sum(p.numel() for p in tokenizer.parameters()) == codebook
     if floats:
-        assert latent_numbers(tokenizer) == floats
+        assert count_latent_numbers(tokenizer) == floats
 
 
 def test_presets_of_one_data_set_stand_under_its_images() -> None:
-    """Reconstructions of other images under a row of originals would be taken for very bad ones."""
+    """PresetImages of other images under a row of originals would be taken for very bad ones."""
     one, other = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 8, 8)
-    measured = [Reconstructions(ROW, images, images / 2) for images in (one, other, one)]
-    rows = labelled_rows(measured)
+    measured = [PresetImages(ROW, images, images / 2) for images in (one, other, one)]
+    rows = image_rows(measured)
     assert [len(images) for _, images in rows] == [2] * 5
     assert [images.shape[-1] for _, images in rows] == [4, 4, 4, 8, 8]
     assert [label for label, _ in rows][:2] == ["shapes, validation", "name\n21.99 dB"]
@@ -299,5 +299,5 @@ def test_the_last_error_is_found_in_a_log() -> None:
 def test_the_processor_has_a_name(tmp_path: Path) -> None:
     """The name is from Linux's cpuinfo; elsewhere from Python."""
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU @ 3 GHz\n")
-    assert processor(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
-    assert processor(tmp_path / "none")
+    assert processor_model(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
+    assert processor_model(tmp_path / "none")

@@ -153,8 +153,8 @@ def test_the_summary_has_the_figures_of_the_weights(tmp_path: Path) -> None:
     shared = {"validation/unigram_bits_per_token": 4.0, "validation/bigram_bits_per_token": 3.0}
     entries = [{"step": step, "validation/bits_per_token": value, **shared} for step, value in ((1, 1.0), (2, 2.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
-    assert [figure.value for figure in summary.prior_figures(tmp_path, 1)] == ["75.0%"]
-    assert [figure.value for figure in summary.prior_figures(tmp_path, 7)] == ["50.0%"]
+    assert [line.value for line in summary.prior_lines(tmp_path, 1)] == ["75.0%"]
+    assert [line.value for line in summary.prior_lines(tmp_path, 7)] == ["50.0%"]
 
 
 def begun(*rounds: tuple[float, float]) -> list[int]:

@@ -1,4 +1,7 @@
-"""The feature extractors: one config class per kind, one union, one build. To add a kind: a file, a member, a case."""
+"""The feature extractors: a config class per kind, their union, and `build_extractor`.
+
+To add a kind: a file, a member of the unions, a case.
+"""
 
 from typing import Annotated, Literal, assert_never
 
@@ -13,7 +16,7 @@ from stage1_tokenizer.config.base import Config
 
 
 class NoExtractorConfig(Config):
-    """No features: PSNR, SSIM and NMSE of reconstructions, and how the codes are used, without any weights."""
+    """No extractor: reconstructions get PSNR, SSIM, NMSE and code usage, which need no weights."""
 
     kind: Literal["none"] = "none"
 
@@ -22,26 +25,22 @@ ExtractorConfig = Annotated[InceptionConfig | EfficientNetLite0Config | Torchvis
 ExtractorOrNoneConfig = Annotated[
     InceptionConfig | EfficientNetLite0Config | TorchvisionConfig | NoExtractorConfig, Field(discriminator="kind")
 ]
-"""Where an evaluation has figures without features too."""
+"""The kinds for an evaluation that also has metrics without features."""
 
 
 def build_extractor(config: ExtractorConfig, device: torch.device | str, key: str = "extractor") -> Extractor:
-    """`key` is the config's dotted key, for errors to name.
+    """Build an extractor and load its weights. `key` is the config's dotted key, for error messages.
 
     Raises:
-        ConfigError: weights that do not exist or cannot be downloaded, or a model of no known name.
-        BadFileError: weights that are damaged or do not fit.
+        ConfigError: the weights do not exist or cannot be downloaded, or the model's name is unknown.
+        BadFileError: the weights are damaged or do not fit the network.
     """
-    return _build(config, key).to(device)
-
-
-def _build(config: ExtractorConfig, key: str) -> Extractor:
     match config:
         case InceptionConfig():
-            return InceptionExtractor(config, key)
+            return InceptionExtractor(config, key).to(device)
         case EfficientNetLite0Config():
-            return EfficientNetLite0Extractor(config, key)
+            return EfficientNetLite0Extractor(config, key).to(device)
         case TorchvisionConfig():
-            return TorchvisionExtractor(config, key)
+            return TorchvisionExtractor(config, key).to(device)
         case _:
             assert_never(config)

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0: a small network trained on ImageNet, for Frechet distances where Inception's cannot be had.
+"""EfficientNet-Lite0: a small ImageNet classifier, for Fréchet distances on machines without Inception's weights.
 
-Tan and Le, "EfficientNet" (2019), in its edition for mobile processors (2020): no squeeze-and-excitation, ReLU6, stem
-and head of fixed width. As TensorFlow trained it, so with its "SAME" padding, which is not symmetric at stride 2.
+Tan and Le, "EfficientNet" (2019), in its variant for mobile processors (2020): no squeeze-and-excitation, ReLU6, stem
+and head of fixed width. TensorFlow trained it, so padding is TensorFlow's "SAME", which is asymmetric at stride 2.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sampling.evaluation.extractors.base import Extracted, Extractor, fit
+from sampling.evaluation.extractors.base import Extracted, Extractor, load_weights
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.engine.checkpoint import read_tensors
 from stage1_tokenizer.engine.files import file_sha256, require_file
@@ -28,9 +28,11 @@ BLOCKS = (
     (3, 1, 6, 192, 320, 1),
 )
 HEAD = 1280
+"""Number of features."""
 CLASSES = 1000
 SIZE = 224
 AT_ONCE = 8
+"""Images that go through the network together on a CPU, so that a layer fits into its cache."""
 FOLDED = {
     "_conv_stem": "_bn0",
     "_conv_head": "_bn1",
@@ -38,46 +40,45 @@ FOLDED = {
     "_depthwise_conv": "_bn1",
     "_project_conv": "_bn2",
 }
-"""After which convolution comes which BatchNorm, in the network and in its blocks."""
+"""Convolutions and the BatchNorm that follows each, in the network and in its blocks."""
 CHOICES = "give EfficientNet-Lite0's weights as a safetensors file with the keys of EfficientNet-PyTorch"
 
 
 class EfficientNetLite0Config(Config):
-    """EfficientNet-Lite0's pooled features (1280); never called FID."""
+    """EfficientNet-Lite0's 1280 pooled features. Distances in them are not an FID."""
 
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     weights: str
-    """A safetensors file with the key names of EfficientNet-PyTorch (`_conv_stem.weight`, ...), in any floating-point
-    format."""
+    """Path of a safetensors file with the key names of EfficientNet-PyTorch (`_conv_stem.weight`, ...), in any
+    floating-point format."""
 
 
 class EfficientNetLite0Extractor(Extractor):
-    """Features: after the last convolution, averaged over positions. Logits: ImageNet's 1000 classes."""
+    """EfficientNet-Lite0 as an extractor.
+
+    Features: the last convolution's output, averaged over positions. Logits: ImageNet's 1000 classes.
+    """
 
     def __init__(self, config: EfficientNetLite0Config, key: str) -> None:
-        """Raises ConfigError or BadFileError: weights that are missing or do not fit."""
+        """Load the weights. Raises ConfigError or BadFileError: they are missing or do not fit."""
         path = require_file(Path(config.weights), f"{key}.weights", CHOICES)
         super().__init__("EfficientNet-Lite0", HEAD, (SIZE, SIZE), file_sha256(path), is_inception=False)
         with torch.device("meta"):
             self.network = EfficientNetLite0()
-        fit(self.network, read_tensors(path, f"{key}.weights")[0], f"{key}.weights {path}")
+        load_weights(self.network, read_tensors(path, f"{key}.weights")[0], f"{key}.weights {path}")
         self.network.fold()
         self.network.to(memory_format=torch.channels_last)
 
-    def _extract(self, pictures: Tensor) -> Extracted:
-        x = (pictures.float() - 127.0) / 128.0  # as it was trained
+    def _extract(self, images: Tensor) -> Extracted:
+        x = (images.float() - 127.0) / 128.0  # as in its training
         x = x.contiguous(memory_format=torch.channels_last)
-        parts = [self.network(part) for part in torch.split(x, self._at_once)]
+        at_once = AT_ONCE if x.device.type == "cpu" else len(x)
+        parts = [self.network(part) for part in torch.split(x, at_once)]
         return Extracted(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-    @property
-    def _at_once(self) -> int:
-        """Pictures that go through the network together: on a CPU so few that a layer fits into its cache."""
-        return AT_ONCE if next(self.parameters()).device.type == "cpu" else 10**6
 
 
 class EfficientNetLite0(nn.Module):
-    """(B, 3, 224, 224) in [-1, 1] -> features (B, 1280), logits (B, 1000). Names of EfficientNet-PyTorch's weights."""
+    """The network, with the parameter names of EfficientNet-PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +94,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(HEAD, CLASSES)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, 224, 224) in [-1, 1] -> features (B, 1280), logits (B, 1000)."""
         x = F.relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
@@ -101,7 +103,7 @@ class EfficientNetLite0(nn.Module):
         return features, self._fc(features)
 
     def fold(self) -> None:
-        """Put each BatchNorm, frozen, into the convolution before it: 28 ms a picture and not 47, on one core."""
+        """Fold each frozen BatchNorm into the convolution before it: on one core 28 ms per image instead of 47."""
         for module in (self, *self._blocks):
             for convolution, norm in FOLDED.items():
                 if hasattr(module, convolution):
@@ -111,13 +113,17 @@ class EfficientNetLite0(nn.Module):
 
 
 class SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's padding "SAME": n positions become ceil(n / stride), and what must be added for
-    that is added half before and half after, the odd one after."""
+    """A convolution with TensorFlow's padding "SAME".
+
+    n positions become ceil(n / stride). Half of the padding comes before the input and half after; an odd row or column
+    comes after.
+    """
 
     def __init__(self, into: int, out: int, kernel: int, stride: int, groups: int = 1) -> None:
         super().__init__(into, out, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pad and convolve (B, C, H, W)."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
         if height % 2 or width % 2:
@@ -142,6 +148,7 @@ class _Block(nn.Module):
         self._expands, self._adds = expansion > 1, stride == 1 and into == out
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to (B, C, H, W)."""
         y = F.relu6(self._bn0(self._expand_conv(x))) if self._expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))

@@ -1,6 +1,6 @@
-"""Inception-v3 as all published FIDs have it: the network of 2015, ported from TensorFlow, and not torchvision's.
+"""The Inception-v3 of all published FIDs: TensorFlow's network of 2015, which differs from torchvision's.
 
-The architecture and the weights ("inception-v3-compat") are torch-fidelity's, whose figures agree with TensorFlow's.
+The architecture and the weights ("inception-v3-compat") are torch-fidelity's, whose results agree with TensorFlow's.
 """
 
 from http.client import HTTPException
@@ -22,7 +22,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     InceptionE_2,
 )
 
-from sampling.evaluation.extractors.base import Extracted, Extractor, fit
+from sampling.evaluation.extractors.base import Extracted, Extractor, load_weights
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.engine.checkpoint import read_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -31,52 +31,62 @@ from stage1_tokenizer.perceptual import check_download
 
 DIMENSION = 2048
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the one file that torch-fidelity and pytorch-fid download, under two names."""
+"""SHA-256 of the file that torch-fidelity and pytorch-fid download under different names."""
 DOWNLOADED = URL_INCEPTION_V3.rsplit("/", 1)[1]
 
 
 class InceptionConfig(Config):
-    """Inception-v3's pool features (2048): those of FID, KID, and with its logits of the inception score."""
+    """Inception-v3's 2048 pooled features, for FID and KID, and its logits, for the inception score."""
 
     kind: Literal["inception"] = "inception"
     weights: str | None = None
-    """The weights as torch-fidelity or pytorch-fid download them (`...-2015-12-05-6726825d.pth`), or the same as a
-    safetensors file; null: downloaded once, and the hash is checked."""
+    """Path of the weights: the file that torch-fidelity or pytorch-fid download (`...-2015-12-05-6726825d.pth`), or the
+    same weights as a safetensors file; null: download it once and check its hash."""
 
 
 class InceptionExtractor(Extractor):
-    """Features: pool3 (2048). Logits: without the bias, as the inception score has them ("logits_unbiased")."""
+    """Inception-v3 as an extractor.
+
+    Features: pool3 (2048). Logits: without the bias, as in the published inception score ("logits_unbiased").
+    """
 
     def __init__(self, config: InceptionConfig, key: str) -> None:
-        """Raises ConfigError or BadFileError: weights that are missing, cannot be downloaded, or do not fit."""
+        """Load the weights.
+
+        Raises:
+            ConfigError: the weights are missing or cannot be downloaded.
+            BadFileError: the file is another one, or does not fit.
+        """
         choices = (
             f"give {DOWNLOADED}, pt_inception-2015-12-05-6726825d.pth or the same weights as a safetensors file as "
             f"{key}.weights, leave that null to have them downloaded, or take {key}.kind efficientnet_lite0"
         )
-        given = None if config.weights is None else require_file(Path(config.weights), f"{key}.weights", choices)
-        path = _downloaded(choices) if given is None else given
+        path = require_file(Path(config.weights), f"{key}.weights", choices) if config.weights else _download(choices)
         super().__init__("Inception-v3 (TensorFlow 2015)", DIMENSION, (299, 299), file_sha256(path), is_inception=True)
         source = f"{key}.weights {path}"
         if path.suffix == ".safetensors":
             weights = read_tensors(path, f"{key}.weights")[0]
         elif self.sha256 == SHA256:
-            weights = _unpickled(path)
+            # The hash is known, and even so only tensors are unpickled (weights_only).
+            weights = torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, str(path.parent), "cpu", progress=False, file_name=path.name, weights_only=True
+            )
         else:
             raise BadFileError(
-                f"{source}: is not the file of Inception's weights: its SHA-256 is {self.sha256}, not {SHA256}; "
-                "other weights are read from safetensors only"
+                f"{source}: this is not the file of Inception's weights: its SHA-256 is {self.sha256}, not {SHA256}; "
+                "give other weights as a safetensors file"
             )
         with torch.device("meta"):
             self.network = InceptionV3()
-        fit(self.network, weights, source)
+        load_weights(self.network, weights, source)
 
-    def _extract(self, pictures: Tensor) -> Extracted:
-        # The network's own resize takes 299 pixels to 299 pixels: each has the weight 1 on itself, so nothing changes.
-        return Extracted(*self.network(pictures))
+    def _extract(self, images: Tensor) -> Extracted:
+        # The network resizes to 299 pixels too, which changes nothing in images of that size.
+        return Extracted(*self.network(images))
 
 
 class InceptionV3(FeatureExtractorInceptionV3):  # type: ignore[misc]
-    """torch-fidelity's network without the reading of weights, which unpickles, in its constructor."""
+    """torch-fidelity's network, but its constructor does not read weights (torch-fidelity unpickles them there)."""
 
     def __init__(self) -> None:
         FeatureExtractorBase.__init__(self, "inception-v3-compat", ["2048", "logits_unbiased"])
@@ -107,12 +117,12 @@ class InceptionV3(FeatureExtractorInceptionV3):  # type: ignore[misc]
             self.add_module(name, layer)
 
 
-def _downloaded(choices: str) -> Path:
-    """Where the download lies, after it was made if need be.
+def _download(choices: str) -> Path:
+    """Return the path of the downloaded weights; download them if they are missing.
 
     Raises:
-        ConfigError: it cannot be made.
-        BadFileError: what lies there is not it.
+        ConfigError: the download failed.
+        BadFileError: an earlier download is damaged.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / DOWNLOADED
     check_download(DOWNLOADED)
@@ -120,15 +130,7 @@ def _downloaded(choices: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), SHA256, progress=False)
-        # A RuntimeError is torch's, of a download that has another hash.
+        # torch raises a RuntimeError if the hash of the download is wrong.
         except (OSError, RuntimeError, HTTPException) as error:
             raise ConfigError(f"Inception's weights cannot be downloaded ({error}); {choices}") from None
     return path
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The weights in a file whose hash was looked at; and even so nothing but tensors is unpickled."""
-    weights: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-        URL_INCEPTION_V3, str(path.parent), "cpu", progress=False, file_name=path.name, weights_only=True
-    )
-    return weights

@@ -1,4 +1,4 @@
-"""Any classifier of torchvision as an extractor, by its name there: what its last layer is given are the features."""
+"""Any torchvision classifier as an extractor: the features are the input of its last linear layer."""
 
 import difflib
 from http.client import HTTPException
@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from sampling.evaluation.extractors.base import Extracted, Extractor, fit
+from sampling.evaluation.extractors.base import Extracted, Extractor, load_weights
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.error_messages import quote_value
 from stage1_tokenizer.engine.checkpoint import read_tensors
@@ -20,37 +20,42 @@ from stage1_tokenizer.perceptual import check_download
 
 
 class TorchvisionConfig(Config):
-    """A classifier of torchvision, the features before its last layer; never called FID, inception_v3 neither, for its
-    weights are others."""
+    """A torchvision classifier. Distances in its features are not an FID, not even with inception_v3, whose weights
+    differ from FID's."""
 
     kind: Literal["torchvision"] = "torchvision"
     model: str
-    """Its name there: resnet50, vgg16, convnext_tiny, vit_b_16, ..."""
+    """Name of the classifier in torchvision: resnet50, vgg16, convnext_tiny, vit_b_16, ..."""
     weights: str | None = None
-    """Its state dict as a safetensors file; null: torchvision's default weights, downloaded once, and the hash is
-    checked."""
+    """Path of its state dict as a safetensors file; null: download torchvision's default weights once and check their
+    hash."""
 
 
 class TorchvisionExtractor(Extractor):
-    """Features: what the last linear layer is given. Logits: what it returns."""
+    """A torchvision classifier as an extractor. Features: input of the last linear layer. Logits: its output."""
 
     mean: Tensor
     deviation: Tensor
 
     def __init__(self, config: TorchvisionConfig, key: str) -> None:
-        """Raises ConfigError or BadFileError: no such model, or weights that are missing or do not fit."""
-        # The last layer of a SqueezeNet is a convolution.
+        """Load the weights.
+
+        Raises:
+            ConfigError: there is no such model, or the weights are missing or cannot be downloaded.
+            BadFileError: the weights are damaged or do not fit.
+        """
+        # A SqueezeNet ends in a convolution.
         known = [name for name in list_models(torchvision.models) if not name.startswith("squeezenet")]
         if config.model not in known:
             nearest = difflib.get_close_matches(config.model, known, 3, 0.0)
             raise ConfigError(
-                f"{key}.model {quote_value(config.model)}: is no classifier of torchvision's with a linear last layer; "
-                f"the nearest names are {', '.join(nearest)}"
+                f"{key}.model {quote_value(config.model)}: this is not a torchvision classifier with a linear last "
+                f"layer; the nearest names are {', '.join(nearest)}"
             )
-        # The input's size and scale, and for a ViT the number of its positions, stand beside the published weights.
+        # The published weights state the input's size and scale, and a ViT's number of positions.
         published: Any = get_model_weights(config.model).DEFAULT
-        wanted = published.transforms()
-        size = wanted.crop_size[0]
+        transforms = published.transforms()
+        size = transforms.crop_size[0]
         choices = (
             f"give the state dict of torchvision's {config.model} as a safetensors file as {key}.weights, or leave "
             "that null to have it downloaded"
@@ -63,19 +68,19 @@ class TorchvisionExtractor(Extractor):
         network = get_model(config.model, weights=None, **_options(config.model, size))
         dimension = _last_linear(network).in_features
         super().__init__(f"torchvision {config.model}", dimension, (size, size), file_sha256(path), is_inception=False)
-        fit(network, weights, f"{key}.weights {path}")
+        load_weights(network, weights, f"{key}.weights {path}")
         self.network = network
-        self.register_buffer("mean", torch.tensor(wanted.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(wanted.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(transforms.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(transforms.std).view(3, 1, 1), persistent=False)
 
-    def _extract(self, pictures: Tensor) -> Extracted:
-        given: list[Tensor] = []
-        hook = _last_linear(self.network).register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    def _extract(self, images: Tensor) -> Extracted:
+        inputs: list[Tensor] = []
+        hook = _last_linear(self.network).register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
         try:
-            logits = self.network((pictures.float() / 255.0 - self.mean) / self.deviation)
+            logits = self.network((images.float() / 255.0 - self.mean) / self.deviation)
         finally:
             hook.remove()
-        return Extracted(given[0], logits)
+        return Extracted(inputs[0], logits)
 
 
 def _last_linear(network: nn.Module) -> nn.Linear:
@@ -83,26 +88,26 @@ def _last_linear(network: nn.Module) -> nn.Linear:
 
 
 def _options(name: str, size: int) -> dict[str, Any]:
-    """What torchvision itself sets where a model is built for its published weights."""
+    """Return the options that torchvision sets when it builds a model for its published weights."""
     if name.startswith("vit_"):
         return {"image_size": size}
-    if name in ("googlenet", "inception_v3"):  # drawing their initial values takes a minute
+    if name in ("googlenet", "inception_v3"):  # drawing initial values takes a minute
         return {"transform_input": True, "init_weights": False}
     return {}
 
 
 def _download(published: Any, choices: str) -> tuple[Path, dict[str, Tensor]]:
-    """torchvision's file, downloaded unless it was before, and what is in it.
+    """Return the path and the content of torchvision's weights file; download it if it is missing.
 
     Raises:
-        ConfigError: it cannot be downloaded.
-        BadFileError: a former download is damaged.
+        ConfigError: the download failed.
+        BadFileError: an earlier download is damaged.
     """
     name = published.url.rsplit("/", 1)[1]
     check_download(name)
     try:
         weights = dict(published.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu"))
-    # A RuntimeError is torch's, of a download whose hash is not the one that its name promises.
+    # torch raises a RuntimeError if the hash of the download differs from that in its name.
     except (OSError, RuntimeError, HTTPException) as error:
         raise ConfigError(f"the weights {name} cannot be downloaded ({error}); {choices}") from None
     return Path(torch.hub.get_dir()) / "checkpoints" / name, weights

@@ -1,16 +1,17 @@
-"""Alarms with advice: what goes wrong in a training that goes on all the same, read off its log.
+"""Alarms: warnings with advice about a training that goes wrong but does not stop, read from its log.
 
-    alarms.look(step, scalars)      each log entry, in order -> (name, message) of each alarm that begins with it
+    alarms.look(step, scalars)      called for each log entry, in order -> (name, message) of each alarm that begins
 
-An alarm begins once what it looks for has been seen in several entries in a row, and is over after as many without it;
-only then can it begin again. All follows from the entries, so a resumed run is given those in its log, and goes on.
+An alarm begins when several entries in a row show the problem. It ends when as many entries in a row do not show it;
+only then can it begin again. Alarms depend on the log entries alone, so a resumed run that reads its old entries goes
+on with the same alarms.
 """
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.diagnostics.alarms.adversarial import DiscriminatorSilent, DiscriminatorWinning, LambdaAtItsClamp
 from stage1_tokenizer.diagnostics.alarms.base import Alarm, Alarms
 from stage1_tokenizer.diagnostics.alarms.latents import (
-    Codes,
+    CodeCounts,
     Collapse,
     CommitmentExploding,
     DeadCodes,
@@ -21,15 +22,15 @@ from stage1_tokenizer.engine.optim import OptimConfig
 from stage1_tokenizer.objective import AdversarialConfig
 
 BEGINNING = 100
-"""Steps, beside twice the warm-up, in which codes and latents find each other. k-means spreads the codes over the
-latents of an untrained encoder: in the quickstart perplexity is 30 in the first ten steps, 1.6 in the next, then rises,
-and the commitment term grows two hundredfold from near 0."""
+"""Steps, in addition to twice the warm-up, in which codes and latents adapt to each other; alarms about them wait.
+k-means spreads the codes over the latents of an untrained encoder. In the quickstart, perplexity is 30 in the first ten
+steps and 1.6 in the next ten, then it rises; the commitment term grows two hundredfold from near 0."""
 
 
 def build_alarms(
-    bottleneck: BottleneckConfig, adversarial: AdversarialConfig, optim: OptimConfig, codes: Codes
+    bottleneck: BottleneckConfig, adversarial: AdversarialConfig, optim: OptimConfig, codes: CodeCounts
 ) -> Alarms:
-    """Those that have a meaning in this run."""
+    """Build the alarms that apply to this run's bottleneck and losses."""
     beginning = BEGINNING + 2 * optim.warmup_steps
     alarms: list[Alarm] = [CommitmentExploding(bottleneck, beginning), PosteriorCollapse(bottleneck, beginning)]
     if codes.size:

@@ -1,16 +1,16 @@
-"""Alarms of the game between decoder and discriminator."""
+"""Alarms about the adversarial training: the discriminator's loss and logits, and the adaptive weight lambda."""
 
 import math
 
-from stage1_tokenizer.diagnostics.alarms.base import Alarm, Entry
+from stage1_tokenizer.diagnostics.alarms.base import Alarm, LogEntry
 from stage1_tokenizer.objective import LARGEST_WEIGHT, AdversarialConfig
 
 UNDECIDED = {"hinge": 1.0, "vanilla": math.log(2.0)}
-"""The discriminator's loss at logits 0."""
+"""The discriminator's loss where all its logits are 0: it guesses."""
 
 
 class LambdaAtItsClamp(Alarm):
-    """The adaptive weight is no longer a ratio of two gradients."""
+    """The adaptive weight lambda is at one of its limits, so it is no longer the ratio of two gradients."""
 
     name = "lambda at its clamp"
     reads = ("train/lambda",)
@@ -18,70 +18,74 @@ class LambdaAtItsClamp(Alarm):
     def __init__(self, adversarial: AdversarialConfig) -> None:
         self._largest = adversarial.weight * LARGEST_WEIGHT
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
+        """Return a message if lambda is 0 or at its upper limit."""
         value = entry.scalars["train/lambda"]
-        if 0.0 < value < 0.999 * self._largest:  # of a mean over processes, rounded
+        if 0.0 < value < 0.999 * self._largest:  # 0.999: lambda is a rounded mean over processes
             return None
         if value <= 0.0:
             return (
-                "lambda is 0: pixels and perceptual loss have no gradient at the decoder's last layer, so that the "
-                "discriminator has no say either. Are --pixel.l1, --pixel.l2 or --perceptual.weight above 0, and are "
-                "the reconstructions (samples/) more than one colour?"
+                "lambda is 0: the pixel and perceptual losses have no gradient at the decoder's last layer, so the "
+                "discriminator has no influence either. Check that --pixel.l1, --pixel.l2 or --perceptual.weight is "
+                "above 0, and that the reconstructions in samples/ have more than one colour"
             )
         return (
-            f"lambda is {value:.4g}, the largest allowed: the discriminator's gradient has vanished, and what noise is "
-            "left of it is multiplied by that. Let the tokenizer learn before it (a larger --adversarial.start), "
-            "give it a lower --adversarial.lr, or take a fixed weight with --no-adversarial.adaptive"
+            f"lambda is {value:.4g}, its upper limit: the discriminator's gradient has vanished, and lambda multiplies "
+            "what is left, which is noise. Try: start the discriminator later (a larger --adversarial.start), lower "
+            "--adversarial.lr, or use a fixed weight (--no-adversarial.adaptive)"
         )
 
 
 class DiscriminatorWinning(Alarm):
-    """It tells every reconstruction from every image, and by a margin."""
+    """The discriminator tells every reconstruction from every image, with a large margin."""
 
     name = "discriminator winning"
     reads = ("discriminator/total", "discriminator/logits_real", "discriminator/logits_fake")
     entries = 5
-    # Of the loss at logits 0. So low a hinge loss needs logits that are 1.8 apart, a vanilla one 5; a balanced game has
-    # 0.4 to 0.9 (docs/real_data.md: 0.4 to 0.7 on flowers).
+    # Share of the loss at logits 0. Below it, logits are 1.8 apart (hinge) or 5 apart (vanilla); a balanced training
+    # has a share of 0.4 to 0.9 (docs/real_data.md: 0.4 to 0.7 on flowers).
     NEAR_0 = 0.1
 
     def __init__(self, adversarial: AdversarialConfig) -> None:
         self._undecided = UNDECIDED[adversarial.loss]
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
+        """Return a message if the discriminator's loss is near 0."""
         loss, real, fake = (entry.scalars[name] for name in self.reads)
         if loss >= self.NEAR_0 * self._undecided or real <= fake:
             return None
         return (
-            f"the discriminator's loss is {loss:.4g} ({self._undecided:.4g} would be a guess), its logits {real:.3g} "
-            f"for images and {fake:.3g} for reconstructions: it rejects whatever the decoder does, and its gradient "
-            "does not say what would be better. Lower --adversarial.lr or --adversarial.weight, begin later with a "
-            "larger --adversarial.start, or make it smaller with --adversarial.discriminator.channels"
+            f"the discriminator's loss is {loss:.4g} (guessing gives {self._undecided:.4g}), its logits are {real:.3g} "
+            f"for images and {fake:.3g} for reconstructions: it rejects everything that the decoder makes, so its "
+            "gradient does not show the decoder what is better. Try: lower --adversarial.lr or --adversarial.weight, "
+            "start it later (a larger --adversarial.start), or make it smaller (--adversarial.discriminator.channels)"
         )
 
 
 class DiscriminatorSilent(Alarm):
-    """It has not learned to tell anything."""
+    """The discriminator has not learned to tell reconstructions from images."""
 
     name = "discriminator silent"
     reads = DiscriminatorWinning.reads
     entries = 5
-    MARGIN = 0.02  # of the loss at logits 0: under hinge, logits that are 0.04 apart. A loss moves more in one batch
-    # Steps. On CIFAR-10 (docs/real_data.md) 500 steps of a falling 2e-4 taught it nothing yet, and nothing was wrong.
+    MARGIN = 0.02  # share of the loss at logits 0; under hinge, logits 0.04 apart. One batch changes a loss by more
+    # Steps. On CIFAR-10 (docs/real_data.md) it had learned nothing after 500 steps, and the training was healthy.
     LONG_ENOUGH = 1000
 
     def __init__(self, adversarial: AdversarialConfig) -> None:
         self._undecided, self._start = UNDECIDED[adversarial.loss], adversarial.start
 
-    def look(self, entry: Entry) -> str | None:
+    def look(self, entry: LogEntry) -> str | None:
+        """Return a message if the discriminator still guesses long after its start."""
         loss, real, fake = (entry.scalars[name] for name in self.reads)
-        learning = entry.step - self._start
-        # From above too: what is worse than a guess tells nothing either, unless the logits are far apart.
-        if learning < self.LONG_ENOUGH or loss < (1 - self.MARGIN) * self._undecided or abs(real - fake) > 0.1:
+        steps = entry.step - self._start
+        # A loss above that of guessing counts too, unless the logits are far apart: then it tells them apart, wrongly.
+        if steps < self.LONG_ENOUGH or loss < (1 - self.MARGIN) * self._undecided or abs(real - fake) > 0.1:
             return None
         return (
-            f"{learning} steps after its start the discriminator still guesses: its loss is {loss:.4g} (logits 0 give "
-            f"{self._undecided:.4g}), its logits {real:.3g} and {fake:.3g}. Its gradient is noise, which lambda may "
-            "blow up. Raise --adversarial.lr (and --optim.final_lr, if the schedule has starved it), or "
-            "--adversarial.discriminator.channels; else --adversarial.weight 0 saves its time"
+            f"the discriminator still guesses {steps} steps after its start: its loss is {loss:.4g} (guessing gives "
+            f"{self._undecided:.4g}), its logits are {real:.3g} for images and {fake:.3g} for reconstructions. Its "
+            "gradient is noise, which lambda may amplify. Try: raise --adversarial.lr (and --optim.final_lr, if the "
+            "schedule has made the learning rate too small) or --adversarial.discriminator.channels; or train without "
+            "it (--adversarial.weight 0), which is faster"
         )

@@ -1,4 +1,4 @@
-"""What an alarm is, and when one begins and is over."""
+"""The base class of alarms, and the list of a run's alarms that tracks when each begins and ends."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,52 +6,57 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
+    """One entry of a run's log."""
+
     step: int
     interval: int
-    """Steps since the last entry on training, over which codes were counted."""
+    """Steps since the previous training entry; the entry's codes were counted over these."""
     scalars: Mapping[str, float]
+    """Finite values by name, e.g. `train/total`."""
 
 
 class Alarm(ABC):
-    """One thing to look for."""
+    """One problem to watch for."""
 
     name: ClassVar[str]
     entries: ClassVar[int] = 3
-    """In so many in a row it must be seen: one bad entry may be one odd batch."""
+    """Entries in a row that must show the problem: one bad entry may be one odd batch."""
     reads: tuple[str, ...]
-    """Scalars without which an entry says nothing."""
+    """Scalars that the alarm needs; it skips entries without them."""
 
     @abstractmethod
-    def look(self, entry: Entry) -> str | None:
-        """What is seen, what it means and what to do; None where all is well."""
+    def look(self, entry: LogEntry) -> str | None:
+        """Return a message if the entry shows the problem (what happened, the value, what to try), else None."""
 
 
 class Alarms:
-    """All alarms of a run."""
+    """All alarms of a run, and the state of each."""
 
     def __init__(self, alarms: Sequence[Alarm]) -> None:
         self._alarms = alarms
-        self._on = [False] * len(alarms)
-        self._row = [0] * len(alarms)  # entries in a row that speak against what is on or off
-        self._last = 0
+        self._is_on = [False] * len(alarms)
+        self._contrary = [0] * len(alarms)  # entries in a row that contradict the alarm's state, on or off
+        self._last_step = 0
 
     def look(self, step: int, scalars: Mapping[str, float]) -> list[tuple[str, str]]:
-        """The log entry of a step -> the name and message of each alarm that begins with it."""
-        known = {name: value for name, value in scalars.items() if math.isfinite(value)}
-        entry = Entry(step, step - self._last, known)
+        """Read the log entry of a step; return name and message of each alarm that begins with it."""
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        entry = LogEntry(step, step - self._last_step, finite)
         if "train/total" in scalars:
-            self._last = step
+            self._last_step = step
         begun = []
         for number, alarm in enumerate(self._alarms):
-            if not known.keys() >= set(alarm.reads):
+            if not finite.keys() >= set(alarm.reads):
                 continue
             message = alarm.look(entry)
-            self._row[number] = 0 if (message is not None) == self._on[number] else self._row[number] + 1
-            if self._row[number] < alarm.entries:
+            is_seen = message is not None
+            self._contrary[number] = 0 if is_seen == self._is_on[number] else self._contrary[number] + 1
+            if self._contrary[number] < alarm.entries:
                 continue
-            names_on = {other.name for other, on in zip(self._alarms, self._on, strict=True) if on}
-            self._on[number], self._row[number] = not self._on[number], 0
+            # Two alarms may share a name (dead codes in training and in validation): the user is told once.
+            names_on = {other.name for other, is_on in zip(self._alarms, self._is_on, strict=True) if is_on}
+            self._is_on[number], self._contrary[number] = is_seen, 0
             if message is not None and alarm.name not in names_on:
                 begun.append((alarm.name, message))
         return begun

@@ -1,4 +1,4 @@
-"""The report at the end of a training, which is finished by then: nothing that goes wrong here may say otherwise."""
+"""The report at the end of a training. The weights are already written, so an error here does not fail the training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +14,14 @@ from stage1_tokenizer.engine.precision import device_of_float64
 from stage1_tokenizer.engine.signals import stop_at_once
 
 REPORT = "report.html"
-"""In the run's folder."""
+"""File name of the page in the run's folder."""
 PageOf = Callable[[RunFolder, torch.device], str]
 
 
 def report_at_end(accelerator: Accelerator, wanted: bool, folder: Path, page_of: PageOf) -> None:
-    """In the main process, write the run's page and print where it is; or why it is not, and how to make it.
+    """Write the run's page in the main process and print its path, or the reason why it could not be written.
 
-    Ctrl-C and SIGTERM give up the report alone.
+    Ctrl-C and SIGTERM stop only the report.
     """
     if not (wanted and accelerator.is_main_process):
         return
@@ -32,8 +32,8 @@ def report_at_end(accelerator: Accelerator, wanted: bool, folder: Path, page_of:
         path = run.path / REPORT
         write_file(path, page_of(run, device_of_float64(accelerator.device)).encode())
         say(f"report: {path}")
-    except Exception as error:  # whatever it is, a stop by the user too: the weights are whole, and exit code 0 says so
+    except Exception as error:  # any error, and a stop by the user: the training is complete, and its exit code is 0
         say(
             f"the report could not be written ({one_line(str(error))[:500] or type(error).__name__}); the training is "
-            f"complete all the same: {format_command('sampling/report.py', folder)}"
+            f"complete. To write the report: {format_command('sampling/report.py', folder)}"
         )

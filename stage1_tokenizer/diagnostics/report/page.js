@@ -1,5 +1,5 @@
-// What the page can do beyond being read: numbers under the pointer, and codes under the pointer. Without this script
-// all curves, figures and codes are there.
+// Readouts under the pointer: the numbers of a chart and the code at a position. Without this script the page still has
+// all curves, numbers and codes.
 "use strict";
 document.documentElement.classList.add("js");
 
@@ -17,7 +17,7 @@ const share = (part) => {
 const times = (number) => (number === 1 ? "once" : number === 2 ? "twice" : `${grouped(number)} times`);
 const element = (name, className) => Object.assign(document.createElement(name), { className });
 
-// Boxes that are too narrow for what they hold can be scrolled by keys, and only these.
+// Boxes that are too narrow for their content become tab stops, so that arrow keys scroll them.
 const labels = new Map();
 const boxes = [...document.querySelectorAll(".scroll")].map((box) => {
   const label = box.dataset.label, before = labels.get(label) ?? 0;
@@ -33,7 +33,7 @@ check();
 addEventListener("resize", check);
 document.querySelectorAll("details").forEach((fold) => fold.addEventListener("toggle", check));
 
-// Charts: the nearest step to the pointer, or to the left and right by keys.
+// Charts: a readout at the step nearest to the pointer; arrow keys move it left and right.
 let drawings = 0;
 for (const area of document.querySelectorAll(".area[data-chart]")) {
   const chart = JSON.parse(area.dataset.chart);
@@ -46,7 +46,7 @@ for (const area of document.querySelectorAll(".area[data-chart]")) {
   area.append(cursor);
   readout.hidden = false;
   let now = steps.length - 1;
-  // What a slider holds is not read out; the drawing's words are its description.
+  // Screen readers skip the content of a slider, so the drawing's label becomes its description.
   const drawing = area.querySelector("svg");
   drawing.id = `drawing-${++drawings}`;
 
@@ -95,7 +95,7 @@ for (const area of document.querySelectorAll(".area[data-chart]")) {
   });
 }
 
-// Tokens: one position at a time is current, by pointer, tap or arrow keys.
+// Tokens: one position at a time is current, chosen by pointer, tap or arrow keys.
 const block = document.getElementById("tokens-data");
 if (block) {
   const data = JSON.parse(block.textContent);
@@ -105,10 +105,10 @@ if (block) {
   const buttons = [...document.querySelectorAll(".picker button")];
   const [h, w] = data.grid, [rows, columns] = data.shown;
   const cells = overlays.map((overlay) => [...overlay.querySelectorAll("td")]);
-  let picture = 0;
+  let shownImage = 0;
   const current = overlays.map(() => 0);
 
-  // Every position of the pictures at which a code stands: [picture, row, column].
+  // All positions of each code: [image, row, column].
   const where = new Map();
   data.codes.forEach((codes, number) => codes.forEach((code, place) => {
     if (!where.has(code)) where.set(code, []);
@@ -124,7 +124,7 @@ if (block) {
     if (place !== undefined) shown.style.backgroundPosition = place;
   };
 
-  // A part of a picture of the sheet: the position, and what is around it.
+  // An element that shows a position of another image and its surroundings.
   const WINDOW = 5;
   const context = ([number, row, column]) => {
     const high = Math.min(WINDOW, h), wide = Math.min(WINDOW, w);
@@ -139,37 +139,37 @@ if (block) {
       .forEach(([name, value]) => span.style.setProperty(name, `${value}%`));
     const label = data.labels[number];
     span.setAttribute("role", "img");
-    span.setAttribute("aria-label", `the same code in another picture${label ? ` (${label})` : ""}, row ${row + 1}, column ${column + 1}`);
+    span.setAttribute("aria-label", `the same code in another image${label ? ` (${label})` : ""}, row ${row + 1}, column ${column + 1}`);
     return span;
   };
 
   const look = (cell, focus) => {
-    current[picture] = cell;
-    const own = cells[picture], code = codeAt(picture, cell);
+    current[shownImage] = cell;
+    const own = cells[shownImage], code = codeAt(shownImage, cell);
     own.forEach((td, place) => {
       td.classList.toggle("now", place === cell);
-      td.classList.toggle("same", place !== cell && codeAt(picture, place) === code);
+      td.classList.toggle("same", place !== cell && codeAt(shownImage, place) === code);
       td.tabIndex = place === cell ? 0 : -1;
     });
-    const places = where.get(code), here = places.filter(([number]) => number === picture).length;
+    const places = where.get(code), here = places.filter(([number]) => number === shownImage).length;
     const [count, rank] = data.used[code];
     find(".number").textContent = code;
     patch("mean", code);
     patch("alone", code);
     find(".said").textContent = `Row ${Math.floor(cell / columns) + 1}, column ${(cell % columns) + 1}: code ${code}. `
-      + `It stands ${times(here)} in this picture, and ${times(count)} in all ${grouped(data.pictures)} pictures, `
-      + `${share(count / data.total)} of the positions: number ${grouped(rank)} of ${grouped(data.distinct)} by use.`;
-    const perPicture = new Map(places.filter(([number]) => number !== picture).map((place) => [place[0], place]));
-    const others = [...perPicture.values()];
+      + `It occurs ${times(here)} in this image, and ${times(count)} in all ${grouped(data.images)} images, `
+      + `${share(count / data.total)} of the positions: rank ${grouped(rank)} of ${grouped(data.distinct)} by use.`;
+    const perImage = new Map(places.filter(([number]) => number !== shownImage).map((place) => [place[0], place]));
+    const others = [...perImage.values()];
     find(".elsewhere").replaceChildren(...others.slice(0, 8).map(context));
     find(".elsewhere-title").textContent = others.length
-      ? `Also in ${grouped(others.length)} of ${grouped(data.codes.length - 1)} other pictures on this page${others.length > 8 ? ", among them" : ""}:`
-      : `In none of the ${grouped(data.codes.length - 1)} other pictures on this page.`;
+      ? `Also in ${grouped(others.length)} of ${grouped(data.codes.length - 1)} other images on this page${others.length > 8 ? ", among them" : ""}:`
+      : `In none of the ${grouped(data.codes.length - 1)} other images on this page.`;
     if (focus) own[cell].focus();
   };
 
   const choose = (number) => {
-    picture = number;
+    shownImage = number;
     overlays.forEach((overlay, each) => { overlay.hidden = each !== number; });
     buttons.forEach((button, each) => button.setAttribute("aria-pressed", String(each === number)));
     look(current[number], false);
@@ -208,7 +208,7 @@ if (block) {
   choose(0);
 }
 
-// The contents say where the reader is.
+// The table of contents marks the section on the screen.
 const links = new Map([...document.querySelectorAll(".contents a")].map((link) => [link.hash.slice(1), link]));
 if ("IntersectionObserver" in window) {
   const seen = new Set();

@@ -1,4 +1,4 @@
-"""The page itself: head, contents, sections, and the style and script that it carries within."""
+"""The page: its head, contents and sections, with the style sheet and the script inside the file."""
 
 import base64
 import hashlib
@@ -8,94 +8,91 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stage1_tokenizer.data.bad_files import one_line
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, escaped, join, tag
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, escape, join, tag
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, StorageError
 
-TROUBLE = (ConfigError, BadFileError, StorageError, OSError)
-"""What may be wrong with a run and its data, and keeps a part of the page from being made. (Not a stop by the user.)"""
+
+class NothingToShowError(Exception):
+    """A part of the page does not apply to this run. The message says why, without capital letter and full stop."""
+
+
+EXPECTED_ERRORS = (NothingToShowError, ConfigError, BadFileError, StorageError, OSError)
+"""Errors of one part of the page, after which the rest is still made. A stop by the user is not one."""
 HERE = Path(__file__).parent
 STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
-MARK = Markup(
+LOGO = Markup(
     '<svg class="mark" viewBox="0 0 20 20" aria-hidden="true"><path d="M1 1h8v8H1z"/><path d="M11 1h8v8h-8z" '
     'opacity=".55"/><path d="M1 11h8v8H1z" opacity=".35"/><path d="M11 11h8v8h-8z" opacity=".8"/></svg>'
 )
 
 
 class Section(NamedTuple):
-    """A part of the page under a heading of its own."""
+    """A part of the page under its own heading."""
 
     name: str
-    """Its address on the page."""
+    """The address on the page, without #."""
     title: str
     body: Markup
 
 
-class Head(NamedTuple):
-    """What stands on top."""
+class PageHead(NamedTuple):
+    """The top of the page."""
 
     kind: str
-    """What the page is about, e.g. `Tokenizer`."""
+    """The subject's kind, e.g. `Tokenizer`."""
     title: str
     lead: Child
     """A sentence or two."""
 
 
-def section(name: str, title: str, *body: Child) -> Section:
-    return Section(name, title, join(*body))
-
-
-def note(*words: Child) -> Markup:
-    """A sentence about what is missing."""
+def notice(*words: Child) -> Markup:
+    """Return a paragraph that says what is missing."""
     return tag("p", *words, class_="note")
 
 
-def attempt(name: str, title: str, build: Callable[[], Child]) -> Section:
-    """A section, or in its place a sentence that says why it cannot be made: data that are gone, a file that is
-    damaged. One section's trouble is not the others'."""
-    try:
-        return section(name, title, build())
-    except TROUBLE as error:
-        return section(name, title, note(f"This cannot be shown: {one_line(str(error))[:600]}"))
-
-
-def or_note(build: Callable[[], Child]) -> Child:
-    """A part of a section, or why it cannot be shown."""
+def or_notice(build: Callable[[], Child]) -> Child:
+    """Build a part of the page, or a notice with the reason if it does not apply or cannot be read."""
     try:
         return build()
-    except TROUBLE as error:
-        return note(f"This cannot be shown: {one_line(str(error))[:300]}")
+    except EXPECTED_ERRORS as error:
+        return notice(f"Not shown: {one_line(str(error))[:600]}")
 
 
-def render(head: Head, sections: Sequence[Section], footer: str) -> str:
-    """The whole file."""
+def try_section(name: str, title: str, build: Callable[[], Child]) -> Section:
+    """Build a section, or a notice in its place: an error in one section leaves the others."""
+    return Section(name, title, join(or_notice(build)))
+
+
+def render_page(head: PageHead, sections: Sequence[Section], footer: str) -> str:
+    """Return the whole HTML file."""
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
     )
-    # Sections bring the style of their own pictures; its place is in the head.
-    styles = [style, *(found for each in sections for found in STYLE.findall(each.body))]
-    sections = [each._replace(body=Markup(STYLE.sub("", each.body))) for each in sections]
+    # Sections bring styles with their sprites; HTML allows <style> only in the head.
+    styles = [style, *(own for section in sections for own in STYLE.findall(section.body))]
+    sections = [section._replace(body=Markup(STYLE.sub("", section.body))) for section in sections]
     contents = tag(
         "nav",
         tag("p", "On this page", class_="nav-title", id="contents"),
-        tag("ol", [tag("li", tag("a", each.title, href=f"#{each.name}")) for each in sections]),
+        tag("ol", [tag("li", tag("a", section.title, href=f"#{section.name}")) for section in sections]),
         class_="contents",
         aria_labelledby="contents",
     )
     main = tag(
         "main",
         [
-            tag("section", tag("h2", each.title, id=f"{each.name}-title"), each.body, id=each.name,
-                aria_labelledby=f"{each.name}-title")
-            for each in sections
+            tag("section", tag("h2", section.title, id=f"{section.name}-title"), section.body, id=section.name,
+                aria_labelledby=f"{section.name}-title")
+            for section in sections
         ],
         id="main",
     )  # fmt: skip
     top = tag(
         "header",
-        tag("p", MARK, "Tessera", tag("span", head.kind), class_="brand"),
+        tag("p", LOGO, "Tessera", tag("span", head.kind), class_="brand"),
         tag("h1", head.title),
         tag("p", head.lead, class_="lead"),
     )
@@ -119,7 +116,7 @@ def render(head: Head, sections: Sequence[Section], footer: str) -> str:
                 tag("a", "Skip to the content", class_="skip", href="#main"),
                 top,
                 tag("div", contents, main, class_="columns"),
-                tag("footer", escaped(footer)),
+                tag("footer", escape(footer)),
                 Markup(f"<script>{script}</script>"),
             ),
             lang="en",

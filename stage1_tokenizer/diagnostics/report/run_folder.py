@@ -1,4 +1,4 @@
-"""What a run's folder says of the run, as far as it is there: a training may be under way, or a file damaged."""
+"""Read access to a run's folder. A missing or damaged file gives an empty value: the run may still be in training."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,19 +16,20 @@ from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
 CONFIG = "config.yaml"
 MOST_SAMPLES = 2000
-"""Files of samples/ that are looked at."""
+"""Files of samples/ that are listed, at most."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run, of either stage."""
+    """The folder of a run of either stage."""
 
     path: Path
     weights_name: str = TOKENIZER_FILE
-    """The file that the run produces."""
+    """Name of the weights file that the run writes."""
 
     @cached_property
     def name(self) -> str:
+        """The folder's name."""
         return self.path.resolve().name
 
     @cached_property
@@ -43,78 +44,81 @@ class RunFolder:
 
     @property
     def config(self) -> Tree:
-        """The saved configuration; empty where it is not there or cannot be read."""
+        """The saved configuration; empty if it is missing or cannot be read."""
         return self._config[0]
 
     @property
     def config_trouble(self) -> str:
-        """Why there is no configuration; empty where there is one."""
+        """The reason why the configuration is missing; empty if there is one."""
         return self._config[1]
 
     @property
-    def weights(self) -> Path:
+    def weights_file(self) -> Path:
+        """Path of the weights file, which may not exist yet."""
         return self.path / self.weights_name
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
+        """All scalars of the log by name."""
         return read_curves(self.path / "metrics.jsonl")
 
     @cached_property
     def alarms(self) -> list[dict[str, Any]]:
+        """The entries of alarms.jsonl: step, alarm, message."""
         return read_log(self.path / "alarms.jsonl")
 
     @cached_property
     def sessions(self) -> list[dict[str, Any]]:
-        """One entry for each start of the training; none for runs of earlier versions."""
+        """One entry for each start of the training; none in runs of former versions."""
         return read_log(self.path / SESSIONS_FILE)
 
     @cached_property
-    def steps(self) -> int | None:
-        """Steps that were asked for."""
+    def planned_steps(self) -> int | None:
+        """Steps that the configuration asks for."""
         steps = self.config.get("steps")
         return steps if isinstance(steps, int) else None
 
     @cached_property
-    def done(self) -> int:
-        """Steps done, by the log and by the states."""
+    def steps_done(self) -> int:
+        """Steps that were trained, by the log and the saved states."""
         logged = [curve.steps[-1] for curve in self.curves.values()]
         saved = [step_of_state(state) for state in list_states(self.path / "state")[:1]]
         return max([0, *logged, *saved])
 
     @cached_property
-    def in_use(self) -> bool:
-        """Whether another process has the folder: it is being trained."""
+    def is_in_use(self) -> bool:
+        """True if another process is training this run."""
         return find_lock_holder(self.path) not in (None, "this one")
 
-    def last(self, name: str) -> float | None:
-        """The newest value of a scalar."""
+    def last_value(self, name: str) -> float | None:
+        """Return the newest value of a scalar; None if there is none."""
         curve = self.curves.get(name)
         return curve.values[-1] if curve else None
 
     def logged_images(self, prefix: str) -> list[tuple[int, Path]]:
-        """samples/PREFIX-STEP.png as (step, path), the first step first."""
-        found = []
+        """Return (step, path) of each samples/PREFIX-STEP.png, the first step first."""
+        images = []
         for path in sorted((self.path / "samples").glob(f"{prefix}-*.png"))[:MOST_SAMPLES]:
-            number = path.stem.removeprefix(f"{prefix}-")
-            if number.isascii() and number.isdecimal() and len(number) <= 16:
-                found.append((int(number), path))
-        return sorted(found)
+            step = path.stem.removeprefix(f"{prefix}-")
+            if step.isascii() and step.isdecimal() and len(step) <= 16:
+                images.append((int(step), path))
+        return sorted(images)
 
-    def text(self, *keys: str, default: str = "unknown") -> str:
-        """A value of the configuration by its keys, for the page."""
+    def config_text(self, *keys: str) -> str:
+        """Return the value under nested keys of the configuration as short text; `unknown` if there is none."""
         tree: Any = self.config
         for key in keys:
             tree = tree.get(key) if isinstance(tree, dict) else None
-        return default if tree is None else shorten(tree)
+        return "unknown" if tree is None else shorten(tree)
 
 
 def open_run(path: str | Path, *weights: str) -> RunFolder:
-    """A run, by its folder or by its weights.
+    """Open a run by its folder or its weights file.
 
-    weights: names of the files that runs of later stages produce.
+    weights: names of the weights files of later stages, which also identify a run's folder.
 
     Raises:
-        ConfigError: there is nothing there, or nothing of a run.
+        ConfigError: the folder does not exist, or is not a run's folder.
     """
     folder = Path(path)
     try:
@@ -122,11 +126,10 @@ def open_run(path: str | Path, *weights: str) -> RunFolder:
             folder = folder.parent
         if not folder.is_dir():
             raise ConfigError(f"RUN {describe_path(shorten(str(path)))}: there is no such folder")
-        there = [name for name in (CONFIG, TOKENIZER_FILE, *weights) if (folder / name).exists()]
-        if not there and not list_states(folder / "state"):
-            names = ", ".join([CONFIG, TOKENIZER_FILE, *weights])
+        names = [CONFIG, TOKENIZER_FILE, *weights]
+        if not any((folder / name).exists() for name in names) and not list_states(folder / "state"):
             raise ConfigError(
-                f"RUN {folder}: is no run's folder: it holds none of {names} and state/. "
+                f"RUN {folder}: is no run's folder: it holds none of {', '.join(names)} and state/. "
                 "Runs are in runs/stage1 and runs/stage2"
             )
     except OSError as error:

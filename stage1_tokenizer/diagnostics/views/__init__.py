@@ -1,4 +1,4 @@
-"""The views of a trained tokenizer. To add one: a file here and an entry in VIEWS; analyze.py and the page have it."""
+"""The views of a trained tokenizer. To add one: a file here and an entry in VIEWS; analyze.py and the page show it."""
 
 from stage1_tokenizer.diagnostics.views import (
     atlas,
@@ -27,4 +27,4 @@ VIEWS = (
     atlas.VIEW,
     tokens.VIEW,
 )
-"""In the order of the page and of analyze.py."""
+"""All views in the order of the page and of analyze.py."""

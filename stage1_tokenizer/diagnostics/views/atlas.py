@@ -1,4 +1,4 @@
-"""The codebook atlas: which codes are used, what they look like on average, and which are their nearest."""
+"""The codebook atlas: the used codes, their mean patches and shares, and the codes nearest to each."""
 
 import json
 from typing import NamedTuple
@@ -7,51 +7,54 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from stage1_tokenizer.data.record import number_of
 from stage1_tokenizer.diagnostics.report.embedded_images import Sprites, fitted, sprites_of
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, percent, plural, tag
-from stage1_tokenizer.diagnostics.views.base import Subject, View, codes_of, measured_of, once
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, format_percent, join, tag
+from stage1_tokenizer.diagnostics.views.base import Subject, View, codes_of, encoded_images, once
 from stage1_tokenizer.diagnostics.views.sheet import FAINT, GREY, MARGIN, TOP, WIDTH, Sheet
 
 CHUNK = 1024
-"""Codes whose distances to all others are held at once."""
+"""Codes whose distances to all others are in memory at once."""
 GAP = 0.1
+"""Inches between the patches of the PNG."""
 NEIGHBOURS = 3
 SHOWN, FOLDED = 96, 416
-"""Codes of the atlas on the page, the most used ones, and how many more behind a fold."""
-MIXED = (
-    "This network is an MLP: a code may describe any part of a picture, not just the patch under it, so its mean patch "
+"""Codes on the page, the most used ones first: visible at once, and after a click."""
+MLP_NOTE = (
+    "This network is an MLP: a code may describe any part of an image, not just the patch under it, so its mean patch "
     "says less. "
 )
-PICTURES = 8
+SHOWN_IMAGES = 8
 """Images whose tokens the page shows, at most."""
-CELLS = 6000
-"""Positions of all of these: each is an element of the page."""
+SHOWN_CELLS = 6000
+"""Positions of these images together, at most: each is an element of the page."""
 LARGEST_GRID = 64
-"""Rows and columns of a grid that is shown; of a larger one the top left part."""
-ELSEWHERE = 64
-"""Images in which the codes are looked up."""
-SHEET_AREA = 1_000_000
-SHEET_SIDE = 256
-"""Pixels: of all of those, and of a side of one."""
+"""Rows and columns of a latent grid that are shown, at most; the top left part of a larger one is shown."""
+SEARCHED_IMAGES = 64
+"""Images in which the page looks up a code, at most."""
+SEARCHED_AREA = 1_000_000
+"""Pixels of these images together, at most."""
+SEARCHED_SIDE = 256
+"""Pixels of a side of one of these images, at most."""
 
 
 class Atlas(NamedTuple):
-    """The used codes of one codebook, the most used first (ties: the lower id first)."""
+    """The used codes of one codebook, the most used first; among equals the lower id first."""
 
     ids: Tensor
     """(U,) int64."""
     counts: Tensor
     """(U,) int64."""
     patches: Tensor
-    """(U, C, f, f) in [-1, 1]: the mean of the image patches at the positions that have this code."""
+    """(U, C, f, f) in [-1, 1], the mean of the image patches at the positions that have this code."""
     nearest: Tensor
-    """(U, n) int64: the nearest other codes of the whole codebook, the nearest first."""
+    """(U, n) int64, the nearest other codes of the whole codebook, the nearest first."""
     distances: Tensor
-    """(U, n) float32."""
+    """(U, n) float32, Euclidean."""
     codebook_size: int
 
     def json(self) -> str:
-        """Return the file that is written beside the PNG."""
+        """Return the content of the JSON file beside the PNG."""
         share = self.counts.double() / self.counts.sum()
         codes = [
             {
@@ -68,36 +71,41 @@ class Atlas(NamedTuple):
 
 
 def mean_patches(x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Images x (N, C, H, W) and codes (N, h, w) -> used ids (U,) ascending, their counts (U,), and the mean
-    (U, C, f, f) of the patches under each."""
+    """Average the patches of images x (N, C, H, W) under each code of codes (N, h, w).
+
+    Returns:
+        The used ids (U,), ascending, their counts (U,) and the mean patches (U, C, f, f).
+    """
     h, w = codes.shape[1:]
     patches = rearrange(x, "N C (h f) (w g) -> (N h w) (C f g)", h=h, w=w)
     flat = codes.flatten().contiguous()
     counts = torch.bincount(flat)
     ids = counts.nonzero()[:, 0]
-    counts, places = counts[ids], torch.searchsorted(ids, flat)
+    counts, rows = counts[ids], torch.searchsorted(ids, flat)
     sums = torch.zeros(len(ids), patches.shape[1], dtype=torch.float64)
-    sums.index_add_(0, places, patches.double())
+    sums.index_add_(0, rows, patches.double())
     means = (sums / counts[:, None]).float()
     return ids, counts, rearrange(means, "U (C f g) -> U C f g", C=x.shape[1], f=x.shape[2] // h)
 
 
 def nearest_codes(codebook: Tensor, ids: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n codes of codebook (V, d) that lie nearest to each of the ids (U,), other than itself, and how far away:
-    (U, n) twice, or fewer where there are not n others."""
+    """Return the n codes of codebook (V, d) nearest to each of the ids (U,), without itself, and their distances.
+
+    Both are (U, n), or narrower if the codebook has fewer than n other codes.
+    """
     n = min(n, len(codebook) - 1)
-    found, apart = [], []
+    nearest, nearest_distances = [], []
     for part in ids.chunk(-(-len(ids) // CHUNK)):
         distances = torch.cdist(codebook[part], codebook, compute_mode="donot_use_mm_for_euclid_dist")  # (u, V)
         distances[torch.arange(len(part)), part] = torch.inf
         ordered = distances.topk(n, dim=1, largest=False)
-        found.append(ordered.indices)
-        apart.append(ordered.values)
-    return torch.cat(found), torch.cat(apart)
+        nearest.append(ordered.indices)
+        nearest_distances.append(ordered.values)
+    return torch.cat(nearest), torch.cat(nearest_distances)
 
 
 def atlas_of(x: Tensor, codes: Tensor, codebook: Tensor, neighbours: int) -> Atlas:
-    """x (N, C, H, W), codes (N, h, w) of one codebook (V, d)."""
+    """Build the atlas of images x (N, C, H, W) with codes (N, h, w) of one codebook (V, d)."""
     ids, counts, patches = mean_patches(x, codes)
     order = counts.argsort(descending=True, stable=True)
     ids, counts, patches = ids[order], counts[order], patches[order]
@@ -106,17 +114,17 @@ def atlas_of(x: Tensor, codes: Tensor, codebook: Tensor, neighbours: int) -> Atl
 
 @once
 def atlas_of_run(subject: Subject) -> Atlas:
-    """The atlas of the first codebook."""
-    measured = measured_of(subject)
-    codes = codes_of(measured)[..., 0]  # (N, h, w)
-    return atlas_of(measured.x, codes, measured.tokenizer.bottleneck.codebooks()[0].float().cpu(), NEIGHBOURS)
+    """Build the atlas of the first codebook."""
+    encoded = encoded_images(subject)
+    codes = codes_of(encoded)[..., 0]  # (N, h, w)
+    return atlas_of(encoded.x, codes, encoded.tokenizer.bottleneck.codebooks()[0].float().cpu(), NEIGHBOURS)
 
 
 def draw_atlas(subject: Subject) -> Sheet:
-    """The most used codes: mean patch, share of the positions, and nearest codes."""
-    atlas, measured = atlas_of_run(subject), measured_of(subject)
-    depth, shown = measured.tokenizer.bottleneck.depth, min(subject.codes, len(atlas.ids))
-    places = {code: place for place, code in enumerate(atlas.ids.tolist())}
+    """Draw the most used codes: mean patch, share of the positions and nearest codes."""
+    atlas, encoded = atlas_of_run(subject), encoded_images(subject)
+    depth, shown = encoded.tokenizer.bottleneck.depth, min(subject.codes, len(atlas.ids))
+    atlas_rows = {code: index for index, code in enumerate(atlas.ids.tolist())}
     columns = 16 if shown > 96 else 12 if shown > 32 else 8
     cell = (WIDTH - 2 * MARGIN + GAP) / columns - GAP
     small = (cell - 0.04 * (NEIGHBOURS - 1)) / NEIGHBOURS
@@ -124,29 +132,29 @@ def draw_atlas(subject: Subject) -> Sheet:
     ratio = atlas.patches.shape[2] / atlas.patches.shape[3]
     step = cell * ratio + 0.25 + small * ratio + 0.14
     first = f"Of the {depth} codes of a position the first (coarsest). " if depth > 1 else ""
-    rest = f" (the {shown} most used of {len(atlas.ids)})" if shown < len(atlas.ids) else ""
+    selection = f" (the {shown} most used of {len(atlas.ids)})" if shown < len(atlas.ids) else ""
     sheet = Sheet(
         TOP + 0.05 + -(-shown // columns) * step,
-        f"Codebook atlas: what each of {len(atlas.ids)} used codes stands for",
-        f"{first}Large: mean of the patches of {measured.number} validation images on which the code falls{rest}; "
-        f"below, its id and share of all\npositions; small: the {NEIGHBOURS} codes nearest to it in the codebook "
+        f"Codebook atlas: the mean patch of each of {len(atlas.ids)} used codes",
+        f"{first}Large: mean of the patches with this code in {encoded.count} validation images{selection}; below, its "
+        f"id and its share of all\npositions; small: the {NEIGHBOURS} nearest codes in the codebook "
         f"(crossed: dead, has no patch). {atlas.codebook_size - len(atlas.ids)} of {atlas.codebook_size} codes are "
         "dead.",
-        measured.footer,
+        encoded.footer,
     )
     total = int(atlas.counts.sum())
-    for place in range(shown):
-        row, column = divmod(place, columns)
+    for index in range(shown):
+        row, column = divmod(index, columns)
         left, top = MARGIN + column * (cell + GAP), TOP + 0.05 + row * step
-        height = sheet.image(atlas.patches[place], left, top, cell, interpolation="nearest")
+        height = sheet.image(atlas.patches[index], left, top, cell, interpolation="nearest")
         sheet.box(left, top, cell, height, edgecolor=FAINT)
-        sheet.text(left, top + height + 0.13, str(int(atlas.ids[place])), size=letters, weight="bold")
-        share = short_percent(int(atlas.counts[place]) / total)
+        sheet.text(left, top + height + 0.13, str(int(atlas.ids[index])), size=letters, weight="bold")
+        share = short_percent(int(atlas.counts[index]) / total)
         sheet.text(left + cell, top + height + 0.13, share, size=letters - 0.5, color=GREY, ha="right")
-        for number, other in enumerate(atlas.nearest[place].tolist()):
+        for number, other in enumerate(atlas.nearest[index].tolist()):
             x, y = left + number * (small + 0.04), top + height + 0.19
-            if other in places:
-                tall = sheet.image(atlas.patches[places[other]], x, y, small, interpolation="nearest")
+            if other in atlas_rows:
+                tall = sheet.image(atlas.patches[atlas_rows[other]], x, y, small, interpolation="nearest")
                 sheet.box(x, y, small, tall, edgecolor=FAINT, lw=0.5)
             else:
                 sheet.box(x, y, small, small * ratio, edgecolor=FAINT, lw=0.6, hatch="xxxx")
@@ -154,7 +162,7 @@ def draw_atlas(subject: Subject) -> Sheet:
 
 
 def short_percent(share: float) -> str:
-    """A share in as many characters as stand under a patch: 12%, 3.4%, .56%, <.01%."""
+    """Format a share so that it fits under a patch: 12%, 3.4%, .56%, <.01%."""
     if share >= 0.0995:
         return f"{share:.0%}"
     if share >= 0.00995:
@@ -163,59 +171,61 @@ def short_percent(share: float) -> str:
 
 
 class Choice(NamedTuple):
-    """The images whose tokens the page lays over them (tokens.py). Their codes must be among the mean patches."""
+    """The images that the token view shows and searches (tokens.py). Their codes must be among the mean patches."""
 
-    places: list[int]
-    """Images in which a code is looked up; those to choose from come first."""
+    images: list[int]
+    """Indices of the images in which the page looks up a code; those shown come first."""
     shown: int
-    """Number of images to choose from."""
+    """Number of images that are shown."""
     rows: int
     columns: int
     """Size of the part of the grid that is shown."""
     codes: list[int]
-    """Codes that occur in it."""
+    """Codes in that part of the shown images, ascending."""
 
 
 @once
 def choice_of(subject: Subject) -> Choice:
-    measured = measured_of(subject)
-    codes = codes_of(measured)[..., 0]  # (N, h, w)
+    """Choose the images of the token view, as many as a page has room for."""
+    encoded = encoded_images(subject)
+    codes = codes_of(encoded)[..., 0]  # (N, h, w)
     rows, columns = (min(side, LARGEST_GRID) for side in codes.shape[1:])
-    height, width = fitted(measured.x[:1], SHEET_SIDE).shape[2:]
-    many = max(1, min(ELSEWHERE, SHEET_AREA // (height * width)))
-    few = measured.spread(max(1, min(PICTURES, CELLS // (rows * columns), many)))
-    others = [place for place in measured.spread(many) if place not in few]
-    wanted = sorted(set(codes[few, :rows, :columns].flatten().tolist()))
-    return Choice([*few, *others[: many - len(few)]], len(few), rows, columns, wanted)
+    height, width = fitted(encoded.x[:1], SEARCHED_SIDE).shape[2:]
+    searched = max(1, min(SEARCHED_IMAGES, SEARCHED_AREA // (height * width)))
+    shown = encoded.spaced_indices(max(1, min(SHOWN_IMAGES, SHOWN_CELLS // (rows * columns), searched)))
+    others = [index for index in encoded.spaced_indices(searched) if index not in shown]
+    shown_codes = sorted(set(codes[shown, :rows, :columns].flatten().tolist()))
+    return Choice([*shown, *others[: searched - len(shown)]], len(shown), rows, columns, shown_codes)
 
 
 @once
 def means_of(subject: Subject) -> Sprites:
-    """The mean patches of the codes in the images to choose from, and after them of the most used ones."""
-    atlas, wanted = atlas_of_run(subject), choice_of(subject).codes
-    order = list(dict.fromkeys([*wanted, *atlas.ids.tolist()]))[: max(len(wanted), 1024)]
-    place = {code: number for number, code in enumerate(atlas.ids.tolist())}
-    return sprites_of("mean", order, atlas.patches[torch.tensor([place[code] for code in order])])
+    """Build sprites of the mean patches: first those of the token view's codes, then those of the most used codes."""
+    atlas, shown_codes = atlas_of_run(subject), choice_of(subject).codes
+    order = list(dict.fromkeys([*shown_codes, *atlas.ids.tolist()]))[: max(len(shown_codes), 1024)]
+    atlas_rows = {code: index for index, code in enumerate(atlas.ids.tolist())}
+    return sprites_of("mean", order, atlas.patches[torch.tensor([atlas_rows[code] for code in order])])
 
 
 def show_atlas(subject: Subject) -> Child:
-    """Each code's mean patch, the most used first."""
-    measured, atlas, sprites = measured_of(subject), atlas_of_run(subject), means_of(subject)
-    tokenizer = measured.tokenizer
-    depth = tokenizer.bottleneck.depth
-    first = "Of the several codes of a position this is the first, the coarsest. " if depth > 1 else ""
-    codes = [code for code in atlas.ids.tolist() if code in sprites.places][: SHOWN + FOLDED]
-    left = len(atlas.ids) - len(codes)
-    others = f"{plural(len(codes) - SHOWN, 'more code')}{f' (and {left:,} that are not shown)' if left else ''}"
+    """Return the mean patch of each code, the most used first."""
+    encoded, atlas, sprites = encoded_images(subject), atlas_of_run(subject), means_of(subject)
+    tokenizer = encoded.tokenizer
+    several = "A position has several codes; this is the atlas of the first, the coarsest. "
+    codes = [code for code in atlas.ids.tolist() if code in sprites.indices][: SHOWN + FOLDED]
+    left_out = len(atlas.ids) - len(codes)
+    others = (
+        f"{number_of(len(codes) - SHOWN, 'more code')}{f' ({left_out:,} others are not shown)' if left_out else ''}"
+    )
     return join(
         sprites.style,
         tag(
             "p",
-            first,
-            MIXED if tokenizer.config.network.kind == "mlp" else None,
-            "The mean of the image patches on which each code falls, its number, its share of all positions, and how "
-            f"many these are; the most used first. {len(atlas.ids):,} of {atlas.codebook_size:,} codes occur here. "
-            "Codes may look alike: their differences may show only together with those around them.",
+            several if tokenizer.bottleneck.depth > 1 else None,
+            MLP_NOTE if tokenizer.config.network.kind == "mlp" else None,
+            "For each code: the mean of the image patches at its positions, its number, its share of all positions, "
+            f"and its count; the most used first. {len(atlas.ids):,} of {atlas.codebook_size:,} codes occur here. "
+            "Codes may look alike: some differ only in combination with the codes around them.",
         ),
         _patches(atlas, sprites, codes[:SHOWN]),
         fold(others, _patches(atlas, sprites, codes[SHOWN:])) if len(codes) > SHOWN else None,
@@ -230,7 +240,7 @@ def _patches(atlas: Atlas, sprites: Sprites, codes: list[int]) -> Markup:
             "li",
             sprites.patch(code, f"mean patch of code {code}"),
             tag("span", str(code), class_="code"),
-            tag("span", percent(counts[code] / total), class_="share"),
+            tag("span", format_percent(counts[code] / total), class_="share"),
             tag("span", f"{counts[code]:,}x", class_="share"),
         )
         for code in codes

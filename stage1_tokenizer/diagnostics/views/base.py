@@ -1,11 +1,11 @@
-"""The subject of all views: a run, and its tokenizer with validation images encoded and decoded; and what a view is.
+"""The classes View and Subject (a run to look at), and the validation images that all views share.
 
-Subject -> numbers, computed once (`once`) -> a sheet (PNG, for analyze.py) and a section (for the report's page)
+Subject -> numbers, computed once (`once`) -> a sheet (PNG, for analyze.py) and a section (for the report page)
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.data.record import DataSummary
 from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.diagnostics.report.markup import Child
-from stage1_tokenizer.diagnostics.report.page import TROUBLE, Section, attempt, note
+from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, NothingToShowError, Section, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind
 from stage1_tokenizer.diagnostics.views.sheet import STYLE, Sheet
@@ -30,51 +30,47 @@ from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
 BATCH = 64
 MOST, LEAST = 512, 16
-"""Images that a page looks at."""
+"""Bounds of the number of validation images that a page looks at."""
 PIXELS = {"cpu": 2**20, "cuda": 2**25}
-"""Pixels of all of these together: on a CPU a second's work or a few, for the networks of the presets."""
+"""Pixels of these images together; on a CPU the preset networks take one second or a few."""
 T = TypeVar("T")
-
-
-class NothingToShowError(Exception):
-    """A view means nothing for this subject. The message is a sentence without capital letter and full stop."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A run to look at, and how. What several views need is computed once, when the first of them asks."""
+    """A run to look at, with the options of its views and the results that they have computed so far."""
 
     run: RunFolder
     device: torch.device
     root: str | None = None
-    """Folder in which the images of the training are now; None: where they were then."""
+    """Folder that now has the images of the training; None: the folder that the training used."""
     tokenizer: str | Path | None = None
-    """The tokenizer's file or folder; None: the run's."""
+    """The tokenizer's weights file or folder; None: the run's."""
     option: str = "RUN"
-    """The command's option that named it, for messages."""
+    """The command-line option that named the tokenizer, for messages."""
     images: int | None = None
-    """Validation images to look at, evenly spaced; None: as many as the device encodes in seconds."""
+    """Number of validation images, evenly spaced; None: as many as the device encodes in seconds."""
     codes: int = 256
-    """Codes in the PNG of the atlas."""
+    """Number of codes in the atlas's PNG."""
     projection: ProjectionKind = "pca"
-    """For the codebook on a plane."""
+    """Projection of the codebook on a plane."""
     seed: int = 0
     """Seed of random codes, noise, masks and UMAP."""
     answers: dict[Callable[..., Any], Any] = field(default_factory=dict)
-    """Results, or the exceptions raised, of the functions marked with `once`."""
+    """Results, or the errors raised, of the functions marked with `once`."""
 
 
-def once(numbers: Callable[[Subject], T]) -> Callable[[Subject], T]:
-    """Compute a view's numbers once for each subject. The error that they raise is kept, and raised again too."""
+def once(compute: Callable[[Subject], T]) -> Callable[[Subject], T]:
+    """Decorate a function so that it runs once for each subject. An expected error is kept too, and raised again."""
 
-    @wraps(numbers)
+    @wraps(compute)
     def ask(subject: Subject) -> T:
-        if numbers not in subject.answers:
+        if compute not in subject.answers:
             try:
-                subject.answers[numbers] = numbers(subject)
-            except (*TROUBLE, NothingToShowError) as error:
-                subject.answers[numbers] = error
-        answer = subject.answers[numbers]
+                subject.answers[compute] = compute(subject)
+            except EXPECTED_ERRORS as error:
+                subject.answers[compute] = error
+        answer = subject.answers[compute]
         if isinstance(answer, Exception):
             raise answer
         result: T = answer
@@ -85,23 +81,23 @@ def once(numbers: Callable[[Subject], T]) -> Callable[[Subject], T]:
 
 @dataclass(frozen=True)
 class View:
-    """One view. To add one: a file with its numbers and drawings, and an entry in VIEWS."""
+    """One view of a tokenizer. To add one: a file with its numbers and drawings, and an entry in VIEWS."""
 
     name: str
-    """Name of the PNG."""
+    """Name of the PNG file."""
     title: str
     """Heading on the page."""
     draw: Callable[[Subject], Sheet] | None = None
-    """Draws the PNG; None: the view is on the page alone. Raises NothingToShowError."""
+    """Draws the PNG; None: the view is only on the page. Raises NothingToShowError."""
     show: Callable[[Subject], Child] | None = None
-    """Makes the section of the page; None: the view is a PNG alone. Raises NothingToShowError."""
+    """Returns the content of the page's section; None: the view is only a PNG. Raises NothingToShowError."""
     address: str = ""
     """Address of the section on the page; empty: the name."""
     json: Callable[[Subject], str] | None = None
-    """Numbers that analyze.py writes beside the PNG."""
+    """Returns numbers that analyze.py writes beside the PNG."""
 
     def png(self, subject: Subject) -> bytes:
-        """The PNG file. Raises NothingToShowError."""
+        """Return the PNG file. Raises NothingToShowError."""
         from matplotlib import rc_context  # noqa: PLC0415 (why: sheet.py)
 
         assert self.draw
@@ -109,38 +105,31 @@ class View:
             return self.draw(subject).png()
 
     def section(self, subject: Subject) -> Section:
-        """The section, or a sentence that says why there is nothing to see in it."""
-
-        def build() -> Child:
-            try:
-                return self.show(subject) if self.show else None
-            except NothingToShowError as error:
-                sentence = str(error)
-                return note(f"{sentence[0].upper()}{sentence[1:]}.")
-
-        return attempt(self.address or self.name, self.title, build)
+        """Return the section of the page, or a notice that says why there is nothing to show."""
+        assert self.show
+        return try_section(self.address or self.name, self.title, partial(self.show, subject))
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Validation images and what a tokenizer made of them; tensors on the CPU."""
+class EncodedImages:
+    """Validation images with their latents, codes, reconstructions and errors; tensors on the CPU."""
 
     loaded: LoadedTokenizer
     data: DataConfig
     found: DataSummary
     classes: tuple[str, ...]
-    total: int
-    """Images of the whole validation split."""
+    split_size: int
+    """Number of images of the whole validation split."""
     x: Tensor
     """(N, C, H, W) in [-1, 1]."""
     labels: Tensor
     """(N,) int64."""
     z: Tensor
-    """(N, D, h, w), as the bottleneck receives it."""
+    """(N, D, h, w), output of the encoder."""
     z_q: Tensor
-    """(N, D, h, w), as the decoder receives it."""
+    """(N, D, h, w), output of the bottleneck."""
     codes: Tensor | None
-    """(N, h, w, K) int64, or None where the bottleneck is continuous."""
+    """(N, h, w, K) int64; None: the bottleneck is continuous."""
     x_hat: Tensor
     """(N, C, H, W), clamped to [-1, 1]."""
     errors: Tensor
@@ -150,69 +139,74 @@ class Measured:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
         return self.loaded.tokenizer
 
     @property
-    def number(self) -> int:
+    def count(self) -> int:
+        """Number of images, N."""
         return len(self.x)
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """Height and width, H and W."""
         return self.x.shape[2], self.x.shape[3]
 
-    def spread(self, n: int) -> list[int]:
-        """Up to n different places 0..N-1, evenly spaced."""
+    def spaced_indices(self, n: int) -> list[int]:
+        """Return up to n different indices of images, evenly spaced."""
         return sorted(set(np.linspace(0, len(self.x) - 1, min(n, len(self.x)), dtype=np.int64).tolist()))
 
-    def label(self, place: int) -> str:
-        """The class of an image, or nothing where there are none."""
-        label = int(self.labels[place])
+    def class_name(self, index: int) -> str:
+        """Return the class of an image; empty if the data set has no classes."""
+        label = int(self.labels[index])
         return self.classes[label] if label < len(self.classes) else ""
 
     @property
-    def pictures(self) -> str:
-        """Which images these are, in words."""
-        if self.number == self.total:
-            return f"all {self.total:,} validation pictures"
-        return f"{self.number:,} of {self.total:,} validation pictures, evenly spaced"
+    def description(self) -> str:
+        """The number of images and their selection, in words."""
+        if self.count == self.split_size:
+            return f"all {self.split_size:,} validation images"
+        return f"{self.count:,} of {self.split_size:,} validation images, evenly spaced"
 
     @property
     def footer(self) -> str:
-        """The line below each PNG."""
+        """The last line of each PNG."""
         return f"{self.loaded.path.parent.name}   step {self.loaded.step}   {self.tokenizer.config.bottleneck.kind}"
 
 
 @once
-def measured_of(subject: Subject) -> Measured:
+def encoded_images(subject: Subject) -> EncodedImages:
     """Load the subject's tokenizer, and encode and decode validation images of its training.
 
     Raises:
-        ConfigError: there are no weights, or no data at that place, or others.
-        BadFileError: the weights are damaged, or too many images.
+        ConfigError: there are no weights, no data in that folder, or data of another size.
+        BadFileError: the weights are damaged, or too many images are.
     """
     loaded = LoadedTokenizer.load(subject.tokenizer or subject.run.path, subject.device, option=subject.option)
-    return measure(loaded, moved(parse_data_config(loaded.data, str(loaded.path)), subject.root), subject.images)
+    return encode_images(
+        loaded, with_root(parse_data_config(loaded.data, str(loaded.path)), subject.root), subject.images
+    )
 
 
 @torch.inference_mode()
-def measure(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None) -> Measured:
-    """Encode and decode up to so many validation images of a data set, evenly spaced over the split.
+def encode_images(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None) -> EncodedImages:
+    """Encode and decode up to `images` validation images, evenly spaced over the split; None: by the device's speed.
 
     Raises:
-        ConfigError: the data have other sizes than the tokenizer.
+        ConfigError: the images have another size than the tokenizer's.
     """
-    tokenizer, device = loaded.tokenizer, device_of(loaded.tokenizer)
-    opened = OpenData(data.model_copy(update={"cache": "none"}))  # of a large split only a few images are read
+    tokenizer, device = loaded.tokenizer, tokenizer_device(loaded.tokenizer)
+    opened = OpenData(data.model_copy(update={"cache": "none"}))  # only a few images of the split are read
     split = opened.image_batches("validation", 0)
-    wanted = tokenizer.config.image_channels
-    if split.channels != wanted or data.image_size != tokenizer.config.image_size:
+    channels = tokenizer.config.image_channels
+    if split.channels != channels or data.image_size != tokenizer.config.image_size:
         raise ConfigError(
-            f"{loaded.path}: was trained on {wanted} channels of {tokenizer.config.image_size}, but the data have "
+            f"{loaded.path}: was trained on {channels} channels of {tokenizer.config.image_size}, but the data have "
             f"{split.channels} of {data.image_size}; name the folder of its training with --root"
         )
     height, width = data.image_size
-    at_most = images or max(LEAST, min(MOST, pixels_for(device) // (height * width)))
-    chosen = np.linspace(0, len(split) - 1, min(at_most, len(split)), dtype=np.int64)
+    most = images or max(LEAST, min(MOST, pixels_for(device) // (height * width)))
+    chosen = np.linspace(0, len(split) - 1, min(most, len(split)), dtype=np.int64)
     parts: list[tuple[Tensor, ...]] = []
     for indices in np.array_split(chosen, -(-len(chosen) // BATCH)):
         batch, labels = split.batch(indices)
@@ -223,14 +217,18 @@ def measure(loaded: LoadedTokenizer, data: DataConfig, images: int | None = None
         x_hat = tokenizer.decode(bottlenecked.z_q).float().clamp(-1, 1)
         parts.append(tuple(part.cpu() for part in (x, labels, z.float(), bottlenecked.z_q.float(), codes, x_hat)))
     x, labels, z, z_q, codes, x_hat = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Measured(
+    return EncodedImages(
         loaded, data, opened.summary, split.classes, len(split),
         x, labels, z, z_q, codes if tokenizer.bottleneck.depth else None, x_hat, error_map(x, x_hat), psnr(x, x_hat),
     )  # fmt: skip
 
 
-def moved(data: DataConfig, root: str | None) -> DataConfig:
-    """The data in another folder; drawn ones have none, and stay."""
+def with_root(data: DataConfig, root: str | None) -> DataConfig:
+    """Return the data's config with its images in another folder; images that are drawn have no folder.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
     if root is None or data.is_drawn:
         return data
     if not Path(root).is_dir():
@@ -239,48 +237,51 @@ def moved(data: DataConfig, root: str | None) -> DataConfig:
 
 
 def pixels_for(device: torch.device) -> int:
-    """Number of pixels that are looked at on a device."""
+    """Return the number of pixels that a device encodes or decodes in a few seconds."""
     return PIXELS.get(device.type, PIXELS["cpu"])
 
 
-def device_of(tokenizer: Tokenizer) -> torch.device:
+def tokenizer_device(tokenizer: Tokenizer) -> torch.device:
+    """Return the device of the tokenizer's parameters."""
     return next(tokenizer.parameters()).device
 
 
-def codes_of(measured: Measured) -> Tensor:
-    """The codes (N, h, w, K); raises NothingToShowError where the latent is continuous."""
-    if measured.codes is None:
+def codes_of(encoded: EncodedImages) -> Tensor:
+    """Return the codes (N, h, w, K). Raises NothingToShowError if the latent is continuous."""
+    if encoded.codes is None:
         raise NothingToShowError(
-            f"the latent of this bottleneck ({measured.tokenizer.config.bottleneck.kind}) is continuous: there are no "
-            "codes, and nothing to show here"
+            f"the latent of this bottleneck ({encoded.tokenizer.config.bottleneck.kind}) is continuous: there are no "
+            "codes"
         )
-    return measured.codes
+    return encoded.codes
 
 
 def in_batches(network: Callable[[Tensor], Tensor], tensor: Tensor, device: torch.device) -> Tensor:
-    """Apply the network to a tensor (N, ...) part by part on the device; the result is on the CPU."""
+    """Apply a network to a tensor (N, ...) in batches on the device; return the result on the CPU."""
     return torch.cat([network(part.to(device)).cpu() for part in tensor.chunk(-(-len(tensor) // BATCH))])
 
 
 @torch.inference_mode()
-def decode(tokenizer: Tokenizer, z_q: Tensor) -> Tensor:
-    """(N, D, h, w) -> images (N, C, H, W), clamped to [-1, 1], on the CPU."""
-    return in_batches(lambda part: tokenizer.decode(part).float().clamp(-1, 1), z_q, device_of(tokenizer))
+def decode_latents(tokenizer: Tokenizer, z_q: Tensor) -> Tensor:
+    """Decode z_q (N, D, h, w) to images (N, C, H, W), clamped to [-1, 1], on the CPU."""
+    return in_batches(lambda part: tokenizer.decode(part).float().clamp(-1, 1), z_q, tokenizer_device(tokenizer))
 
 
 @torch.inference_mode()
-def vectors(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
-    """codes (N, h, w, K) -> z_q (N, D, h, w) on the CPU."""
-    return in_batches(lambda part: tokenizer.bottleneck.codes_to_latents(part).float(), codes, device_of(tokenizer))
+def look_up_vectors(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """Return z_q (N, D, h, w) of codes (N, h, w, K), on the CPU."""
+    return in_batches(
+        lambda part: tokenizer.bottleneck.codes_to_latents(part).float(), codes, tokenizer_device(tokenizer)
+    )
 
 
 def code_use(codes: Tensor, codebook_size: int) -> CodeUse:
-    """Histogram of the codes (N, h, w, K) over their codebooks."""
+    """Count how often each code occurs in codes (N, h, w, K), for each of the K codebooks."""
     use = CodeUse(codes.shape[-1], codebook_size, codes.device)
     use.add(codes)
     return use
 
 
 def error_map(x: Tensor, x_hat: Tensor) -> Tensor:
-    """Absolute difference (N, H, W) of images (N, C, H, W) in [-1, 1], mean over channels, as a share of the range."""
+    """Return the absolute difference (N, H, W) of images (N, C, H, W) in [-1, 1], mean over channels, in 0..1."""
     return (x_hat - x).abs().mean(dim=1) / 2.0

@@ -1,33 +1,35 @@
-"""The curves of a training, a chart for each question."""
+"""The curves of a training, from its log: one chart for each question."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw, drawable
-from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, plural, tag
-from stage1_tokenizer.diagnostics.report.page import note
-from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, measured_of, once
+from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html, with_drawable_points
+from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, tag
+from stage1_tokenizer.diagnostics.report.page import NothingToShowError
+from stage1_tokenizer.diagnostics.views.base import Subject, View, encoded_images, once
 from stage1_tokenizer.diagnostics.views.sheet import MARGIN, TOP, WIDTH, Sheet
 from stage1_tokenizer.engine.log_file import Curve
 
 SMOOTHING = 0.6
 PARTS = ("total", "l1", "l2", "perceptual", "adversarial", "bottleneck", "commitment")
-LABELS = {"bottleneck": "bottleneck, as it is in the total", "commitment": "commitment, a part of the bottleneck's"}
+LABELS = {"bottleneck": "bottleneck, as in the total", "commitment": "commitment, a part of the bottleneck's"}
 TRAINING, VALIDATION = 0, 1
-"""Their colours, in every chart that has both or one of them."""
-OTHERS = {
+"""Colours of the two curves, the same in every chart."""
+OTHER_UNITS = {
     "train/gradient_norm": "norm, before clipping",
     "train/lr": "learning rate",
-    "train/images_per_second": "pictures a second",
+    "train/images_per_second": "images a second",
 }
+"""Units of scalars without a chart of their own; these come first behind the fold."""
 MOST_OTHERS = 24
-"""Charts of scalars that have no place of their own."""
+"""Charts behind the fold, at most."""
 NO_CURVES = "there is no metrics.jsonl with entries yet, so there are no curves"
 
 
 def pair(
     curves: Mapping[str, Curve], name: str, title: str, unit: str, log: bool = False, from_zero: bool = False
 ) -> Chart:
-    """A scalar in training and in validation."""
+    """Return a chart of one scalar, in training and in validation."""
     series = []
     if f"train/{name}" in curves:
         series.append(Series("training", curves[f"train/{name}"], colour=TRAINING))
@@ -38,7 +40,7 @@ def pair(
 
 @once
 def charts_of(subject: Subject) -> list[Chart]:
-    """The charts of a tokenizer, the most telling first; those without a curve are left out later."""
+    """Return the charts of a tokenizer, the most informative first; some may have no curve."""
     curves = subject.run.curves
     if not curves:
         raise NothingToShowError(NO_CURVES)
@@ -57,7 +59,7 @@ def charts_of(subject: Subject) -> list[Chart]:
 
 
 def smooth(values: Iterable[float], weight: float = SMOOTHING) -> list[float]:
-    """s_t = sum_i weight^(t-i) x_i / sum_i weight^(t-i): a running mean without a pull to where it starts."""
+    """Return a running mean that is not biased towards its start: s_t = sum_i w^(t-i) x_i / sum_i w^(t-i)."""
     smoothed: list[float] = []
     total = norm = 0.0
     for value in values:
@@ -67,46 +69,49 @@ def smooth(values: Iterable[float], weight: float = SMOOTHING) -> list[float]:
 
 
 def draw_curves(subject: Subject) -> Sheet:
-    charts = [chart for chart in map(drawable, charts_of(subject)) if chart]
-    measured = measured_of(subject)
+    """Draw the charts in two columns, training curves also smoothed."""
+    charts = [chart for chart in map(with_drawable_points, charts_of(subject)) if chart]
+    encoded = encoded_images(subject)
     width, height, gap = (WIDTH - 2 * MARGIN - 1.0) / 2, 2.4, 0.75
-    bottleneck = measured.tokenizer.bottleneck
+    bottleneck = encoded.tokenizer.bottleneck
     size = f" The codebook has {bottleneck.codebook_size:,} codes." if bottleneck.depth else ""
     sheet = Sheet(
         TOP - 0.05 + -(-len(charts) // 2) * (height + gap),
-        "How the training went",
-        f"Faint: as logged. Bold: running mean, exponential with weight {SMOOTHING} per log entry, without bias at the "
-        f"start.\nDots: figures of the whole validation split, not smoothed.{size}",
-        measured.footer,
+        "Curves of the training",
+        f"Faint: as logged. Bold: exponential running mean with weight {SMOOTHING} per log entry, not biased towards "
+        f"the start.\nDots: metrics of the whole validation split, not smoothed.{size}",
+        encoded.footer,
     )
-    for place, chart in enumerate(charts):
-        row, column = divmod(place, 2)
+    for number, chart in enumerate(charts):
+        row, column = divmod(number, 2)
         top = TOP + 0.25 + row * (height + gap)
         sheet.chart(MARGIN + 0.4 + column * (width + 0.6), top, width, height, chart, smooth)
     return sheet
 
 
-def show_charts(curves: Mapping[str, Curve], charts: Sequence[Chart], others: Mapping[str, str] = OTHERS) -> Markup:
-    """These charts, and behind a fold all scalars that are in none of them."""
+def show_charts(curves: Mapping[str, Curve], charts: Sequence[Chart]) -> Markup:
+    """Return the charts, and behind a fold all other scalars as charts. Raises NothingToShowError: no log."""
     if not curves:
-        return note(f"{NO_CURVES.capitalize()}.")
-    drawn = [figure for figure in map(draw, charts) if figure]
+        raise NothingToShowError(NO_CURVES)
     used = {id(series.curve) for chart in charts for series in chart.series}
     unused = {name.partition("/")[::2] for name, curve in curves.items() if id(curve) not in used}
-    names = {name for kind, name in unused if kind in ("train", "validation")}
-    rest = [
-        pair(curves, name, name.replace("_", " ").capitalize(), others.get(f"train/{name}", ""))
-        for name in sorted(names, key=lambda name: (f"train/{name}" not in others, name))
+    pairs = {name for kind, name in unused if kind in ("train", "validation")}
+    others = [
+        pair(curves, name, name.replace("_", " ").capitalize(), OTHER_UNITS.get(f"train/{name}", ""))
+        for name in sorted(pairs, key=lambda name: (f"train/{name}" not in OTHER_UNITS, name))
     ]
-    for kind, name in sorted(unused - {(kind, name) for kind in ("train", "validation") for name in names}):
-        words = f"{kind} {name}".replace("_", " ").strip().capitalize()
-        rest.append(Chart(words, "", [Series("training", curves[f"{kind}/{name}" if name else kind])]))
-    shown: list[Child] = [figure for figure in map(draw, rest[:MOST_OTHERS]) if figure]
-    more = fold(plural(len(shown), "more curve"), tag("div", shown, class_="charts")) if shown else None
-    return join(tag("div", drawn, class_="charts"), more)
+    for kind, name in sorted(unused - {(kind, name) for kind in ("train", "validation") for name in pairs}):
+        title = f"{kind} {name}".replace("_", " ").strip().capitalize()
+        others.append(Chart(title, "", [Series("training", curves[f"{kind}/{name}" if name else kind])]))
+    folded = [figure for figure in map(chart_html, others[:MOST_OTHERS]) if figure]
+    return join(
+        tag("div", [figure for figure in map(chart_html, charts) if figure], class_="charts"),
+        fold(number_of(len(folded), "more curve"), tag("div", folded, class_="charts")) if folded else None,
+    )
 
 
 def show_curves(subject: Subject) -> Child:
+    """Return all curves of the run's log as charts."""
     return show_charts(subject.run.curves, charts_of(subject))
 
 

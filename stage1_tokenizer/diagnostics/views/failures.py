@@ -1,25 +1,25 @@
-"""The images at which a tokenizer fails, with what is odd about them."""
+"""The images that a tokenizer reconstructs worst, and the properties that set them apart from the others."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.report.markup import Child, join, percent, tag
-from stage1_tokenizer.diagnostics.views.base import Measured, Subject, View, measured_of
+from stage1_tokenizer.diagnostics.report.markup import Child, format_percent, join, tag
+from stage1_tokenizer.diagnostics.views.base import EncodedImages, Subject, View, encoded_images
 from stage1_tokenizer.diagnostics.views.reconstructions import caption, triple
 
 WORST = 6
-OFF = 0.1
-"""A share of the range by which a pixel is plainly wrong."""
+WRONG = 0.1
+"""Absolute error from which a pixel counts as wrong, as a share of the range of values."""
 UNUSUAL = 0.8
-"""An image that has more of something than this share of the others is unusual in it."""
+"""Share of the other images that an image must exceed in a property for the page to name it."""
 SHIFTED = 0.2
-"""A share of the squared error that is worth a word."""
+"""Share of the squared error that a shift of the whole image's colour must have for the page to name it."""
 
 
-class Oddity(NamedTuple):
-    """Something of which an image may have much, and how much of it each image has."""
+class Property(NamedTuple):
+    """A measurable property of images that may explain failures."""
 
     words: str
     amounts: Tensor
@@ -27,69 +27,70 @@ class Oddity(NamedTuple):
 
 
 def show_failures(subject: Subject) -> Child:
-    """The images with the least PSNR, the worst first."""
-    measured = measured_of(subject)
-    psnr, odd = measured.psnr, oddities(measured)
+    """Return the images with the lowest PSNR, the worst first."""
+    encoded = encoded_images(subject)
+    psnr, properties = encoded.psnr, properties_of(encoded)
     worst = psnr.argsort(stable=True)[:WORST].tolist()
-    together = rank_correlation(detail_of(measured.x), psnr)
-    rows = [triple(measured, place, _reasons(measured, place, odd)) for place in worst]
-    if together < -0.3:
-        verdict = "the more detail a picture has, the worse it becomes"
-    elif together > 0.3:
-        verdict = "pictures with more detail do not suffer; look at what else these have in common"
+    correlation = rank_correlation(detail_of(encoded.x), psnr)
+    rows = [triple(encoded, index, _describe_failure(encoded, index, properties)) for index in worst]
+    if correlation < -0.3:
+        verdict = "the more detail an image has, the worse its reconstruction"
+    elif correlation > 0.3:
+        verdict = "images with more detail are not worse; look for what these images have in common"
     else:
-        verdict = "detail alone does not explain which ones fail"
+        verdict = "detail alone does not explain which images fail"
+    lowest, highest = f"{psnr.min():.2f} dB here", f"{psnr.max():.2f} dB for the best image"
     return join(
         tag(
             "p",
-            f"The worst of {measured.pictures}: PSNR goes from {psnr.min():.2f} dB here to {psnr.max():.2f} dB at best",
-            f", {psnr.mean():.2f} dB on average. Rank correlation of PSNR with detail: ",
-            f"{together:+.2f}; {verdict}." if measured.number > 2 else "too few pictures to say.",
+            f"The worst of {encoded.description}: PSNR goes from {lowest} to {highest}, {psnr.mean():.2f} dB on "
+            "average. Rank correlation of PSNR with detail: ",
+            f"{correlation:+.2f}; {verdict}." if encoded.count > 2 else "too few images to say.",
         ),
         tag("div", rows, class_="triples"),
     )
 
 
 def detail_of(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) -> (N,), the mean difference of neighbouring pixels, 0..2."""
+    """Return the mean absolute difference of neighbouring pixels, (N,) in 0..2, of images (N, C, H, W)."""
     down, right = x.diff(dim=2).abs().flatten(1), x.diff(dim=3).abs().flatten(1)
     return torch.cat([down, right], dim=1).mean(dim=1) if down.numel() or right.numel() else torch.zeros(len(x))
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's, of (N,) and (N,); 0 where one of them is constant."""
-    ranks = torch.stack([each.argsort().argsort().double() for each in (a, b)])
+    """Return Spearman's rank correlation of (N,) and (N,); 0 if one of them is constant."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (a, b)])
     if len(a) < 3 or float(a.max()) == float(a.min()) or float(b.max()) == float(b.min()):
         return 0.0
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def oddities(measured: Measured) -> list[Oddity]:
-    """What can be measured of the pictures themselves. Each can be why one of them fails."""
-    x = measured.x
-    found = [Oddity("more detail", detail_of(x)), Oddity("more contrast", x.flatten(1).std(dim=1))]
+def properties_of(encoded: EncodedImages) -> list[Property]:
+    """Measure detail, contrast, colour and rarity of codes of the images."""
+    x = encoded.x
+    properties = [Property("more detail", detail_of(x)), Property("more contrast", x.flatten(1).std(dim=1))]
     if x.shape[1] == 3:
-        found.append(Oddity("more vivid colours", (x.amax(dim=1) - x.amin(dim=1)).flatten(1).mean(dim=1)))
-    if measured.codes is not None:
-        codes = measured.codes[..., 0]  # (N, h, w)
+        properties.append(Property("more vivid colours", (x.amax(dim=1) - x.amin(dim=1)).flatten(1).mean(dim=1)))
+    if encoded.codes is not None:
+        codes = encoded.codes[..., 0]  # (N, h, w)
         counts = torch.bincount(codes.flatten()).double()
-        found.append(Oddity("rarer codes", -counts[codes].log().flatten(1).mean(dim=1)))
-    return found
+        properties.append(Property("rarer codes", -counts[codes].log().flatten(1).mean(dim=1)))
+    return properties
 
 
-def _reasons(measured: Measured, place: int, odd: list[Oddity]) -> list[Child]:
-    """What is measured of a failure, and in what it differs from the others."""
-    difference = (measured.x_hat[place] - measured.x[place]) / 2.0  # (C, H, W)
-    off = float((difference.abs().mean(dim=0) > OFF).double().mean())
+def _describe_failure(encoded: EncodedImages, index: int, properties: list[Property]) -> list[Child]:
+    """Return a caption: the share of wrong pixels, a shift of colour, and the properties that are unusual."""
+    difference = (encoded.x_hat[index] - encoded.x[index]) / 2.0  # (C, H, W)
+    wrong = float((difference.abs().mean(dim=0) > WRONG).double().mean())
     shift = float(difference.mean(dim=(1, 2)).square().mean() / difference.square().mean().clamp_min(1e-12))
-    words = [f"{percent(off)} of the pixels are off by more than {percent(OFF)}"]
+    words = [f"{format_percent(wrong)} of the pixels are wrong by more than {format_percent(WRONG)}"]
     if shift > SHIFTED:
-        words.append(f"{percent(shift)} of the squared error is one shift of the whole picture's colour")
-    ranks = {each.words: float((each.amounts < each.amounts[place]).double().mean()) for each in odd}
+        words.append(f"{format_percent(shift)} of the squared error is one shift of the whole image's colour")
+    ranks = {each.words: float((each.amounts < each.amounts[index]).double().mean()) for each in properties}
     most = sorted((name for name, rank in ranks.items() if rank >= UNUSUAL), key=lambda name: -ranks[name])[:2]
-    unusual = " and ".join(f"{name} than {percent(ranks[name])}" for name in most)
-    words.append(f"it has {unusual} of the pictures" if most else "nothing measured here is unusual about it")
-    return [*caption(measured, place), tag("span", "; ".join(words) + ".", class_="why")]
+    unusual = " and ".join(f"{name} than {format_percent(ranks[name])}" for name in most)
+    words.append(f"it has {unusual} of the images" if most else "none of its measured properties is unusual")
+    return [*caption(encoded, index), tag("span", "; ".join(words) + ".", class_="why")]
 
 
 VIEW = View("failures", "Failures", show=show_failures)

@@ -1,4 +1,4 @@
-"""The lecture's one-pixel holes in a rotated object, enlarged."""
+"""One-pixel holes in a rotated object, enlarged: a test of whether the tokenizer keeps the finest details."""
 
 from typing import NamedTuple
 
@@ -6,25 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.views.base import NothingToShowError, Subject, View, measured_of
+from stage1_tokenizer.diagnostics.report.page import NothingToShowError
+from stage1_tokenizer.diagnostics.views.base import Subject, View, encoded_images
 from stage1_tokenizer.diagnostics.views.sheet import DPI, MARGIN, TOP, WIDTH, Sheet, fitting
 
 WINDOW = 24
-"""Pixels of the enlarged window around holes."""
+"""Pixels of a side of the enlarged window around the holes."""
 
 
 class Holes(NamedTuple):
-    """The image with the most one-pixel holes in an object, and where they are."""
+    """The image with the most one-pixel holes in an object, and their positions."""
 
-    place: int
+    image: int
+    """Its index."""
     mask: Tensor
-    """(H, W) bool."""
+    """(H, W) bool, True at the holes."""
 
 
 def hole_masks(x: Tensor) -> Tensor:
-    """(N, H, W) bool: black pixels all four of whose neighbours are of one colour that is not black.
+    """Return the holes (N, H, W) bool of images (N, C, H, W): black pixels with four neighbours of one other colour.
 
-    A hole of the lecture's forward mapping is of one pixel; black between two objects has neighbours of two colours.
+    Rotation by forward mapping (data/shapes.py) leaves holes of one pixel. A black pixel between two objects is not a
+    hole: its neighbours have two colours.
     """
     padded = F.pad(x, (1, 1, 1, 1), value=-1.0)  # (N, C, H + 2, W + 2)
     up, down, left, right = padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
@@ -33,18 +36,22 @@ def hole_masks(x: Tensor) -> Tensor:
 
 
 def find_holes(x: Tensor, labels: Tensor) -> Holes | None:
-    """The image (of x (N, C, H, W)) whose last object is a rectangle (label 0) and which has the most holes; where no
-    rectangle has any, any image; None where there are none at all."""
+    """Return the image of x (N, C, H, W) with the most holes; None if no image has any.
+
+    Images whose last object is a rectangle (label 0) are preferred.
+    """
     masks = hole_masks(x)
     counts = masks.sum(dim=(1, 2))
     rectangles = torch.where(labels == 0, counts, 0)
-    place = int((rectangles if rectangles.any() else counts).argmax())
-    return Holes(place, masks[place]) if counts[place] else None
+    image = int((rectangles if rectangles.any() else counts).argmax())
+    return Holes(image, masks[image]) if counts[image] else None
 
 
 def depth_kept(x: Tensor, x_hat: Tensor, mask: Tensor) -> float:
-    """The depth of holes (H, W) in x_hat (C, H, W), as a share of that in x: 1 reproduced, 0 filled in. Depth is
-    the mean over channels and holes of the neighbours' mean less the pixel."""
+    """Return the depth of the holes (H, W) in x_hat (C, H, W) divided by that in x: 1 is kept, 0 is filled in.
+
+    Depth is the neighbours' mean minus the pixel, averaged over channels and holes.
+    """
 
     def depth(image: Tensor) -> float:
         cross = image.new_tensor([[0.0, 0.25, 0.0], [0.25, -1.0, 0.25], [0.0, 0.25, 0.0]])
@@ -55,14 +62,15 @@ def depth_kept(x: Tensor, x_hat: Tensor, mask: Tensor) -> float:
 
 
 def draw_holes(subject: Subject) -> Sheet:
-    measured = measured_of(subject)
-    data = measured.loaded.data
-    drawn = data.get("kind") == "shapes" and bool(data.get("holes"))
-    holes = find_holes(measured.x, measured.labels) if drawn else None
+    """Draw the holes of one image: original, reconstruction and error."""
+    encoded = encoded_images(subject)
+    data = encoded.loaded.data
+    has_holes = data.get("kind") == "shapes" and bool(data.get("holes"))
+    holes = find_holes(encoded.x, encoded.labels) if has_holes else None
     if holes is None:
         raise NothingToShowError("the images are not drawn shapes with holes (data.holes)")
-    x, x_hat = measured.x[holes.place], measured.x_hat[holes.place]
-    H, W = measured.image_size
+    x, x_hat = encoded.x[holes.image], encoded.x_hat[holes.image]
+    H, W = encoded.image_size
     side_y, side_x = min(WINDOW, H), min(WINDOW, W)
     centre = torch.nonzero(holes.mask).double().median(dim=0).values
     top = min(max(0, int(centre[0]) - side_y // 2), H - side_y)
@@ -72,17 +80,17 @@ def draw_holes(subject: Subject) -> Sheet:
     kept = depth_kept(x, x_hat, holes.mask)
     sheet = Sheet(
         TOP + 0.4 + height + 0.15,
-        "One-pixel holes in a rotated object: the lecture's test",
-        f"{side_y}x{side_x} pixels of image {holes.place + 1}, enlarged {round(width * DPI / side_x)} times; "
+        "One-pixel holes in a rotated object",
+        f"{side_y}x{side_x} pixels of image {holes.image + 1}, enlarged {round(width * DPI / side_x)} times; "
         f"boxes mark its {int(holes.mask.sum())} holes.\nThe reconstruction keeps {kept:.0%} of their depth "
         "(100%: as dark as in the original, 0%: filled in).",
-        measured.footer,
+        encoded.footer,
     )
     for column, name in enumerate(("original", "reconstruction", "absolute error")):
         x0, y0 = MARGIN + column * (width + 0.2), TOP + 0.35
         sheet.text(x0, TOP + 0.25, name, size=11, weight="bold")
         if name == "absolute error":
-            sheet.error(measured.errors[holes.place][window[1:]], x0, y0, width)
+            sheet.error(encoded.errors[holes.image][window[1:]], x0, y0, width)
         else:
             sheet.image((x if name == "original" else x_hat)[window], x0, y0, width)
         dot = width / side_x

@@ -1,4 +1,4 @@
-"""Many dimensions on two or three: principal components, or UMAP."""
+"""Projections of vectors on two or three dimensions: principal components or UMAP."""
 
 import importlib.util
 import warnings
@@ -18,37 +18,40 @@ class Pca(NamedTuple):
     mean: Tensor
     """(d,)"""
     axes: Tensor
-    """(d, components), orthonormal; zero where the vectors have fewer dimensions or none is left to explain."""
+    """(d, components), orthonormal; a zero column where the vectors have no further dimension that varies."""
     explained: Tensor
-    """(components,), the share of the variance along each."""
+    """(components,), share of the variance along each axis."""
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """(..., d) -> (..., components)."""
+        """Project vectors (..., d) to (..., components)."""
         return (vectors.double() - self.mean) @ self.axes
 
 
 def pca(vectors: Tensor, components: int) -> Pca:
-    """Principal components of vectors (N, d), in float64. The sign of an axis is that which makes its largest entry
-    positive: a decomposition leaves it open, and the same vectors must give the same picture."""
+    """Compute the principal components of vectors (N, d), in float64.
+
+    The largest entry of each axis is positive: a decomposition leaves the sign open, but the same vectors must give the
+    same image.
+    """
     mean = vectors.double().mean(dim=0)
     centred = vectors.double() - mean
-    # The covariance and not the vectors themselves: (d, d), however many vectors there are.
+    # The covariance is (d, d), however many vectors there are; a decomposition of the vectors would be (N, d).
     variances, axes = torch.linalg.eigh(centred.T @ centred / max(1, len(vectors)))  # ascending
     variances, axes = variances.flip(0).clamp_min(0.0), axes.flip(1)
     total = float(variances.sum())
-    used = variances > 1e-12 * max(total, 1e-30)
+    is_used = variances > 1e-12 * max(total, 1e-30)
     largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, d)
-    axes = axes * largest.sign() * used
+    axes = axes * largest.sign() * is_used
     missing = max(0, components - axes.shape[1])
     return Pca(
         mean,
         torch.nn.functional.pad(axes, (0, missing))[:, :components],
-        torch.nn.functional.pad(variances * used / max(total, 1e-30), (0, missing))[:components],
+        torch.nn.functional.pad(variances * is_used / max(total, 1e-30), (0, missing))[:components],
     )
 
 
 def check_projection(kind: ProjectionKind) -> None:
-    """Raises ConfigError where UMAP is asked for and not installed."""
+    """Raise ConfigError if the projection is UMAP and the package is not installed."""
     if kind == "umap" and importlib.util.find_spec("umap") is None:
         raise ConfigError(
             "--projection umap: the package umap-learn is not installed; install it with "
@@ -57,11 +60,11 @@ def check_projection(kind: ProjectionKind) -> None:
 
 
 def umap(vectors: Tensor, seed: int) -> Tensor:
-    """UMAP of vectors (N, d): (N, 2)."""
+    """Project vectors (N, d) to (N, 2) with UMAP."""
     from umap import UMAP  # noqa: PLC0415 (an optional extra, and slow to import)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that a seed means one thread
+        warnings.simplefilter("ignore")  # UMAP warns that a seed means one thread
         neighbours = min(15, len(vectors) - 1)
-        placed = UMAP(n_neighbors=neighbours, random_state=seed % 2**32, init="pca").fit_transform(vectors.numpy())
-    return torch.from_numpy(placed).double()
+        projected = UMAP(n_neighbors=neighbours, random_state=seed % 2**32, init="pca").fit_transform(vectors.numpy())
+    return torch.from_numpy(projected).double()

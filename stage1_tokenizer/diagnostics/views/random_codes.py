@@ -1,4 +1,4 @@
-"""Why a prior is needed: what the decoder makes of codes, or latents, that no image has."""
+"""Images decoded from random codes or latents: they show that a decoder needs a prior to draw a plausible image."""
 
 import torch
 from torch import Tensor
@@ -7,27 +7,27 @@ from stage1_tokenizer.diagnostics.views.base import (
     Subject,
     View,
     code_use,
-    decode,
-    device_of,
-    measured_of,
+    decode_latents,
+    encoded_images,
+    look_up_vectors,
     once,
-    vectors,
+    tokenizer_device,
 )  # fmt: skip
 from stage1_tokenizer.diagnostics.views.sheet import GREY, MARGIN, TOP, WIDTH, Sheet, fitting
 
 SIDE = 5
-"""A block has SIDE x SIDE pictures."""
+"""A block has SIDE x SIDE images."""
 
 
 def uniform_codes(shape: torch.Size, codebook_size: int, generator: torch.Generator) -> Tensor:
-    """Codes of the shape (N, h, w, K), each of 0..V-1 as likely as any other."""
+    """Draw codes of the shape (N, h, w, K), all of 0..V-1 equally likely."""
     return torch.randint(codebook_size, shape, generator=generator)
 
 
 def unigram_codes(counts: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Codes of the shape (N, h, w, K), the k-th as often as counts (K, V) say, and independent of one another."""
+    """Draw independent codes of the shape (N, h, w, K), of codebook k with probabilities counts[k] / sum, (K, V)."""
     n = shape[:-1].numel()
-    # Numbers drawn by the cumulative counts: multinomial allows no more than 2**24 codes.
+    # Inverse of the cumulative counts, because torch.multinomial allows at most 2**24 codes.
     edges = counts.double().cumsum(dim=1)
     drawn = torch.rand(len(counts), n, generator=generator, dtype=torch.float64) * edges[:, -1:]
     ids = torch.searchsorted(edges, drawn, right=True).clamp_max(counts.shape[1] - 1)  # (K, n)
@@ -35,13 +35,15 @@ def unigram_codes(counts: Tensor, shape: torch.Size, generator: torch.Generator)
 
 
 def shuffled(z_q: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """n latent grids (n, D, h, w) of vectors from z_q (N, D, h, w): from any image and position, and from any image but
-    the same position."""
+    """Draw n latent grids (n, D, h, w) twice, with vectors from random images of z_q (N, D, h, w).
+
+    In the first result the vectors come from any position, in the second from the same position.
+    """
     N, _, h, w = z_q.shape
     flat = z_q.flatten(2)  # (N, D, h * w)
     images = torch.randint(N, (2, n, h * w), generator=generator)
-    places = torch.randint(h * w, (n, h * w), generator=generator)
-    anywhere = flat[images[0], :, places]  # (n, h * w, D)
+    positions = torch.randint(h * w, (n, h * w), generator=generator)
+    anywhere = flat[images[0], :, positions]  # (n, h * w, D)
     in_place = flat[images[1], :, torch.arange(h * w).expand(n, -1)]
     anywhere, in_place = (part.transpose(1, 2).reshape(n, -1, h, w) for part in (anywhere, in_place))
     return anywhere, in_place
@@ -49,50 +51,51 @@ def shuffled(z_q: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, T
 
 @once
 def blocks_of(subject: Subject) -> dict[tuple[str, str], Tensor]:
-    """Blocks of up to SIDE x SIDE images (n, C, H, W) each, under their heading and its explanation."""
-    measured, n = measured_of(subject), SIDE * SIDE
+    """Return blocks of up to SIDE x SIDE images (n, C, H, W), by heading and explanation."""
+    encoded, n = encoded_images(subject), SIDE * SIDE
     generator = torch.Generator().manual_seed(subject.seed)
-    tokenizer, bottleneck = measured.tokenizer, measured.tokenizer.bottleneck
+    tokenizer, bottleneck = encoded.tokenizer, encoded.tokenizer.bottleneck
     latents: dict[tuple[str, str], Tensor] = {}
-    if measured.codes is not None:
-        size, shape = bottleneck.codebook_size, torch.Size((n, *measured.codes.shape[1:]))
+    if encoded.codes is not None:
+        size, shape = bottleneck.codebook_size, torch.Size((n, *encoded.codes.shape[1:]))
         uniform = uniform_codes(shape, size, generator)
-        unigram = unigram_codes(code_use(measured.codes, size).counts, shape, generator)
-        latents["uniform codes", f"each of the {size} equally likely"] = vectors(tokenizer, uniform)
-        latents["codes by their frequency", "as often as in images, but independent"] = vectors(tokenizer, unigram)
+        unigram = unigram_codes(code_use(encoded.codes, size).counts, shape, generator)
+        latents["uniform codes", f"each of the {size} equally likely"] = look_up_vectors(tokenizer, uniform)
+        latents["codes by their frequency", "as in images, but independent"] = look_up_vectors(tokenizer, unigram)
     else:
-        anywhere, in_place = shuffled(measured.z_q, n, generator)
-        latents["latents of any image and position", "each place another one"] = anywhere
+        anywhere, in_place = shuffled(encoded.z_q, n, generator)
+        latents["latents of any image and position", "another one at each position"] = anywhere
         if bottleneck.noise_channels:
-            noise = torch.randn(n, bottleneck.noise_channels, *measured.z_q.shape[2:], generator=generator)
+            noise = torch.randn(n, bottleneck.noise_channels, *encoded.z_q.shape[2:], generator=generator)
             with torch.inference_mode():
-                drawn = bottleneck.sample(noise.to(device_of(tokenizer))).cpu()
+                drawn = bottleneck.sample(noise.to(tokenizer_device(tokenizer))).cpu()
             latents["noise from N(0, I)", "the bottleneck's own prior"] = drawn
         else:
-            latents["latents of any image", "each place another image's, in place"] = in_place
-    blocks = {names: decode(tokenizer, z_q) for names, z_q in latents.items()}
-    return blocks | {("real", "reconstructions of validation images"): measured.x_hat[measured.spread(n)]}
+            latents["latents of any image", "another image's at each position"] = in_place
+    blocks = {names: decode_latents(tokenizer, z_q) for names, z_q in latents.items()}
+    return blocks | {("real", "reconstructions of validation images"): encoded.x_hat[encoded.spaced_indices(n)]}
 
 
 def draw_random_codes(subject: Subject) -> Sheet:
-    measured, blocks = measured_of(subject), blocks_of(subject)
+    """Draw two blocks of images from random codes, and one of reconstructions."""
+    encoded, blocks = encoded_images(subject), blocks_of(subject)
     block_width = (WIDTH - 2 * MARGIN - 2 * 0.3) / 3
-    width, height = fitting(measured.image_size, block_width / SIDE - 0.02)
+    width, height = fitting(encoded.image_size, block_width / SIDE - 0.02)
     gap = block_width / SIDE - width
-    kind = "codes" if measured.codes is not None else "latents"
+    kind = "codes" if encoded.codes is not None else "latents"
     sheet = Sheet(
         TOP + 0.55 + SIDE * (height + gap) + 0.1,
-        f"Decoded at random: {kind} alone do not make a picture",
-        f"The decoder turns any {kind} into some image. Which of them belong side by side, a prior has to learn:\n"
-        "all that the left blocks lack of the right one.",
-        measured.footer,
+        f"Decoded at random: {kind} alone do not make an image",
+        f"The decoder turns any {kind} into some image. A prior has to learn which of them go together:\n"
+        "this is what the first two blocks lack and the last one has.",
+        encoded.footer,
     )
     for column, ((name, explanation), images) in enumerate(blocks.items()):
         left = MARGIN + column * (block_width + 0.3)
         sheet.text(left, TOP + 0.25, name, size=11, weight="bold")
         sheet.text(left, TOP + 0.43, explanation, size=8, color=GREY)
-        for place, image in enumerate(images):
-            row, col = divmod(place, SIDE)
+        for number, image in enumerate(images):
+            row, col = divmod(number, SIDE)
             sheet.image(image, left + col * block_width / SIDE, TOP + 0.55 + row * (height + gap), width)
     return sheet
 

@@ -1,4 +1,4 @@
-"""A sheet of paper: every picture is laid out on one, in inches from its top left corner, with title and caption."""
+"""The sheet on which each PNG of analyze.py is drawn: positions in inches from its top left corner, title, caption."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stage1_tokenizer.diagnostics.report.charts import Chart, frame_of, tick_label
+from stage1_tokenizer.diagnostics.report.charts import Chart, fit_frame, tick_label
 from stage1_tokenizer.diagnostics.report.embedded_images import BRIGHTEST, pixels
 
-# matplotlib is imported when a sheet is drawn: it looks for fonts, and a training, which imports this, draws none.
+# matplotlib is imported only when a sheet is drawn: its import searches for fonts, and a training imports this module.
 # ruff: noqa: PLC0415
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DPI = 120
 WIDTH = 10.0
-"""Width of every sheet."""
+"""Width of every sheet in inches."""
 MARGIN = 0.4
 TOP = 1.2
-"""Where the title and the caption (of two lines at most) have ended."""
+"""Height of the title and a caption of two lines in inches."""
 INK, GREY, FAINT = "#1f2430", "#6b7280", "#d5d9e0"
 COLOURS = ("#2f6fb0", "#d1602f", "#3c9a5f", "#8457a8", "#b8892b", "#3aa6a6", "#c04d7b", "#7a7f87")
 STYLE: Any = {
@@ -47,15 +47,15 @@ STYLE: Any = {
 
 
 class Sheet:
-    """A figure of its own (no pyplot, whose figures are global). It is made, drawn on and saved within STYLE."""
+    """A matplotlib Figure with methods that place text, images and charts. Create and save it within STYLE."""
 
     def __init__(self, height: float, title: str, caption: str, footer: str) -> None:
-        """`caption`: one or two lines under the title; `footer`: one line, the same on all pictures of a run."""
-        from matplotlib.figure import Figure
+        """`caption`: one or two lines under the title; `footer`: the last line, the same on all sheets of a run."""
+        from matplotlib.figure import Figure  # not pyplot, which keeps its figures in memory
 
-        self.height = round((height + 0.35) * DPI) / DPI  # whole dots, so that pictures lie on whole dots
+        self.height = round((height + 0.35) * DPI) / DPI  # whole dots, so that the pixels of images are whole dots
         self.figure = Figure(figsize=(WIDTH, self.height), dpi=DPI, facecolor="white")
-        # One frame over the whole sheet in inches, y downwards, carries pictures and words.
+        # One frame over the whole sheet, in inches with y downwards, holds images and text.
         self._page = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))
         self._page.set(xlim=(0.0, WIDTH), ylim=(self.height, 0.0))
         self._page.set_axis_off()
@@ -64,36 +64,38 @@ class Sheet:
         self.text(WIDTH - MARGIN, self.height - 0.14, footer, size=7, color=GREY, ha="right")
 
     def text(self, x: float, y: float, words: str, **options: Any) -> None:
-        """Words whose baseline starts at (x, y). A `$` is a dollar sign."""
+        """Write text whose baseline starts at (x, y). A `$` is a dollar sign, not mathematics."""
         self._page.text(x, y, words.replace("$", r"\$"), **options)
 
     def image(self, image: Tensor | NDArray[Any], x: float, y: float, width: float, **options: Any) -> float:
-        """An image, (C, H, W) in [-1, 1] or an array (H, W[, 3]), at (x, y), on whole dots; returns its height.
-        Enlarged pixels keep their edges."""
-        picture = pixels(image) if isinstance(image, Tensor) else image
-        picture = picture[..., 0] if picture.shape[2:] == (1,) else picture
-        H, W = picture.shape[:2]
+        """Draw an image, (C, H, W) in [-1, 1] or an array (H, W[, 3]), at (x, y) and return its height in inches.
+
+        Enlarged pixels keep sharp edges.
+        """
+        array = pixels(image) if isinstance(image, Tensor) else image
+        array = array[..., 0] if array.shape[2:] == (1,) else array
+        H, W = array.shape[:2]
         height = width * H / W
         x, y = round(x * DPI) / DPI, round(y * DPI) / DPI
-        enlarged = "nearest" if width * DPI >= W else "antialiased"
-        options = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": enlarged, **options}
-        self._page.imshow(picture, extent=(x, x + width, y + height, y), aspect="auto", **options)
-        self._page.set(xlim=(0.0, WIDTH), ylim=(self.height, 0.0))  # imshow moves the limits
+        interpolation = "nearest" if width * DPI >= W else "antialiased"
+        options = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": interpolation, **options}
+        self._page.imshow(array, extent=(x, x + width, y + height, y), aspect="auto", **options)
+        self._page.set(xlim=(0.0, WIDTH), ylim=(self.height, 0.0))  # imshow changes the limits
         return height
 
     def error(self, error: Tensor, x: float, y: float, width: float) -> None:
-        """A map of errors (H, W), as shares of the range of values: black for none."""
+        """Draw an error map (H, W) in 0..1: black for 0, brightest from BRIGHTEST on."""
         self.image(error.numpy(), x, y, width, cmap="inferno", vmin=0.0, vmax=BRIGHTEST)
 
     def box(self, x: float, y: float, width: float, height: float, **options: Any) -> None:
-        """The outline of a rectangle."""
+        """Draw the outline of a rectangle."""
         from matplotlib.patches import Rectangle
 
         style: dict[str, Any] = {"fill": False, "edgecolor": GREY, "lw": 0.7, **options}
         self._page.add_patch(Rectangle((x, y), width, height, **style))
 
     def plot(self, x: float, y: float, width: float, height: float) -> "Axes":
-        """Axes whose frame is this rectangle."""
+        """Return axes whose frame is this rectangle."""
         return self.figure.add_axes((x / WIDTH, 1.0 - (y + height) / self.height, width / WIDTH, height / self.height))
 
     def chart(
@@ -105,10 +107,13 @@ class Sheet:
         chart: Chart,
         smooth: Callable[[Sequence[float]], Sequence[float]] | None = None,
     ) -> None:
-        """A `drawable` chart in this rectangle. `smooth`: draw curves without dots faint, and smoothed over it."""
+        """Draw a chart (after `with_drawable_points`) in this rectangle.
+
+        smooth: draw each curve without dots twice, faint as it is and bold after this function.
+        """
         from matplotlib.ticker import NullLocator
 
-        axes, frame = self.plot(x, y, width, height), frame_of(chart)
+        axes, frame = self.plot(x, y, width, height), fit_frame(chart)
         axes.set_title(chart.title)
         axes.set_title(chart.unit, loc="right", fontsize=8, fontweight="normal", color=GREY)
         axes.set_xlabel(chart.x_name, loc="right", color=GREY)
@@ -137,15 +142,17 @@ class Sheet:
         axes.legend(loc="best")
 
     def png(self) -> bytes:
-        """The picture file; the same sheet gives the same bytes."""
+        """Return the PNG file; equal sheets give equal bytes."""
         file = io.BytesIO()
         self.figure.savefig(file, format="png", metadata={"Software": None})
         return file.getvalue()
 
 
 def fitting(size: tuple[int, int], largest: float) -> tuple[float, float]:
-    """Width and height in inches of an image of H, W pixels, up to `largest` in either direction, at which a pixel
-    covers a whole number of dots."""
+    """Return width and height in inches of an image of H, W pixels, up to `largest` in either direction.
+
+    A pixel covers a whole number of dots.
+    """
     H, W = size
     dots = largest * DPI / max(H, W)
     dots = int(dots) if dots >= 1 else dots

@@ -1,7 +1,7 @@
-"""The tokens of pictures laid over them: which code stands where, what it looks like, and where else it is used.
+"""Images with their tokens on top: the code at each position, its patch, and other positions that have it.
 
-The codes are in the page as a table over each picture, which is all that is needed to read them. page.js makes of it a
-grid to point at and to walk through, and looks up the other pictures in a sheet that the page carries.
+The page has the codes as a table over each image, which can be read without a script. page.js turns the table into a
+grid to point at and to walk through with the arrow keys, and finds the code in other images, which are tiled in one.
 """
 
 import torch
@@ -14,99 +14,104 @@ from stage1_tokenizer.diagnostics.report.embedded_images import (
     fitted,
     img,
     pixels,
-    sheet,
     sprites_of,
+    tiled,
 )  # fmt: skip
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, data_block, join, tag
-from stage1_tokenizer.diagnostics.views.atlas import SHEET_SIDE, Choice, atlas_of_run, choice_of, means_of
+from stage1_tokenizer.diagnostics.views.atlas import SEARCHED_SIDE, Choice, atlas_of_run, choice_of, means_of
 from stage1_tokenizer.diagnostics.views.base import (
-    Measured,
+    EncodedImages,
     Subject,
     View,
     codes_of,
-    decode,
-    device_of,
-    measured_of,
+    decode_latents,
+    encoded_images,
+    look_up_vectors,
     once,
     pixels_for,
-    vectors,
+    tokenizer_device,
 )  # fmt: skip
 
-ROOM = 32
-"""Digits in a row that can be read over a picture on a phone; where there are more, they stand below it."""
+READABLE_DIGITS = 32
+"""Digits in a row that can be read over an image on a phone; if there are more, the codes are below the image."""
 LARGE = 512
-"""Pixels on the screen of the picture with the tokens."""
-ALONE = 512
+"""Pixels on the screen of the image with the tokens."""
+MOST_ALONE = 512
 """Codes that are decoded alone, at most."""
-SHEET_COLUMNS = 8
+TILE_COLUMNS = 8
 
 
 @once
 def alone_of(subject: Subject) -> Sprites | None:
-    """The middle of the image that the decoder draws from one code alone, for each code that is shown; None where this
-    would take long, or where a position has several codes."""
-    measured, codes = measured_of(subject), choice_of(subject).codes[:ALONE]
-    tokenizer = measured.tokenizer
-    H, W = measured.image_size
-    if tokenizer.bottleneck.depth != 1 or len(codes) * H * W > pixels_for(device_of(tokenizer)):
+    """Decode each shown code alone (a grid of this code only) and return the middle patches as sprites.
+
+    None if this would take long, or if a position has several codes.
+    """
+    encoded, codes = encoded_images(subject), choice_of(subject).codes[:MOST_ALONE]
+    tokenizer = encoded.tokenizer
+    H, W = encoded.image_size
+    if tokenizer.bottleneck.depth != 1 or len(codes) * H * W > pixels_for(tokenizer_device(tokenizer)):
         return None
     h, w, _, _ = tokenizer.shape
     grids = torch.tensor(codes)[:, None, None, None].expand(-1, h, w, 1)
     factor = tokenizer.config.network.factor
     top, left = h // 2 * factor, w // 2 * factor
-    drawn = decode(tokenizer, vectors(tokenizer, grids))[:, :, top : top + factor, left : left + factor]
-    return sprites_of("alone", codes, drawn)
+    images = decode_latents(tokenizer, look_up_vectors(tokenizer, grids))
+    return sprites_of("alone", codes, images[:, :, top : top + factor, left : left + factor])
 
 
 def show_tokens(subject: Subject) -> Child:
-    """The pictures with their codes over them, and what is known of each code."""
-    measured, atlas, own = measured_of(subject), atlas_of_run(subject), alone_of(subject)
-    places, number, rows, columns, _ = choice = choice_of(subject)
-    pictures = fitted(measured.x[places], SHEET_SIDE)
-    depth, whole = measured.tokenizer.bottleneck.depth, codes_of(measured).shape[1:3]
-    names = [_name(measured, place, index) for index, place in enumerate(places[:number])]
-    options = [
+    """Return the images with their codes on top, and data about each code."""
+    encoded, atlas, alone, choice = (
+        encoded_images(subject), atlas_of_run(subject), alone_of(subject), choice_of(subject),
+    )  # fmt: skip
+    rows, columns = choice.rows, choice.columns
+    images = fitted(encoded.x[choice.images], SEARCHED_SIDE)
+    depth, (h, w) = encoded.tokenizer.bottleneck.depth, codes_of(encoded).shape[1:3]
+    shown = choice.images[: choice.shown]
+    names = [_image_name(encoded, index, number) for number, index in enumerate(shown, start=1)]
+    buttons = [
         tag("button", img(pixels(image), name, enlargement(max(image.shape[1:]), 56)), type="button",
-            aria_pressed="true" if index == 0 else "false", data_picture=index)
-        for index, (image, name) in enumerate(zip(pictures[:number], names, strict=True))
+            aria_pressed="true" if number == 0 else "false", data_picture=number)
+        for number, (image, name) in enumerate(zip(images[: choice.shown], names, strict=True))
     ]  # fmt: skip
     overlays = [
-        _overlay(measured, place, index, name, choice)
-        for index, (place, name) in enumerate(zip(places[:number], names, strict=True))
+        _overlay(encoded, index, number, name, choice)
+        for number, (index, name) in enumerate(zip(shown, names, strict=True))
     ]
     return join(
-        own.style if own else None,
+        alone.style if alone else None,
         tag(
             "p",
-            f"Each picture is {whole[0]} by {whole[1]} codes out of {atlas.codebook_size:,}. ",
+            f"Each image has {h} by {w} positions with codes out of {atlas.codebook_size:,}. ",
             f"Of the {depth} codes of a position the first one is shown. " if depth > 1 else None,
-            f"Only the top left {rows} by {columns} are shown. " if (rows, columns) != tuple(whole) else None,
-            tag("span", "Point at a position, tap it, or walk with the arrow keys.", class_="js-only"),
+            f"Only the top left {rows} by {columns} positions are shown. " if (rows, columns) != (h, w) else None,
+            tag("span", "Point at a position, tap it, or move with the arrow keys.", class_="js-only"),
             tag("span", "The numbers are the codes.", class_="no-js"),
         ),
-        tag("div", options, class_="picker js-only", role="group", aria_label="Picture to look at"),
+        tag("div", buttons, class_="picker js-only", role="group", aria_label="Image to look at"),
         tag(
             "div",
             tag("div", overlays, class_="overlays"),
-            _inspector(own is not None),
-            class_=f"tokens{' dense' if columns * len(str(atlas.codebook_size)) > ROOM else ''}",
+            _inspector(alone is not None),
+            class_=f"tokens{' dense' if columns * len(str(atlas.codebook_size)) > READABLE_DIGITS else ''}",
             data_columns=columns,
         ),
-        # All of them as one background, of which an element shows a part.
-        Markup(f"<style>.elsewhere span{{background-image:url({data_uri(sheet(pictures, SHEET_COLUMNS))})}}</style>"),
-        data_block("tokens-data", _data(subject)),
+        # All images in one background, of which each element shows a part.
+        Markup(f"<style>.elsewhere span{{background-image:url({data_uri(tiled(images, TILE_COLUMNS))})}}</style>"),
+        data_block("tokens-data", _script_data(subject)),
     )
 
 
-def _overlay(measured: Measured, place: int, index: int, name: str, choice: Choice) -> Markup:
-    """A picture, its reconstruction, and over them the table of its codes."""
-    rows, columns, factor = choice.rows, choice.columns, measured.tokenizer.config.network.factor
-    both = [image[:, : rows * factor, : columns * factor] for image in (measured.x[place], measured.x_hat[place])]
-    small = fitted(torch.stack(both), LARGE)
+def _overlay(encoded: EncodedImages, index: int, number: int, name: str, choice: Choice) -> Markup:
+    """Return an image, its reconstruction, and the table of its codes on top of them."""
+    rows, columns, factor = choice.rows, choice.columns, encoded.tokenizer.config.network.factor
+    both = torch.stack([encoded.x[index], encoded.x_hat[index]])[..., : rows * factor, : columns * factor]
+    small = fitted(both, LARGE)
     scale = enlargement(max(small.shape[2:]), LARGE)
-    codes: list[list[int]] = codes_of(measured)[place, :rows, :columns, 0].tolist()
+    codes: list[list[int]] = codes_of(encoded)[index, :rows, :columns, 0].tolist()
     cells = [
-        tag("tr", [tag("td", tag("span", str(code))) for code in line]) for line in codes
+        tag("tr", [tag("td", tag("span", str(code))) for code in row]) for row in codes
     ]  # page.js adds the roles of a grid
     table = tag("table", tag("caption", f"Codes of {name}", class_="unseen"), tag("tbody", cells))
     stage = tag(
@@ -117,15 +122,14 @@ def _overlay(measured: Measured, place: int, index: int, name: str, choice: Choi
         class_="stage",
         style=f"--columns:{columns};--rows:{rows};--wide:{round(small.shape[3] * scale)}px",
     )
-    return tag("figure", stage, tag("figcaption", name), class_="overlay", data_picture=index)
+    return tag("figure", stage, tag("figcaption", name), class_="overlay", data_picture=number)
 
 
-def _inspector(has_own: bool) -> Markup:
-    """What page.js fills in."""
+def _inspector(has_alone: bool) -> Markup:
+    """Return the empty elements that page.js fills with the data of the current code."""
     patches: list[Child] = [tag("figure", tag("span", class_="patch mean"), tag("figcaption", "its mean patch"))]
-    if has_own:
-        drawn = tag("figure", tag("span", class_="patch alone"), tag("figcaption", "decoded alone"))
-        patches.append(drawn)
+    if has_alone:
+        patches.append(tag("figure", tag("span", class_="patch alone"), tag("figcaption", "decoded alone")))
     return tag(
         "div",
         tag("p", tag("span", "Code", class_="unit"), " ", tag("output", "", class_="number"), class_="heading"),
@@ -142,44 +146,44 @@ def _inspector(has_own: bool) -> Markup:
     )
 
 
-def _data(subject: Subject) -> dict[str, object]:
-    """Data for page.js: the codes of the sheet's pictures, and for each of them how often it is used and where its
-    patch is."""
-    measured, atlas, own, means = measured_of(subject), atlas_of_run(subject), alone_of(subject), means_of(subject)
-    places, number, rows, columns, _ = choice_of(subject)
-    codes = codes_of(measured)[places, ..., 0]  # (n, h, w)
-    seen = set(codes.flatten().tolist())
+def _script_data(subject: Subject) -> dict[str, object]:
+    """Return the data of page.js: the codes of the tiled images, and the count, rank and patches of each code."""
+    encoded, atlas, alone, means = encoded_images(subject), atlas_of_run(subject), alone_of(subject), means_of(subject)
+    choice = choice_of(subject)
+    codes = codes_of(encoded)[choice.images, ..., 0]  # (n, h, w)
+    occurring = set(codes.flatten().tolist())
     used = {
         code: [count, rank]
         for rank, (code, count) in enumerate(zip(atlas.ids.tolist(), atlas.counts.tolist(), strict=True), start=1)
-        if code in seen
+        if code in occurring
     }
     return {
         "codes": codes.flatten(1).tolist(),
-        "start": [_start(measured, place, rows, columns) for place in places[:number]],
+        "start": [_first_position(encoded, index, choice) for index in choice.images[: choice.shown]],
         "grid": list(codes.shape[1:]),
-        "shown": [rows, columns],
-        "columns": SHEET_COLUMNS,
-        "labels": [measured.label(place) for place in places],
+        "shown": [choice.rows, choice.columns],
+        "columns": TILE_COLUMNS,
+        "labels": [encoded.class_name(index) for index in choice.images],
         "used": used,
         "distinct": len(atlas.ids),
         "total": int(atlas.counts.sum()),
-        "pictures": measured.number,
-        "mean": {code: means.position(code) for code in means.places if code in seen},
-        "alone": {code: own.position(code) for code in own.places} if own else {},
+        "images": encoded.count,
+        "mean": {code: means.position(code) for code in means.indices if code in occurring},
+        "alone": {code: alone.position(code) for code in alone.indices} if alone else {},
     }
 
 
-def _start(measured: Measured, place: int, rows: int, columns: int) -> int:
-    """The position, of those that are shown, whose patch has the most in it: there it is worth to begin."""
-    factor = measured.tokenizer.config.network.factor
-    patches = rearrange(measured.x[place], "C (h f) (w g) -> h w (C f g)", f=factor, g=factor)
-    return int(patches[:rows, :columns].std(dim=-1).argmax()) if patches.shape[-1] > 1 else 0
+def _first_position(encoded: EncodedImages, index: int, choice: Choice) -> int:
+    """Return the shown position whose patch has the most contrast, at which the view begins."""
+    factor = encoded.tokenizer.config.network.factor
+    patches = rearrange(encoded.x[index], "C (h f) (w g) -> h w (C f g)", f=factor, g=factor)
+    shown = patches[: choice.rows, : choice.columns]
+    return int(shown.std(dim=-1).argmax()) if patches.shape[-1] > 1 else 0
 
 
-def _name(measured: Measured, place: int, index: int) -> str:
-    label = measured.label(place)
-    return f"Picture {index + 1}{f' ({label})' if label else ''}"
+def _image_name(encoded: EncodedImages, index: int, number: int) -> str:
+    class_name = encoded.class_name(index)
+    return f"Image {number}{f' ({class_name})' if class_name else ''}"
 
 
-VIEW = View("tokens", "Tokens over a picture", show=show_tokens)
+VIEW = View("tokens", "Tokens over an image", show=show_tokens)

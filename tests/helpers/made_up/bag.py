@@ -1,4 +1,4 @@
-"""Prior `bag`: a position knows the sum of the codes before it, and not their order."""
+"""Prior `bag`: the context of a position is the sum of the earlier codes, without their order."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from stage2_prior.fast_linear import Precision
 
 
 class BagConfig(BasePriorConfig):
-    """Sums of embedded codes, and one layer."""
+    """A prior of one layer over the sum of the embedded codes."""
 
     kind: Literal["bag"] = "bag"
 
@@ -24,16 +24,18 @@ class Bag(Prior):
         self.layer = nn.Sequential(nn.Linear(config.width, config.width), nn.Tanh())
 
     def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
+        """Return the context of each position, from the label and the sum of the earlier codes."""
         before = embedded.cumsum(dim=1) - embedded
         contexts: Tensor = self.layer(before + self.label(labels)[:, None])
         return contexts
 
     def prepare(self, precision: Precision = "float32") -> PreparedPrior:
+        """Return the prior for generation; every precision is computed in float32."""
         return PreparedBag(self, precision)
 
 
 class PreparedBag(PreparedPrior):
-    """Nothing is arranged."""
+    """The prior itself, without any preparation."""
 
     prior: Bag
 
@@ -42,7 +44,7 @@ class PreparedBag(PreparedPrior):
 
 
 class BagGeneration(Generation):
-    """The sum so far."""
+    """Generation state: the sum of the codes so far."""
 
     def __init__(self, prepared: PreparedBag, labels: Tensor) -> None:
         super().__init__(prepared)

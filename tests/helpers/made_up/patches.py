@@ -1,4 +1,4 @@
-"""Network `patches`: one linear map for each patch, and one back."""
+"""Network `patches`: a linear map per patch, and one back."""
 
 from typing import Literal
 
@@ -9,16 +9,17 @@ from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
 
 class PatchesConfig(BaseNetworkConfig):
-    """A linear map for each patch."""
+    """A linear map per patch."""
 
     kind: Literal["patches"] = "patches"
     factor: Side = 4
-    """Image size over latent size."""
+    """Image size divided by latent size."""
     latent_channels: Side = 6
-    """D, the channels of the latent."""
+    """Channels D of the latent."""
 
     @property
     def reach(self) -> int:
+        """Latent positions around one that affect a patch, itself included."""
         return 1
 
 
@@ -30,6 +31,8 @@ class PatchesEncoder(nn.Sequential):
 
 
 class PatchesDecoder(Decoder):
+    """(B, D, h, w) -> (B, C, H, W)."""
+
     def __init__(self, image_channels: int, config: PatchesConfig) -> None:
         factor = config.factor
         super().__init__(nn.ConvTranspose2d(config.latent_channels, image_channels, factor, stride=factor), nn.Tanh())

@@ -1,4 +1,4 @@
-"""Data set `stripes`: grey stripes, across or along."""
+"""Data set `stripes`: images of grey stripes, horizontal or vertical."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ class StripesConfig(BaseDataConfig):
 
     kind: Literal["stripes"] = "stripes"
     width: int = 4
-    """Pixels."""
+    """Width of a stripe in pixels."""
     haste: Annotated[int, Mark.FREE] = 0
     """A key that changes no image."""
 

@@ -1,4 +1,4 @@
-"""Distances between sets of features: against slow formulas written here, torch-fidelity's own, and what must hold."""
+"""Metrics of sets of features, compared with slow formulas and with torch-fidelity, and their properties."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class DensityCoverage(NamedTuple):
 
 
 def density_coverage(samples: Tensor, reference: Tensor, k: int = 5) -> DensityCoverage:
-    """The means of both."""
+    """Return the means of both."""
     each = manifold(samples, reference, 1, k)
     return DensityCoverage(float(each.density.mean()), float(each.coverage.double().mean()))
 
@@ -39,7 +39,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3, at_most: int = 10_000) -> PrecisionRecall:
-    """The means of both."""
+    """Return the means of both."""
     each = manifold(samples, reference, k, 1, at_most)
     return PrecisionRecall(float(each.precision.float().mean()), float(each.recall.float().mean()))
 
@@ -53,13 +53,13 @@ def moments(x: Tensor) -> Moments:
 
 
 def root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of a symmetric matrix without negative eigenvalues, by these."""
+    """Return the root of a symmetric matrix without negative eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def slow_frechet(a: Tensor, b: Tensor) -> float:
-    """tr (C_a C_b)^(1/2) = tr (R C_b R)^(1/2) with R = C_a^(1/2), which stays symmetric."""
+    """Compute the distance by tr (C_a C_b)^(1/2) = tr (R C_b R)^(1/2) with R = C_a^(1/2), which is symmetric."""
     x, y = a.double().numpy(), b.double().numpy()
     C_a, C_b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     R = root(C_a)
@@ -68,7 +68,7 @@ def slow_frechet(a: Tensor, b: Tensor) -> float:
 
 
 def test_frechet_is_the_slow_one_and_torch_fidelitys() -> None:
-    """Also with fewer pictures than dimensions, where the covariances are singular."""
+    """Also with fewer images than dimensions, whose covariances are singular."""
     for n, d in ((200, 6), (40, 64)):
         a, b = drawn(n, d), drawn(n, d, 1) * 1.5 + 0.3
         ours = frechet_distance(moments(a), moments(b))
@@ -108,7 +108,7 @@ def slow_mmd(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def test_kernel_distance_is_the_slow_one_and_torch_fidelitys() -> None:
-    """A subset as large as the set is the set: then there is nothing random."""
+    """A subset of the set's size is the set, so nothing is random."""
     x, y = drawn(30), drawn(30, seed=1) + 0.2
     ours = kernel_distance(x, y, subsets=2)
     assert ours.subset_size == 30
@@ -132,7 +132,7 @@ def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
 
 
 def test_inception_score() -> None:
-    """torch-fidelity's; 1 where all pictures look alike, the number of classes where each is certain of its own."""
+    """The score equals torch-fidelity's; it is 1 for equal images, and at most the number of classes."""
     logits = drawn(200, 10) * 2
     theirs = isc_features_to_metric(logits, 5, True, 3)
     assert inception_score(logits, 5, seed=3).mean == theirs["inception_score_mean"]
@@ -147,7 +147,7 @@ def test_inception_score() -> None:
 
 
 def slow_inside(points: NDArray[np.float64], others: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
-    """(n, m): whether a point is in another's ball, by a loop over pairs."""
+    """Return (n, m): true if a point is in another's ball, by a loop over pairs."""
     radius = [sorted(float(np.linalg.norm(a - b)) for b in others)[k] for a in others]  # the nearest is itself
     return np.array([[np.linalg.norm(p - o) <= r for o, r in zip(others, radius, strict=True)] for p in points])
 
@@ -165,8 +165,8 @@ def test_precision_recall_density_coverage_are_the_slow_ones() -> None:
     assert 0.2 < found.recall < found.precision <= 1, "else there is nothing to compare"
 
 
-def test_single_pictures_have_the_librarys_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly, and in parts of any size."""
+def test_single_images_have_the_librarys_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The means are exactly torch-fidelity's, for any chunk size."""
     samples, reference = drawn(130, 4) * 0.8, drawn(150, 4, seed=1)
     theirs = prc_features_to_metric(samples.double(), reference.double(), prc_neighborhood=3, verbose=False)
     for chunk in (1000, 37):
@@ -189,8 +189,8 @@ def test_identical_and_disjoint_sets() -> None:
 
 
 def test_copies_lie_at_no_distance() -> None:
-    """torch.cdist in float32 would see noise of 1e-3 of |x| between copies that lie far from 0: the balls of doubled
-    pictures have no radius, and only what is equal lies in them."""
+    """In float32, torch.cdist has noise of 1e-3 of |x| between copies far from 0. The balls of doubled images have a
+    radius of 0, and contain only equal points."""
     doubled = torch.cat([drawn(30), drawn(30)]) + 1000
     assert precision_recall(doubled[:30], doubled, k=1).precision == 1
     assert precision_recall(doubled[:30] + 0.01, doubled, k=1).precision == 0
@@ -208,7 +208,7 @@ def test_dropped_modes_cost_coverage_and_recall_and_not_precision() -> None:
 
 
 def test_density_of_one_distribution_is_one() -> None:
-    """Naeem et al., section 3.3: and coverage 1 - (N - 1) ... (N - k) / ((2N - 1) ... (2N - k))."""
+    """Naeem et al., section 3.3: density 1, and coverage 1 - (N - 1) ... (N - k) / ((2N - 1) ... (2N - k))."""
     found = [density_coverage(drawn(300, 3, seed=2 * i), drawn(300, 3, seed=2 * i + 1)) for i in range(5)]
     missed = np.prod([(300 - i) / (600 - i) for i in range(1, 6)])
     assert np.mean([one.density for one in found]) == pytest.approx(1, abs=0.05)
@@ -227,8 +227,8 @@ def test_the_seed_chooses_among_too_many() -> None:
     )
 
 
-def test_too_few_pictures_say_so() -> None:
-    with pytest.raises(ValueError, match="no 5 neighbours"):
+def test_too_few_images_say_so() -> None:
+    with pytest.raises(ValueError, match="needs 5 neighbours"):
         density_coverage(drawn(9), drawn(5))
-    with pytest.raises(ValueError, match="no 3 neighbours"):
+    with pytest.raises(ValueError, match="needs 3 neighbours"):
         precision_recall(drawn(3), drawn(9))

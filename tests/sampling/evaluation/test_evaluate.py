@@ -1,4 +1,4 @@
-"""evaluate.py: its figures are those of a slow computation, by a stated protocol, and are called what they are."""
+"""evaluate.py: its metrics equal slow computations, have the right names, and the protocol is stated."""
 
 import json
 import math
@@ -20,13 +20,13 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from sampling.evaluation.distances import frechet_distance
 from sampling.evaluation.extractors.base import Extracted, Extractor
 from sampling.evaluation.features import Features
-from sampling.evaluation.intervals import grouped, paired_frechet_interval
+from sampling.evaluation.intervals import paired_frechet_interval, random_groups
+from sampling.evaluation.metrics import distance_warnings, sample_metrics
 from sampling.evaluation.moments import moments_of
 from sampling.evaluation.npz import write_moments, write_samples
 from sampling.evaluation.reference import Reference
-from sampling.evaluation.results import Evaluation, Figure, as_json, as_markdown, console_lines
-from sampling.evaluation.sources import some
-from sampling.evaluation.tables import sample_figures, warnings_of
+from sampling.evaluation.results import Evaluation, Metric, console_lines, results_json, results_markdown
+from sampling.evaluation.sources import random_indices
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.saved_images import read_png
 from stage1_tokenizer.bottlenecks.kl import KlConfig
@@ -45,7 +45,7 @@ D = 6
 
 
 class TinyExtractor(Extractor):
-    """Fixed random features of pictures of 8x8, so that a test takes no second, and a count of the pictures seen."""
+    """An extractor with fixed random features of images of 8x8, which is fast and counts the images."""
 
     seen = 0
 
@@ -54,14 +54,14 @@ class TinyExtractor(Extractor):
         generator = torch.Generator().manual_seed(0)
         self.weight = torch.nn.Parameter(torch.randn(3 * 8 * 8, D, generator=generator), requires_grad=False)
 
-    def _extract(self, pictures: Tensor) -> Extracted:
-        type(self).seen += len(pictures)
-        features = (pictures.flatten(1).float() / 255.0 @ self.weight / 10.0).tanh()
+    def _extract(self, images: Tensor) -> Extracted:
+        type(self).seen += len(images)
+        features = (images.flatten(1).float() / 255.0 @ self.weight / 10.0).tanh()
         return Extracted(features, 3.0 * features[:, :5])
 
 
 def evaluate(*arguments: object) -> Ended:
-    """The command, with the tiny extractor in place of a real one."""
+    """Run the command with the tiny extractor."""
     names = names_of("sampling/evaluate.py")
     names["build_extractor"] = lambda config, device: TinyExtractor().to(device)
     without = ("--perceptual.weight", 0) if "--tokenizer" in arguments and "--samples" not in arguments else ()
@@ -69,19 +69,19 @@ def evaluate(*arguments: object) -> Ended:
 
 
 def result(stem: Path) -> dict[str, Any]:
-    """The figures by name under `of`, beside all else that the file says."""
+    """Read a JSON file; `of` has its metrics by name."""
     path = stem if stem.suffix == ".json" else stem.with_name(stem.name + ".json")
     tree: dict[str, Any] = json.loads(path.read_text())
     return tree | {"of": {figure["name"]: figure for figure in tree["figures"]}}
 
 
-def features_of(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(N, H, W, C) -> (N, D)."""
-    return TinyExtractor()(torch.from_numpy(pictures).permute(0, 3, 1, 2)).features.double().numpy()
+def features_of(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the features (N, D) of images (N, H, W, C)."""
+    return TinyExtractor()(torch.from_numpy(images).permute(0, 3, 1, 2)).features.double().numpy()
 
 
 def slow_frechet(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Heusel et al.'s equation 6, as it stands."""
+    """Compute Heusel et al.'s equation 6 literally."""
     a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     root = np.real(sqrtm(a @ b))
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root))
@@ -89,14 +89,14 @@ def slow_frechet(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 @pytest.fixture
 def prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A prior's folder, in a folder that is the current one."""
+    """Write a prior's folder into a new current folder."""
     monkeypatch.chdir(tmp_path)
     write_prior(tmp_path / "run", classes=("disk", "star"), tokenizer={"data": DATA}, label_dropout=0.5)
     return tmp_path / "run"
 
 
 def test_reconstructions_are_measured_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Picture by picture with torchmetrics and numpy, on what a PNG would hold; and the distance of both sets."""
+    """Image metrics equal torchmetrics and numpy on rounded images; the distance equals equation 6."""
     monkeypatch.chdir(tmp_path)
     loaded = write_tokenizer(tmp_path / "run", data=DATA)
     ended = evaluate("--tokenizer", tmp_path / "run", "--batch_size", 9)
@@ -128,19 +128,17 @@ def test_reconstructions_are_measured_as_by_hand(tmp_path: Path, monkeypatch: py
 
 
 def test_a_priors_samples_are_measured_as_by_hand(prior: Path) -> None:
-    """They are the pictures that the same settings sample, the distances those of both sets, and the bits those that
-    score.py gives; what is on disk then is measured again without the prior, with the same figures."""
+    """The samples are those of these settings, the distance equals equation 6, and the bits per token score.py's. The
+    samples on disk have the same metrics when they are measured without the prior."""
     ended = evaluate("--prior", prior, "-n", 45, "--sampling.top_p", 1, "--seed", 3, "--nearest", 10)
     assert ended.code == 0, ended.err
     found, folder = result(next(prior.glob("evaluation/*.json"))), next(prior.glob("evaluation/samples-????????"))
     sampler = Sampler.load(prior, SamplingConfig(top_p=1.0))
-    pictures = sampler.sample(45, seed=3)
-    np.testing.assert_array_equal(np.stack([read_png(folder / f"{index:06d}.png") for index in range(45)]), pictures)
+    images = sampler.sample(45, seed=3)
+    np.testing.assert_array_equal(np.stack([read_png(folder / f"{index:06d}.png") for index in range(45)]), images)
 
     train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
-    assert found["of"]["fd"]["value"] == pytest.approx(
-        slow_frechet(features_of(pictures), features_of(train)), rel=1e-4
-    )
+    assert found["of"]["fd"]["value"] == pytest.approx(slow_frechet(features_of(images), features_of(train)), rel=1e-4)
     assert run(names_of("stage2_prior/score.py")["main"], "--prior", prior, "--out", prior / "scores").code == 0
     scores = json.loads((prior / "scores/scores.json").read_text())
     assert found["of"]["bits_per_token"]["value"] == pytest.approx(scores["bits_per_token"], rel=1e-6)
@@ -157,7 +155,7 @@ def test_a_priors_samples_are_measured_as_by_hand(prior: Path) -> None:
 
 
 def test_samples_that_are_there_are_not_made_again(prior: Path) -> None:
-    """A second evaluation measures the same pictures, and says nothing of a speed that it did not see."""
+    """A second evaluation measures the same images, and reports no sampling speed."""
     arguments = ("--prior", prior, "-n", 6, "--nearest", 0)
     assert evaluate(*arguments, "--out", prior / "one").code == 0
     folder = next(prior.glob("evaluation/samples-????????"))
@@ -170,8 +168,8 @@ def test_samples_that_are_there_are_not_made_again(prior: Path) -> None:
 
 
 def test_a_references_features_are_kept_with_their_provenance(prior: Path) -> None:
-    """The second evaluation computes none of them anew and finds the same; damaged or of other data, they are made
-    again. The moments lie beside them in the form that published tools read."""
+    """A second evaluation reads them and gives the same metrics; damaged ones, or those of other data, are computed
+    again. The moments are written in the form of published tools too."""
     arguments = ("--prior", prior, "-n", 6, "--nearest", 0)
     figures, computed = [], []
     for changed in ((), (), ("--data.kind", "shapes", *words(DATA.model_copy(update={"drawing_seed": 1})))):
@@ -194,30 +192,30 @@ def test_a_references_features_are_kept_with_their_provenance(prior: Path) -> No
 
 
 def words(config: Any) -> list[str]:
-    """A data config as a command line."""
+    """Return a data config as a command line."""
     given = {"image_size": "16,24", "train_images": 61, "validation_images": 50, "drawing_seed": config.drawing_seed}
     return [word for key, value in given.items() for word in (f"--data.{key}", str(value))]
 
 
 def test_references_may_be_files_of_the_adm_suite(prior: Path) -> None:
-    """Images (the training set's own give the split's own distance), or moments of other pictures' features."""
+    """A file may have images (those of the train split give its distance) or moments of features."""
     train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
-    write_samples(prior / "pictures.npz", train)
+    write_samples(prior / "images.npz", train)
     write_moments(prior / "moments.npz", moments_of(features_of(train)))
     found = {}
-    for reference in ("train", prior / "pictures.npz", prior / "moments.npz"):
+    for reference in ("train", prior / "images.npz", prior / "moments.npz"):
         ended = evaluate("--prior", prior, "-n", 6, "--nearest", 0, "--reference", reference, "--out", prior / "out")
         assert ended.code == 0, ended.err
         found[str(reference)] = result(prior / "out")["of"]
-    of_split, of_pictures, of_moments = found.values()
-    assert of_pictures["fd"]["value"] == pytest.approx(of_split["fd"]["value"], rel=1e-6)
+    of_split, of_images, of_moments = found.values()
+    assert of_images["fd"]["value"] == pytest.approx(of_split["fd"]["value"], rel=1e-6)
     assert of_moments["fd"]["value"] == pytest.approx(of_split["fd"]["value"], rel=1e-4)
-    assert of_pictures["precision"] == of_split["precision"]
+    assert of_images["precision"] == of_split["precision"]
     assert "kd" not in of_moments  # which needs features, and the file has none
 
 
 def test_copies_of_training_images_are_counted_and_shown(prior: Path) -> None:
-    """A prior that has learned ten training images by heart is found out, in pixels and in features."""
+    """Ten copies of training images among the samples are counted, in pixels and in features."""
     train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
     fresh = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), dtype=np.uint8)
     write_samples(prior / "samples.npz", np.concatenate([train[:10], fresh]))
@@ -225,44 +223,45 @@ def test_copies_of_training_images_are_counted_and_shown(prior: Path) -> None:
     assert evaluate(*arguments).code == 0
     found = result(prior / "out")
     for name in ("memorised_pixels", "memorised_features"):
-        # (Noise may lie near to a training picture in six features, but not in pixels.)
+        # Noise may be near to a training image in six features, but not in pixels.
         assert 100 / 3 - 1e-6 <= found["of"][name]["value"] <= (34 if name == "memorised_pixels" else 45)
     assert "exact copies: 10" in found["of"]["memorised_pixels"]["note"]
     assert "61 training images" in found["protocol"]["memorisation"]
     shown = pixels_of(prior / "out-nearest.png")
-    np.testing.assert_array_equal(shown[2:18, 2:26], shown[2:18, 28:52])  # a copy, and beside it what it is a copy of
+    np.testing.assert_array_equal(shown[2:18, 2:26], shown[2:18, 28:52])  # a copy, and next to it its original
     assert evaluate(*arguments, "--nearest", 0).code == 0
     assert "memorised_pixels" not in result(prior / "out")["of"]
 
 
 def test_samples_of_all_classes_are_looked_at(prior: Path) -> None:
-    """Samples have their classes in turn, and every tenth of them would be of one class out of ten."""
-    chosen = some(100, 1000, seed=0)
+    """Samples have the classes in turn, so every tenth sample would have one class out of ten."""
+    chosen = random_indices(100, 1000, seed=0)
     assert len(set(chosen.tolist())) == 100
     assert set(np.bincount(chosen % 10) > 0) == {True}
-    assert not np.array_equal(chosen, some(100, 1000, seed=1))
-    np.testing.assert_array_equal(some(9, 5, seed=0), np.arange(5))
+    assert not np.array_equal(chosen, random_indices(100, 1000, seed=1))
+    np.testing.assert_array_equal(random_indices(9, 5, seed=0), np.arange(5))
 
 
 def test_results_of_different_protocols_have_different_names(prior: Path) -> None:
-    """And the same protocol the same: a second evaluation replaces the first one's files."""
+    """Equal protocols have equal names, so a second evaluation replaces the files of the first."""
     for seed in (0, 0, -1):
-        ended = evaluate("--samples", with_pictures(prior), "--prior", prior, "--nearest", 3, "--seed", seed)
+        ended = evaluate("--samples", with_images(prior), "--prior", prior, "--nearest", 3, "--seed", seed)
         assert ended.code == 0, ended.err
     assert len(list(prior.glob("*-to-train-8-*.json"))) == 2
     assert len(list(prior.glob("*-nearest.png"))) == 2
     ended = evaluate("--samples", prior, "--prior", prior, "--nearest", 0, "--out", prior / "out")
-    assert "no pictures" in ended.err  # for those that we wrote are none of them
+    assert ended.code == 2  # the folder has only images that the evaluations wrote, and these are not samples
+    assert f"--samples {prior}" in " ".join(ended.err.split())
 
 
-def with_pictures(folder: Path) -> Path:
+def with_images(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     write_samples(folder / "eight.npz", rng.integers(0, 256, (8, 16, 24, 3), dtype=np.uint8))
     return folder / "eight.npz"
 
 
-def test_the_moments_of_a_file_with_pictures_are_left_alone(prior: Path) -> None:
-    """A reference file of the ADM suite has both, and its moments are of another resize."""
+def test_the_moments_of_a_file_with_images_are_left_alone(prior: Path) -> None:
+    """A reference file of the ADM suite has both; its moments have another resize, so its images are used."""
     train = open_data(DATA).image_batches("train", 0).batch(np.arange(61))[0].permute(0, 2, 3, 1).numpy()
     np.savez(prior / "both.npz", arr_0=train, mu=np.full(D, 9.0), sigma=np.eye(D))
     arguments = ("--prior", prior, "-n", 6, "--nearest", 0)
@@ -272,14 +271,14 @@ def test_the_moments_of_a_file_with_pictures_are_left_alone(prior: Path) -> None
     assert both["of"]["fd"]["value"] == pytest.approx(split["of"]["fd"]["value"], rel=1e-6)
     with_npz(prior, D)
     assert evaluate(*arguments, "--reference", prior / "moments.npz", "--out", prior / "moments").code == 0
-    assert "how its pictures were resized is not known" in " ".join(result(prior / "moments")["warnings"])
+    assert "how its images were resized is not known" in " ".join(result(prior / "moments")["warnings"])
 
 
 @pytest.mark.parametrize("bottleneck", [KlConfig(), RvqConfig(codebook_size=16, depth=3, kmeans_init=False)])
 def test_every_kind_of_latent_can_be_measured(
     bottleneck: KlConfig | RvqConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a continuous one there are no codes to count; of several codes per position the bits of all."""
+    """A continuous latent has no code metrics; several codes per position add up in bits per image."""
     monkeypatch.chdir(tmp_path)
     write_tokenizer(tmp_path / "run", data=DATA, bottleneck=bottleneck)
     ended = evaluate("--tokenizer", tmp_path / "run", "-n", 41, "--out", tmp_path / "out")
@@ -293,7 +292,7 @@ def test_every_kind_of_latent_can_be_measured(
 
 
 def test_lpips_is_that_of_the_package(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Picture by picture, on the rounded reconstruction, with the published weights."""
+    """LPIPS equals the package's, image by image, on the rounded reconstruction, with published weights."""
     monkeypatch.chdir(tmp_path)
     data = shapes(image_size=(32, 32), train_images=8, validation_images=5)
     loaded = write_tokenizer(tmp_path / "run", data=data)
@@ -321,7 +320,7 @@ def on_ranks(_: Accelerator, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["prior", "tokenizer"])
 def test_two_processes_find_what_one_finds(tmp_path: Path, kind: str) -> None:
-    """Each picture is measured once, by whomever, and put in its place."""
+    """Each image is measured once, by one of the processes, and has its row."""
     folder = tmp_path / "run"
     if kind == "prior":
         write_prior(folder, classes=("disk", "star"), tokenizer={"data": DATA}, label_dropout=0.5)
@@ -341,8 +340,8 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("is_inception", [True, False])
-def test_only_inceptions_figures_have_its_names(is_inception: bool) -> None:
-    """A Fréchet distance of other features that is called FID is the commonest false figure there is."""
+def test_only_inceptions_metrics_have_its_names(is_inception: bool) -> None:
+    """A Fréchet distance of other features must not be called FID."""
     extractor, generator = TinyExtractor(is_inception), torch.Generator().manual_seed(0)
     sets = []
     for _ in range(2):
@@ -350,8 +349,8 @@ def test_only_inceptions_figures_have_its_names(is_inception: bool) -> None:
         features.add(extractor(torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=generator)))
         sets.append(features)
     reference = Reference(sets[1].moments, sets[1].features, sets[1].indices, {}, (8, 8))
-    labels = {figure.name: figure.label for figure in sample_figures(sets[0], reference, extractor, 0)}
-    told = " ".join(warnings_of(60, 60, extractor))
+    labels = {figure.name: figure.label for figure in sample_metrics(sets[0], reference, extractor, 0)}
+    told = " ".join(distance_warnings(60, 60, extractor))
     if is_inception:
         assert {"fid": "FID", "kid": "KID", "is": "inception score"}.items() <= labels.items()
         assert "Tiny" not in told
@@ -361,8 +360,8 @@ def test_only_inceptions_figures_have_its_names(is_inception: bool) -> None:
         assert "no distance here is an FID" in told
 
 
-def test_the_interval_of_reconstructions_leaves_a_picture_out_of_both_sides() -> None:
-    """Against a jackknife that takes every part of it from the definition."""
+def test_the_interval_of_reconstructions_leaves_a_image_out_of_both_sides() -> None:
+    """It equals a jackknife that is computed from the definition."""
     rng = np.random.default_rng(0)
     originals = rng.normal(size=(90, 4))
     made = originals + 0.3 * rng.normal(size=(90, 4))
@@ -371,21 +370,20 @@ def test_the_interval_of_reconstructions_leaves_a_picture_out_of_both_sides() ->
         return frechet_distance(moments_of(made[kept]), moments_of(originals[kept]))
 
     everything = np.arange(90)
-    left_out = np.array([distance(np.setdiff1d(everything, group)) for group in grouped(90, 20, seed=5)])
+    left_out = np.array([distance(np.setdiff1d(everything, group)) for group in random_groups(90, 20, seed=5)])
     error = math.sqrt(19 / 20 * ((left_out - left_out.mean()) ** 2).sum())
     low, high = paired_frechet_interval(torch.from_numpy(made), torch.from_numpy(originals), seed=5)
     assert (low + high) / 2 == pytest.approx(distance(everything), rel=1e-6)
     assert (high - low) / 2 == pytest.approx(2.0930 * error, rel=1e-3)  # Student's t of 19 degrees of freedom
 
 
-def test_results_are_written_whatever_the_figures_are() -> None:
-    """A figure that is no number is null in JSON, which has no such number, and words in Markdown; digits suit the
-    interval; a name with a bar does not break the table."""
-    figures = [Figure("a", "a|b", float("nan")), Figure("b", "B", 3.14159, unit="dB", better="higher", note="c")]
+def test_results_are_written_for_all_values() -> None:
+    """A NaN is null in JSON and "not a number" in Markdown; digits suit the interval; a bar in a name is escaped."""
+    figures = [Metric("a", "a|b", float("nan")), Metric("b", "B", 3.14159, unit="dB", better="higher", note="c")]
     evaluation = Evaluation("prior", figures, {"subject": "S", "data": {"kind": "folder", "root": "x\ny"}}, ["mind"])
-    tree = json.loads(as_json(evaluation))
+    tree = json.loads(results_json(evaluation))
     assert [figure["value"] for figure in tree["figures"]] == [None, 3.14159]
-    text = as_markdown(evaluation)
+    text = results_markdown(evaluation)
     assert "| a\\|b | not a number |" in text
     assert "| B | 3.142 dB |  | higher is better; c |" in text
     assert "> mind" in text
@@ -430,7 +428,7 @@ def one_sample(folder: Path) -> Path:
 def test_bad_input_is_refused_in_one_message(
     prior: Path, arguments: Callable[[Path], tuple[object, ...]], code: int, message: str
 ) -> None:
-    """With the file or option that is wrong, and what to do."""
+    """The error names the wrong file or option, and what to do."""
     ended = evaluate(*arguments(prior))
     assert ended.code == code, ended.err
     assert message in ended.err
@@ -438,7 +436,7 @@ def test_bad_input_is_refused_in_one_message(
 
 
 def test_samples_of_another_size_have_no_nearest_training_images(prior: Path) -> None:
-    """Which is said, and costs no other figure."""
+    """A warning says so, and the other metrics are there."""
     size = ("--sampling.size", "16,32", "-n", 41)
     ended = evaluate("--prior", prior, *size, "--out", prior / "out")
     assert ended.code == 0, ended.err
@@ -447,16 +445,16 @@ def test_samples_of_another_size_have_no_nearest_training_images(prior: Path) ->
     assert "fd" in found["of"]
 
 
-def test_grey_pictures_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Extractors see three equal channels; PSNR and the rest the one that is there. Samples in an .npz have three."""
+def test_grey_images_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extractors get three equal channels; PSNR and the others use one. Samples in an .npz file have three."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "grey"
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
         for number in range(60):
-            picture = rng.integers(0, 256, (16, 24), dtype=np.uint8)
-            Image.fromarray(picture).save(folder / name / f"{number:02d}.png")
+            image = rng.integers(0, 256, (16, 24), dtype=np.uint8)
+            Image.fromarray(image).save(folder / name / f"{number:02d}.png")
     data = FolderConfig(root=str(folder), channels=1, image_size=(16, 24), validation_share=0.4)
     write_prior(tmp_path / "run", classes=("a", "b"), tokenizer={"data": data, "channels": 1}, label_dropout=0.5)
     assert evaluate("--tokenizer", tmp_path / "run", "--out", tmp_path / "one").code == 0

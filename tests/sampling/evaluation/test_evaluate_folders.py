@@ -1,4 +1,4 @@
-"""evaluate.py on folders: all images of one, one beside another, and reconstructions without features."""
+"""evaluate.py on folders: all images of one, one compared with another, and reconstructions without features."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.sampling.evaluation.test_evaluate import TinyExtractor, evaluate, fea
 
 
 def without_extractor(*arguments: object) -> Ended:
-    """The command as it is, on a machine that can download nothing."""
+    """Run the command without an extractor; building one fails."""
     names = names_of("sampling/evaluate.py")
 
     def refused(*_: object) -> None:
@@ -34,7 +34,7 @@ def write_noise(folder: Path, n: int, size: tuple[int, int] = IMAGE_SIZE, seed: 
 
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The run of a tokenizer that was trained on a folder, whose split is nine to one."""
+    """Write the run of a tokenizer that was trained on a folder, with a tenth for validation."""
     monkeypatch.chdir(tmp_path)
     write_image_folder(tmp_path / "data", ("cat", "dog"), per_class=20)
     write_tokenizer(tmp_path / "run", data=FolderConfig(root=str(tmp_path / "data"), image_size=IMAGE_SIZE))
@@ -43,8 +43,8 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("n", [1, 2, 7, 43])
 def test_all_of_a_folder_is_measured(run_folder: Path, tmp_path: Path, n: int) -> None:
-    """--root names any folder of images, whatever the share that the training validated on; console, protocol and name
-    say so. (43 images would have a validation split of a few.)"""
+    """--root names any folder of images, whatever share the training validated on; console, protocol and name state
+    it. (43 images would have a validation split of a few.)"""
     write_noise(tmp_path / "val", n)
     ended = without_extractor("--tokenizer", run_folder, "--root", tmp_path / "val")
     assert ended.code == 0, ended.err
@@ -55,7 +55,7 @@ def test_all_of_a_folder_is_measured(run_folder: Path, tmp_path: Path, n: int) -
 
 
 def test_a_split_of_a_folder_that_was_moved_is_measured_on_demand(run_folder: Path, tmp_path: Path) -> None:
-    """--split with --root is the split of the training, at its new place: the same figures as before the move."""
+    """--split with --root is the split of the training in its new folder, with the same values as before the move."""
     values = []
     for root in ((), ("--root", tmp_path / "moved", "--split", "validation")):
         if root:
@@ -68,7 +68,7 @@ def test_a_split_of_a_folder_that_was_moved_is_measured_on_demand(run_folder: Pa
 
 
 def test_without_an_extractor_images_are_compared_one_by_one(run_folder: Path, tmp_path: Path) -> None:
-    """The same PSNR, SSIM and NMSE as with one, and no distance, no LPIPS, and no warning about features."""
+    """PSNR, SSIM and NMSE equal those with an extractor; no distance, no LPIPS, no warning about features."""
     assert without_extractor("--tokenizer", run_folder, "--split", "train", "--out", tmp_path / "none").code == 0
     assert evaluate("--tokenizer", run_folder, "--split", "train", "--out", tmp_path / "tiny").code == 0
     none, tiny = result(tmp_path / "none"), result(tmp_path / "tiny")
@@ -79,7 +79,7 @@ def test_without_an_extractor_images_are_compared_one_by_one(run_folder: Path, t
 
 
 def test_samples_need_an_extractor(run_folder: Path) -> None:
-    """They are sets, of which nothing could be said; nothing is sampled before this is."""
+    """Samples are compared as sets, so the command refuses extractor.kind none before it samples."""
     for arguments in (("--prior", run_folder), ("--samples", run_folder, "--reference", run_folder)):
         ended = without_extractor(*arguments)
         assert ended.code == 2
@@ -87,7 +87,7 @@ def test_samples_need_an_extractor(run_folder: Path) -> None:
 
 
 def test_a_folder_beside_itself_and_beside_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its distance from itself is 0, from another one that of equation 6; no run and no data set has to be named."""
+    """The distance to itself is 0, to another folder that of equation 6; no run and no data set is needed."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("one", "other")):
         write_noise(tmp_path / name, 30, seed=seed)
@@ -119,16 +119,16 @@ def test_a_prior_may_be_compared_with_a_folder(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "--reference val: holds no pictures"),
-        (("a.png",), "there is 1 picture to measure"),
-        (("a.png", "wide.png"), "pictures that are measured together have one size"),
+        ((), "--reference val: "),
+        (("a.png",), "there is 1 image to measure"),
+        (("a.png", "wide.png"), "must have one size"),
     ],
     ids=str,
 )
 def test_a_reference_that_cannot_be_used_is_refused_before_sampling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], message: str
 ) -> None:
-    """An hour of sampling would be for nothing; nothing is sampled, and the message says what is wrong."""
+    """The error comes before any sampling, which can take an hour, and names the fault."""
     monkeypatch.chdir(tmp_path)
     write_prior(tmp_path / "run", tokenizer={"data": shapes()}, label_dropout=0.5)
     (tmp_path / "val").mkdir()
@@ -142,14 +142,14 @@ def test_a_reference_that_cannot_be_used_is_refused_before_sampling(
 
 @pytest.mark.parametrize(("n", "dimension"), [(2, 300), (40, 300), (400, 30)])
 def test_equal_moments_are_at_distance_0(n: int, dimension: int) -> None:
-    """Also where the covariance is singular and the root's rounding would give a little less than nothing."""
+    """Also for a singular covariance, for which rounding would give slightly less than 0."""
     features = np.random.default_rng(0).exponential(size=(n, dimension)).astype(np.float32)
     moments = moments_of(features)
     assert 0.0 <= frechet_distance(moments, moments) < 1e-3
 
 
 def test_one_image_has_no_distance(run_folder: Path, tmp_path: Path) -> None:
-    """With an extractor the command says what measures it without one, before anything is reconstructed."""
+    """With an extractor, the error names --extractor.kind none, before anything is reconstructed."""
     write_noise(tmp_path / "val", 1)
     TinyExtractor.seen = 0
     ended = evaluate("--tokenizer", run_folder, "--root", tmp_path / "val")

@@ -1,4 +1,4 @@
-"""Extractors: one resize, the same features in any batch, real weights that classify, files that do not fit refused."""
+"""Extractors: one resize, equal features in any batch, real weights classify, files that do not fit are refused."""
 
 import hashlib
 from pathlib import Path
@@ -24,17 +24,17 @@ from sampling.evaluation.extractors.torchvision_models import TorchvisionConfig
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 
 
-def pictures(n: int = 2, size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
+def images(n: int = 2, size: int = 32, channels: int = 3, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files as they should be, of random weights, and BatchNorm statistics that do something."""
+    """Write good files of random weights, with BatchNorm statistics that change the result."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    with torch.device("meta"):  # as Inception's own initial values take a second
+    with torch.device("meta"):  # because drawing Inception's initial values takes a second
         inception = InceptionV3()
     networks = {"lite": EfficientNetLite0(), "inception": inception, "resnet18": resnet18(weights=None)}
     for name, network in networks.items():
@@ -65,9 +65,9 @@ KINDS = ["lite", "inception", "resnet18"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_has_its_features_whatever_its_batch(extractors: dict[str, Extractor], kind: str) -> None:
-    """And in train mode too, and for grey pictures those of the same picture in three channels."""
-    extractor, x = extractors[kind], pictures(3)
+def test_an_image_has_its_features_whatever_its_batch(extractors: dict[str, Extractor], kind: str) -> None:
+    """Also in train mode; a grey image has the features of the same image in three channels."""
+    extractor, x = extractors[kind], images(3)
     extractor.train()
     together = extractor(x)
     alone = extractor(x[1:2])
@@ -81,7 +81,9 @@ def test_a_picture_has_its_features_whatever_its_batch(extractors: dict[str, Ext
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_hash_and_the_name_are_told(files: dict[str, Path], extractors: dict[str, Extractor], kind: str) -> None:
+def test_an_extractor_has_its_hash_and_name(
+    files: dict[str, Path], extractors: dict[str, Extractor], kind: str
+) -> None:
     extractor = extractors[kind]
     assert extractor.sha256 == hashlib.sha256(files[kind].read_bytes()).hexdigest()
     assert extractor.is_inception == (kind == "inception")
@@ -89,28 +91,28 @@ def test_the_hash_and_the_name_are_told(files: dict[str, Path], extractors: dict
 
 
 def test_the_resize_is_pillows_and_happens_once(extractors: dict[str, Extractor]) -> None:
-    """Antialiased bicubic on eight bits (the setting for which "clean-fid" argues); at its own size nothing happens."""
+    """Antialiased bicubic on eight bits, as "clean-fid" recommends; an image of the right size stays unchanged."""
     extractor = extractors["lite"]
     for size in (32, 500):
-        x = pictures(1, size)
+        x = images(1, size)
         image = Image.fromarray(x[0].permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
         wanted = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         apart = (extractor._resized(x)[0].int() - wanted.int()).abs()
         assert apart.max() <= 2
         assert apart.float().mean() < 0.05
-    own = pictures(1, 224)
+    own = images(1, 224)
     assert torch.equal(extractor._resized(own), own)
 
 
-def test_pictures_of_another_type_are_refused(extractors: dict[str, Extractor]) -> None:
-    for wrong in (pictures().float(), pictures(channels=4), pictures()[0]):
+def test_images_of_another_type_are_refused(extractors: dict[str, Extractor]) -> None:
+    for wrong in (images().float(), images(channels=4), images()[0]):
         with pytest.raises(ValueError, match="uint8"):
             extractors["lite"](wrong)
 
 
 def test_inception_is_torch_fidelitys(files: dict[str, Path], extractors: dict[str, Extractor], tmp_path: Path) -> None:
-    """The same features and logits as the library's own class, given pictures of 299 pixels, which it resizes again and
-    leaves as they are."""
+    """Features and logits equal those of the library's class for images of 299 pixels, which its resize leaves
+    unchanged."""
     weights = load_file(files["inception"])
     var = "running_var"
     counts = {key.replace(var, "num_batches_tracked"): torch.tensor(0) for key in weights if key.endswith(var)}
@@ -120,7 +122,7 @@ def test_inception_is_torch_fidelitys(files: dict[str, Path], extractors: dict[s
         theirs: Any = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], str(tmp_path / "w.pth")
         )
-    x = pictures(2, 299)
+    x = images(2, 299)
     features, logits = theirs(x)
     ours = extractors["inception"](x)
     assert ours.logits is not None
@@ -131,11 +133,11 @@ def test_inception_is_torch_fidelitys(files: dict[str, Path], extractors: dict[s
 def test_torchvisions_features_are_before_the_last_layer(
     files: dict[str, Path], extractors: dict[str, Extractor]
 ) -> None:
-    """resnet18's by its own layers: logits = fc(features), of an input normalised as ImageNet's."""
+    """For resnet18, logits = fc(features), with an input normalised as for ImageNet."""
     network = resnet18(weights=None)
     network.load_state_dict(load_file(files["resnet18"]), strict=False)
     network.eval()
-    x = pictures(2, 224)
+    x = images(2, 224)
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         wanted = network((x / 255 - mean.view(3, 1, 1)) / deviation.view(3, 1, 1))
@@ -148,7 +150,7 @@ def test_torchvisions_features_are_before_the_last_layer(
 def test_the_folded_network_is_the_one_of_the_file(files: dict[str, Path], extractors: dict[str, Extractor]) -> None:
     network = EfficientNetLite0()
     network.load_state_dict(load_file(files["lite"]), strict=False)
-    x = pictures(2, 224)
+    x = images(2, 224)
     with torch.no_grad():
         features, logits = network.eval()((x.float() - 127) / 128)
     extracted = extractors["lite"](x)
@@ -158,8 +160,8 @@ def test_the_folded_network_is_the_one_of_the_file(files: dict[str, Path], extra
 
 @pytest.mark.parametrize(("kernel", "stride", "n"), [(3, 1, 7), (3, 2, 8), (3, 2, 7), (5, 2, 14), (5, 2, 9), (1, 1, 4)])
 def test_same_padding_is_tensorflows(kernel: int, stride: int, n: int) -> None:
-    """Position i of the output sees the input from i * stride - before on, where `before` is the smaller half of what
-    ceil(n / stride) positions need (TensorFlow's documentation of tf.nn.convolution)."""
+    """Position i of the output sees the input from i * stride - before on, where `before` is the smaller half of the
+    padding for ceil(n / stride) positions (TensorFlow's documentation of tf.nn.convolution)."""
     torch.manual_seed(0)
     layer = SameConv(2, 3, kernel, stride)
     x = torch.randn(1, 2, n, n)
@@ -175,8 +177,8 @@ def test_same_padding_is_tensorflows(kernel: int, stride: int, n: int) -> None:
 
 
 def test_real_weights_classify(real_data: Path) -> None:
-    """matplotlib's portrait of Grace Hopper is a military uniform (652), and daisies are daisies (985) more often than
-    tulips are, though 128 pixels are few."""
+    """matplotlib's portrait of Grace Hopper is a military uniform (652), and daisies are classified as daisies (985)
+    more often than tulips are, although 128 pixels are few."""
     weights = real_data / "weights" / "efficientnet_lite0_fp16.safetensors"
     extractor = build_extractor(EfficientNetLite0Config(weights=str(weights)), "cpu")
     portrait = Image.open(Path(mpl.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
@@ -189,7 +191,7 @@ def test_real_weights_classify(real_data: Path) -> None:
 
 
 def _classes(extractor: Extractor, images: list[Image.Image]) -> Tensor:
-    """The likeliest of each."""
+    """Return the likeliest class of each image."""
     x = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     logits = extractor(x).logits
     assert logits is not None
@@ -197,13 +199,13 @@ def _classes(extractor: Extractor, images: list[Image.Image]) -> Tensor:
 
 
 def test_files_that_do_not_fit_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    """The message names the file and the key."""
+    """The error names the file and the key."""
     good = load_file(files["resnet18"])
     for change, message in (
         ({"fc.weight": None}, "no fc.weight"),
         ({"fc.weight": torch.zeros(10, 512)}, r"fc.weight is torch.float32 \(10, 512\), should be \(1000, 512\)"),
         ({"more": torch.zeros(1)}, "it has no more"),
-        ({"fc.bias": torch.full((1000,), torch.nan)}, "fc.bias holds numbers that are not finite"),
+        ({"fc.bias": torch.full((1000,), torch.nan)}, "fc.bias has numbers that are not finite"),
         ({"fc.bias": torch.zeros(1000, dtype=torch.int32)}, "fc.bias is torch.int32"),
     ):
         path = tmp_path / "changed.safetensors"
@@ -215,14 +217,14 @@ def test_files_that_do_not_fit_are_refused(files: dict[str, Path], tmp_path: Pat
 
 @pytest.mark.parametrize("model", ["mnasnet0_5", pytest.param("swin_t", marks=pytest.mark.slow)])
 def test_models_with_versions_and_tables_are_read(tmp_path: Path, model: str) -> None:
-    """mnasnet's layers have versions that no safetensors file holds, and swin_t's windows tables of whole numbers."""
+    """mnasnet's layers have version numbers that a safetensors file lacks, and swin_t has integer tables."""
     torch.manual_seed(0)
     network = get_model(model, weights=None).eval()
     weights = network.state_dict()
     path = tmp_path / "weights.safetensors"
     save_file(weights, path)
     config = TorchvisionConfig(model=model, weights=str(path))
-    extracted = build_extractor(config, "cpu")(pictures(1, 224))
+    extracted = build_extractor(config, "cpu")(images(1, 224))
     assert extracted.logits is not None
     assert extracted.logits.std() > 0
     for name, tensor in weights.items():
@@ -264,7 +266,7 @@ def test_without_a_network_the_message_says_which_file_to_give(monkeypatch: pyte
 
 
 def test_a_damaged_download_is_never_unpickled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither the one in torch's cache nor a local .pth: their hash is looked at first."""
+    """The hash of a file in torch's cache, or of a local .pth, is checked first."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
     (tmp_path / "checkpoints").mkdir()
@@ -277,7 +279,7 @@ def test_a_damaged_download_is_never_unpickled(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_right_pth_is_read(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], tmp_path: Path) -> None:
-    """A local .pth of the known hash, here that of a file of random weights."""
+    """A local .pth with the known hash is read (here the hash of a file of random weights)."""
     path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
     torch.save(load_file(files["inception"]), path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -295,8 +297,8 @@ def test_an_unknown_model_is_told_the_nearest_names() -> None:
 
 
 def test_autocast_around_it_changes_nothing(extractors: dict[str, Extractor]) -> None:
-    """Features are float32's: nobody's bfloat16, and on a GPU not the ten bits of TF32."""
-    x, seen = pictures(), []
+    """Features are computed in float32, without autocast's bfloat16 and without TF32."""
+    x, seen = images(), []
     extractor = extractors["resnet18"]
     layer = extractor.get_submodule("network.conv1")
     hook = layer.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))

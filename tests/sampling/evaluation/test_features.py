@@ -1,4 +1,4 @@
-"""Features collected batch by batch: moments of all, a fair choice kept, the same on any number of processes."""
+"""Features collected in batches: moments of all, a fair choice of kept ones, equal on any number of processes."""
 
 import numpy as np
 import pytest
@@ -26,18 +26,18 @@ def test_moments_are_numpys_whatever_the_batches() -> None:
         for part in torch.split(x, size):
             features.add(Extracted(part, None))
         assert features.count == 101
-        np.testing.assert_allclose(features.mean, x.double().mean(dim=0), rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(features.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-10)
+        np.testing.assert_allclose(features.moments.mean, x.double().mean(dim=0), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(features.moments.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-10)
         assert features.features.shape == (0, 5)
 
 
 def test_a_large_mean_costs_no_digits() -> None:
-    """E[x^2] - E[x]^2 would have none left: the mean is 2^20 times the deviation, and its square 2^40 times."""
+    """E[x^2] - E[x]^2 would lose all digits: the mean is 2^20 times the deviation, and its square 2^40 times."""
     x = (drawn(400) + 2.0**20).double()
     features = Features(5, keep=None)
     for part in torch.split(x.float(), 32):
         features.add(Extracted(part, None))
-    np.testing.assert_allclose(features.covariance, np.cov(x.float().double().numpy(), rowvar=False), rtol=1e-9)
+    np.testing.assert_allclose(features.moments.covariance, np.cov(x.float().double().numpy(), rowvar=False), rtol=1e-9)
 
 
 def test_what_is_kept_depends_on_index_and_seed_alone() -> None:
@@ -59,7 +59,7 @@ def test_what_is_kept_depends_on_index_and_seed_alone() -> None:
 
 
 def test_the_choice_is_fair_to_all_places() -> None:
-    """A data set sorted by class keeps some of each: a tenth of each tenth, within four deviations."""
+    """In a data set sorted by class, each tenth keeps a tenth, within four standard deviations."""
     features = Features(1, keep=100)
     for part in torch.split(torch.arange(1000.0)[:, None], 50):
         features.add(Extracted(part, None))
@@ -76,7 +76,7 @@ def test_all_are_kept_where_nothing_is_said() -> None:
     assert torch.equal(features.features, x)
 
 
-def test_two_pictures_are_needed() -> None:
+def test_two_images_are_needed() -> None:
     features = Features(5, keep=None)
     features.add(Extracted(drawn(1), None))
     with pytest.raises(ValueError, match="at least 2"):
@@ -91,7 +91,7 @@ def collected(accelerator: Accelerator, n: int, keep: int | None) -> tuple[int, 
     features.merge_over(accelerator)
     return (
         features.count,
-        torch.from_numpy(features.covariance),
+        torch.from_numpy(features.moments.covariance),
         features.indices,
         features.features,
         features.logits,
@@ -100,7 +100,7 @@ def collected(accelerator: Accelerator, n: int, keep: int | None) -> tuple[int, 
 
 @pytest.mark.parametrize(("n", "keep"), [(31, 12), (31, None), (2, None)])
 def test_any_number_of_processes_has_the_same(n: int, keep: int | None) -> None:
-    """Shares of different sizes, and with three processes and two pictures one of them has none."""
+    """Processes have shares of different sizes; with three processes and two images, one has none."""
     alone = run_processes(1, collected, n, keep)[0]
     for found in run_processes(3 if n == 2 else 2, collected, n, keep):
         assert found[0] == alone[0] == n

@@ -1,4 +1,4 @@
-"""Intervals: they cover what they are for as often as they say, and are those of the slow way."""
+"""Intervals: they cover the true value as often as they should, and equal those of slow formulas."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ from sampling.evaluation.intervals import (
     any_interval,
     bootstrap_mean,
     frechet_interval,
-    grouped,
     jackknife,
     kernel_interval,
+    random_groups,
     score_interval,
     share_interval,
 )
@@ -51,28 +51,28 @@ def test_bootstrap_of_many_is_the_normal_one() -> None:
 
 
 def test_jackknife_of_a_mean_is_students() -> None:
-    """With groups of one, the standard error of a mean is the usual one exactly; with 20 groups of 5, about."""
+    """The jackknife of a mean is the standard error of the group means, with Student's t."""
     x = drawn(40, 1)[:, 0].double().numpy()
     found = jackknife(40, lambda kept: float(x[kept].mean()), seed=0, groups=20)
-    sizes = [len(group) for group in grouped(40, 20, seed=0)]
+    sizes = [len(group) for group in random_groups(40, 20, seed=0)]
     assert sizes == [2] * 20
-    means = np.array([x[group].mean() for group in grouped(40, 20, seed=0)])
+    means = np.array([x[group].mean() for group in random_groups(40, 20, seed=0)])
     reach = 2.093024 * means.std(ddof=1) / 20**0.5  # Student's t of 19 degrees of freedom
     assert found.low == pytest.approx(x.mean() - reach, rel=1e-6)
     assert found.high == pytest.approx(x.mean() + reach, rel=1e-6)
 
 
-def test_groups_are_each_picture_once() -> None:
-    groups = grouped(103, 20, seed=1)
+def test_groups_have_each_image_once() -> None:
+    groups = random_groups(103, 20, seed=1)
     assert np.array_equal(np.sort(np.concatenate(groups)), np.arange(103))
     assert {len(group) for group in groups} == {5, 6}
     with pytest.raises(ValueError, match="too few"):
-        grouped(39, 20, seed=0)
+        random_groups(39, 20, seed=0)
 
 
 @pytest.mark.parametrize(("n", "d"), [(100, 5), (60, 90)])
 def test_the_fast_frechet_jackknife_is_the_slow_one(n: int, d: int) -> None:
-    """That of `frechet_distance` on the pictures that are left; also where there are fewer than dimensions."""
+    """It equals the jackknife of `frechet_distance`; also with fewer images than dimensions."""
     x, reference = drawn(n, d) * 1.2, moments_of(drawn(200, d, 1).numpy())
     slow = jackknife(n, lambda kept: frechet_distance(moments_of(x.numpy()[kept]), reference), seed=3)
     fast = frechet_interval(x, reference, seed=3)
@@ -101,7 +101,7 @@ def test_the_score_lies_in_its_interval() -> None:
 
 
 def test_jackknives_cover_what_a_set_of_this_size_has_on_average() -> None:
-    """Of the Frechet distance and KID: over 120 draws, 95 % within three standard errors and a bit."""
+    """Intervals of the Fréchet distance and KID cover 95 % of 120 draws, within about three standard errors."""
     reference = drawn(150, 4, seed=10_000)
     moments = moments_of(reference.numpy())
     draws = [drawn(150, 4, seed=i) * 1.3 + 0.3 for i in range(120)]
@@ -114,7 +114,7 @@ def test_jackknives_cover_what_a_set_of_this_size_has_on_average() -> None:
 
 
 def test_a_bootstrap_of_the_frechet_distance_would_miss_it() -> None:
-    """Why it is not used: repeated pictures have less spread, and each bootstrap sample lies farther off."""
+    """A bootstrap sample repeats images, so it has less spread and a larger distance than the set."""
     x, reference = drawn(200, 64), moments_of(drawn(200, 64, seed=1).numpy())
     value = frechet_distance(moments_of(x.numpy()), reference)
     rng = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def test_a_bootstrap_of_the_frechet_distance_would_miss_it() -> None:
 
 
 def test_recall_and_coverage_vary_with_the_samples_and_their_intervals_cover_it() -> None:
-    """What the reference's pictures say of the share is not how it would change with other samples."""
+    """The interval is about other samples; the reference images stay the same."""
     reference = drawn(400, 2, seed=10_000)
     found = [manifold(drawn(60, 2, seed=i), reference, seed=i, groups=20) for i in range(60)]
     for shares in ([each.recall_by_group for each in found], [each.coverage_by_group for each in found]):
@@ -133,8 +133,8 @@ def test_recall_and_coverage_vary_with_the_samples_and_their_intervals_cover_it(
         assert covered([any_interval(share) for share in shares], mean) == pytest.approx(0.95, abs=0.12)
 
 
-def test_of_a_rare_thing_that_was_not_seen_it_is_not_said_that_it_never_happens() -> None:
-    """Nor of one that always was; between them the interval is about the share (Wilson 1927, by hand)."""
+def test_a_share_of_0_has_an_interval() -> None:
+    """Wilson's interval (1927, by hand) has a width above 0 for shares of 0 and 1 too."""
     assert share_interval(0, 100) == pytest.approx((0.0, 0.0370), abs=1e-4)
     assert share_interval(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
     low, high = share_interval(30, 100)

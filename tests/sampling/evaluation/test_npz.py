@@ -1,4 +1,4 @@
-"""The ADM suite's files: numpy and its tools read ours, we read theirs, and bad ones are refused in our own words."""
+"""The ADM suite's files: numpy reads ours, we read theirs, and bad ones are refused with an error of ours."""
 
 import hashlib
 import io
@@ -18,13 +18,13 @@ from sampling.evaluation.npz import open_samples, read_moments, write_moments, w
 from stage1_tokenizer.engine.errors import BadFileError
 
 
-def pictures(n: int = 7, channels: int = 3) -> NDArray[np.uint8]:
+def images(n: int = 7, channels: int = 3) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (n, 5, 6, channels), dtype=np.uint8)
 
 
 def test_numpy_reads_our_samples(tmp_path: Path) -> None:
-    """As guided-diffusion's evaluator opens them: by name, of this type and shape. Grey is the same three times."""
-    for x in (pictures(), pictures(channels=1), pictures(channels=1)[..., 0], pictures().transpose(0, 2, 1, 3)):
+    """The array is as guided-diffusion's evaluator reads it; grey becomes three equal channels."""
+    for x in (images(), images(channels=1), images(channels=1)[..., 0], images().transpose(0, 2, 1, 3)):
         write_samples(tmp_path / "samples.npz", x)
         with np.load(tmp_path / "samples.npz") as file:
             assert file.files == ["arr_0"]
@@ -33,29 +33,29 @@ def test_numpy_reads_our_samples(tmp_path: Path) -> None:
         assert found.dtype == np.uint8
         assert np.array_equal(found, np.repeat(wanted, 3 // wanted.shape[3], axis=3))
     with pytest.raises(ValueError, match="uint8"):
-        write_samples(tmp_path / "samples.npz", pictures().astype(np.float32))
+        write_samples(tmp_path / "samples.npz", images().astype(np.float32))
 
 
 def test_equal_samples_are_equal_files(tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz"):
-        write_samples(tmp_path / name, pictures())
+        write_samples(tmp_path / name, images())
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_samples_are_read_in_batches(tmp_path: Path, save: Any, batch_size: int) -> None:
-    save(tmp_path / "samples.npz", pictures(), other=np.zeros(3))
+    save(tmp_path / "samples.npz", images(), other=np.zeros(3))
     samples = open_samples(tmp_path / "samples.npz")
     assert (samples.n, samples.height, samples.width) == (7, 5, 6)
     found = list(samples.batches(batch_size))
     assert max(len(batch) for batch in found) == min(batch_size, 7)
-    assert torch.equal(torch.cat(found), torch.from_numpy(pictures()).permute(0, 3, 1, 2))
+    assert torch.equal(torch.cat(found), torch.from_numpy(images()).permute(0, 3, 1, 2))
 
 
 def test_large_files_are_read_a_batch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asks for more than a batch's bytes, or than the bound on them."""
-    write_samples(tmp_path / "samples.npz", pictures(40))
+    """No read asks for more bytes than a batch has, or than the bound."""
+    write_samples(tmp_path / "samples.npz", images(40))
     asked: list[int] = []
     read = zipfile.ZipExtFile.read
 
@@ -84,9 +84,9 @@ def test_statistics_come_back_and_others_tools_read_them(tmp_path: Path) -> None
 
 
 def test_published_statistics_are_read(tmp_path: Path) -> None:
-    """pytorch-fid's and ADM's: float32 too, spatial statistics and pictures beside them, and no count."""
+    """Files of pytorch-fid and ADM are read: in float32, with spatial statistics and images, without a count."""
     moments = moments_of(np.random.default_rng(0).normal(size=(50, 6)))
-    beside: dict[str, Any] = {"mu_s": np.zeros(3), "sigma_s": np.zeros((3, 3)), "arr_0": pictures()}
+    beside: dict[str, Any] = {"mu_s": np.zeros(3), "sigma_s": np.zeros((3, 3)), "arr_0": images()}
     mu, sigma = moments.mean.astype(np.float32), moments.covariance.astype(np.float32)
     np.savez_compressed(tmp_path / "adm.npz", mu=mu, sigma=sigma, **beside)
     found = read_moments(tmp_path / "adm.npz")
@@ -111,7 +111,7 @@ def npy(array: NDArray[Any]) -> bytes:
 
 
 def promising(shape: tuple[int, ...], data: bytes) -> bytes:
-    """A header of uint8 that promises this shape, and these bytes behind it."""
+    """Return a uint8 header with this shape, followed by these bytes."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue() + data
@@ -120,17 +120,17 @@ def promising(shape: tuple[int, ...], data: bytes) -> bytes:
 BAD = {
     "no archive": (b"arr_0", "not an .npz"),
     "nothing": (archive({}), "no array arr_0"),
-    "another array": (archive({"mu.npy": npy(np.zeros(3))}), "no array arr_0, but mu.npy"),
+    "another array": (archive({"mu.npy": npy(np.zeros(3))}), "no array arr_0.*mu.npy"),
     "no header": (archive({"arr_0.npy": b"x" * 200}), "damaged"),
     "float": (archive({"arr_0.npy": npy(np.zeros((2, 3, 3, 3)))}), "float64"),
     "grey": (archive({"arr_0.npy": npy(np.zeros((2, 3, 3, 1), dtype=np.uint8))}), r"\(2, 3, 3, 1\)"),
     "empty": (archive({"arr_0.npy": npy(np.zeros((0, 3, 3, 3), dtype=np.uint8))}), r"\(0, 3, 3, 3\)"),
     "objects": (archive({"arr_0.npy": npy(np.array([{}], dtype=object))}), "objects"),
-    "terabytes": (archive({"arr_0.npy": promising((10**6, 1000, 1000, 3), b"")}), "3,000,000,000,000 bytes, not 0"),
+    "terabytes": (archive({"arr_0.npy": promising((10**6, 1000, 1000, 3), b"")}), "3,000,000,000,000 bytes"),
     "negative": (archive({"arr_0.npy": promising((-1, -1, 1, 3), bytes(3))}), "arr_0"),
     "wide": (archive({"arr_0.npy": promising((1, 1, 5000, 3), bytes(15000))}), "4096 a side"),
-    "lzma": (archive({"arr_0.npy": npy(pictures())}, zipfile.ZIP_LZMA), "compressed"),
-    "cut off": (archive({"arr_0.npy": npy(pictures())})[:300], "damaged"),
+    "lzma": (archive({"arr_0.npy": npy(images())}, zipfile.ZIP_LZMA), "compression"),
+    "cut off": (archive({"arr_0.npy": npy(images())})[:300], "damaged"),
 }
 
 
@@ -144,10 +144,10 @@ def test_bad_samples_are_refused(tmp_path: Path, name: str) -> None:
     assert str(path) in str(refused.value)
 
 
-def test_a_changed_picture_is_noticed(tmp_path: Path) -> None:
-    """The archive has a checksum of each array."""
+def test_a_changed_image_is_noticed(tmp_path: Path) -> None:
+    """The archive has a checksum of each array, which is checked."""
     path = tmp_path / "samples.npz"
-    write_samples(path, pictures())
+    write_samples(path, images())
     data = bytearray(path.read_bytes())
     data[400] ^= 1
     path.write_bytes(data)
@@ -160,12 +160,12 @@ def test_bad_statistics_are_refused(tmp_path: Path) -> None:
     lopsided, negative = np.eye(3), np.diag([1.0, 1.0, -1.0])
     lopsided[0, 1] = 0.5
     changes: list[tuple[dict[str, NDArray[Any]], str]] = [
-        ({"sigma": np.eye(4)}, r"sigma is float64 \(4, 4\), should be numbers \(3, 3\)"),
+        ({"sigma": np.eye(4)}, r"sigma is float64 \(4, 4\).*\(3, 3\)"),
         ({"mu": np.zeros((3, 1))}, "mu is float64"),
-        ({"mu": np.full(3, np.nan)}, "mu holds numbers that are not finite"),
+        ({"mu": np.full(3, np.nan)}, "mu has numbers that are not finite"),
         ({"mu": np.array(["a", "b", "c"])}, "mu is <U1"),
-        ({"sigma": lopsided}, "no covariance"),
-        ({"sigma": negative}, "no covariance"),
+        ({"sigma": lopsided}, "not a covariance"),
+        ({"sigma": negative}, "not a covariance"),
     ]
     for change, message in changes:
         changed: dict[str, Any] = {**good, **change}
@@ -175,7 +175,7 @@ def test_bad_statistics_are_refused(tmp_path: Path) -> None:
 
 
 class OnDemand:
-    """Pictures that are made when they are asked for, and a record of how many bytes they hold together."""
+    """Images that are made when they are read."""
 
     def __init__(self, n: int, side: int) -> None:
         self.n, self.side = n, side
@@ -188,7 +188,7 @@ class OnDemand:
 
 
 def test_samples_are_written_one_at_a_time(tmp_path: Path) -> None:
-    """The memory that writing takes is that of a few pictures, and the same for ten times as many."""
+    """Writing takes the memory of a few images, also for ten times as many."""
     peaks = []
     for n in (40, 400):
         tracemalloc.start()
@@ -202,13 +202,13 @@ def test_samples_are_written_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_the_bytes_of_samples_stay_the_same(tmp_path: Path) -> None:
-    """A file of samples is known by its checksum, so no version may write the same pictures in other bytes."""
-    write_samples(tmp_path / "samples.npz", pictures(3, channels=1), np.arange(3))
+    """A file of samples is identified by its checksum, so every version must write equal images as equal bytes."""
+    write_samples(tmp_path / "samples.npz", images(3, channels=1), np.arange(3))
     digest = hashlib.sha256((tmp_path / "samples.npz").read_bytes()).hexdigest()
     assert digest == "54915308c4a3c0b0d4073103b2870e1f0ce111cb9aa9ff660231f2d4945c0cca"
 
 
-def test_pictures_that_differ_in_shape_leave_no_file(tmp_path: Path) -> None:
+def test_images_that_differ_in_shape_leave_no_file(tmp_path: Path) -> None:
     """An error in the middle of writing leaves neither a part of a file nor a temporary one."""
     mixed = [np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((4, 5, 3), dtype=np.uint8)]
     with pytest.raises(ValueError, match="one shape"):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sampling.completion import Task, complete
-from sampling.playground.painter import data_url, painted
-from sampling.playground.tasks import Chosen, Limits, Playground, said
+from sampling.playground.painter import data_url, decode_mask
+from sampling.playground.tasks import Chosen, Limits, Playground, one_line_message
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.saved_images import save_png
 from stage1_tokenizer.config.base import parse_command_line
@@ -27,7 +27,7 @@ from stage1_tokenizer.networks.mlp import MlpNetworkConfig
 from tests.helpers.artefacts import IMAGE_SIZE, files_of, pictures_of, write_prior
 from tests.helpers.commands import ROOT, names_of, run
 
-LIMITS = Limits(pictures=6, side=24)
+LIMITS = Limits(images=6, side=24)
 HALF = np.arange(IMAGE_SIZE[1])[None, :].repeat(IMAGE_SIZE[0], axis=0) >= 8
 """(H, W): the right third is painted, one column of codes."""
 
@@ -53,11 +53,11 @@ def nothing_painted() -> NDArray[np.bool_]:
 
 
 def test_the_shown_command_makes_the_same_files(playground: Playground, tmp_path: Path) -> None:
-    """Byte for byte: who likes a picture on the page can have it, and a thousand more, from the command."""
+    """Byte for byte: who likes an image on the page can have it, and a thousand more, from the command."""
     values = {"n": 3, "seed": 5, "class": "dog", "temperature": 0.8, "top_k": 9, "guidance": 1.5, "size": [12, 16]}
     made = playground.sample(values, quiet)
     (tmp_path / "page").mkdir()
-    for index, picture in enumerate(made.pictures):
+    for index, picture in enumerate(made.images):
         save_png(tmp_path / "page" / f"{index:06d}.png", picture)
     words = shlex.split(made.command)
     assert words[:2] == ["python", "sampling/generate.py"]
@@ -69,7 +69,7 @@ def test_the_shown_command_makes_the_same_files(playground: Playground, tmp_path
 
 def test_settings_at_their_defaults_are_those_of_the_sampler(playground: Playground) -> None:
     made = playground.sample({"n": 4, "seed": 1}, quiet)
-    assert (made.pictures == Sampler(playground.prior).sample(4, seed=1)).all()
+    assert (made.images == Sampler(playground.prior).sample(4, seed=1)).all()
     assert made.classes == ["cat", "dog", "cat", "dog"]
     options = made.command.split()
     assert "--guidance" not in options
@@ -77,29 +77,29 @@ def test_settings_at_their_defaults_are_those_of_the_sampler(playground: Playgro
 
 
 def test_completion_is_that_of_the_command_and_leaves_the_rest(playground: Playground) -> None:
-    """As complete.py makes it of the same picture, whose number and class go into it."""
+    """As complete.py makes it of the same image, whose number and class go into it."""
     chosen = playground.offered()[2]
     kept, made = playground.complete(chosen, HALF, {"variants": 3, "seed": 4, "temperature": 2.0}, quiet)
     label = playground.prior.model.null_label if chosen.label is None else chosen.label
     three = np.full(3, label, dtype=np.int64)
-    task = Task(chosen.picture[None].repeat(3, axis=0), np.full(3, 2), three, 4, np.arange(3))
+    task = Task(chosen.image[None].repeat(3, axis=0), np.full(3, 2), three, 4, np.arange(3))
     sampler = Sampler(playground.prior, SamplingConfig(temperature=2.0))
     assert (made == complete(sampler, task, ~HALF, True)).all()
-    assert (made[:, ~HALF] == chosen.picture[~HALF]).all()
+    assert (made[:, ~HALF] == chosen.image[~HALF]).all()
     assert (kept[HALF] == 128).all()
-    assert (kept[~HALF] == chosen.picture[~HALF]).all()
+    assert (kept[~HALF] == chosen.image[~HALF]).all()
     assert len({each.tobytes() for each in made}) > 1
 
 
-def test_a_grown_picture_holds_the_one_it_began_with(playground: Playground) -> None:
+def test_a_grown_image_holds_the_one_it_began_with(playground: Playground) -> None:
     chosen = playground.offered()[0]
     values = {"variants": 2, "grow": {"up": 4, "down": 0, "left": 0, "right": 8}}
     shares: list[float] = []
     placed, made = playground.grow(chosen, values, shares.append)
     assert made.shape == (2, 12, 20, 3)
-    assert (made[:, 4:, :12] == chosen.picture).all()
+    assert (made[:, 4:, :12] == chosen.image).all()
     assert placed.shape == made.shape[1:]  # beside each other they have one scale
-    assert (placed[4:, :12] == chosen.picture).all()
+    assert (placed[4:, :12] == chosen.image).all()
     assert (placed[:4] == 128).all()
     assert (placed[:, 12:] == 128).all()
     assert shares == sorted(shares)
@@ -109,11 +109,11 @@ def test_a_grown_picture_holds_the_one_it_began_with(playground: Playground) -> 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"n": 10**9}, "1,000,000,000 pictures are more than the 6"),
-        ({"n": 7}, "7 pictures are more than the 6"),
-        ({"n": "7"}, "7 pictures are more than the 6"),
-        ({"n": " 40 "}, "40 pictures are more than the 6"),
-        ({"n": "1_0"}, "10 pictures are more than the 6"),
+        ({"n": 10**9}, "1,000,000,000 images are more than the 6"),
+        ({"n": 7}, "7 images are more than the 6"),
+        ({"n": "7"}, "7 images are more than the 6"),
+        ({"n": " 40 "}, "40 images are more than the 6"),
+        ({"n": "1_0"}, "10 images are more than the 6"),
         ({"n": -1}, "n: "),
         ({"n": 2.5}, "n: "),
         ({"n": [1]}, "n: "),
@@ -140,26 +140,26 @@ def test_what_does_not_fit_is_refused_with_a_message(
     before = files_of(folder)
     with pytest.raises(ConfigError) as refused:
         playground.sample({"n": 1, **values}, quiet)
-    assert message in said(refused.value)
-    assert "\n" not in said(refused.value)
-    assert len(said(refused.value)) < 600
+    assert message in one_line_message(refused.value)
+    assert "\n" not in one_line_message(refused.value)
+    assert len(one_line_message(refused.value)) < 600
     assert files_of(folder) == before
 
 
-def test_nothing_or_too_much_painted_and_no_picture_are_refused(playground: Playground) -> None:
+def test_nothing_or_too_much_painted_and_no_image_are_refused(playground: Playground) -> None:
     chosen = playground.offered()[0]
     everything = ~nothing_painted()
     for picture, mask, message in (
         (chosen, nothing_painted(), "nothing is painted"),
         (chosen, everything, "too much is painted"),
-        (None, HALF, "no picture is chosen"),
+        (None, HALF, "no image is chosen"),
     ):
         with pytest.raises(ConfigError, match=message):
             playground.complete(picture, mask, {"variants": 1}, quiet)
     for number in (7, "7", "7.0"):
-        with pytest.raises(ConfigError, match="7 pictures are more than the 6"):
+        with pytest.raises(ConfigError, match="7 images are more than the 6"):
             playground.complete(chosen, HALF, {"variants": number}, quiet)
-        with pytest.raises(ConfigError, match="7 pictures are more than the 6"):
+        with pytest.raises(ConfigError, match="7 images are more than the 6"):
             playground.grow(chosen, {"variants": number, "grow": {"up": 4}}, quiet)
 
 
@@ -176,7 +176,7 @@ def test_nothing_or_too_much_painted_and_no_picture_are_refused(playground: Play
 def test_margins_that_do_not_fit_are_refused(playground: Playground, margins: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         playground.grow(playground.offered()[0], {"variants": 1, "grow": margins}, quiet)
-    assert message in said(refused.value)
+    assert message in one_line_message(refused.value)
 
 
 def test_a_prior_that_needs_a_class_says_so(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_prior_without_classes_needs_none(tmp_path: Path) -> None:
     assert playground.complete(playground.offered()[0], HALF, {"variants": 1}, quiet)[1].shape == (1, *IMAGE_SIZE, 3)
 
 
-def test_larger_pictures_are_offered_only_where_they_can_be_made(playground: Playground) -> None:
+def test_larger_images_are_offered_only_where_they_can_be_made(playground: Playground) -> None:
     assert playground.can_be_larger
     assert not Playground(playground.prior, "float32", Limits(6, 11)).can_be_larger
     config = playground.prior.tokenizer.tokenizer.config
@@ -216,8 +216,8 @@ def test_an_upload_is_fitted_and_a_bad_one_is_named_as_its_owner_named_it(
     file = tmp_path / "file"
     Image.new("RGB", (80, 60), (9, 8, 7)).save(file, format="PNG")
     chosen = playground.uploaded(file, "holiday.png")
-    assert chosen.picture.shape == (*IMAGE_SIZE, 3)
-    assert (chosen.picture == (9, 8, 7)).all()
+    assert chosen.image.shape == (*IMAGE_SIZE, 3)
+    assert (chosen.image == (9, 8, 7)).all()
     assert (chosen.label, chosen.name) == (None, "holiday.png")
     header = bytearray(file.read_bytes())
     header[16:24] = (100_000).to_bytes(4, "big") * 2
@@ -225,8 +225,8 @@ def test_an_upload_is_fitted_and_a_bad_one_is_named_as_its_owner_named_it(
         file.write_bytes(content)
         with pytest.raises(BadFileError) as refused:
             playground.uploaded(file, "holiday.png")
-        assert "holiday.png" in said(refused.value)
-        assert str(tmp_path) not in said(refused.value)
+        assert "holiday.png" in one_line_message(refused.value)
+        assert str(tmp_path) not in one_line_message(refused.value)
 
 
 def test_a_task_ends_when_the_page_is_closed(playground: Playground) -> None:
@@ -239,15 +239,15 @@ def test_a_mask_arrives_as_it_was_painted() -> None:
     """As painter.js packs it: a bit for each pixel, row by row, the first one the highest of its byte."""
     mask = np.random.default_rng(0).random((5, 7)) < 0.4
     sent = base64.b64encode(np.packbits(mask.reshape(-1)).tobytes()).decode()
-    assert (painted(sent, (5, 7)) == mask).all()
-    assert not painted("", (5, 7)).any()
-    assert not painted(None, (5, 7)).any()
+    assert (decode_mask(sent, (5, 7)) == mask).all()
+    assert not decode_mask("", (5, 7)).any()
+    assert not decode_mask(None, (5, 7)).any()
     for bad in (sent[:-4], sent * 2, "!", 7, ["a"], {"a": 1}, "ä"):
         with pytest.raises(ConfigError):
-            painted(bad, (5, 7))
+            decode_mask(bad, (5, 7))
 
 
-def test_the_shown_picture_is_the_picture() -> None:
+def test_the_shown_image_is_the_image() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 1)).astype(np.uint8)
     data = base64.b64decode(data_url(picture).removeprefix("data:image/png;base64,"))
     assert (np.asarray(Image.open(io.BytesIO(data))) == picture[:, :, 0]).all()

@@ -107,7 +107,7 @@ def test_a_key_that_stands_twice_or_another_encoding_hides_no_file(app: App, sec
 
 def test_no_address_is_fetched_for_a_client(app: App) -> None:
     """Whether it is given as a file's path or as where it lies."""
-    upload = next(each for each in calls(app) if each.labels == ["Upload a picture"])
+    upload = next(each for each in calls(app) if each.labels == ["Upload an image"])
     folder = next(app.temporary.glob("tessera-app-*"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
@@ -127,7 +127,7 @@ def test_no_address_is_fetched_for_a_client(app: App) -> None:
 
 
 def test_a_file_of_the_page_that_is_not_there_is_a_message(app: App) -> None:
-    upload = next(each for each in calls(app) if each.labels == ["Upload a picture"])
+    upload = next(each for each in calls(app) if each.labels == ["Upload an image"])
     folder = next(app.temporary.glob("tessera-app-*"))
     odd: list[Any] = [file_data(folder / "none.png"), None, "x", [], {"meta": 1}]
     for place, value in enumerate(odd):
@@ -215,14 +215,14 @@ def test_a_script_that_makes_up_requests_gets_a_message_and_the_page_goes_on(app
     usual |= {"Guidance": 1, "Min-p": 0, "Top-k (0: all codes)": 0}
     assert usual.keys() == set(names)
     made_up: list[tuple[dict[str, Any], str]] = [
-        ({"Number": 10**9}, "1,000,000,000 pictures are more than the 6"),
+        ({"Number": 10**9}, "1,000,000,000 images are more than the 6"),
         ({"Height (≤ 24)": 10**6}, "size.0"),
         ({"Seed": "x"}, "seed: "),
         ({"Temperature": float("nan")}, "temperature: "),
         ({"Class": "<img src=x onerror=alert(1)>"}, "&lt;img"),
-        ({"Class": ["cat"]}, "Class: is no single value"),
-        ({"Number": {"a": [1] * 1000}}, "Number: is no single value"),
-        ({"Number": "40"}, "40 pictures are more than the 6"),
+        ({"Class": ["cat"]}, "Class: must be a single value"),
+        ({"Number": {"a": [1] * 1000}}, "Number: must be a single value"),
+        ({"Number": "40"}, "40 images are more than the 6"),
         ({"Class": "a" * 500_000}, "aaa"),
     ]
     for place, (change, message) in enumerate(made_up):

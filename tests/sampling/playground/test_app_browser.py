@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sampling.completion import Margins, Task, complete, grow, read_originals
+from sampling.completion import Margins, Task, complete, grow
+from sampling.completion_source import read_originals
 from sampling.sampler import Sampler
 from tests.helpers.app_server import App, running
 from tests.helpers.artefacts import IMAGE_SIZE
@@ -60,7 +61,7 @@ def page(app: App, browser: "Browser") -> Iterator[Any]:
 
 
 def shown(page: Any, gallery: str, number: int) -> list[NDArray[np.uint8]]:
-    """The pictures in a gallery, once there are so many: (H, W, C) each, as their files have them."""
+    """The images in a gallery, once there are so many: (H, W, C) each, as their files have them."""
     page.wait_for_function(f"document.querySelectorAll('{gallery} .grid-container img').length == {number}")
     found = []
     for image in page.locator(f"{gallery} .grid-container img").all():
@@ -117,7 +118,7 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     original, kept, *made = shown(page, "#completions", 4)
     sampler = Sampler.load(app.prior)
     chosen = read_originals(sampler, None, 2, None, 0)
-    assert (original == chosen.pictures[1]).all()
+    assert (original == chosen.images[1]).all()
     hidden = (kept == 128).all(axis=2) & (original != 128).any(axis=2)
     assert hidden[:, 10].all()
     assert not hidden[:, :8].any()
@@ -143,7 +144,7 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
 def test_a_user_without_a_mouse_chooses_and_paints(page: Any) -> None:
     """By names and keys alone; and the page says how much is painted."""
     page.get_by_role("tab", name="Complete").click()
-    page.get_by_role("button", name="validation picture 2").first.focus()
+    page.get_by_role("button", name="validation image 2").first.focus()
     page.keyboard.press("Enter")
     canvas = page.get_by_role("application")
     canvas.wait_for()
@@ -167,10 +168,10 @@ def test_a_user_without_a_mouse_chooses_and_paints(page: Any) -> None:
     page.get_by_text("96 of 96 pixels painted").wait_for()
 
 
-def test_the_command_and_the_pictures_have_names(page: Any) -> None:
+def test_the_command_and_the_images_have_names(page: Any) -> None:
     page.get_by_role("button", name="Sample", exact=True).click()
     page.locator("#samples .grid-container img").first.wait_for()
-    command = page.get_by_role("textbox", name="The same pictures by a command")
+    command = page.get_by_role("textbox", name="Command that makes the same images")
     assert command.is_enabled()
     assert not command.is_editable()
     assert page.get_by_role("button", name="Sample", exact=True).bounding_box()["y"] < 860  # above the fold
@@ -189,7 +190,7 @@ def painted_by(page: Any) -> list[list[int]]:
     return rows
 
 
-def test_a_user_uploads_a_picture_and_grows_it(app: App, page: Any, tmp_path: Path) -> None:
+def test_a_user_uploads_an_image_and_grows_it(app: App, page: Any, tmp_path: Path) -> None:
     page.get_by_role("tab", name="Grow").click()
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG no picture")
@@ -216,7 +217,7 @@ def test_a_user_uploads_a_picture_and_grows_it(app: App, page: Any, tmp_path: Pa
 def test_a_refused_value_shows_a_message(page: Any) -> None:
     page.get_by_label("Number", exact=True).fill("7")
     page.get_by_role("button", name="Sample", exact=True).click()
-    page.get_by_text("7 pictures are more than the 6 that this page makes at once").wait_for()
+    page.get_by_text("7 images are more than the 6 that this page makes at once").wait_for()
 
 
 def test_it_can_be_used_on_a_phone(page: Any) -> None:

@@ -1,4 +1,4 @@
-"""The report's page: its figures are the log's, what comes from outside is only text, and it is never too large."""
+"""The report page: its metrics are those of the log, foreign text is escaped, and its size is bounded."""
 
 import base64
 import hashlib
@@ -24,8 +24,8 @@ from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.saved_config import parse_data_config
-from stage1_tokenizer.diagnostics.report.charts import Chart, Series, draw, linear_ticks, log_ticks, thinned
-from stage1_tokenizer.diagnostics.report.markup import data_block, percent, plain, tag
+from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html, linear_ticks, log_ticks, thin_curve
+from stage1_tokenizer.diagnostics.report.markup import data_block, format_number, format_percent, tag
 from stage1_tokenizer.diagnostics.report.run_folder import open_run
 from stage1_tokenizer.diagnostics.report.tokenizer import tokenizer_page
 from stage1_tokenizer.diagnostics.views.failures import rank_correlation
@@ -43,15 +43,18 @@ CPU = torch.device("cpu")
 
 
 def report(*arguments: object) -> Ended:
+    """Run the command."""
     return run(names_of("sampling/report.py")["main"], *arguments)
 
 
 def page_of(folder: Path, **options: Any) -> Page:
+    """Return the page of a tokenizer's run, parsed."""
     return Page(tokenizer_page(open_run(folder), CPU, **options))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer's run."""
     return tokenizer_run(tmp_path_factory.mktemp("runs") / "shapes_vq")
 
 
@@ -61,22 +64,22 @@ def written(trained: Path) -> str:
     return tokenizer_page(open_run(trained), CPU)
 
 
-def test_the_figures_are_those_of_the_log(written: str) -> None:
-    """The last validation's in large, and where another one was better, that too."""
+def test_the_metrics_are_those_of_the_log(written: str) -> None:
+    """The values of the last validation, and the best value where it was another one."""
     page = Page(written)
     last = {name: value for entry in LOG for name, value in entry.items()}
-    for label, name in (("PSNR", "psnr"), ("NMSE", "nmse"), ("Bits per picture", "bits_per_image")):
+    for label, name in (("PSNR", "psnr"), ("NMSE", "nmse"), ("Bits per image", "bits_per_image")):
         assert float(page.terms[label][0].split()[0]) == pytest.approx(last[f"validation/{name}"], rel=1e-3)
     assert page.terms["Codes in use"][0] == "87.5 %"
     assert page.terms["PSNR"][1] == "best 21.50 dB at step 20"
     assert page.terms["NMSE"][1] == "best 0.0723 at step 20"
     assert page.terms["Steps"] == ["30 of 30"]
-    assert page.terms["Steps left out"][0].startswith("2,")
+    assert page.terms["Steps skipped"][0].startswith("2,")
     assert "half of them are not used: lower bottleneck.codebook_size" in page.text
 
 
 def test_the_curves_hold_every_point_of_the_log(written: str) -> None:
-    """For the readout; and in a table, and in words."""
+    """In the data of the readout, in a table and in words."""
     charts = [json.loads(each["data-chart"] or "") for each in Page(written).all("div") if "data-chart" in each]
     series = {(tuple(one["x"]), tuple(one["y"])) for chart in charts for one in chart["series"]}
     assert ((20, 30), (21.5, 20.25)) in series
@@ -87,7 +90,7 @@ def test_the_curves_hold_every_point_of_the_log(written: str) -> None:
 
 
 def test_the_codes_are_those_of_the_tokenizer(trained: Path, written: str) -> None:
-    """In the tables over the pictures, in the data of the script, and how often they are used."""
+    """In the tables over the images, in the script's data, and in their counts."""
     loaded = LoadedTokenizer.load(trained)
     split = open_data(parse_data_config(loaded.data, "")).image_batches("validation", 0)
     with torch.inference_mode():
@@ -106,8 +109,8 @@ def test_the_codes_are_those_of_the_tokenizer(trained: Path, written: str) -> No
     assert shown == codes.flatten().tolist()
 
 
-def test_a_page_asks_for_nothing_and_runs_only_its_own_script(written: str) -> None:
-    """Every address on it is of itself or within it, and the policy allows one script by its hash."""
+def test_a_page_loads_nothing_and_runs_only_its_own_script(written: str) -> None:
+    """Every address is inside the page, and the policy allows one script, by its hash."""
     page = Page(written)
     for name, attributes in page.tags:
         for key in ("src", "href"):
@@ -124,8 +127,8 @@ def test_a_page_asks_for_nothing_and_runs_only_its_own_script(written: str) -> N
     assert f"'sha256-{digest}'" in policy
 
 
-def test_headings_pictures_and_tables_say_what_they_are(written: str) -> None:
-    """One h1, no level skipped; words for each picture; a header for each column and row; addresses that exist."""
+def test_headings_images_and_tables_are_labelled(written: str) -> None:
+    """One h1, no skipped level; alternative text for each image; headers for columns and rows; no dead link."""
     page = Page(written)
     levels = [int(name[1]) for name, _ in page.tags if re.fullmatch(r"h[1-6]", name)]
     assert levels[0] == 1
@@ -142,8 +145,8 @@ def test_headings_pictures_and_tables_say_what_they_are(written: str) -> None:
     assert {"figures", "curves", "reconstructions", "failures", "codes", "atlas", "tokens", "run", "alarms"} <= targets
 
 
-def test_what_comes_from_outside_is_only_text(tmp_path: Path) -> None:
-    """Names of classes, runs, alarms and figures, values of the config, and what evaluations and settings say."""
+def test_foreign_text_is_escaped(tmp_path: Path) -> None:
+    """Names of classes, runs, alarms and metrics; values of configs, evaluations and settings."""
     folder = tmp_path / NASTY.replace("/", "")
     classes = (NASTY.replace("/", "")[:60], "b")
     write_image_folder(tmp_path / "data", classes, per_class=3)
@@ -170,7 +173,7 @@ def test_what_comes_from_outside_is_only_text(tmp_path: Path) -> None:
 
 
 def test_text_and_attributes_are_escaped_and_control_characters_replaced() -> None:
-    """The one place where all of them pass through."""
+    """All text passes through this one function."""
     assert tag("p", NASTY, title=NASTY).count("<") == 2
     assert "\x00" not in tag("p", "a\x00b\x1b\ud800")
     tag("p", "a\ud800").encode()
@@ -186,8 +189,8 @@ INCOMPLETE = {
 
 
 @pytest.mark.parametrize("name", INCOMPLETE)
-def test_of_an_incomplete_run_the_page_shows_what_there_is(tmp_path: Path, trained: Path, name: str) -> None:
-    """And a sentence for what is missing; the command succeeds."""
+def test_the_page_of_an_incomplete_run_shows_what_exists(tmp_path: Path, trained: Path, name: str) -> None:
+    """A notice names what is missing; the command succeeds."""
     files, sentence = INCOMPLETE[name]
     (tmp_path / "run").mkdir()
     for file in files.split():
@@ -209,8 +212,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", ["reconstructions-00000030.png", "reconstructions-00000010.png"])
-def test_one_bad_picture_leaves_the_others(tmp_path: Path, name: str) -> None:
-    """Of those that the training left; and what is made now stays too."""
+def test_one_bad_image_file_leaves_the_others(tmp_path: Path, name: str) -> None:
+    """The other saved grids and the new reconstructions are shown."""
     folder = tokenizer_run(tmp_path / "run")
     (folder / "samples" / name).write_bytes(b"\x89PNG")
     page = page_of(folder)
@@ -220,8 +223,8 @@ def test_one_bad_picture_leaves_the_others(tmp_path: Path, name: str) -> None:
     assert any(each.startswith("Reconstruction of it, PSNR") for each in words)
 
 
-def test_a_link_that_leads_nowhere_hides_no_evaluation(tmp_path: Path) -> None:
-    """It is named; the others are shown."""
+def test_a_broken_link_hides_no_evaluation(tmp_path: Path) -> None:
+    """The link is named; the others are shown."""
     folder = prior_run(tmp_path / "prior")
     (folder / "evaluation").mkdir()
     (folder / "evaluation/a.json").write_text('{"figures": [{"value": 1.25, "label": "good one"}]}')
@@ -234,7 +237,7 @@ def test_a_link_that_leads_nowhere_hides_no_evaluation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_log_that_was_cut_off_is_read_up_to_there(tmp_path: Path, name: str) -> None:
-    """As a killed training leaves it, or as it looks while it is being written."""
+    """A killed training leaves such a log, and a running one may."""
     folder = tokenizer_run(tmp_path / "run")
     added, kept = DAMAGE[name]
     with (folder / name).open("ab") as file:
@@ -246,14 +249,14 @@ def test_a_log_that_was_cut_off_is_read_up_to_there(tmp_path: Path, name: str) -
                                   {"step": -5, "train/total": 1}, {"step": 50, "train/total": float("nan")},
                                   {"step": 50, "train/total": -1.0}, {"step": 50, "train/total": "x"}])  # fmt: skip
 def test_a_damaged_log_is_no_reason_to_fail(tmp_path: Path, line: dict[str, Any]) -> None:
-    """Steps and values that no training has."""
+    """Steps and values that no training writes."""
     write_log(tmp_path, [*LOG, line])
     (tmp_path / "config.yaml").write_text(json.dumps(config()))
     assert page_of(tmp_path).terms["PSNR"][0] == "20.25 dB"
 
 
-def test_without_the_data_the_log_and_the_kept_pictures_are_shown(tmp_path: Path) -> None:
-    """The data of a training may be gone, or on another machine; --root says where they are now."""
+def test_without_the_data_the_log_and_the_saved_images_are_shown(tmp_path: Path) -> None:
+    """The data may be deleted or on another machine; --root names their folder."""
     write_image_folder(tmp_path / "data", ("a", "b"), per_class=4)
     data = {"kind": "folder", "root": str(tmp_path / "data"), "image_size": (8, 12), "validation_share": 0.5}
     folder = tokenizer_run(tmp_path / "run", data=data)
@@ -269,7 +272,7 @@ def test_without_the_data_the_log_and_the_kept_pictures_are_shown(tmp_path: Path
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
-    """Config, weights, samples, settings, evaluations: each on its own."""
+    """Config, weights, samples, settings and evaluations, each on its own."""
     folder = tokenizer_run(tmp_path / "run")
     (folder / "config.yaml").write_text("a: [")
     (folder / "tokenizer.safetensors").write_bytes(b"no weights")
@@ -284,13 +287,13 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     text = Page((folder / "report.html").read_text()).text
     for words in ("config.yaml: is not YAML", "is not a safetensors file", "settings.json cannot be read",
-                  "b.json cannot be read", "good one", "Some of its figures cannot be read"):  # fmt: skip
+                  "b.json cannot be read", "good one", "Some of its metrics cannot be read"):  # fmt: skip
         assert words in text, words
     assert text.count("cannot be read as an image") == 2
 
 
 def test_a_continuous_latent_has_no_codes_and_several_codes_show_the_first(tmp_path: Path) -> None:
-    """Sections that mean nothing say so; of the depth the first codebook is shown, and it is said."""
+    """Sections without content say so; with several codebooks the page shows the first and says so."""
     page = page_of(tokenizer_run(tmp_path / "kl", bottleneck=KlConfig()))
     assert page.text.count("is continuous: there are no codes") == 3
     rvq = tokenizer_run(tmp_path / "rvq", bottleneck=RvqConfig(codebook_size=16, depth=3, kmeans_init=False))
@@ -325,8 +328,8 @@ def test_a_small_runs_page_is_small(written: str) -> None:
     assert len(written.encode()) < 400_000
 
 
-def test_a_prior_is_told_in_words_beside_the_simplest_models(tmp_path: Path) -> None:
-    """Bits per token, and how much less that is; samples from first to last; what was generated and how."""
+def test_a_prior_is_compared_in_words_with_the_simplest_models(tmp_path: Path) -> None:
+    """Bits per token and the difference to both models; samples in order; generated images with their settings."""
     folder = prior_run(tmp_path / "prior")
     ended = report(folder)
     assert ended.code == 0, ended.err
@@ -340,21 +343,19 @@ def test_a_prior_is_told_in_words_beside_the_simplest_models(tmp_path: Path) -> 
     assert strips == ["Samples after 5 steps", "Samples after 10 steps"]
     assert page.terms["Classes"] == ["2: cat, dog"]
     assert page.terms["Data"] == ["shapes, 8x12 pixels"]
-    assert "each column is of one class" in page.text
+    assert "each column has one class" in page.text
 
 
-def test_columns_are_of_a_class_only_where_ten_is_a_multiple(tmp_path: Path) -> None:
+def test_columns_have_one_class_only_if_ten_is_a_multiple(tmp_path: Path) -> None:
     """The grids have ten columns, and three classes do not fill them evenly."""
     text = Page(prior_page(open_run(prior_run(tmp_path / "three", classes=("a", "b", "c"))), CPU)).text
-    assert "the classes are drawn in turn: row by row" in text
+    assert "classes are in turn: row by row" in text
     assert "each column" not in text
-    assert (
-        "classes are drawn in turn" not in Page(prior_page(open_run(prior_run(tmp_path / "no", classes=())), CPU)).text
-    )
+    assert "classes are in turn" not in Page(prior_page(open_run(prior_run(tmp_path / "no", classes=())), CPU)).text
 
 
 def test_evaluations_are_shown_with_intervals_protocol_and_warnings(tmp_path: Path) -> None:
-    """As the command that measures writes them."""
+    """A file as evaluate.py writes it."""
     folder = prior_run(tmp_path / "prior") / "evaluation"
     folder.mkdir()
     figure = {"name": "fd", "label": "Fréchet distance (not FID)", "value": 12.345, "low": 11.5, "high": 13.5,
@@ -368,7 +369,7 @@ def test_evaluations_are_shown_with_intervals_protocol_and_warnings(tmp_path: Pa
     for words in ("Fréchet distance (not FID)", "12.35", "11.50 to 13.50", "lower", "of features", "few pictures"):
         assert words in page.text
     assert page.terms["split"] == ["validation"]
-    assert "Samples beside their nearest training pictures" in [each["alt"] for each in page.all("img")]
+    assert "Samples beside their nearest training images" in [each["alt"] for each in page.all("img")]
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
@@ -405,12 +406,12 @@ def test_without_a_name_it_is_the_newest_run(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_thinned_curve_keeps_its_ends_and_its_peaks() -> None:
-    """At every length no more points than asked for, in order, and none invented."""
+    """No more points than asked for, in order, and each is a point of the curve."""
     rng = np.random.default_rng(0)
     for n in (1, 2, 299, 300, 301, 1000, 12_345):
         values = rng.normal(size=n).tolist()
         curve = Curve(list(range(0, 3 * n, 3)), values)
-        few = thinned(curve)
+        few = thin_curve(curve)
         assert len(few.steps) <= 300
         assert few.steps == sorted(few.steps)
         assert {*zip(*few, strict=True)} <= {*zip(*curve, strict=True)}
@@ -434,21 +435,23 @@ def test_ticks_are_few_and_within_the_axis(low: float, high: float) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("log", [False, True])
 def test_any_curve_can_be_drawn(curve: Curve, log: bool) -> None:
-    """A single point, a level, nothing that is positive, the ends of the numbers that there are: no division by zero,
-    and no place that is not a number."""
-    drawn = draw(Chart("t", "u", [Series("s", curve, dots=True)], log=log))
+    """One point, a constant, no positive value, extreme values: no division by zero and no coordinate that is not a
+    number."""
+    drawn = chart_html(Chart("t", "u", [Series("s", curve, dots=True)], log=log))
     usual = [value for value in curve.values if 1e-9 < abs(value) < 1e9 or value == 0]
     assert (drawn is None) == (not usual or (log and max(usual) <= 0))
     assert "nan" not in (drawn or "")
     assert "inf" not in (drawn or "")
-    draw(Chart("t", "u", [Series("s", curve)], from_zero=True))
+    chart_html(Chart("t", "u", [Series("s", curve)], from_zero=True))
 
 
 def test_the_numbers_below_a_chart_are_of_all_its_curves() -> None:
-    """Runs that were validated at other steps, few times and many: a row has a value of each that has one near."""
+    """Runs that were validated at different steps: a row has a value of each curve with a step near it."""
 
     def table_of(*curves: Curve) -> list[list[str]]:
-        drawn = draw(Chart("t", "u", [Series(str(number), each, dots=True) for number, each in enumerate(curves)]))
+        drawn = chart_html(
+            Chart("t", "u", [Series(str(number), each, dots=True) for number, each in enumerate(curves)])
+        )
         rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", drawn or "")
         return [[step, *re.findall(r"<td>(.*?)</td>", cells)] for step, cells in rows]
 
@@ -462,8 +465,8 @@ def test_the_numbers_below_a_chart_are_of_all_its_curves() -> None:
     assert all(abs(float(cell) - float(row[0])) < 5 for row in rows for cell in row[1:])
 
 
-def test_a_colour_stands_for_the_same_in_every_chart(written: str) -> None:
-    """Validation is one, training another, also where a chart has only one of the two."""
+def test_a_colour_has_the_same_meaning_in_every_chart(written: str) -> None:
+    """Training and validation, also in charts with only one of them."""
     found = set(re.findall(r'swatch (c\d)[a-z ]*"></span>(training|validation)<', written))
     assert found == {("c0", "training"), ("c1", "validation")}
 
@@ -477,9 +480,9 @@ def test_rank_correlation_is_spearmans() -> None:
 
 
 def test_numbers_are_as_people_read_them() -> None:
-    assert [plain(value) for value in (0.0390, 25.196, 1234567, 1e-9, 512.0)] == [
+    assert [format_number(value) for value in (0.0390, 25.196, 1234567, 1e-9, 512.0)] == [
         "0.03900", "25.20", "1,234,567", "1.000e-09", "512"]  # fmt: skip
-    assert [percent(share) for share in (0, 1, 0.9999, 0.875, 0.00001, 0.0012)] == [
+    assert [format_percent(share) for share in (0, 1, 0.9999, 0.875, 0.00001, 0.0012)] == [
         "0 %", "100 %", "> 99.9 %", "87.5 %", "< 0.01 %", "0.12 %"]  # fmt: skip
 
 
@@ -490,13 +493,13 @@ TINY = ("--data.image_size 16 --data.train_images 20 --data.validation_images 6 
 
 @pytest.fixture
 def tokenizer_trainer(tmp_path: Path) -> Any:
-    """Stage one's train.py: its names, and a call of it."""
+    """The names of stage one's train.py, and a function that runs it."""
     names = names_of("stage1_tokenizer/train.py")
     return names, lambda *words: run(names["main"], *TINY.split(), "--out", tmp_path / "run", *words)
 
 
-def test_a_training_writes_its_report_and_notes_what_it_ran_on(tmp_path: Path, tokenizer_trainer: Any) -> None:
-    """At the end of each start: the command, versions and device are on the page, and where it was continued."""
+def test_a_training_writes_its_report_and_records_its_machine(tmp_path: Path, tokenizer_trainer: Any) -> None:
+    """At the end of each start the page has the command, versions, device, and the step of a restart."""
     _, train = tokenizer_trainer
     ended = train("--steps", 2)
     assert ended.code == 0, ended.err
@@ -515,8 +518,9 @@ def test_a_training_writes_its_report_and_notes_what_it_ran_on(tmp_path: Path, t
     assert Page((tmp_path / "run/report.html").read_text()).terms["Started again"] == ["at step 2"]
 
 
-def test_the_same_again_is_the_first_command_whole_or_said_to_be_cut(tmp_path: Path) -> None:
-    """The later ones only continued it; what began without a note is no start."""
+def test_the_command_is_the_first_one_whole_or_marked_as_cut(tmp_path: Path) -> None:
+    """Later commands only continued the run. A run that began before commands were recorded was continued, not
+    started."""
     folder = tokenizer_run(tmp_path / "run")
     began = ["python", "train.py", "--out", "it's a run"]
     sessions = [
@@ -537,8 +541,8 @@ def test_the_same_again_is_the_first_command_whole_or_said_to_be_cut(tmp_path: P
     assert "It is cut off here, after 2,000 characters" in page.text
 
 
-def test_a_training_that_is_told_so_writes_no_report(tmp_path: Path, tokenizer_trainer: Any) -> None:
-    """And it may be told so, or not, when it is continued."""
+def test_a_training_leaves_its_page_out_if_told(tmp_path: Path, tokenizer_trainer: Any) -> None:
+    """The option may change when the run is resumed."""
     _, train = tokenizer_trainer
     ended = train("--steps", 1, "--no-report")
     assert ended.code == 0
@@ -549,8 +553,8 @@ def test_a_training_that_is_told_so_writes_no_report(tmp_path: Path, tokenizer_t
 
 
 @pytest.mark.slow
-def test_of_several_processes_one_writes_the_report(tmp_path: Path) -> None:
-    """After the others have left: it waits for none of them."""
+def test_one_of_several_processes_writes_the_report(tmp_path: Path) -> None:
+    """The others have ended by then."""
     words = ["--steps", "2", "--out", tmp_path / "run"]
     run_processes(2, run_script, "stage1_tokenizer/train.py", *TINY.split(), *words)
     page = Page((tmp_path / "run/report.html").read_text())
@@ -563,7 +567,7 @@ def fails() -> None:
 
 
 def is_stopped(number: signal.Signals) -> None:
-    """As torchrun and a terminal do it: the same signal more than once."""
+    """Send the same signal more than once, as torchrun and a terminal do."""
     with pytest.raises(InterruptionError):
         os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)
@@ -578,11 +582,10 @@ def is_stopped(number: signal.Signals) -> None:
         (partial(is_stopped, signal.SIGINT), "stopped"),
     ],
 )
-def test_whatever_happens_to_the_report_the_training_is_finished(
+def test_an_error_in_the_report_does_not_fail_the_training(
     tmp_path: Path, tokenizer_trainer: Any, happens: Callable[[], None], reason: str
 ) -> None:
-    """A full disk, our own mistake, Ctrl-C: exit code 0, the summary before it, the reason, and the command to make it.
-    A stop does not speak of a step."""
+    """A full disk, a bug, Ctrl-C: exit code 0, the summary, the reason and the command that writes the report."""
     names, train = tokenizer_trainer
     names["tokenizer_page"] = lambda *_: happens()
     ended = train("--steps", 1)
@@ -590,9 +593,7 @@ def test_whatever_happens_to_the_report_the_training_is_finished(
     assert ended.err == ""
     *before, reported = ended.out.strip().splitlines()
     command = re.escape(shlex.join(["sampling/report.py", str(tmp_path / "run")])).replace("sampling", r"\S*sampling")
-    assert re.search(
-        rf"\({re.escape(reason)}\); the training is complete all the same: \S*python\S* {command}$", reported
-    )
+    assert re.search(rf"\({re.escape(reason)}\); the training is complete\. .*: \S*python\S* {command}$", reported)
     assert before[-1] == "writing the report ..."
     assert [line for line in before if re.match(r"next: \S*python\S* \S*stage2_prior/train\.py", line)]
     assert (tmp_path / "run/tokenizer.safetensors").exists()
@@ -611,7 +612,7 @@ def test_a_priors_training_writes_its_report_too(tmp_path: Path) -> None:
 
 
 def test_a_prior_over_several_codes_per_position_has_a_page(tmp_path: Path) -> None:
-    """Sequence and tokenizer say the depth."""
+    """Sequence length and tokenizer include the depth."""
     several = {"bottleneck": RvqConfig(codebook_size=16, depth=3, kmeans_init=False)}
     folder = prior_run(tmp_path / "prior", tokenizer=several)
     assert report(folder).code == 0

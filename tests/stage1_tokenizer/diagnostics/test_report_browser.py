@@ -1,4 +1,4 @@
-"""The report in a real browser: at two widths, light and dark, by pointer, tap and keys, and without its script."""
+"""The report in a real browser: two widths, light and dark, pointer, touch and keys, with and without the script."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def chromium() -> Iterator["Browser"]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer's run and a prior's, with their pages, and one that compares two."""
+    """Pages of a tokenizer's run and of a prior's, and one that compares two runs."""
     root = tmp_path_factory.mktemp("pages")
     better = [{**entry, **({"validation/psnr": 27.75} if "validation/psnr" in entry else {})} for entry in LOG]
     tokenizer_run(root / "first")
@@ -73,7 +73,7 @@ Open = Callable[..., "Page"]
 
 @pytest.fixture
 def show(chromium: "Browser", folder: Path) -> Iterator[Open]:
-    """Open a page; what it complains of on the console, or asks of the network, fails the test at its end."""
+    """Open a page; messages on the console and requests to the network fail the test at its end."""
     wrong: list[str] = []
     with ExitStack() as stack:
 
@@ -96,7 +96,7 @@ def leaves(url: str) -> bool:
 
 
 def codes_of(run_folder: Path) -> list[list[list[int]]]:
-    """Of the validation pictures, by the tokenizer itself: (N, h, w)."""
+    """Encode the validation images with the tokenizer itself: (N, h, w)."""
     loaded = LoadedTokenizer.load(run_folder)
     split = open_data(parse_data_config(loaded.data, "")).image_batches("validation", 0)
     with torch.inference_mode():
@@ -108,15 +108,15 @@ def codes_of(run_folder: Path) -> list[list[list[int]]]:
 @pytest.mark.parametrize("name", ["first", "prior", "both"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_wider_than_the_screen(show: Open, name: str, width: int) -> None:
-    """With all folds open too."""
+    """Also with all folds open."""
     page = show(name, width)
     page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_only_what_scrolls_is_a_stop_and_each_has_a_name_of_its_own(show: Open, width: int) -> None:
-    """Boxes with all folds open."""
+def test_only_boxes_that_scroll_are_tab_stops_with_unique_names(show: Open, width: int) -> None:
+    """With all folds open."""
     page = show("first", width)
     page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     page.wait_for_timeout(100)
@@ -131,8 +131,8 @@ def test_only_what_scrolls_is_a_stop_and_each_has_a_name_of_its_own(show: Open, 
     assert len(names) == len(set(names))
 
 
-def test_on_a_phone_a_comparison_has_a_value_a_line(show: Open) -> None:
-    """With the run's name before it; nothing is to be scrolled."""
+def test_a_comparison_on_a_phone_has_one_value_per_line(show: Open) -> None:
+    """Each value follows the run's name; nothing scrolls sideways."""
     page = show("both", 360)
     cells = page.locator("#figures tr", has_text="PSNR").locator("td")
     first, second = cells.nth(0).bounding_box(), cells.nth(1).bounding_box()
@@ -145,8 +145,8 @@ def test_on_a_phone_a_comparison_has_a_value_a_line(show: Open) -> None:
 
 @pytest.mark.parametrize("name", ["first", "prior", "both"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_can_be_read_in_light_and_dark(show: Open, name: str, scheme: Any) -> None:
-    """WCAG AA: 4.5 to 1 for text, the labels of axes and the links among it."""
+def test_text_has_enough_contrast_in_light_and_dark(show: Open, name: str, scheme: Any) -> None:
+    """WCAG AA: 4.5 to 1 for text, axis labels and links."""
     page = show(name, color_scheme=scheme)
     found = page.evaluate(CONTRAST)
     assert len(found) > 80
@@ -157,7 +157,7 @@ def test_words_can_be_read_in_light_and_dark(show: Open, name: str, scheme: Any)
 
 
 def test_the_arrow_keys_walk_over_the_codes(show: Open, folder: Path) -> None:
-    """Each position says the code that the tokenizer gives it; one of them alone is in the tab order."""
+    """Each position shows the tokenizer's code; one position at a time is a tab stop."""
     page = show()
     codes = codes_of(folder / "first")
     grid = page.locator(".overlay:not([hidden]) table")
@@ -167,13 +167,13 @@ def test_the_arrow_keys_walk_over_the_codes(show: Open, folder: Path) -> None:
     said = page.locator(".said")
     page.keyboard.press("Control+Home")
     flat = [code for row in codes[0] for code in row]
-    uses = {code: sum(row.count(code) for picture in codes for row in picture) for code in flat}
+    uses = {code: sum(row.count(code) for image in codes for row in image) for code in flat}
     for row in range(2):
         for column in range(3):
             code = codes[0][row][column]
             here = {1: "once", 2: "twice"}.get(flat.count(code), f"{flat.count(code)} times")
             words = said.inner_text()
-            assert words.startswith(f"Row {row + 1}, column {column + 1}: code {code}. It stands {here} in this")
+            assert words.startswith(f"Row {row + 1}, column {column + 1}: code {code}. It occurs {here} in this")
             assert re.search(
                 {1: r"and once in", 2: r"and twice in"}.get(uses[code], rf"and {uses[code]} times in"), words
             )
@@ -188,15 +188,15 @@ def test_the_arrow_keys_walk_over_the_codes(show: Open, folder: Path) -> None:
     assert said.get_attribute("aria-live") == "polite"
 
 
-def test_pointing_and_tapping_show_the_code_and_where_else_it_is(show: Open, folder: Path) -> None:
-    """In another picture too, chosen by its button; on a phone by touch."""
+def test_pointing_and_tapping_show_the_code_and_its_other_positions(show: Open, folder: Path) -> None:
+    """Also in another image, chosen by its button; on a phone by touch."""
     codes = codes_of(folder / "first")
     page = show(width=390, has_touch=True)
     page.locator(".picker button").nth(2).tap()
     assert page.locator('.picker button[aria-pressed="true"]').count() == 1
     page.locator(".overlay:not([hidden]) td").nth(4).tap()
     assert f"Row 2, column 2: code {codes[2][1][1]}." in page.locator(".said").inner_text()
-    others = sum(any(codes[2][1][1] in row for row in picture) for number, picture in enumerate(codes) if number != 2)
+    others = sum(any(codes[2][1][1] in row for row in image) for number, image in enumerate(codes) if number != 2)
     assert page.locator(".elsewhere span").count() == min(8, others)
     page = show()
     page.locator(".overlay:not([hidden]) td").nth(5).hover()
@@ -229,8 +229,8 @@ def test_a_chart_is_read_by_keys_and_by_pointer(show: Open) -> None:
     assert chart.locator(".readout").inner_text() == "step 30: validation 20.25"
 
 
-def test_without_the_script_all_is_there_but_the_pointing(show: Open, folder: Path) -> None:
-    """Figures, curves and pictures are shown, and the codes as numbers over them; no dead controls."""
+def test_without_the_script_only_the_readouts_are_missing(show: Open, folder: Path) -> None:
+    """Metrics, curves and images are shown, codes are numbers over the images, and there are no dead controls."""
     page = show(java_script_enabled=False)
     assert page.get_by_text("20.25 dB").first.is_visible()
     assert page.locator("svg path.line").first.is_visible()
@@ -242,8 +242,8 @@ def test_without_the_script_all_is_there_but_the_pointing(show: Open, folder: Pa
     assert page.locator("details[open] table").first.is_visible()
 
 
-def test_who_walks_by_keys_sees_where_he_is(show: Open) -> None:
-    """First the way past the contents; each stop has an outline; the tokens are one stop, not one for each."""
+def test_the_focus_is_visible(show: Open) -> None:
+    """The first stop skips the contents; each stop has an outline; the tokens are one stop."""
     page = show()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -262,15 +262,15 @@ def test_who_walks_by_keys_sees_where_he_is(show: Open) -> None:
     assert stops.count("SUMMARY") > 3
 
 
-def test_every_picture_is_whole(show: Open) -> None:
-    """The browser could decode each of them, and each has words."""
+def test_every_image_loads(show: Open) -> None:
+    """The browser decodes each image, and each has alternative text."""
     page = show("prior")
     broken = "[...document.images].filter((each) => !each.complete || !each.naturalWidth || !each.alt).length"
     assert page.evaluate("document.images.length") > 8
     assert page.evaluate(broken) == 0
 
 
-def test_a_comparison_has_the_figures_of_both(show: Open) -> None:
+def test_a_comparison_has_the_metrics_of_both(show: Open) -> None:
     page = show("both")
     row = page.get_by_role("row", name="PSNR")
     assert row.get_by_role("cell").all_inner_texts()[:2] == ["20.25 dB", "27.75 dB"]

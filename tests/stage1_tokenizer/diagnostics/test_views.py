@@ -1,4 +1,4 @@
-"""The numbers behind the views, each against a slow reference; and what a new view needs."""
+"""The numbers behind the views, each compared with a slow reference; and a new view."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from stage1_tokenizer.diagnostics.report import tokenizer as report_tokenizer
 from stage1_tokenizer.diagnostics.report.run_folder import open_run
 from stage1_tokenizer.diagnostics.views import VIEWS
 from stage1_tokenizer.diagnostics.views.atlas import atlas_of, mean_patches, nearest_codes, short_percent
-from stage1_tokenizer.diagnostics.views.base import Subject, View, measure, measured_of, once
+from stage1_tokenizer.diagnostics.views.base import Subject, View, encode_images, encoded_images, once
 from stage1_tokenizer.diagnostics.views.curves import smooth
 from stage1_tokenizer.diagnostics.views.holes import depth_kept, find_holes, hole_masks
 from stage1_tokenizer.diagnostics.views.latent_maps import latent_colours
@@ -32,7 +32,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def images_and_codes() -> tuple[Tensor, Tensor]:
-    """Images (5, 3, 8, 12) and codes (5, 2, 3) below 9, of which some are never used."""
+    """Return images (5, 3, 8, 12) and codes (5, 2, 3) below 9, some of them unused."""
     x = torch.rand(5, 3, 8, 12, generator=generator()) * 2 - 1
     codes = torch.randint(0, 9, (5, 2, 3), generator=generator(1))
     codes[codes == 4] = 7
@@ -42,13 +42,13 @@ def images_and_codes() -> tuple[Tensor, Tensor]:
 def test_a_new_view_is_in_both_outputs_and_its_numbers_are_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file's worth of code and an entry in VIEWS: analyze.py draws its PNG, and the page has its section."""
+    """A few functions and an entry in VIEWS: analyze.py draws its PNG, and the page has its section."""
     asked: list[Subject] = []
 
     @once
     def brightness(subject: Subject) -> float:
         asked.append(subject)
-        return float(measured_of(subject).x.mean())
+        return float(encoded_images(subject).x.mean())
 
     def draw(subject: Subject) -> Sheet:
         return Sheet(TOP, "Brightness", f"{brightness(subject) + brightness(subject):.3f}", "")
@@ -65,7 +65,7 @@ def test_a_new_view_is_in_both_outputs_and_its_numbers_are_computed_once(
     assert ended.code == 0, ended.err
     assert (tmp_path / "analysis/brightness.png").is_file()
     assert len(asked) == 1
-    wanted = float(measure(loaded, shapes()).x.mean())
+    wanted = float(encode_images(loaded, shapes()).x.mean())
     assert float((tmp_path / "analysis/brightness.json").read_text()) == pytest.approx(wanted)
     page = Page(report_tokenizer.tokenizer_page(open_run(tmp_path), torch.device("cpu")))
     assert len(asked) == 2
@@ -125,8 +125,8 @@ def test_pca_is_that_of_a_singular_value_decomposition_with_signs_of_its_own() -
 
 
 @pytest.mark.parametrize("vectors", [torch.full((7, 4), 2.5), torch.randn(1, 4), torch.randn(6, 1)])
-def test_pca_of_too_little_has_components_of_zero(vectors: Tensor) -> None:
-    """A tokenizer with one used code; one of a single channel."""
+def test_pca_of_too_few_dimensions_has_components_of_zero(vectors: Tensor) -> None:
+    """A tokenizer with one used code; one with a single channel."""
     found = pca(vectors, 3)
     assert found(vectors).shape == (len(vectors), 3)
     assert torch.isfinite(found(vectors)).all()
@@ -245,7 +245,7 @@ def test_holes_are_black_pixels_in_one_colour_and_their_depth_is_measured() -> N
     most = find_holes(x, torch.tensor([0, 1, 1]))
     assert rectangle is not None
     assert most is not None
-    assert (rectangle.place, most.place) == (2, 1)
+    assert (rectangle.image, most.image) == (2, 1)
     assert find_holes(x[:1], torch.tensor([0])) is None
     filled = x[1].clone()
     filled[0, 4, 4] = filled[0, 5, 7] = 0.8

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sampling.report_comparison import MEANINGS
+from sampling.report_comparison import COMPARED_METRICS
 from stage1_tokenizer.config.base import parse_command_line
 from stage1_tokenizer.engine import console
 from stage1_tokenizer.validation import METRICS
@@ -213,7 +213,7 @@ def test_the_console_and_the_report_call_the_same_better() -> None:
     signs = {"higher": 1, "lower": -1, None: 0}
     trainings = {"stage1_tokenizer/train.py": "TrainTokenizerConfig", "stage2_prior/train.py": "TrainPriorConfig"}
     figures = [figure for script, config in trainings.items() for figure in names_of(script)[config].console_metrics]
-    both = [(figure, MEANINGS.get(f"validation/{figure.name}")) for figure in figures]
+    both = [(figure, COMPARED_METRICS.get(f"validation/{figure.name}")) for figure in figures]
     assert sum(meaning is not None for _, meaning in both) > 3
     assert [figure.name for figure, meaning in both if meaning and signs[meaning.better] != figure.direction] == []
 
@@ -244,4 +244,4 @@ def test_sampling_that_is_not_on_a_terminal_draws_nothing(tmp_path: Path) -> Non
     ended = run(names_of("sampling/generate.py")["main"], "-n", 2, "--prior", tmp_path)
     assert ended.err == ""
     assert "\r" not in ended.out
-    assert ended.out.splitlines()[-1].startswith("2 pictures in ")
+    assert ended.out.splitlines()[-1].startswith("2 images in ")
