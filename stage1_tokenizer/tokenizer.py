@@ -197,7 +197,7 @@ class LoadedTokenizer:
             BadFileError: the file is damaged, or is not a tokenizer.
         """
         file = resolve_tokenizer(path, option)
-        tensors, header = read_weights(file, kind="tokenizer")
+        tensors, header = read_weights(file, kind="tokenizer", importer="stage1_tokenizer.import_weights")
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
         tokenizer = rebuild(lambda: Tokenizer(config), tensors, str(file))
         tokenizer.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
