@@ -112,7 +112,7 @@ def ways(device: torch.device) -> list[Way]:
     if device.type == "cuda":
         peers = ["x-transformers, flash", "textbook, static cache"]
     precisions: list[Precision] = ["float32"]
-    if processor.takes("bfloat16", device):
+    if processor.takes_fast_path("bfloat16", device):
         precisions.append("bfloat16")
     quantized: list[Precision] = [] if device.type == "cuda" else ["int8"]
     ours = [Way(OURS, precision) for precision in [*precisions, *quantized]]

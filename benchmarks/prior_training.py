@@ -69,7 +69,7 @@ def ways(device: torch.device) -> list[Way]:
         group = [way._replace(bfloat16=True) for way in (OURS, TEXTBOOK, FLASH)]
         return [*group, *(way._replace(compiled=True) for way in group)]
     entrants = [TEXTBOOK, LIBRARY, FLASH, OURS]
-    if processor.takes("bfloat16", device):
+    if processor.takes_fast_path("bfloat16", device):
         return [*entrants, *(way._replace(bfloat16=True) for way in entrants)]
     print("bfloat16 is not timed: this processor emulates it")
     return entrants

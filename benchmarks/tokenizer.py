@@ -205,7 +205,7 @@ def measure(device: torch.device, small: bool) -> Results:
     quick = our_tokenizer(size, device)
     fast(quick)
     codes = quick.encode_codes(x)
-    native = processor.takes("bfloat16", device)
+    native = processor.takes_fast_path("bfloat16", device)
     ways = {f"{OURS}, float32": calls(quick, half=False)}
     if native:
         ways[f"{OURS}, bfloat16"] = calls(quick, half=True)

@@ -34,6 +34,10 @@ from stage1_tokenizer.networks import NetworkConfig, build_network
 TOKENIZER_FILE = "tokenizer.safetensors"
 TrainedParts = Literal["all", "bottleneck_and_decoder", "decoder"]
 """Parts of a tokenizer that a training changes."""
+IMPORTER = "stage1_tokenizer.import_weights"
+"""The command that imports tokenizers of other projects, for messages."""
+ORIGIN = "source_"
+"""Beginning of the header entries that an import writes: family, file, hash and licence of the source."""
 SAME_CODES = "same_codes"
 """Header entry with the fingerprints of the tokenizers that have the same codes."""
 
@@ -81,9 +85,13 @@ class Tokenizer(nn.Module):
         check_image_size(config.image_size, config.network.factor)
         self.config = config
         self.encoder, self.decoder = build_network(config.network, config.image_channels, config.image_size)
-        self.bottleneck = build_bottleneck(config.bottleneck, config.network.latent_channels, processes)
+        network = config.network
+        self.bottleneck = build_bottleneck(
+            config.bottleneck, network.latent_channels, processes, network.encoded_channels
+        )
         self.in_eval_mode: tuple[nn.Module, ...] = ()  # parts whose dropout is off in training too
         self.same_codes: tuple[str, ...] = ()  # fingerprints of the tokenizers whose codes this one keeps
+        self.origin: dict[str, str] = {}  # header entries about the project that the weights come from
 
     @property
     def shape(self) -> TokenShape:
@@ -117,7 +125,7 @@ class Tokenizer(nn.Module):
         return x_hat
 
     def encode_codes(self, x: Tensor) -> Tensor:
-        """Encode x (B, C, H, W) to codes (B, h, w, K) int64. Raises ConfigError: the bottleneck is continuous."""
+        """Encode x (B, C, H, W) to codes (B, h, w, K) int64. Raise ConfigError if the bottleneck is continuous."""
         codes = self.encode(x).codes
         if codes is None:
             _ = self.shape  # raises the ConfigError
@@ -235,10 +243,11 @@ class LoadedTokenizer:
             BadFileError: the file is damaged, or is not a tokenizer.
         """
         file = resolve_tokenizer(path, option)
-        tensors, header = read_weights(file, kind="tokenizer")
+        tensors, header = read_weights(file, kind="tokenizer", importer=IMPORTER)
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
         tokenizer = rebuild(lambda: Tokenizer(config), tensors, str(file))
         tokenizer.same_codes = _read_same_codes(header, file)
+        tokenizer.origin = {key: text for key, text in header.items() if key.startswith(ORIGIN)}
         tokenizer.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
         data, step = read_data_tree(header, str(file)), read_step(header, str(file))
         whole, codes = fingerprint(tokenizer, header["config"]), code_fingerprint(tokenizer)
@@ -258,7 +267,7 @@ def _read_same_codes(header: Header, file: Path) -> tuple[str, ...]:
 
 def read_tokenizer_config(file: Path) -> TokenizerConfig:
     """Read the config in the header of a tokenizer's file. Raises BadFileError."""
-    return config_from_json(TokenizerConfig, read_header(file, "tokenizer").get("config"), str(file))
+    return config_from_json(TokenizerConfig, read_header(file, "tokenizer", IMPORTER).get("config"), str(file))
 
 
 def check_source(
@@ -298,6 +307,7 @@ def start_from(tokenizer: Tokenizer, source: LoadedTokenizer, trained: TrainedPa
     check_initial(tokenizer, weights, source.path, "Give images with the number of channels of its training")
     tokenizer.load_state_dict(weights)
     freeze(tokenizer, trained)
+    tokenizer.origin = source.tokenizer.origin  # its licence holds for what is trained from it
     if trained == "decoder":
         tokenizer.same_codes = (*source.tokenizer.same_codes, source.fingerprint)
     parameters = list(tokenizer.parameters())
@@ -309,13 +319,14 @@ def start_from(tokenizer: Tokenizer, source: LoadedTokenizer, trained: TrainedPa
 
 
 def resolve_tokenizer(path: str | Path, option: str = "--tokenizer") -> Path:
-    """Return the weights file of a tokenizer, given as the file or its folder. Raises ConfigError: there is none."""
+    """Return the weights file of a tokenizer, given as the file or its folder. Raise ConfigError if there is none."""
     return resolve_weights(path, TOKENIZER_FILE, option)
 
 
 def save_tokenizer(path: Path, tokenizer: Tokenizer, data: Config, step: int) -> None:
     """Write the weights after `step` optimizer steps; the header holds the tokenizer's config and its data config."""
     header = {"config": tokenizer.config.model_dump_json(), "data": data.model_dump_json(), "step": str(step)}
+    header |= tokenizer.origin
     if tokenizer.same_codes:
         header[SAME_CODES] = json.dumps(tokenizer.same_codes)
     write_weights(path, tokenizer, "tokenizer", header)

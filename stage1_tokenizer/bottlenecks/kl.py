@@ -28,6 +28,8 @@ class KlConfig(BaseBottleneckConfig):
     kind: Literal["kl"] = "kl"
     channels: Channels | None = None
     """Channels of the latent that is drawn; null: those of the network's latent."""
+    project: bool = False
+    """Pass the drawn latent through a 1x1 convolution also if it has the channels of the network's latent."""
     weight: Annotated[NonNegativeFloat, Advice("posterior", "lower --bottleneck.weight")] = 1e-3
     """Weight of the KL in nats per position: a sum over channels, and a mean over positions and images. Next to a mean
     squared error over pixels, 2 * s^2 / (C * factor^2) gives the ELBO for pixels of variance s^2. A larger weight makes
@@ -40,17 +42,18 @@ class KlConfig(BaseBottleneckConfig):
 
 
 class KlBottleneck(Bottleneck):
-    """z (B, D, h, w) -> a random draw in train mode, the mean in eval mode."""
+    """The bottleneck that replaces z by a random draw in train mode, and by the mean in eval mode."""
 
     finished_steps: Tensor
     """() int64, a buffer so that a resumed run continues with the same weight."""
 
-    def __init__(self, config: KlConfig, latent_channels: int) -> None:
+    def __init__(self, config: KlConfig, latent_channels: int, encoded_channels: int | None = None) -> None:
+        """encoded_channels: channels of the encoder's output, if they are not those of the latent."""
         super().__init__()
         self.config = config
         self.noise_channels = config.channels or latent_channels
-        same = self.noise_channels == latent_channels
-        self.project_in = nn.Conv2d(latent_channels, 2 * self.noise_channels, 1)
+        same = self.noise_channels == latent_channels and not config.project
+        self.project_in = nn.Conv2d(encoded_channels or latent_channels, 2 * self.noise_channels, 1)
         self.project_out = nn.Identity() if same else nn.Conv2d(self.noise_channels, latent_channels, 1)
         self.register_buffer("finished_steps", torch.zeros((), dtype=torch.int64))
 
@@ -61,7 +64,7 @@ class KlBottleneck(Bottleneck):
         return self.config.weight * (risen if self.config.warmup_steps else torch.ones_like(risen))
 
     def forward(self, z: Tensor) -> Bottlenecked:
-        """z (B, D, h, w) -> Bottlenecked without codes."""
+        """Draw from the distribution that z (B, D, h, w) describes. The result has no codes."""
         moments = self.project_in(z)  # (B, 2c, h, w), c = noise_channels
         # float32, with autocast off: near N(0, I) the terms of the KL cancel, and bfloat16 would leave nothing of it.
         with torch.autocast(z.device.type, enabled=False):
@@ -82,7 +85,7 @@ class KlBottleneck(Bottleneck):
         )
 
     def sample(self, noise: Tensor) -> Tensor:
-        """noise (B, noise_channels, h, w) from N(0, 1) -> z_q (B, D, h, w)."""
+        """Turn noise (B, noise_channels, h, w) from N(0, 1) into z_q (B, D, h, w)."""
         return self.project_out(noise)
 
     def finish_step(self) -> None:

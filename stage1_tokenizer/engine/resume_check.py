@@ -21,7 +21,7 @@ class RunData(Protocol):
         """Return lines that describe how the data differ from the record in a run's folder; None: it has no record."""
 
     def write_record(self, folder: Path) -> None:
-        """Write the record of the data into a run's folder. Raises StorageError."""
+        """Write the record of the data into a run's folder. Raise StorageError if that fails."""
 
 
 class Changes(NamedTuple):
@@ -39,7 +39,8 @@ def find_changes(folder: Path, config: TrainingConfig, tree: Tree, data: RunData
     Only learning rates of later steps may differ (`steps` and the schedule): then the run is continued from a state
     that all equal rates lead to.
 
-    tree: the values of the config to be compared.
+    tree: the values of the config to be compared. If the run has no record of its data, print that, and compare the
+        config only.
 
     Raises:
         ConfigError: something else differs, or no state can be continued, and --allow_changed was not given.

@@ -68,7 +68,9 @@ def save_state(
     keep: int = 2,
     kept_step: int | None = None,
 ) -> Path:
-    """Save a state as `folder/step-XXXXXXXX`, then remove all but the newest `keep` states. Return its path.
+    """Save a state as `folder/step-XXXXXXXX`, and return its path.
+
+    Then remove the states of later steps, and all but the newest `keep` states.
 
     parts: models and optimizers by name. scalars: plain values, ready for JSON. kept_step: the step of a state that
     is not removed.
