@@ -5,6 +5,7 @@
 Writes runs/stage1/NAME/tokenizer.safetensors. The same command again continues a stopped run.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +49,7 @@ from stage1_tokenizer.engine.training_config import TrainingConfig
 from stage1_tokenizer.metrics import CodeUse, pixel_variance
 from stage1_tokenizer.networks import NetworkConfig
 from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
-from stage1_tokenizer.objective import AdversarialConfig, PixelConfig, build_objective
+from stage1_tokenizer.objective import AdversarialConfig, Objective, PixelConfig, build_objective
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import (
     TOKENIZER_FILE,
@@ -161,8 +162,7 @@ def main() -> None:
     tokenizer = build_tokenizer(config.network, config.bottleneck, image_size, channels, processes).to(device)
     objective = build_objective(tokenizer, config.pixel, config.perceptual, config.adversarial, accelerator)
     if source:
-        run.say(start_from(tokenizer, source, config.train))
-        run.say(start_discriminator(objective.discriminator, source.path.parent))
+        start_models(objective, source, config.train, run.say)
     bottleneck, ema = tokenizer.bottleneck, Ema(tokenizer, config.optim.ema_decay)
     compiling = Compiling(accelerator, eager=[bottleneck], keeps_graph=objective.is_adaptive)
     prepare = partial(training_step.TrainedNetwork, accelerator, config=config.optim, steps=config.steps)
@@ -268,6 +268,14 @@ def main() -> None:
     run.close()
     run.print_summary(*next_commands(run.folder, has_codes=bottleneck.depth > 0, samples=bottleneck.noise_channels > 0))
     report_at_end(accelerator, config.report, run.folder, tokenizer_page)
+
+
+def start_models(
+    objective: Objective, source: LoadedTokenizer, trained: TrainedParts, say: Callable[[str], None]
+) -> None:
+    """Start tokenizer and discriminator from a source, freeze what is not trained, and say what was done."""
+    say(start_from(objective.tokenizer, source, trained))
+    say(start_discriminator(objective.discriminator, source.path.parent))
 
 
 def write_models(

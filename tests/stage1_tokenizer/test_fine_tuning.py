@@ -17,7 +17,7 @@ from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.discriminator import DISCRIMINATOR_FILE
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from tests.helpers.artefacts import edit_weights
-from tests.helpers.commands import Ended, names_of, run
+from tests.helpers.commands import ROOT, Ended, names_of, run
 from tests.helpers.processes import run_processes
 from tests.helpers.training import TINY, assert_close, checksums, log, part, train
 
@@ -228,3 +228,22 @@ def test_a_damaged_source_is_refused(source: Path, tmp_path: Path, name: str) ->
     assert ended.code == 3
     assert str(file) in ended.err
     assert not (tmp_path / "new").exists()
+
+
+def test_the_decoder_of_an_imported_tokenizer_learns(tmp_path: Path) -> None:
+    """Weights of another project go on: its codes stay, and the entries about its source and licence stay with them."""
+    model = ROOT / "tests" / "fixtures" / "foreign" / "taming_vqgan"
+    words = [model / "last.ckpt", "--config", model / "model.yaml", "--family", "taming_vqgan", "--licence", "MIT"]
+    imported = run(names_of("stage1_tokenizer/import_weights/__main__.py")["main"], *words, "--out", tmp_path / "old")
+    assert imported.code == 0, imported.err
+    options = {"steps": 1, "adversarial.weight": 0, "pictures": 0, "batch_size": 4}
+    ended = fine_tune(tmp_path / "new", tmp_path / "old", train="decoder", **options)
+    assert ended.code == 0, ended.err
+    before, after = LoadedTokenizer.load(tmp_path / "old"), LoadedTokenizer.load(tmp_path / "new")
+    assert after.code_fingerprint == before.code_fingerprint
+    assert after.fingerprint != before.fingerprint
+    assert after.tokenizer.origin == before.tokenizer.origin
+    assert after.tokenizer.origin["source_licence"] == "MIT"
+    pickle = fine_tune(tmp_path / "newer", model / "last.ckpt")
+    assert pickle.code == 3
+    assert "python -m stage1_tokenizer.import_weights" in pickle.err
