@@ -1,6 +1,7 @@
 """Generation with prepared weights (`stage2_prior/gpt/generation.py`) against x-transformers' own layers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def forward(model: Gpt, codes: Tensor) -> Tensor:
     return model(codes.view(-1, SHAPE.h, SHAPE.w, 1), LABELS)
 
 
-OPTIONS: list[dict[str, object]] = [
+OPTIONS: list[dict[str, Any]] = [
     {"positions": "rotary"},
     {"positions": "learned"},
     {"positions": "both"},
@@ -70,7 +71,7 @@ OPTIONS: list[dict[str, object]] = [
 @STEPS
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("known", [0, 1, 7, 19])
-def test_logits_are_those_of_the_layers(replays: bool, options: dict[str, object], known: int) -> None:
+def test_logits_are_those_of_the_layers(replays: bool, options: dict[str, Any], known: int) -> None:
     """Trap 30: with every gain and bias other than 1 and 0, so that none may be forgotten."""
     model, codes = wild(**options), codes_of(1)
     wanted = forward(model, codes)[:, known:]

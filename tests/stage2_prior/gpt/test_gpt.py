@@ -179,10 +179,10 @@ def test_a_start_that_is_turned_to_zero_has_the_logit_0() -> None:
     assert left is not None
     assert not turns[0].any()
     assert torch.equal(turns[1:], left[1:])
-    ((_, *_), attention, _), _ = model.layers[0].layers  # type: ignore[union-attr,misc]
+    ((_, *_), attention, _), _ = model.layers[0].layers  # type: ignore[misc]
     codes = torch.randint(V, (1, LARGE.h, LARGE.w, 1), generator=torch.Generator().manual_seed(1))
     before = [model(codes, labels_of(label)) for label in (0, 1)]
-    attention.to_q.weight.mul_(3.0)  # type: ignore[union-attr]
+    attention.to_q.weight.mul_(3.0)
     after = [model(codes, labels_of(label)) for label in (0, 1)]
     for one, other in zip(before, after, strict=True):
         assert torch.equal(one[:, 0], other[:, 0]), "the start attends to itself alone"
