@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.engine.checkpoint import read_tensors
+from stage1_tokenizer.engine.checkpoint import ZIP_MAGIC, read_tensors, starts_as_pickle
 from stage1_tokenizer.engine.errors import BadFileError, UserError, shorten
 from stage1_tokenizer.engine.files import file_sha256
 
@@ -35,8 +35,6 @@ MOST_RECORDS = 100_000
 """Records in a checkpoint; there is one per tensor."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The number in the first pickle of a checkpoint of torch before version 1.6."""
-PICKLE_MAGIC = b"\x80"
-ZIP_MAGIC = b"PK\x03\x04"
 STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -104,10 +102,13 @@ class ForeignFile:
         self._load = load  # None: the tensors are read already
         self.sha256 = file_sha256(path)
 
-    def read_state_dict(self, keys: Sequence[str], prefixes: Sequence[str] = ("",)) -> dict[str, Tensor]:
+    def read_state_dict(
+        self, keys: Sequence[str], prefixes: Sequence[str] = ("",), without: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
         """Return the tensors of the first of the keys that the file has, e.g. "state_dict"; else those of the file.
 
         prefixes: read only tensors whose names begin with one of them; others are not even read from the disk.
+        without: leave out tensors whose names begin with one of these.
 
         Raises:
             BadFileError: there are no tensors, or one is damaged or would take more memory than the file has bytes.
@@ -116,7 +117,11 @@ class ForeignFile:
         if isinstance(found, dict):
             found = next((found[key] for key in keys if isinstance(found.get(key), dict)), found)
         named = found.items() if isinstance(found, dict) else ()
-        wanted = {name: value for name, value in named if isinstance(name, str) and name.startswith(tuple(prefixes))}
+        wanted = {
+            name: value
+            for name, value in named
+            if isinstance(name, str) and name.startswith(tuple(prefixes)) and not name.startswith(tuple(without))
+        }
         tensors = {name: value for name, value in wanted.items() if isinstance(value, Tensor)}
         places = {name: value for name, value in wanted.items() if isinstance(value, TensorPlace)}
         if not (tensors or places):
@@ -157,7 +162,7 @@ def read_foreign_file(path: Path) -> ForeignFile:
             start = file.read(len(ZIP_MAGIC))
     except OSError as error:
         raise BadFileError(f"{path}: cannot be read ({error.strerror})") from None
-    if start == ZIP_MAGIC or start.startswith(PICKLE_MAGIC):
+    if starts_as_pickle(path):
         with _one_message(path):
             return ForeignFile(path, *(_read_zip if start == ZIP_MAGIC else _read_legacy)(path))
     tensors, _ = read_tensors(path, "FILE")
