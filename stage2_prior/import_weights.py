@@ -8,18 +8,21 @@ tokenizer; all commands take the folder as that of a training. The header of the
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
+from pydantic import PositiveInt
 from pydantic_settings import CliPositionalArg
 from torch import Tensor
 
-from stage1_tokenizer.config.base import CommandConfig, Tree, merge, parse_command_line
+from stage1_tokenizer.config.base import CommandConfig, parse_command_line, read_yaml
+from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.engine.checkpoint import write_weights
 from stage1_tokenizer.engine.command import run_command
-from stage1_tokenizer.engine.console import format_command, print_note
+from stage1_tokenizer.engine.console import format_command, print_note, say
 from stage1_tokenizer.engine.errors import ConfigError, shorten
+from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.foreign_files import read_foreign_file
 from stage1_tokenizer.engine.lock import lock_folder
 from stage1_tokenizer.engine.model_files import rebuild
@@ -47,31 +50,28 @@ LARGEST_NAMES = 4_000_000
 
 
 class ImportPriorConfig(CommandConfig):
-    """Import a prior that another program has trained. `--config FILE` reads the options of its code, too."""
+    """Import a prior that another program has trained, exactly, or say what our GPT cannot express."""
+
+    reads_config: ClassVar[bool] = False
 
     file: CliPositionalArg[str]
-    """The checkpoint: gpt.pt, or safetensors with the same names. Nothing in it is executed."""
+    """Checkpoint of torch (gpt.pt), or safetensors file with the same names. Nothing in it is executed."""
     family: Literal["llamagen_gpt"]
-    """The program that wrote it. llamagen_gpt: LlamaGen's class-conditional GPT."""
+    """Program that wrote it. llamagen_gpt: the class-conditional GPT of LlamaGen."""
     tokenizer: str
-    """The tokenizer whose codes the prior was trained on: a stage-one run's folder, or its tokenizer.safetensors."""
+    """Tokenizer whose codes the prior was trained on: a stage-one run's folder, or its tokenizer.safetensors."""
+    config: Annotated[str | None, Mark.FREE] = None
+    """YAML file with the options of LlamaGen's code (n_head, norm_eps, rope_base, ...), to be compared with the
+    weights; null: those of the published models."""
+    heads: PositiveInt | None = None
+    """Attention heads, which the weights do not say; null: those of the config, or of the published model of this
+    size."""
     classes: str | None = None
     """Text file with the names of the classes, one per line, in the order of their labels; null: their numbers."""
     licence: str | None = None
-    """Licence of the weights, for the header of the prior."""
+    """Licence of the weights, as their authors state it. It is kept in the file, and published with it."""
     out: str | None = None
     """Folder of the new prior; null: runs/stage2/ and the name of FILE."""
-    model: LlamaGenConfig = LlamaGenConfig()
-
-    @classmethod
-    def complete(cls, tree: Tree) -> Tree:
-        """Return the tree with the options of LlamaGen's code, which stand at the top of its own files, under
-        `model`."""
-        theirs = {key: value for key, value in tree.items() if key in LlamaGenConfig.model_fields}
-        rest = {key: value for key, value in tree.items() if key not in {*theirs, *TRAINING_KEYS}}
-        default, given = LlamaGenConfig().tree(), rest.get("model", {})
-        changed = {key: value for key, value in given.items() if key not in default or value != default[key]}
-        return {**rest, "model": merge(merge(default, theirs), changed)}
 
     @property
     def folder(self) -> Path:
@@ -97,11 +97,12 @@ def main() -> None:
     config = parse_command_line(ImportPriorConfig)
     source = Path(config.file)
     if not source.is_file():
-        raise ConfigError(f"FILE {source}: there is no such file")
+        raise ConfigError(f"FILE {describe_path(source)}: there is no such file")
     check_folder(config.folder)
     tokenizer = LoadedTokenizer.load(config.tokenizer)
+    options = read_options(config.config, config.heads)
     foreign = read_foreign_file(source)
-    imported = import_llamagen(foreign.read_state_dict(CHECKPOINT_KEYS), config.model, str(source))
+    imported = import_llamagen(foreign.read_state_dict(CHECKPOINT_KEYS), options, str(source))
     check_tokenizer(imported, tokenizer)
     classes = read_class_names(config.classes, imported.classes)
     check_classes(classes)
@@ -111,18 +112,37 @@ def main() -> None:
     folder = config.folder
     lock_folder(folder)
     copy_tokenizer(tokenizer, folder)
-    origin = {"file": source.name, "family": config.family, "sha256": foreign.sha256, "licence": config.licence}
     header = PriorHeader(prior=imported.config, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
-    entries = {"config": header.model_dump_json(), "data": json.dumps(tokenizer.data), "source": json.dumps(origin)}
+    entries = {"config": header.model_dump_json(), "data": json.dumps(tokenizer.data), "step": "0"}
+    entries |= {"source_file": source.name, "source_sha256": foreign.sha256}
+    entries |= {"source_family": config.family, "source_licence": config.licence or "unknown"}
     write_weights(folder / PRIOR_FILE, prior, "prior", entries)
-    if imported.note:
-        print_note(imported.note)
+    for note in filter(None, (imported.note, *missing_options(config, len(classes)))):
+        print_note(note)
+    say(
+        f"{folder / PRIOR_FILE}: {config.family}, {count_parameters(prior):,} parameters, {len(classes)} classes, "
+        f"{shape.in_words}"
+    )
+    guidance = ("--guidance", 2) if imported.config.label_dropout else ()
+    say(f"next: {format_command('sampling/generate.py', '-n', 16, '--prior', folder, *guidance)}")
+
+
+def missing_options(config: ImportPriorConfig, classes: int) -> Iterator[str]:
+    """Yield a line about each fact that only the user knows, and has not given."""
     if config.classes is None:
-        print_note(f"the classes have the names 0 to {len(classes) - 1}; give --classes NAMES.txt, one name per line")
-    print(f"prior    {count_parameters(prior):,} parameters, {len(classes)} classes, {shape.in_words}")
-    print(f"source   {source.name}, sha256 {foreign.sha256}, licence {config.licence or 'not given (--licence)'}")
-    print(f"weights  {folder / PRIOR_FILE}, the tokenizer beside it")
-    print(f"next     {format_command('sampling/generate.py', '-n', 16, '--prior', folder, '--guidance', 2)}")
+        yield f"the classes have the names 0 to {classes - 1}; --classes NAMES.txt gives others, one per line"
+    if config.licence is None:
+        yield "no licence was given; name it with --licence, so that whoever gets these weights knows it"
+
+
+def read_options(path: str | None, heads: int | None) -> LlamaGenConfig:
+    """Return the options of LlamaGen's code from a YAML file (None: those of the published models), and the heads.
+
+    Raises:
+        ConfigError: the file cannot be read, or has an unknown key or a wrong value.
+    """
+    tree = {key: value for key, value in (read_yaml(path) if path else {}).items() if key not in TRAINING_KEYS}
+    return LlamaGenConfig.from_tree(tree | ({"n_head": heads} if heads else {}), f"config {path}")
 
 
 def check_folder(folder: Path) -> None:

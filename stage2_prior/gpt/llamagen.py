@@ -171,7 +171,7 @@ def config_of(sizes: LlamaGenSizes, given: LlamaGenConfig) -> GptConfig:
     if heads is None:
         raise ConfigError(
             f"a GPT of {sizes.layers} layers of width {sizes.width} is no published LlamaGen model, and its weights do "
-            "not say the number of attention heads; give --model.n_head NUMBER, or --config FILE with its options"
+            "not say the number of attention heads; give --heads NUMBER, or --config FILE with its options"
         )
     _check_options(sizes, given, heads)
     if heads == 1:
@@ -256,4 +256,4 @@ def convert(tensors: Mapping[str, Tensor], sizes: LlamaGenSizes, config: GptConf
             f"{feed_forward}.1.ff.0.proj.weight": torch.cat([up, gate]),
             f"{feed_forward}.1.ff.2.weight": tensors[f"{theirs}.feed_forward.w2.weight"],
         }
-    return {name: tensor.float().clone(memory_format=torch.contiguous_format) for name, tensor in converted.items()}
+    return {name: tensor.float().contiguous() for name, tensor in converted.items()}

@@ -14,6 +14,7 @@ SCRIPTS = {
     "stage1_tokenizer/compare.py": "CompareConfig",
     "sampling/check.py": "CheckConfig",
     "stage2_prior/train.py": "TrainPriorConfig",
+    "stage2_prior/import_weights.py": "ImportPriorConfig",
     "stage2_prior/score.py": "ScoreConfig",
     "stage2_prior/plan.py": "PlanConfig",
     "sampling/generate.py": "GenerateConfig",

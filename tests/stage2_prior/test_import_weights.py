@@ -1,6 +1,6 @@
 """The command that imports a prior: what it writes is a prior like any other, and what it refuses leaves no trace."""
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from stage1_tokenizer.engine.files import file_sha256
 from stage2_prior.import_weights import main
 from stage2_prior.prior import PRIOR_FILE, load_prior
 from tests.helpers.artefacts import write_tokenizer
-from tests.helpers.commands import Ended, names_of, run
+from tests.helpers.commands import ROOT, Ended, names_of, run
+from tests.helpers.documents import blocks_of, commands_of
 from tests.helpers.llamagen import CHECKPOINT, CONFIG, checkpoint, expected, write_fitting_tokenizer
 
 NAMES = ["tench", "gold fish", "kite, the bird", "Ähre", *"efghij"]
@@ -52,13 +53,13 @@ def test_an_imported_prior_is_a_prior(tmp_path: Path) -> None:
     assert float((prior.model(codes, labels) - logits).abs().max()) < 1e-5
     _, header = read_weights(tmp_path / "run" / PRIOR_FILE, kind="prior")
     origin = {"file": "gpt.pt", "family": "llamagen_gpt", "sha256": file_sha256(CHECKPOINT), "licence": "MIT"}
-    assert json.loads(header["source"]) == origin
+    assert {name: header[f"source_{name}"] for name in origin} == origin
 
     images = Sampler(prior, SamplingConfig(guidance=2.0)).sample(3, classes="kite, the bird")
     assert images.shape == (3, 32, 32, 3)
     checked = run(names_of("sampling/check.py")["main"], tmp_path / "run")
     assert checked.code == 0, checked.out
-    scored = run(names_of("stage2_prior/score.py")["main"], "--prior", tmp_path / "run", "--n", 3)
+    scored = run(names_of("stage2_prior/score.py")["main"], "--prior", tmp_path / "run", "-n", 3)
     assert scored.code == 0, scored.err
     drawn = run(names_of("sampling/generate.py")["main"], "--prior", tmp_path / "run", "-n", 2, "--class", "9")
     assert drawn.code == 0, drawn.err
@@ -73,14 +74,14 @@ def test_without_names_classes_are_numbers(tmp_path: Path) -> None:
 
 def test_heads_on_the_command_line_replace_a_config(tmp_path: Path) -> None:
     """The weights do not say their number. Another number computes something else."""
-    ended = import_prior(tmp_path, CHECKPOINT, "--model.n_head", 4, config=None)
+    ended = import_prior(tmp_path, CHECKPOINT, "--heads", 4, config=None)
     assert ended.code == 0, ended.err
     codes, labels, logits = expected()
     assert float((load_prior(tmp_path / "run").model(codes, labels) - logits).abs().max()) < 1e-5
-    ended = import_prior(tmp_path, CHECKPOINT, "--model.n_head", 2, "--out", tmp_path / "two")
+    ended = import_prior(tmp_path, CHECKPOINT, "--heads", 2, "--out", tmp_path / "two")
     assert ended.code == 0, ended.err
     assert float((load_prior(tmp_path / "two").model(codes, labels) - logits).abs().max()) > 0.1
-    assert_refused(import_prior(tmp_path, CHECKPOINT, "--out", tmp_path / "x", config=None), 2, "--model.n_head NUMBER")
+    assert_refused(import_prior(tmp_path, CHECKPOINT, "--out", tmp_path / "x", config=None), 2, "--heads NUMBER")
     assert not (tmp_path / "x").exists()
 
 
@@ -115,7 +116,7 @@ def write_config(folder: Path, change: dict[str, Any]) -> Path:
         ({"dim": 96, "n_layer": 12}, ["dim is 96, but 64", "(128, 64)", "n_layer is 12, but 2"]),
         ({"n_heads": 4}, ["n_heads", "did you mean"]),
         ({"block_size": 256}, ["8x8x1 codes of 128", "256 codes per image (block_size)"]),
-        ({"norm_eps": "small"}, ["model.norm_eps", "small"]),
+        ({"norm_eps": "small"}, ["norm_eps", "small"]),
     ],
     ids=str,
 )
@@ -155,7 +156,7 @@ def test_a_tokenizer_of_other_codes_is_refused(tmp_path: Path) -> None:
         tensors[name] = tensors[name][:16].clone()
     torch.save({"model": tensors}, tmp_path / "small.pt")
     write_tokenizer(tmp_path / "oblong")
-    words = ["--tokenizer", tmp_path / "oblong", "--model.n_head", 4]
+    words = ["--tokenizer", tmp_path / "oblong", "--heads", 4]
     assert_refused(import_prior(tmp_path, tmp_path / "small.pt", *words, config=None), 2, "2x3x1", "square grids")
     assert not (tmp_path / "run").exists()
 
@@ -176,6 +177,35 @@ def test_names_that_do_not_fit_are_refused(tmp_path: Path, text: bytes | None, m
         names.write_bytes(text)
     assert_refused(import_prior(tmp_path, CHECKPOINT, "--classes", names), 2, "names.txt", message)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/weights.md, "Import a prior", from the first command to the last, prints the lines that it shows."""
+    page = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
+    section = page.split("## Import a prior\n")[1].split("\n## ")[0]
+    blocks = blocks_of(section)
+    commands = commands_of("".join(block.text for block in blocks if not block.language))
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    for file in (CHECKPOINT, CONFIG):
+        shutil.copy(file, tmp_path)
+    write_fitting_tokenizer(tmp_path / "runs/stage1/llamagen_vq")
+    printed = ""
+    for script, arguments in commands:
+        ended = run(names_of(script)["main"], *arguments)
+        assert ended.code == 0, ended.err
+        printed += ended.out + ended.err
+    for block in blocks:
+        if block.language == "text":
+            assert set(block.text.splitlines()) <= set(printed.splitlines())
+
+
+def test_other_commands_open_no_pickle(tmp_path: Path) -> None:
+    """Their refusal names this command."""
+    write_fitting_tokenizer(tmp_path)
+    (tmp_path / PRIOR_FILE).write_bytes(CHECKPOINT.read_bytes())
+    ended = run(names_of("sampling/generate.py")["main"], "--prior", tmp_path, "-n", 1)
+    assert_refused(ended, 3, "pickle", "python -m stage2_prior.import_weights")
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_other_weights_are_refused(message: str) -> None:
         ({"class_dropout_prob": 0.0}, "num_classes is 10, but 11"),
         ({"multiple_of": 256}, r"multiple_of.* is 256, but 192 .*w1.weight \(192, 64\)"),
         ({"n_kv_head": 2}, "n_kv_head is 2, but 4"),
-        ({"n_head": None}, r"2 layers of width 64 .*--model\.n_head NUMBER"),
+        ({"n_head": None}, r"2 layers of width 64 .*--heads NUMBER"),
         ({"n_head": 5}, "n_head 5: the width 64"),
         ({"n_head": 1}, r"n_head 1: .*attention\.wo"),
         ({"model_type": "t2i"}, "model_type t2i"),
