@@ -151,6 +151,8 @@ def _check_tensors(tensors: Mapping[str, Tensor], sizes: LlamaGenSizes, source: 
         for name, shape in wanted.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
+    problems += [f"{name} is empty" for name in wanted if name in tensors and not tensors[name].numel()]
+    problems += ["cls_embedding.embedding_table.weight has no class"] if sizes.labels == 1 else []
     problems += [
         f"{name} has numbers of the format {str(tensor.dtype).removeprefix('torch.')}"
         for name, tensor in tensors.items()
@@ -181,20 +183,21 @@ def config_of(sizes: LlamaGenSizes, given: LlamaGenConfig) -> GptConfig:
             f"n_head {heads}: the width {sizes.width} of the weights must be a multiple of 4 times as much; give the "
             "number of heads of the model's training"
         )
-    return GptConfig(
-        layers=sizes.layers,
-        width=sizes.width,
-        heads=heads,
-        feed_forward=sizes.inner,
-        positions="rotary",
-        rotary_base=given.rope_base,
-        start_rotation="zero",
-        qk_norm=False,
-        norm_eps=given.norm_eps,
-        feed_forward_bias=False,
-        dropout=given.resid_dropout_p,
-        label_dropout=given.class_dropout_prob,
-    )
+    tree = {
+        "layers": sizes.layers,
+        "width": sizes.width,
+        "heads": heads,
+        "feed_forward": sizes.inner,
+        "positions": "rotary",
+        "rotary_base": given.rope_base,
+        "start_rotation": "zero",
+        "qk_norm": False,
+        "norm_eps": given.norm_eps,
+        "feed_forward_bias": False,
+        "dropout": given.resid_dropout_p,
+        "label_dropout": given.class_dropout_prob,
+    }
+    return GptConfig.from_tree(tree, "sizes of the weights")
 
 
 def _check_options(sizes: LlamaGenSizes, given: LlamaGenConfig, heads: int) -> None:

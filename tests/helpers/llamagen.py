@@ -15,7 +15,7 @@ from stage1_tokenizer.tokenizer import LoadedTokenizer
 from tests.helpers.artefacts import shapes, write_tokenizer
 from tests.helpers.commands import ROOT
 
-FIXTURE = ROOT / "tests" / "fixtures" / "llamagen_gpt"
+FIXTURE = ROOT / "tests" / "fixtures" / "foreign" / "llamagen_gpt"
 CHECKPOINT, CONFIG = FIXTURE / "gpt.pt", FIXTURE / "config.yaml"
 HEADS, NO_CLASS = 4, 10
 

@@ -18,7 +18,7 @@ from stage2_prior.prior import PRIOR_FILE, load_prior
 from tests.helpers.artefacts import write_tokenizer
 from tests.helpers.commands import ROOT, Ended, names_of, run
 from tests.helpers.documents import blocks_of, commands_of
-from tests.helpers.llamagen import CHECKPOINT, CONFIG, checkpoint, expected, write_fitting_tokenizer
+from tests.helpers.llamagen import CHECKPOINT, CONFIG, FIXTURE, checkpoint, expected, write_fitting_tokenizer
 
 NAMES = ["tench", "gold fish", "kite, the bird", "Ähre", *"efghij"]
 
@@ -185,11 +185,11 @@ def test_the_commands_of_the_page_work(tmp_path: Path, monkeypatch: pytest.Monke
     section = page.split("## Import a prior\n")[1].split("\n## ")[0]
     blocks = blocks_of(section)
     commands = commands_of("".join(block.text for block in blocks if not block.language))
-    assert len(commands) == 2
+    assert len(commands) == 3
     monkeypatch.chdir(tmp_path)
     for file in (CHECKPOINT, CONFIG):
         shutil.copy(file, tmp_path)
-    write_fitting_tokenizer(tmp_path / "runs/stage1/llamagen_vq")
+    shutil.copy(FIXTURE.parent / "llamagen_vq/vq.pt", tmp_path)
     printed = ""
     for script, arguments in commands:
         ended = run(names_of(script)["main"], *arguments)

@@ -187,6 +187,8 @@ WRONG = {
     r"wqkv.weight is \(96, 64\): its heads share keys": with_tensor("layers.0.attention.wqkv.weight", 96, 64),
     r"text-conditional GPT \(cls_embedding.cap_proj": with_tensor("cls_embedding.cap_proj.fc1.weight", 64, 2048),
     "norm.weight has numbers of the format int64": with_tensor("norm.weight", 64, dtype=torch.int64),
+    "embedding_table.weight has no class": with_tensor("cls_embedding.embedding_table.weight", 1, 64),
+    "tok_embeddings.weight is empty": with_tensor("tok_embeddings.weight", 0, 64),
     "unexpected layers.x.norm": with_tensor("layers.x.norm", 3),
     "missing layers.2.attention.wqkv.weight": with_tensor("layers.997.norm", 3),
 }
