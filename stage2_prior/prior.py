@@ -32,17 +32,19 @@ from torch import Tensor, nn
 from stage1_tokenizer.config.base import Config, Tree, config_from_json
 from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON
 from stage1_tokenizer.data import DataConfig
-from stage1_tokenizer.engine.checkpoint import load_strict, read_header, read_weights
+from stage1_tokenizer.engine.checkpoint import Header, load_strict, read_header, read_weights
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.files import write_file
 from stage1_tokenizer.engine.initial_weights import check_initial, hash_weights
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
-from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, TokenShape
+from stage1_tokenizer.tokenizer import ORIGIN, TOKENIZER_FILE, LoadedTokenizer, TokenShape
 from stage2_prior.base import LabelEmbedding, Prior
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
+IMPORTER = "stage2_prior.import_weights"
+"""The command that imports priors of other projects, for messages."""
 MOST_CLASSES = 40_000
 """Most classes of a prior: its header holds their names, in at most as much JSON as yaml_and_json.py reads."""
 LONGEST_NAMES = LARGEST_JSON - 100_000
@@ -88,19 +90,26 @@ class SavedPrior:
     """The config of the data set that the prior was trained on."""
     step: int
     """Optimizer steps of the weights."""
+    raw: Header
+    """The header as it is in the file."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the header and all weights."""
-        return hash_weights(self.header.model_dump_json(), self.weights)
+        """Hash of the config in the header and all weights."""
+        return hash_weights(self.raw["config"], self.weights)
+
+    @property
+    def origin(self) -> Header:
+        """Entries of the header about the project that the weights come from, if they were imported."""
+        return {key: text for key, text in self.raw.items() if key.startswith(ORIGIN)}
 
     @classmethod
     def read(cls, file: Path) -> Self:
         """Read a prior's file. Raise BadFileError if it is damaged, or is not a prior."""
-        weights, raw = read_weights(file, kind="prior")
+        weights, raw = read_weights(file, kind="prior", importer=IMPORTER)
         header = config_from_json(PriorHeader, raw.get("config"), str(file))
         data, step = read_data_tree(raw, str(file)), read_step(raw, str(file))
-        return cls(file, header, TokenShape(*header.shape), weights, data, step)
+        return cls(file, header, TokenShape(*header.shape), weights, data, step, raw)
 
     def build(self) -> Prior:
         """Build the model with these weights. Raise BadFileError if the weights do not fit the header."""
@@ -110,7 +119,7 @@ class SavedPrior:
 
 def read_prior_config(file: Path) -> PriorConfig:
     """Read the config of the prior in a file's header. Raises BadFileError."""
-    return config_from_json(PriorHeader, read_header(file, "prior").get("config"), str(file)).prior
+    return config_from_json(PriorHeader, read_header(file, "prior", IMPORTER).get("config"), str(file)).prior
 
 
 def open_source(path: str | None, config: PriorConfig, tokenizer: LoadedTokenizer) -> SavedPrior | None:

@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.config.base import read_saved_yaml
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, save_tokenizer
+from stage1_tokenizer.data.shapes import ShapesConfig
+from stage1_tokenizer.networks.sonnet import SonnetNetworkConfig
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, Tokenizer, TokenizerConfig, save_tokenizer
 from stage2_prior.base import LabelEmbedding
 from stage2_prior.prior import PRIOR_FILE, SavedPrior, load_prior, start_from
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, edit_weights, write_image_folder, write_prior, write_tokenizer
-from tests.helpers.commands import Ended, names_of, run
+from tests.helpers.commands import ROOT, Ended, names_of, run
 from tests.helpers.prior_training import TINY, flags, train
 from tests.helpers.training import checksums, part
 
@@ -166,3 +168,24 @@ def test_a_prior_is_prolonged_exactly(tmp_path: Path, schedule: str) -> None:
         assert ended.code == 0, ended.err
     assert f"from step {4 if schedule == 'wsd' else 8}" in ended.out
     assert checksums(tmp_path / "short", 16) == checksums(tmp_path / "long", 16)
+
+
+def test_an_imported_prior_is_trained_further(tmp_path: Path) -> None:
+    """LlamaGen's fixture on drawn shapes, over a tokenizer of its codes: other classes, its own options of the GPT, and
+    the licence of the source in the header of the result."""
+    network = SonnetNetworkConfig(factor=4, channels=8, residual_channels=4, blocks=1, latent_channels=6, local=True)
+    data, bottleneck = ShapesConfig(image_size=(32, 32), train_images=12), VqConfig(codebook_size=128)
+    model = Tokenizer(TokenizerConfig(image_size=(32, 32), image_channels=3, network=network, bottleneck=bottleneck))
+    save_tokenizer(tmp_path / TOKENIZER_FILE, model, data.model_copy(update={"validation_images": 6}), 1)
+    foreign = ROOT / "tests" / "fixtures" / "foreign" / "llamagen_gpt"
+    words = [foreign / "gpt.pt", "--family", "llamagen_gpt", "--config", foreign / "config.yaml", "--licence", "MIT"]
+    words += ["--tokenizer", tmp_path, "--out", tmp_path / "old"]
+    imported = run(names_of("stage2_prior/import_weights.py")["main"], *words)
+    assert imported.code == 0, imported.err
+    ended = fine_tune(tmp_path / "new", tmp_path, tmp_path / "old", steps=2)
+    assert ended.code == 0, ended.err
+    assert "5 classes start anew" in ended.out
+    before, after = SavedPrior.read(tmp_path / "old" / PRIOR_FILE), SavedPrior.read(tmp_path / "new" / PRIOR_FILE)
+    assert after.header.prior.model_dump(exclude={"dropout"}) == before.header.prior.model_dump(exclude={"dropout"})
+    assert after.origin == before.origin
+    assert after.origin["source_licence"] == "MIT"
