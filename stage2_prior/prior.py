@@ -74,7 +74,7 @@ class PriorHeader(Config):
     """Fingerprint of the tokenizer whose codes the prior learns."""
 
     def entries(self, data: DataConfig, tokenizer: LoadedTokenizer) -> dict[str, str]:
-        """Return the entries of the file's header, without the step; with the tokenizer's name if it is from the Hub."""
+        """Return the entries of the file's header without the step, with the name of a tokenizer from the Hub."""
         source = {TOKENIZER_SOURCE: tokenizer.source} if find_hub_name(tokenizer.path) else {}
         return {"config": self.model_dump_json(), "data": data.model_dump_json(), **source}
 

@@ -29,7 +29,8 @@ class EvaluateConfig(CommandConfig):
     """Measure a tokenizer, a prior, or given samples."""
 
     tokenizer: str | None = None
-    """Folder of a stage-one run, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]: measure the tokenizer's reconstructions."""
+    """Folder of a stage-one run, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]: measure the
+    tokenizer's reconstructions."""
     prior: str | None = None
     """Folder of a stage-two run, its prior.safetensors, or hf:OWNER/NAME[@REVISION]: measure the prior's samples.
     Without --tokenizer, --prior and --samples, the newest run under runs/stage2 is measured."""

@@ -57,7 +57,8 @@ class Page:
             self._offered, self._problem = [], one_line_message(error)
         prior = playground.prior
         height, width = playground.size
-        about = f"{html.escape(str(find_hub_name(prior.path) or prior.path.parent))}, step {prior.step}, images of {height}x{width} pixels"
+        run = find_hub_name(prior.path) or prior.path.parent
+        about = f"{html.escape(str(run))}, step {prior.step}, images of {height}x{width} pixels"
         with gr.Blocks(analytics_enabled=False, title="Tessera", delete_cache=(600, 3600)) as self.blocks:
             gr.HTML(f"<h1>Tessera</h1><p>{about}</p>", elem_classes="head")
             with gr.Tabs():

@@ -247,14 +247,8 @@ class Playground:
 
     def _command(self, config: GenerateConfig) -> str:
         """Return the command line of `generate.py` with the options that differ from their defaults."""
-        words = [
-            "python",
-            "sampling/generate.py",
-            "-n",
-            str(config.n),
-            "--prior",
-            str(find_hub_name(self.prior.path) or self.prior.path.parent),
-        ]
+        run = find_hub_name(self.prior.path) or self.prior.path.parent
+        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", str(run)]
         defaults = GenerateConfig().tree()
         for key, value in config.tree().items():
             if value != defaults[key] and key != "n":

@@ -58,7 +58,7 @@ def parse_hub_name(text: str, option: str) -> HubName:
     match = NAME_PATTERN.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"{option} {shorten(text)}: is no name of a repository; give hf:OWNER/NAME or hf:OWNER/NAME@REVISION, where "
+            f"{option} {shorten(text)}: is no name of a repository; give hf:OWNER/NAME or hf:OWNER/NAME@REVISION; "
             "REVISION is a branch, a tag or a commit"
         )
     return HubName(*match.groups())
@@ -140,7 +140,7 @@ def explain_errors(given: str, file: str = "") -> Iterator[None]:
         raise
     except errors.GatedRepoError:
         hint = (
-            "its owner gives access on request; ask for it on the repository's page, then log in with `hf auth login`"
+            "its owner gives access on request; ask on the page of the repository, then log in with `hf auth login`"
         )
         raise ConfigError(f"{given}: {hint}") from None
     except errors.RepositoryNotFoundError:
