@@ -15,8 +15,8 @@ The network must be `vqgan`. Each of its layers has a counterpart in diffusers (
     qkv, one 1x1 convolution               to_q, to_k, to_v, three linear layers
     no convolution beside the codebook     quant_conv and post_quant_conv with the identity
 
-With `vq`, `cosine` needs no counterpart: of codebook vectors of length one, the nearest to a vector is also the one with
-the greatest cosine, whatever the length of the vector. Written for diffusers 0.42.
+With `vq`, `cosine` needs no counterpart: the nearest of several codebook vectors of length one is also the one with the
+greatest cosine, whatever the length of the vector. Written for diffusers 0.42.
 """
 
 import json

@@ -139,9 +139,7 @@ def explain_errors(given: str, file: str = "") -> Iterator[None]:
     except UserError:
         raise
     except errors.GatedRepoError:
-        hint = (
-            "its owner gives access on request; ask on the page of the repository, then log in with `hf auth login`"
-        )
+        hint = "its owner gives access on request; ask on the page of the repository, then log in with `hf auth login`"
         raise ConfigError(f"{given}: {hint}") from None
     except errors.RepositoryNotFoundError:
         raise ConfigError(
