@@ -66,15 +66,21 @@ def front_matter(source: Source, written: Written) -> str:
     known = written.licence.lower() in HUB_LICENCES
     config = source.tokenizer.tokenizer.config
     can_sample = source.prior is not None or config.bottleneck.kind == "kl"
+    kinds = [config.bottleneck.kind, *([prior_kind(source)] if source.prior else [])]
     tree = {
         "license": written.licence.lower() if known else "other",
         **({} if known else {"license_name": written.licence}),
         "library_name": "diffusers" if written.diffusers_class else LIBRARY,
         **({"pipeline_tag": "unconditional-image-generation"} if can_sample else {}),
-        "tags": ["tessera", "image-tokenizer", config.bottleneck.kind]
-        + ([source.prior.model.config.kind] if source.prior else []),
+        "tags": ["tessera", "image-tokenizer", *kinds],
     }
     return dump_yaml(tree).decode().removesuffix("...\n") + "---\n"
+
+
+def prior_kind(source: Source) -> str:
+    """Return the kind of a run's prior."""
+    assert source.prior is not None
+    return str(source.prior.model.config.tree()["kind"])
 
 
 def summary(source: Source) -> str:
@@ -86,7 +92,7 @@ def summary(source: Source) -> str:
         return f"An image tokenizer (bottleneck `{config.bottleneck.kind}`) for {images}: {latent(source)}."
     classes = f" of {len(prior.classes):,} classes" if prior.classes else ""
     return (
-        f"A prior (`{prior.model.config.kind}`) that samples {images}{classes}, with its image tokenizer (bottleneck "
+        f"A prior (`{prior_kind(source)}`) that samples {images}{classes}, with its image tokenizer (bottleneck "
         f"`{config.bottleneck.kind}`): {latent(source)}."
     )
 
@@ -164,8 +170,8 @@ def _evaluation(tree: Tree) -> Iterator[str]:
     for entry in tree.get("figures") or []:
         if isinstance(entry, dict) and isinstance(entry.get("value"), int | float):
             low, high = entry.get("low"), entry.get("high")
-            is_interval = isinstance(low, int | float) and isinstance(high, int | float)
-            interval = f"{format_number(low)} to {format_number(high)}" if is_interval else ""
+            ends = [format_number(end) for end in (low, high) if isinstance(end, int | float)]
+            interval = " to ".join(ends) if len(ends) == 2 else ""
             value = f"{format_number(entry['value'])} {entry.get('unit') or ''}".rstrip()
             better = f"{entry['better']} is better" if entry.get("better") else ""
             rows.append((str(entry.get("label") or entry.get("name")), value, interval, better))
@@ -207,7 +213,8 @@ def _use(source: Source, written: Written) -> Iterator[str]:
     if written.diffusers_class:
         path = name.removeprefix("hf:")
         yield from (
-            "```python", "import diffusers", "", f'model = diffusers.{written.diffusers_class}.from_pretrained("{path}")',
+            "```python", "import diffusers", "",
+            f'model = diffusers.{written.diffusers_class}.from_pretrained("{path}")',
             "reconstruction = model(images).sample    # images (B, C, H, W) in [-1, 1]", "```",
         )  # fmt: skip
         return
