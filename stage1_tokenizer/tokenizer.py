@@ -76,7 +76,10 @@ class Tokenizer(nn.Module):
         check_image_size(config.image_size, config.network.factor)
         self.config = config
         self.encoder, self.decoder = build_network(config.network, config.image_channels, config.image_size)
-        self.bottleneck = build_bottleneck(config.bottleneck, config.network.latent_channels, processes)
+        network = config.network
+        self.bottleneck = build_bottleneck(
+            config.bottleneck, network.latent_channels, processes, network.encoded_channels
+        )
 
     @property
     def shape(self) -> TokenShape:
@@ -162,9 +165,12 @@ def start_codebook(tokenizer: Tokenizer, micro_batches: Sequence[Tensor]) -> Non
     tokenizer.bottleneck.start(z.nan_to_num(posinf=0.0, neginf=0.0))
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """Hash the config and all weights. Tokens and priors store this hash, to recognise their tokenizer."""
-    digest = hashlib.sha256(tokenizer.config.model_dump_json().encode())
+def fingerprint(tokenizer: Tokenizer, config: str | None = None) -> str:
+    """Hash the config and all weights. Tokens and priors store this hash, to recognise their tokenizer.
+
+    config: the config as its file's header has it; None: as this version writes it, with the keys that it has added.
+    """
+    digest = hashlib.sha256((config or tokenizer.config.model_dump_json()).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -204,12 +210,12 @@ class LoadedTokenizer:
             BadFileError: the file is damaged, or is not a tokenizer.
         """
         file = resolve_tokenizer(path, option)
-        tensors, header = read_weights(file, kind="tokenizer")
+        tensors, header = read_weights(file, kind="tokenizer", importer="stage1_tokenizer.import_weights")
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
         tokenizer = rebuild(lambda: Tokenizer(config), tensors, str(file))
         tokenizer.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
         data, step = read_data_tree(header, str(file)), read_step(header, str(file))
-        return cls(tokenizer, file, fingerprint(tokenizer), data, step)
+        return cls(tokenizer, file, fingerprint(tokenizer, header["config"]), data, step)
 
 
 def resolve_tokenizer(path: str | Path, option: str = "--tokenizer") -> Path:

@@ -17,19 +17,20 @@ BLOCK = 64
 
 
 @torch.no_grad()
-def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0) -> Tensor:
+def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0, dot_product: bool = False) -> Tensor:
     """Find the nearest codebook vectors: vectors (N, d), codebook (V, d), both float32 -> codes (N,) int64.
 
     The distance is Euclidean; for unit vectors the nearest one has the greatest cosine. Of several at the same distance
     the first is taken. With a temperature t > 0, a code is drawn with probability proportional to
-    exp(-distance^2 / t) instead (RQ-VAE: Lee et al. 2022, section 3.2.3).
+    exp(-distance^2 / t) instead (RQ-VAE: Lee et al. 2022, section 3.2.3). dot_product: the greatest dot product x.e
+    instead of the smallest distance.
 
     Raises:
         ValueError: not float32. In bfloat16, similar codebook vectors are equally near to every vector.
     """
     if vectors.dtype != torch.float32 or codebook.dtype != torch.float32:
         raise ValueError(f"distances are taken in float32, got {vectors.dtype} and {codebook.dtype}")
-    half = codebook.square().sum(dim=1).mul_(0.5)  # (V,), |e|^2 / 2
+    half = codebook.square().sum(dim=1).mul_(0.0 if dot_product else 0.5)  # (V,), |e|^2 / 2
     n, rows = len(vectors), VECTORS.get(vectors.device.type, VECTORS["cuda"])
     codes = torch.empty(n, dtype=torch.int64, device=vectors.device)
     tile = torch.empty(min(n, rows) * min(len(codebook), CODES), device=vectors.device)
