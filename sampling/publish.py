@@ -35,7 +35,7 @@ class PublishConfig(CommandConfig):
     to: str
     """A folder that does not exist yet, or hf:OWNER/NAME."""
     licence: str = Field(min_length=1, max_length=200)
-    """Licence of the weights, for example apache-2.0 or cc-by-nc-4.0. Data and imported weights may limit the choice."""
+    """Licence of the weights, for example apache-2.0. The data and imported weights may limit the choice."""
     format: Literal["tessera", "diffusers"] = "tessera"
     """tessera: the files of this project. diffusers: a tokenizer with network vqgan and bottleneck vq or kl for the
     package diffusers."""

@@ -20,7 +20,7 @@ from stage1_tokenizer.diagnostics.report.markup import format_number
 from stage1_tokenizer.diagnostics.report.run_sections import describe_classes, describe_data
 from stage1_tokenizer.diagnostics.report.tokenizer import TOKENIZER_METRICS
 from stage1_tokenizer.engine.errors import ConfigError
-from stage2_prior.prior import TOKENIZER_SOURCE, count_parameters
+from stage2_prior.prior import PRIOR_FILE, TOKENIZER_SOURCE, count_parameters
 from stage2_prior.report import PRIOR_METRICS
 
 CARD = "README.md"
@@ -57,7 +57,12 @@ def model_card(source: Source, written: Written) -> bytes:
         lines += [f"![{_plain(caption)}]({name})", "", f"*{_plain(caption)}*", ""]
     lines += ["## Use", "", *_use(source, written), "", "## Facts", "", *_table(["", ""], facts(source)), ""]
     lines += ["## Metrics", "", *metrics(source), "", "## Training", "", *_training(source), ""]
-    lines += ["## Licence", "", f"{_plain(written.licence)}, as the publisher of these weights states it.", ""]
+    lines += ["## Licence", "", f"{_plain(written.licence)}, as the publisher of these weights states it."]
+    if "source_licence" in source.origin:
+        lines.append(
+            f"The tokenizer was imported; the licence of its source: {_plain(source.origin['source_licence'])}."
+        )
+    lines.append("")
     return "\n".join(lines).encode()
 
 
@@ -114,12 +119,14 @@ def facts(source: Source) -> Iterator[tuple[str, str]]:
         yield "Parameters of the prior", f"{count_parameters(prior.model):,}"
         yield "Step of the prior", f"{prior.step:,}"
         yield "Classes", describe_classes(prior.classes) if prior.classes else "none"
-        if TOKENIZER_SOURCE in source.header:
-            yield "Tokenizer from", source.header[TOKENIZER_SOURCE]
+        if TOKENIZER_SOURCE in source.headers[PRIOR_FILE]:
+            yield "Tokenizer from", source.headers[PRIOR_FILE][TOKENIZER_SOURCE]
     yield "Network", f"{tokenizer.tokenizer.config.network.kind}, factor {tokenizer.tokenizer.config.network.factor}"
     yield "Parameters of the tokenizer", f"{count_parameters(tokenizer.tokenizer):,}"
     yield "Step of the tokenizer", f"{tokenizer.step:,}"
     yield "Fingerprint of the tokenizer", tokenizer.fingerprint
+    for key, text in source.origin.items():
+        yield f"Tokenizer imported, {key.removeprefix('source_')}", text
 
 
 def metrics(source: Source) -> Iterator[str]:

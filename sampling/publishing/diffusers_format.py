@@ -6,7 +6,7 @@
     model = diffusers.VQModel.from_pretrained(FOLDER)
     z = model.encode(x).latents; x_hat = model.decode(z).sample        # x (B, C, H, W) in [-1, 1], as ours
 
-The network must be `vqgan`. Each of its layers has a counterpart in diffusers (`encoder_names`, `decoder_names`):
+The network must be `vqgan`. Each of its layers has a counterpart in diffusers, under the name by which it is imported:
 
     ours                                   diffusers
     convolution of stride 2, 3x3           Downsample2D, which pads below and on the right
@@ -20,7 +20,6 @@ greatest cosine, whatever the length of the vector. Written for diffusers 0.42.
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -29,7 +28,9 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks.kl import KlBottleneck
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.networks.vqgan import AttentionBlock, ResidualBlock, Upsample, VqganNetworkConfig
+from stage1_tokenizer.import_weights.conversion import network_pairs
+from stage1_tokenizer.import_weights.from_diffusers import DiffusersNames
+from stage1_tokenizer.networks.vqgan import VqganNetworkConfig
 from stage1_tokenizer.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -68,8 +69,7 @@ def to_diffusers(tokenizer: Tokenizer) -> DiffusersModel:
     if not isinstance(network, VqganNetworkConfig):
         refuse("network", f"kind {network.kind} has no counterpart, only vqgan has")
     groups = count_norm_groups(tokenizer)
-    weights = translate("encoder", tokenizer.encoder, encoder_names(network))
-    weights |= translate("decoder", tokenizer.decoder, decoder_names(network))
+    weights = network_weights(tokenizer, network)
     size = list(tokenizer.config.image_size)
     config: dict[str, Any] = {
         "_diffusers_version": VERSION,
@@ -107,99 +107,32 @@ def block_type(direction: str, part: str, level: int, config: VqganNetworkConfig
     return f"{'Attn' if level in config.attention else ''}{direction}{part}Block2D"
 
 
-def encoder_names(config: VqganNetworkConfig) -> Iterator[str]:
-    """Yield the names that diffusers gives to the layers of `VqganEncoder`, in their order; "" for the activation."""
-    yield "conv_in"
-    for level in range(len(config.widths)):
-        if level > 0:
-            yield f"down_blocks.{level - 1}.downsamplers.0.conv"
-        yield from _block_names(f"down_blocks.{level}", config.blocks, level, config)
-    yield from _middle_names(config)
-
-
-def decoder_names(config: VqganNetworkConfig) -> Iterator[str]:
-    """Yield the names that diffusers gives to the layers of `VqganDecoder`, in their order; "" for the activation."""
-    yield "conv_in"
-    middle = list(_middle_names(config))
-    yield from middle[:-3]
-    for number, level in enumerate(reversed(range(len(config.widths)))):
-        yield from _block_names(f"up_blocks.{number}", config.blocks + 1, level, config)
-        if level > 0:
-            yield f"up_blocks.{number}.upsamplers.0.conv"
-    yield from middle[-3:]
-
-
-def _block_names(prefix: str, blocks: int, level: int, config: VqganNetworkConfig) -> Iterator[str]:
-    for number in range(blocks):
-        yield f"{prefix}.resnets.{number}"
-        if level in config.attention:
-            yield f"{prefix}.attentions.{number}"
-
-
-def _middle_names(config: VqganNetworkConfig) -> Iterator[str]:
-    """Yield the names of the blocks at the latent resolution, and of the three layers at the end of the network."""
-    yield "mid_block.resnets.0"
-    if config.middle_attention:
-        yield "mid_block.attentions.0"
-    yield from ("mid_block.resnets.1", "conv_norm_out", "", "conv_out")
-
-
-def translate(part: str, layers: nn.Module, names: Iterator[str]) -> Tensors:
-    """Return the weights of the encoder or the decoder under their names in diffusers."""
-    found: Tensors = {}
-    for number, (layer, name) in enumerate(zip(layers.children(), names, strict=True)):
-        for key, tensor in _translate_layer(f"{part}.{number}", layer).items():
-            found[f"{part}.{name}.{key}"] = tensor
+def network_weights(tokenizer: Tokenizer, network: VqganNetworkConfig) -> Tensors:
+    """Return the weights of encoder and decoder under their names in diffusers."""
+    names, state, found = DiffusersNames(len(network.widths)), tokenizer.state_dict(), Tensors()
+    for pair in network_pairs(network, names, names.attention_parts[0]):
+        for part in pair.parts:
+            tensor = state[f"{pair.ours}.{part}"]
+            if part == "weight" and ".downsamplers." in pair.theirs[0]:
+                tensor = corner_kernel(pair.ours, tensor)
+            elif ".attentions." in pair.theirs[0] and tensor.ndim == 4:
+                tensor = tensor[:, :, 0, 0]  # their 1x1 convolutions are linear layers
+            parts = zip(pair.theirs, tensor.chunk(len(pair.theirs)), strict=True)
+            found |= {f"{name}.{part}": piece for name, piece in parts}
     return found
 
 
-def _translate_layer(path: str, layer: nn.Module) -> Tensors:
-    """Return the weights of one layer, without the prefix of its name. path: its own name, for messages."""
-    match layer:
-        case ResidualBlock():
-            return {name.replace("shortcut", "conv_shortcut"): tensor for name, tensor in _weights(layer).items()}
-        case AttentionBlock():
-            q, k, v = (_linear(weight, bias) for weight, bias in _thirds(layer.qkv))
-            linear = {"to_q": q, "to_k": k, "to_v": v, "to_out.0": _linear(layer.out.weight, layer.out.bias)}
-            tensors = _named("group_norm", layer.norm)
-            return tensors | {f"{name}.{key}": value for name, part in linear.items() for key, value in part.items()}
-        case Upsample():
-            return _weights(layer.conv)
-        case nn.Conv2d() if layer.stride == (2, 2):
-            return {"weight": _corner_kernel(path, layer), "bias": _weights(layer)["bias"]}
-        case _:
-            return _weights(layer)
+def corner_kernel(path: str, kernel: Tensor) -> Tensor:
+    """Return the 3x3 kernel of a convolution of stride 2 (c, c, k, k) that reads nothing above or left of its pixels.
 
-
-def _weights(layer: nn.Module) -> Tensors:
-    return {name: tensor.detach() for name, tensor in layer.state_dict().items()}
-
-
-def _named(name: str, layer: nn.Module) -> Tensors:
-    return {f"{name}.{key}": tensor for key, tensor in _weights(layer).items()}
-
-
-def _thirds(layer: nn.Conv2d) -> Iterator[tuple[Tensor, Tensor]]:
-    assert layer.bias is not None
-    return zip(layer.weight.chunk(3), layer.bias.chunk(3), strict=True)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> Tensors:
-    """Return the weights of a linear layer that equals a 1x1 convolution (c, c, 1, 1)."""
-    assert bias is not None
-    return {"weight": weight.detach()[:, :, 0, 0], "bias": bias.detach()}
-
-
-def _corner_kernel(path: str, layer: nn.Conv2d) -> Tensor:
-    """Return the 3x3 kernel of a convolution of stride 2 that sees no pixel above and none on the left of its four."""
-    kernel = layer.weight.detach()
+    Raises:
+        ConfigError: the kernel is 4x4, and its first row and column are not 0.
+    """
     if kernel.shape[2:] == (3, 3):
         return kernel
     if kernel[:, :, 0].any() or kernel[:, :, :, 0].any():
-        refuse(
-            f"layer {path}",
-            "its kernel is 4x4 and diffusers halves the resolution with 3x3; train with --network.downsample 3",
-        )
+        reason = "its kernel is 4x4 and diffusers halves the resolution with 3x3; train with --network.downsample 3"
+        refuse(f"layer {path}", reason)
     return kernel[:, :, 1:, 1:]
 
 
@@ -224,6 +157,10 @@ def count_norm_groups(tokenizer: Tokenizer) -> int:
     return groups
 
 
+def _weights(layer: nn.Module) -> Tensors:
+    return {name: tensor.detach() for name, tensor in layer.state_dict().items()}
+
+
 def _convolution(layer: nn.Module, channels: int) -> Tensors:
     """Return the weights of a 1x1 convolution, or of the one that changes nothing."""
     if isinstance(layer, nn.Conv2d):
@@ -234,7 +171,7 @@ def _convolution(layer: nn.Module, channels: int) -> Tensors:
 def add_vq(bottleneck: VectorQuantizer, config: dict[str, Any], weights: Tensors) -> tuple[dict[str, Any], Tensors]:
     """Return config and weights of a VQModel: those of its networks, and those of the quantizer."""
     vectors = bottleneck.codebook.vectors.detach()  # (V, d)
-    if getattr(bottleneck.config, "dot_product", False):
+    if bottleneck.config.dot_product:
         refuse("bottleneck", "dot_product: true takes the greatest dot product, and diffusers the nearest vector")
     space, channels = bottleneck.space, config["latent_channels"]
     weights = weights | {"quantize.embedding.weight": vectors}

@@ -40,8 +40,8 @@ def write_weights_files(source: Source, folder: Path) -> None:
     Raises:
         BadFileError: the run's weights have changed since they were loaded.
     """
-    for name, kind in source.files.items():
-        tensors, header = read_weights(source.run.path / name, kind)
+    for name in source.headers:
+        tensors, header = read_weights(source.run.path / name, source.headers[name]["kind"])
         data = without_folders(parse_json(header["data"]))
         write_tensors(folder / name, tensors, {**header, "data": json.dumps(data, separators=(",", ":"))})
     if source.run.config:

@@ -23,8 +23,8 @@ class Source:
     tokenizer: LoadedTokenizer
     prior: LoadedPrior | None
     """None: a tokenizer is published."""
-    header: Header
-    """Header of the published weights."""
+    headers: dict[str, Header]
+    """Header of each weights file, by the file's name."""
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -44,10 +44,11 @@ class Source:
         for finding in check_pair(run.path / TOKENIZER_FILE, run.path / PRIOR_FILE if is_prior else Path()):
             if finding.verdict == "bad":
                 raise BadFileError(f"{finding.path}: {finding.text}")
-        header = read_weights(run.path / name, "prior" if is_prior else "tokenizer")[1]
         prior = load_prior(run.path) if is_prior else None
+        kinds = {TOKENIZER_FILE: "tokenizer", PRIOR_FILE: "prior"} if is_prior else {TOKENIZER_FILE: "tokenizer"}
+        headers = {file: read_weights(run.path / file, kind)[1] for file, kind in kinds.items()}
         run = RunFolder(run.path, name)
-        return cls(run, prior.tokenizer if prior else LoadedTokenizer.load(run.path), prior, header)
+        return cls(run, prior.tokenizer if prior else LoadedTokenizer.load(run.path), prior, headers)
 
     @property
     def loaded(self) -> LoadedPrior | LoadedTokenizer:
@@ -55,9 +56,9 @@ class Source:
         return self.prior or self.tokenizer
 
     @property
-    def files(self) -> dict[str, str]:
-        """The weights files to publish: kind of each file by its name."""
-        return {TOKENIZER_FILE: "tokenizer"} | ({PRIOR_FILE: "prior"} if self.prior else {})
+    def origin(self) -> Header:
+        """The header's entries on the file of another project from which the tokenizer was imported; else empty."""
+        return {key: text for key, text in self.headers[TOKENIZER_FILE].items() if key.startswith("source_")}
 
 
 def without_folders(value: Any) -> Any:

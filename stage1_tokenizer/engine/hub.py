@@ -9,8 +9,8 @@ next command needs no network. Nothing is written into that cache: outputs go to
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
 """Name of a repository's folder in the cache of huggingface_hub."""
 OUTPUTS = Path("runs/hub")
 """Folder with a folder of outputs for each repository."""
+TIMEOUT = 10.0
+"""Seconds that the Hub has to answer."""
 SHORT_COMMIT = 12
 """Digits of a commit in the name of an output folder."""
 
@@ -90,12 +92,39 @@ def download_weights(text: str, names: tuple[str, ...], option: str) -> Path:
     revision, files = name.revision, list[Path]()
     for file in names:
         with explain_errors(f"{option} {name}", file):
-            files.append(Path(hub.hf_hub_download(name.repository, file, revision=revision)))
+            files.append(_fetch_file(hub, name, file, revision))
         found = find_hub_name(files[0])
         revision = found.revision if found else revision
     if revision != name.revision:
-        print_note(f"{name} is at revision {revision}; {name._replace(revision=revision)} names these files for good")
+        print_note(f"{name} is now {name._replace(revision=revision)}; that name always means these files")
     return files[0]
+
+
+def _fetch_file(hub: Any, name: HubName, file: str, revision: str | None) -> Path:
+    """Return a file of a revision from the cache if that cannot have changed, else from the Hub.
+
+    Without a network, the cache has the last say. Raises the errors of huggingface_hub.
+    """
+    fetch = partial(hub.hf_hub_download, name.repository, file, revision=revision)
+    if revision and COMMIT.fullmatch(revision):
+        with suppress(FileNotFoundError):  # a file of a commit never changes, so no network is needed
+            return Path(fetch(local_files_only=True))
+    try:
+        # hf_hub_download tries six times within 24 seconds, and prints each of them; this tries once.
+        hub.get_hf_file_metadata(hub.hf_hub_url(name.repository, file, revision=revision), timeout=TIMEOUT)
+    except Exception as error:
+        if not _is_unreachable(error):
+            raise
+        found = Path(fetch(local_files_only=True))
+        print_note(f"{name}: the Hub cannot be reached, so the file in its cache on this machine is used")
+        return found
+    return Path(fetch())
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Return True if an error of huggingface_hub means that there is no connection; False if the Hub has answered."""
+    answered = hasattr(error, "response")
+    return not answered and (isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore")))
 
 
 def find_hub_name(file: Path) -> HubName | None:
@@ -164,7 +193,7 @@ def explain_errors(given: str, file: str = "") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise storage_error(Path(file or given), error) from None
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "hugging")):
+        if not _is_unreachable(error):
             raise
         raise ConfigError(f"{given}: {_unreachable(file)} ({_first_line(error)})") from None
 
