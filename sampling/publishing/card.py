@@ -8,7 +8,7 @@ their fingerprint. Nothing in the card names a folder of this machine.
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sampling.publishing.source import Source, published_command, without_folders
 from sampling.report_outputs import read_json
@@ -168,10 +168,7 @@ def find_evaluations(source: Source) -> Iterator[Tree]:
 
 def _evaluation(tree: Tree) -> Iterator[str]:
     """Yield the lines on one evaluation: a table, its warnings, and its protocol in short."""
-    protocol = without_folders(tree["protocol"])
-    what = {key: protocol[key] for key in ("samples", "pictures", "extractor", "reference") if key in protocol}
-    words = "; ".join(f"{key} {_words(value)}" for key, value in what.items())
-    yield f"By `sampling/evaluate.py` ({words[:LONGEST_CELL]}):"
+    yield f"By `sampling/evaluate.py`, {_protocol(tree['protocol'])}:"
     yield ""
     rows = []
     for entry in tree.get("figures") or []:
@@ -188,11 +185,15 @@ def _evaluation(tree: Tree) -> Iterator[str]:
         yield f"> {_plain(str(warning))}"
 
 
-def _words(value: Any) -> str:
-    """Return a value of a protocol in one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(part)}" for key, part in value.items())
-    return _plain(str(value))
+def _protocol(protocol: Tree) -> str:
+    """Return the facts of a protocol without which its metrics mean nothing, and none that names a folder."""
+    reference = protocol.get("reference")
+    data = reference.get("data") if isinstance(reference, dict) else None
+    against = [str(data[key]) for key in ("kind", "split") if key in data] if isinstance(data, dict) else []
+    measured = str(protocol.get("samples") or protocol.get("pictures") or "images").partition(" in ")[0]
+    words = [measured, f"compared with {' '.join(against)}" if against else ""]
+    words += [f"{key} {protocol[key]}" for key in ("extractor", "resize", "LPIPS") if key in protocol]
+    return _plain("; ".join(filter(None, words)))
 
 
 def _training(source: Source) -> Iterator[str]:

@@ -10,6 +10,10 @@ from threading import Thread
 from unittest.mock import patch
 from urllib.parse import unquote
 
+from huggingface_hub import constants
+
+from stage1_tokenizer.engine.hub import download_weights
+
 
 @dataclass
 class FakeHub:
@@ -20,7 +24,6 @@ class FakeHub:
     """(OWNER/NAME, revision) -> commit."""
     files: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     """(OWNER/NAME, commit) -> the files by name."""
-    private: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     """METHOD and path of every request."""
 
@@ -37,7 +40,7 @@ class FakeHub:
         """Return status, headers and content for OWNER/NAME/resolve/REVISION/FILE."""
         owner, name, _, revision, file = [*unquote(path).strip("/").split("/", 4), *[""] * 5][:5]
         repository = f"{owner}/{name}"
-        if repository in self.private or not any(known == repository for known, _ in self.revisions):
+        if not any(known == repository for known, _ in self.revisions):
             return 401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b""
         commit = self.revisions.get((repository, revision))
         if commit is None:
@@ -86,10 +89,6 @@ def fake_hub(cache: Path) -> Iterator[FakeHub]:
 @contextmanager
 def client_of(address: str, cache: Path) -> Iterator[None]:
     """Let the client of this process ask another address, and forget what it has found before."""
-    from huggingface_hub import constants
-
-    from stage1_tokenizer.engine.hub import download_weights
-
     download_weights.cache_clear()
     with (
         patch.object(constants, "ENDPOINT", address),
