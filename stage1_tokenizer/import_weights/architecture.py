@@ -66,18 +66,20 @@ def read_architecture(state: State, names: LayerNames, source: str) -> Architect
             raise BadFileError(f"{source}: {shorten(name)} {found}")
         return tensor.shape[axis]
 
+    blocks_there = {name.rsplit(".", 2)[0] for name in state}  # "encoder.down.0.block.0" of its "conv1.weight"
+
     def number_of(name: Any) -> int:
-        return len(list(takewhile(lambda i: i < MOST and name(i) in state, count())))
+        return len(list(takewhile(lambda i: i < MOST and name(i) in blocks_there, count())))
 
     def has_attention(name: str) -> bool:
         return any(f"{name}.{parts.norm}.weight" in state for parts in names.attention_parts)
 
     size("encoder.conv_in.weight")
-    levels = number_of(lambda level: f"{names.block('encoder', level, 0)}.conv1.weight")
+    levels = number_of(lambda level: names.block("encoder", level, 0))
     names.levels = levels
-    blocks = number_of(lambda index: f"{names.block('encoder', 0, index)}.conv1.weight")
+    blocks = number_of(lambda index: names.block("encoder", 0, index))
     if not levels:
-        raise BadFileError(f"{source}: {names.block('encoder', 0, 0)}.conv1.weight is missing")
+        raise BadFileError(f"{source}: {names.block('encoder', 0, 0)} is missing")
     architecture = Architecture(
         image_channels=size("encoder.conv_in.weight", 1),
         widths=[size(f"{names.block('encoder', level, 0)}.conv2.weight") for level in range(levels)],

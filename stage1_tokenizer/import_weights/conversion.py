@@ -125,6 +125,7 @@ def convert(config: TokenizerConfig, pairs: list[Pair], state: Mapping[str, Tens
             if not problems:
                 weights[f"{pair.ours}.{part}"] = torch.cat([tensor.float() for tensor in found])
     problems += [f"unexpected {key}" for key in state if key not in used]
+    problems.sort(key=lambda text: not text.startswith("missing"))
     if problems:
         rest = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise BadFileError(f"{source}: does not fit: {', '.join(map(shorten, problems[:LISTED]))}{rest}")

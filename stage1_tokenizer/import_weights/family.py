@@ -13,7 +13,7 @@ from stage1_tokenizer.import_weights.architecture import Architecture, read_arch
 from stage1_tokenizer.import_weights.conversion import Pair, convert, network_pairs
 from stage1_tokenizer.import_weights.layer_names import LayerNames
 from stage1_tokenizer.networks.vqgan import VqganNetworkConfig
-from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
+from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig, check_image_size
 
 CODEBOOK = "quantize.embedding"
 """Name of the codebook in all families that have one."""
@@ -115,6 +115,7 @@ class Family(ABC):
         )
         network = config.network
         assert isinstance(network, VqganNetworkConfig)
+        check_image_size(config.image_size, network.factor, "--image_size")
         attention = next(
             (parts for parts in names.attention_parts if any(f".{parts.q}." in name for name in state)),
             names.attention_parts[0],
