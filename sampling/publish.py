@@ -22,6 +22,7 @@ from sampling.publishing.push import HubTarget
 from sampling.publishing.source import Source
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.diagnostics.report.run_folder import CONFIG
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import print_note
 from stage1_tokenizer.engine.hub import is_hub_name
@@ -59,6 +60,8 @@ def main() -> None:
     source = Source.open(config.run)
     if source.run.is_in_use:
         print_note(f"{source.run.path} is in training; its weights of step {source.loaded.step:,} are published")
+    if source.run.config_trouble and (source.run.path / CONFIG).exists():
+        print_note(f"the config is not published: {one_line(source.run.config_trouble)}")
     if target is None:
         with new_folder(Path(config.to)) as folder:
             write_published(config, source, folder)
