@@ -70,7 +70,7 @@ def test_weights_that_do_not_fit(name: str, tmp_path: Path) -> None:
     refused(ended, code, message, tmp_path / "out")
 
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "n_embed": ({"n_embed": 97}, "n_embed is 97, the weights have 96"),
     "channels": ({"ddconfig.ch": 64}, r"levels\) is \[64, 128, 128\], the weights have \[32, 64, 64\]"),
     "attention": ({"ddconfig.attn_resolutions": [32]}, r"attn_resolutions is \[1\], the weights have \[2\]"),

@@ -90,7 +90,7 @@ def test_equal_to_a_slow_reference(name: str, tmp_path: Path) -> None:
         x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
         vectors = reference.vectors(x)
         codes = reference.codes(vectors, kind)
-        assert len(codes.unique()) > 8
+        assert len(set(codes.flatten().tolist())) > 8
         assert relative_error(vectors_of(exact, x.double()), vectors) < 1e-10
         assert torch.equal(tokenizer.encode_codes(x)[..., 0], codes)
         z_q = exact.bottleneck.codes_to_latents(codes[..., None])

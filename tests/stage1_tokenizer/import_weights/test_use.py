@@ -36,7 +36,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_it_works_with_every_command(imported: tuple[Path, Path], tmp_path: Path) -> None:
     """Reconstructions, metrics, diagnostic images, a check of the files, a prior on its codes, and samples."""
     tokenizer, images = imported
-    commands = [
+    commands: list[tuple[object, ...]] = [
         ("sampling/reconstruct.py", "--tokenizer", tokenizer, images / "class0", "--out", tmp_path / "reconstructed"),
         ("sampling/evaluate.py", "--tokenizer", tokenizer, "--extractor.kind", "none", "--perceptual.weight", 0),
         ("stage1_tokenizer/analyze.py", "--tokenizer", tokenizer, "--images", 8, "--out", tmp_path / "analysis"),
@@ -49,7 +49,7 @@ def test_it_works_with_every_command(imported: tuple[Path, Path], tmp_path: Path
         ("sampling/generate.py", "--prior", tmp_path / "prior", "-n", 2, "--out", tmp_path / "samples"),
     ]  # fmt: skip
     for script, *words in commands:
-        ended = run(names_of(script)["main"], *words)
+        ended = run(names_of(str(script))["main"], *words)
         assert ended.code == 0, (script, ended)
     assert len(list((tmp_path / "reconstructed").glob("*.png"))) == 12
     assert len(list((tmp_path / "samples").glob("0*.png"))) == 2
@@ -109,4 +109,4 @@ def test_dot_product() -> None:
     assert not torch.equal(codes.flatten(), nearest)
     for options in ({"cosine": True, "update": "gradient"}, {"update": "ema"}):
         with pytest.raises(ValueError, match="dot_product: true needs"):
-            VqConfig(dot_product=True, **options)  # type: ignore[arg-type]
+            VqConfig(dot_product=True, **options)
