@@ -198,6 +198,9 @@ def _protocol(protocol: Tree) -> str:
 
 def _training(source: Source) -> Iterator[str]:
     """Yield the lines on the data and the command of the training."""
+    if source.prior is None and source.origin and source.loaded.step == 0:
+        yield "None here: the weights are those of the imported file."
+        return
     data = without_folders(source.loaded.data)
     yield f"Data: {_plain(describe_data(data))}."
     record = DataRecord.saved_in(source.run.path)

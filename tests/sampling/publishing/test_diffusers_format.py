@@ -119,9 +119,13 @@ def test_there_and_back(kind: str, name: str, tmp_path: Path) -> None:
     """A model of diffusers that is imported and published has the same bits, and the same keys in its config."""
     build, options = {"vq": (diffusers.VQModel, VQ), "kl": (diffusers.AutoencoderKL, KL)}[kind]
     theirs = saved(build, options[name], tmp_path / "theirs")
-    assert import_weights(tmp_path / "theirs", "--family", f"diffusers_{kind}", "--out", tmp_path / "run").code == 0
+    words = ("--family", f"diffusers_{kind}", "--licence", "CC0-1.0")
+    assert import_weights(tmp_path / "theirs", *words, "--out", tmp_path / "run").code == 0
     ended = publish(tmp_path / "run", tmp_path / "out")
     assert ended.code == 0, ended.err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "the licence of its source: CC0-1.0." in card
+    assert "None here: the weights are those of the imported file." in card
     again = build.from_pretrained(tmp_path / "out")
     former, later = theirs.state_dict(), again.state_dict()
     identity = {"quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight", "post_quant_conv.bias"}
