@@ -58,10 +58,9 @@ def model_card(source: Source, written: Written) -> bytes:
     lines += ["## Use", "", *_use(source, written), "", "## Facts", "", *_table(["", ""], facts(source)), ""]
     lines += ["## Metrics", "", *metrics(source), "", "## Training", "", *_training(source), ""]
     lines += ["## Licence", "", f"{_plain(written.licence)}, as the publisher of these weights states it."]
-    if "source_licence" in source.origin:
-        lines.append(
-            f"The tokenizer was imported; the licence of its source: {_plain(source.origin['source_licence'])}."
-        )
+    for kind, entries in source.origins.items():
+        licence = _plain(entries.get("licence", "unknown"))
+        lines.append(f"The {kind} was imported; the licence of its source: {licence}.")
     lines.append("")
     return "\n".join(lines).encode()
 
@@ -125,8 +124,8 @@ def facts(source: Source) -> Iterator[tuple[str, str]]:
     yield "Parameters of the tokenizer", f"{count_parameters(tokenizer.tokenizer):,}"
     yield "Step of the tokenizer", f"{tokenizer.step:,}"
     yield "Fingerprint of the tokenizer", tokenizer.fingerprint
-    for key, text in source.origin.items():
-        yield f"Tokenizer imported, {key.removeprefix('source_')}", text
+    for kind, entries in source.origins.items():
+        yield from ((f"Imported {kind}, {key}", text) for key, text in entries.items())
 
 
 def metrics(source: Source) -> Iterator[str]:
@@ -198,7 +197,7 @@ def _protocol(protocol: Tree) -> str:
 
 def _training(source: Source) -> Iterator[str]:
     """Yield the lines on the data and the command of the training."""
-    if source.prior is None and source.origin and source.loaded.step == 0:
+    if ("prior" if source.prior else "tokenizer") in source.origins:
         yield "None here: the weights are those of the imported file."
         return
     data = without_folders(source.loaded.data)

@@ -14,6 +14,9 @@ from stage1_tokenizer.engine.hub import is_hub_name
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, LoadedPrior, load_prior
 
+ORIGIN = "source_"
+"""Beginning of the keys that both import commands write into a header."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -56,9 +59,16 @@ class Source:
         return self.prior or self.tokenizer
 
     @property
-    def origin(self) -> Header:
-        """The header's entries on the file of another project from which the tokenizer was imported; else empty."""
-        return {key: text for key, text in self.headers[TOKENIZER_FILE].items() if key.startswith("source_")}
+    def origins(self) -> dict[str, Header]:
+        """The entries of a header on the file of another project, such as its licence, for each imported model.
+
+        The keys are tokenizer and prior; a model that was trained here has none.
+        """
+        found = {
+            header["kind"]: {key.removeprefix(ORIGIN): text for key, text in header.items() if key.startswith(ORIGIN)}
+            for header in self.headers.values()
+        }
+        return {kind: entries for kind, entries in found.items() if entries}
 
 
 def without_folders(value: Any) -> Any:
