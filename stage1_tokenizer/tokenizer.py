@@ -27,6 +27,7 @@ from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.engine.checkpoint import Header, read_header, read_weights, write_weights
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.hub import describe_weights, output_folder
 from stage1_tokenizer.engine.initial_weights import check_initial, hash_weights
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
 from stage1_tokenizer.networks import NetworkConfig, build_network
@@ -234,9 +235,21 @@ class LoadedTokenizer:
         """
         return saved in (self.code_fingerprint, self.fingerprint, *self.tokenizer.same_codes)
 
+    @property
+    def source(self) -> str:
+        """The file for messages and records: hf:OWNER/NAME@COMMIT if it is from the Hub, else its path."""
+        return describe_weights(self.path)
+
+    @property
+    def outputs(self) -> Path:
+        """The folder for what is made with this tokenizer."""
+        return output_folder(self.path)
+
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", option: str = "--tokenizer") -> Self:
-        """Load a weights file, given as the file or as the folder that holds it. `option` is named in errors.
+        """Load a weights file, given as the file, the folder that holds it, or hf:OWNER/NAME@REVISION (hub.py).
+
+        option: the option that named it, for errors.
 
         Raises:
             ConfigError: there is no such file or folder.

@@ -40,6 +40,7 @@ from stage1_tokenizer.engine.compiling import Compiling
 from stage1_tokenizer.engine.console import format_command
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.finite import FiniteGuard, Tally
+from stage1_tokenizer.engine.initial_weights import name_source
 from stage1_tokenizer.engine.optim import Ema
 from stage1_tokenizer.engine.run import Run
 from stage1_tokenizer.engine.seeds import derive_seed
@@ -111,7 +112,7 @@ class TrainTokenizerConfig(TrainingConfig):
         """The run's folder: --out, or runs/stage1/NAME by the config file or by data set and bottleneck."""
         name = Path(self.config).stem if self.config else f"{self.data.kind}_{self.bottleneck.kind}"
         if self.init_from and not self.config:
-            name += f"_from_{resolve_tokenizer(self.init_from, '--init_from').absolute().parent.name}"
+            name += f"_from_{name_source(resolve_tokenizer(self.init_from, '--init_from'))}"
         return Path(self.out) if self.out else Path("runs/stage1") / name
 
     def check(self, processes: int) -> None:

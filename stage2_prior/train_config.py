@@ -10,6 +10,8 @@ from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.saved_config import complete_data_options, read_data_config
+from stage1_tokenizer.engine.hub import is_hub_name, parse_hub_name
+from stage1_tokenizer.engine.initial_weights import name_source
 from stage1_tokenizer.engine.model_files import resolve_weights
 from stage1_tokenizer.engine.optim import OptimConfig
 from stage1_tokenizer.engine.training_config import TrainingConfig
@@ -25,7 +27,7 @@ class TrainPriorConfig(TrainingConfig):
     console_metrics = METRICS
 
     tokenizer: str
-    """A stage-one run's folder, or its tokenizer.safetensors."""
+    """A stage-one run's folder, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]."""
     steps: PositiveInt = 1500
     """Optimizer steps."""
     data: DataConfig | None = Field(None, discriminator="kind")
@@ -73,10 +75,12 @@ class TrainPriorConfig(TrainingConfig):
     def folder(self) -> Path:
         """The run's folder: --out, or runs/stage2/ and the name of the config file, or of the tokenizer and the
         kind."""
-        source = Path(self.tokenizer)
-        folder = source.parent if source.suffix else source
+        if is_hub_name(self.tokenizer):
+            folder = Path(parse_hub_name(self.tokenizer, "--tokenizer").name)
+        else:
+            source = Path(self.tokenizer)
+            folder = source.parent if source.suffix else source
         name = Path(self.config).stem if self.config else f"{folder.name}_{self.prior.kind}"
         if self.init_from and not self.config:
-            source = resolve_weights(self.init_from, PRIOR_FILE, "--init_from")
-            name += f"_from_{source.absolute().parent.name}"
+            name += f"_from_{name_source(resolve_weights(self.init_from, PRIOR_FILE, '--init_from'))}"
         return Path(self.out) if self.out else Path("runs/stage2") / name

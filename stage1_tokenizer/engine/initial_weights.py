@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.engine.checkpoint import find_misfits
 from stage1_tokenizer.engine.errors import ConfigError, shorten
+from stage1_tokenizer.engine.hub import find_hub_name
 
 MOST_LISTED = 40
 """Largest number of tensors that a message lists."""
@@ -30,6 +31,12 @@ def check_initial(module: nn.Module, tensors: Mapping[str, Tensor], source: Path
             f"--init_from {source}: has another architecture than this training; these tensors of the file differ:\n"
             f"{lines}{more}{advice}"
         )
+
+
+def name_source(file: Path) -> str:
+    """Return a short name for the source of a weights file: its repository on the Hub, or its folder."""
+    repository = find_hub_name(file)
+    return repository.name if repository else file.absolute().parent.name
 
 
 def hash_weights(config: str, tensors: Mapping[str, Tensor]) -> str:

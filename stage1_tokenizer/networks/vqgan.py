@@ -3,12 +3,12 @@
 Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthesis" (2021), appendix, table 7.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.value_types import Blocks, Channels, Count
@@ -35,7 +35,7 @@ class VqganNetworkConfig(BaseNetworkConfig):
     moments: bool = False
     """The encoder returns 2 D channels, mean and log variance of the latent, instead of D. Only with bottleneck kl, as
     in latent diffusion."""
-    downsample: Literal[3, 4] = 4
+    downsample: Annotated[Literal[3, 4], BeforeValidator(lambda given: {"3": 3, "4": 4}.get(str(given), given))] = 4
     """Side of the kernels that halve the resolution. 4: one pixel of padding on all sides. 3: one row below and one
     column on the right, as in taming-transformers, LlamaGen and diffusers, whose weights fit then."""
     norm_groups: Count = 32

@@ -24,6 +24,7 @@ SCRIPTS = {
     "sampling/report.py": "ReportConfig",
     "sampling/summary.py": "SummaryConfig",
     "sampling/evaluate.py": "EvaluateConfig",
+    "sampling/publish.py": "PublishConfig",
     "sampling/app.py": "AppConfig",
 }
 
