@@ -112,7 +112,7 @@ def ways(device: torch.device) -> list[Way]:
     if device.type == "cuda":
         peers = ["x-transformers, flash", "textbook, static cache"]
     precisions: list[Precision] = ["float32"]
-    if processor.takes("bfloat16", device):
+    if processor.takes_fast_path("bfloat16", device):
         precisions.append("bfloat16")
     quantized: list[Precision] = [] if device.type == "cuda" else ["int8"]
     ours = [Way(OURS, precision) for precision in [*precisions, *quantized]]
@@ -268,7 +268,7 @@ def table(results: Results) -> str:
     batches = list(dict.fromkeys(row["batch"] for row in results["rows"]))
     memory = results["memory"]
     lines = [
-        "Tokens per second, and in brackets the time over the float32 floor; a dash: a variant that was slower.",
+        "Tokens per second, and in brackets the time divided by the float32 floor. A dash: not measured.",
         "",
         f"| | {' | '.join(f'batch {batch}' for batch in batches)} | first call, s | peak at {memory['batch']}, MiB |",
         f"|---|{'---|' * (len(batches) + 2)}",
@@ -285,14 +285,19 @@ def table(results: Results) -> str:
         peak = memory["MiB"].get(cells[0])
         cells.append("-" if peak is None else f"{peak:,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Ours over the fastest peer in the same precision (int8: in any), batch {_listed(batches)}: "]
+    lines += [
+        "",
+        "Speed of ours divided by that of the fastest other program in the same precision (int8: in any), at "
+        f"batch {_listed(batches)}: ",
+    ]
     for (name, precision), rows in by_way.items():
         if name == OURS:
             apart = results["logits_apart"][precision]
             times = [f"{rows[batch]['times_best_peer']:.2f}" for batch in batches]
             lines.append(
-                f"- {precision}: {_listed(times)}; logits are {apart['relative']:.1e} off a forward pass's (norms), "
-                f"and {apart['same_likeliest']:.1%} of the likeliest codes are the same"
+                f"- {precision}: {_listed(times)}; the logits differ from those of a forward pass by "
+                f"{apart['relative']:.1e} (relative norm), and {apart['same_likeliest']:.1%} of the most "
+                "likely codes are the same"
             )
     return "\n".join(lines)
 

@@ -107,7 +107,7 @@ def measure_floors(device: torch.device, small: bool = False) -> Floors:
         # A 1x1 convolution is a matrix product that torch gives to oneDNN.
         image, kernel = a.t().reshape(1, n, n, 1).contiguous(memory_format=torch.channels_last), b[:, :, None, None]
         ways["oneDNN"] = lambda: torch.nn.functional.conv2d(image, kernel)
-    native = processor.takes("bfloat16", device)
+    native = processor.takes_fast_path("bfloat16", device)
     if native:
         a16, b16 = a.bfloat16(), b.bfloat16()
         ways["bfloat16"] = lambda: a16 @ b16

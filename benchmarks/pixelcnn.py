@@ -127,4 +127,4 @@ def table(results: Results) -> str:
             f"{row['logits_apart']:.0e} ({row['logits_deviation']:,.0f})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "The codes are identical, all three ways."])
+    return "\n".join([*lines, "", "All three ways give identical codes."])

@@ -21,7 +21,7 @@ from stage1_tokenizer.data.saved_config import parse_data_config
 from stage2_prior.base import PreparedPrior
 from stage2_prior.fast_linear import Precision
 from stage2_prior.generation import generate
-from stage2_prior.likelihood import bits, token_nats
+from stage2_prior.likelihood import nats_to_bits, token_nats
 from stage2_prior.prior import LoadedPrior, load_prior, match_labels
 
 COMPARED: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
@@ -68,7 +68,7 @@ def main() -> None:
         found, wanted = logits[precision], logits["float32"]
         differs = samples[precision] != samples["float32"]
         print(
-            f"{precision:9} {bits(float(token_nats(found, codes).mean())):15.4f} "
+            f"{precision:9} {nats_to_bits(float(token_nats(found, codes).mean())):15.4f} "
             f"{float((found.argmax(-1) == wanted.argmax(-1)).float().mean()):19.1%} "
             f"{float((found - wanted).std() / wanted.std()):13.2e} {float(differs.float().mean()):12.1%} "
             f"{float(differs.flatten(1).any(dim=1).float().mean()):15.1%}",

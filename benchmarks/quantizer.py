@@ -119,7 +119,7 @@ def measure(device: torch.device, small: bool) -> Results:
 def table(results: Results) -> str:
     """Return the results as Markdown."""
     lines = [
-        f"{results['vectors']:,} vectors; vqp is vector_quantize_pytorch. Ids are equal.",
+        f"{results['vectors']:,} vectors; vqp is vector_quantize_pytorch. The codes are equal.",
         "",
         "| codes | channels | mode | ours, ms | vqp, ms | times as fast | over the floor | ours, MiB | vqp, MiB |",
         "|---|---|---|---|---|---|---|---|---|",

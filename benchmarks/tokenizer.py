@@ -205,7 +205,7 @@ def measure(device: torch.device, small: bool) -> Results:
     quick = our_tokenizer(size, device)
     fast(quick)
     codes = quick.encode_codes(x)
-    native = processor.takes("bfloat16", device)
+    native = processor.takes_fast_path("bfloat16", device)
     ways = {f"{OURS}, float32": calls(quick, half=False)}
     if native:
         ways[f"{OURS}, bfloat16"] = calls(quick, half=True)
@@ -280,7 +280,7 @@ def table(results: Results) -> str:
         f"{size['side']}x{size['side']} pixels, batch {size['batch']}, factor {2 ** (len(size['multipliers']) - 1)}, "
         f"{size['channels']} channels. Ours in float32 takes {over[0]:.2f} and {over[1]:.2f} times as long as its "
         f"operations would at the rate of a large matrix product. One image of {size['large']}x{size['large']} in "
-        f"tiles of {size['tile']}, there and back: {large['seconds_with_start']:.0f} s with the start of its process, "
-        f"at most {peak} above weights and image.",
+        f"tiles of {size['tile']}, encoded and decoded: {large['seconds_with_start']:.0f} s with the start of its "
+        f"process, at most {peak} above weights and image.",
     ]
     return "\n".join(lines)

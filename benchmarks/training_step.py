@@ -249,7 +249,7 @@ def measure(device: torch.device, small: bool) -> Results:
     """Check the gradients, time the ways and their parts, and return the results."""
     on_gpu = device.type == "cuda"
     size = SMALL if small else GPU if on_gpu else FULL
-    native = processor.takes("bfloat16", device)
+    native = processor.takes_fast_path("bfloat16", device)
     if not native:
         print("bfloat16 is not timed: this processor emulates it")
     steps = {way: build(way, size, device) for way in (*WAYS, *(BFLOAT16 if native else ()))}

@@ -44,14 +44,14 @@ class Classifier(nn.Module):
         self.head = nn.Linear(2 * widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> logits (B, classes)."""
+        """Return the logits (B, classes) of images x (B, C, H, W) in [-1, 1]."""
         features = self.features(x)  # (B, c, H/4, W/4)
         # The maximum tells if a feature (a corner, for example) occurs, the mean how often.
         return self.head(torch.cat([features.amax(dim=(2, 3)), features.mean(dim=(2, 3))], dim=1))
 
 
 def train_classifier(images: ImageBatches, steps: int, seed: int, device: torch.device) -> Classifier:
-    """Train a classifier on a labelled split. Returns it in eval mode."""
+    """Train a classifier on a labelled split for `steps` steps, and return it in eval mode."""
     torch.manual_seed(derive_seed(seed, "classifier"))
     classifier = Classifier(images.channels, len(images.classes)).to(device).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)

@@ -22,7 +22,7 @@ from torch import Tensor
 from sampling.option_facts import AlwaysShown, Idle, facts_of_kind
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.value_types import Limit
-from stage1_tokenizer.engine.precision import float64
+from stage1_tokenizer.engine.precision import to_float64
 from stage2_prior.generation import draw_codes
 
 
@@ -139,7 +139,7 @@ def choose(logits: Tensor, noise: Tensor, progress: float, config: ChooseConfig)
     """
     temperature = config.temperature_at(progress)
     # Relative to the largest logit and in float64: a tiny temperature then neither overflows nor becomes 0.
-    scaled = float64(logits - logits.amax(dim=-1, keepdim=True)) / (temperature or 1.0)
+    scaled = to_float64(logits - logits.amax(dim=-1, keepdim=True)) / (temperature or 1.0)
     probabilities = config.apply_filters(scaled, takes_logits=True).softmax(dim=-1)
     probabilities = config.apply_filters(probabilities, takes_logits=False)
     return draw_codes(probabilities, noise) if temperature else probabilities.argmax(dim=-1)

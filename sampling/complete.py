@@ -9,7 +9,7 @@ interrupted, the same command makes only the missing variants.
 """
 
 from sampling.completion_source import CompleteConfig, CompletionSource
-from sampling.output import Output, close_output, image_names, open_output, settings_of
+from sampling.output import Output, build_settings, close_output, image_names, open_output
 from sampling.sampling_loop import GRID, make_missing
 from sampling.saved_images import arrange_rows, read_png, save_png
 from stage1_tokenizer.config.base import parse_command_line
@@ -24,7 +24,7 @@ def main() -> None:
     accelerator = start_accelerator()
     source = CompletionSource.load(config, accelerator.device)
     prior = source.sampler.prior
-    settings = settings_of(config, source.settings())
+    settings = build_settings(config, source.settings())
     shapes = dict.fromkeys(image_names(settings), source.image_shape)
     out = open_output(accelerator, config.out, prior.path.parent / "completed", settings, shapes)
     weights, folder = one_line(str(prior.path)), one_line(str(out.path))

@@ -47,7 +47,7 @@ class Margins(NamedTuple):
         return [one for one in passes if one[2] or one[3]]
 
 
-class Task(NamedTuple):
+class CompletionTask(NamedTuple):
     """Images to complete, and everything else that their completions depend on."""
 
     images: ImageArrays
@@ -62,7 +62,7 @@ class Task(NamedTuple):
 
 
 def complete(
-    sampler: Sampler, task: Task, keep: NDArray[np.bool_], paste: bool, progress: Progress | None = None
+    sampler: Sampler, task: CompletionTask, keep: NDArray[np.bool_], paste: bool, progress: Progress | None = None
 ) -> ImageArrays:
     """Generate all pixels of the images (n, H, W, C) except the kept ones.
 
@@ -79,7 +79,9 @@ def complete(
     return np.where(keep[None, :, :, None], task.images, completed) if paste else completed
 
 
-def grow(sampler: Sampler, task: Task, margins: Margins, paste: bool, progress: Progress | None = None) -> ImageArrays:
+def grow(
+    sampler: Sampler, task: CompletionTask, margins: Margins, paste: bool, progress: Progress | None = None
+) -> ImageArrays:
     """Generate margins (in codes) around the images: (n, H + ..., W + ..., C). `paste` as in `complete`."""
     images = task.images
     for name, mirrored, down, right in margins.passes:
@@ -89,7 +91,7 @@ def grow(sampler: Sampler, task: Task, margins: Margins, paste: bool, progress: 
 
 
 def _grow_down_and_right(
-    sampler: Sampler, task: Task, margin: tuple[int, int], paste: bool, progress: Progress | None
+    sampler: Sampler, task: CompletionTask, margin: tuple[int, int], paste: bool, progress: Progress | None
 ) -> ImageArrays:
     codes = encode(sampler, task.images)  # (n, h, w, K)
     n, height, width, depth = codes.shape
@@ -103,7 +105,9 @@ def _grow_down_and_right(
     return grown
 
 
-def _generate_unknown(sampler: Sampler, task: Task, known: KnownCodes, progress: Progress | None) -> ImageArrays:
+def _generate_unknown(
+    sampler: Sampler, task: CompletionTask, known: KnownCodes, progress: Progress | None
+) -> ImageArrays:
     return sampler.decode(sampler.codes(task.indices, task.labels, task.seed, task.variants, known, progress))
 
 

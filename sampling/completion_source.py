@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sampling.completion import (
+    CompletionTask,
     ImageArrays,
     Margins,
-    Task,
     complete,
     count_generated_codes,
     grow,
@@ -26,7 +26,7 @@ from sampling.completion import (
 from sampling.input_images import bad_files_error, image_paths, split_readable, validation_names
 from sampling.option_facts import AlwaysShown
 from sampling.sampler import Progress, Sampler, SamplingConfig
-from sampling.saved_images import Shape
+from sampling.saved_images import ImageShape
 from stage1_tokenizer.config.base import CommandConfig, Config
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Texts
@@ -61,7 +61,7 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     images: str | None = None
     """Image file, or folder of images, to complete; null: the validation images of the prior's own data set."""
     n: Annotated[PositiveInt, AlwaysShown()] = 8
-    """Number of images to complete, show_progress from the first."""
+    """Number of images to complete, counted from the first."""
     keep: Literal["top", "bottom", "left", "right"] | None = None
     """Half of each image to keep. Without keep, box, mask and grow, the top half is kept."""
     box: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None
@@ -144,7 +144,7 @@ class CompletionSource:
         return show_kept(self.originals.images, self.keep, self.margins, self.sampler.factor)
 
     @property
-    def image_shape(self) -> Shape:
+    def image_shape(self) -> ImageShape:
         """Height, width and channels of one completion."""
         return self.kept.shape[1:]
 
@@ -163,7 +163,8 @@ class CompletionSource:
         """Make the completions with these numbers: (n, H', W', C)."""
         sampler, config = self.sampler, self.config
         indices, variants = np.divmod(numbers, config.variants)
-        task = Task(self.originals.images[indices], indices, self.originals.labels[indices], config.seed, variants)
+        images, labels = self.originals.images[indices], self.originals.labels[indices]
+        task = CompletionTask(images, indices, labels, config.seed, variants)
         if self.keep is None:
             return grow(sampler, task, self.margins, config.paste, progress)
         return complete(sampler, task, self.keep, config.paste, progress)

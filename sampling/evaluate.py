@@ -24,7 +24,7 @@ from stage1_tokenizer.engine.launch import run_on_main, start_accelerator
 
 
 def main() -> None:
-    """Run the command."""
+    """Measure what the options name, write the results, and print them."""
     config = parse_command_line(EvaluateConfig)
     accelerator = start_accelerator(exact=True)
     chosen = config.extractor

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from sampling.noise import NoiseSource
 from sampling.option_facts import AlwaysShown, Idle, check_idle
-from sampling.output import MOST_IMAGES, image_names, open_output, settings_of
+from sampling.output import MOST_IMAGES, build_settings, image_names, open_output
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.sampling_loop import GRID, PriorSource, finish_samples, make_missing
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
@@ -69,7 +69,7 @@ def main() -> None:
         source.labels(np.arange(1))  # an unknown class is an error before anything is written
     else:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
-    settings = settings_of(config, source.settings())
+    settings = build_settings(config, source.settings())
     shapes = dict.fromkeys(image_names(settings), source.image_shape)
     out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, shapes)
     weights, folder = one_line(str(source.loaded.path)), one_line(str(out.path))

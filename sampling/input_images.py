@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from accelerate import Accelerator
 from einops import rearrange
 
 from sampling.output import numbered_names
-from stage1_tokenizer.data.bad_files import one_line
+from stage1_tokenizer.data.bad_files import one_line, read_errors
 from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.data.folder.scan import FOLDER, find_images
 from stage1_tokenizer.data.image_files import USUAL_EXTENSIONS, read_image
@@ -138,17 +137,9 @@ def image_paths(source: Path, option: str) -> list[Path]:
 def split_readable(paths: list[Path], channels: int) -> tuple[list[Path], list[str]]:
     """Read every file once. Return the paths that could be read, and one error message for each of the others."""
 
-    def error_of(path: Path) -> str | None:
-        try:
-            read_image(path, channels)
-        except BadFileError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max_workers=4) as threads:  # Pillow releases the interpreter's lock while it decodes
-        errors = list(threads.map(error_of, paths))
+    errors = list(read_errors(lambda path: read_image(path, channels), paths))
     good = [path for path, error in zip(paths, errors, strict=True) if error is None]
-    return good, [error for error in errors if error is not None]
+    return good, [str(error) for error in errors if error is not None]
 
 
 def bad_files_error(messages: list[str]) -> BadFileError:

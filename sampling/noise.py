@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sampling.sampler import Progress
-from sampling.saved_images import Shape, decode_in_chunks
+from sampling.saved_images import ImageShape, decode_in_chunks
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.seeds import draw_uniforms
 from stage1_tokenizer.tokenizer import LoadedTokenizer
@@ -53,7 +53,7 @@ class NoiseSource:
         return cls(loaded, device, seed, temperature)
 
     @property
-    def image_shape(self) -> Shape:
+    def image_shape(self) -> ImageShape:
         """Height, width and channels of one image."""
         config = self.loaded.tokenizer.config
         return (*config.image_size, config.image_channels)
@@ -71,7 +71,7 @@ class NoiseSource:
         model = self.loaded.tokenizer
         (height, width), factor = model.config.image_size, model.config.network.factor
         size = (model.bottleneck.noise_channels, height // factor, width // factor)
-        noise = self.temperature * normals(self.seed, indices, size)  # (n, c, h, w)
+        noise = self.temperature * draw_normals(self.seed, indices, size)  # (n, c, h, w)
 
         def decode(noise: Tensor) -> Tensor:
             images = model.decode(model.bottleneck.sample(noise))  # (n, C, H, W)
@@ -89,7 +89,7 @@ class NoiseSource:
         return {"tokenizer": str(self.loaded.path), **facts}
 
 
-def normals(seed: int, indices: NDArray[np.int64], size: tuple[int, int, int]) -> Tensor:
+def draw_normals(seed: int, indices: NDArray[np.int64], size: tuple[int, int, int]) -> Tensor:
     """Return standard normal noise (n, c, h, w) float32; that of each image is a function of (seed, index) alone."""
     uniform = draw_uniforms(seed, "noise", np.zeros_like(indices), indices, int(np.prod(size)))  # (n, c*h*w) in [0, 1)
     # Inverse of the normal distribution function, in float64. It is -inf at exactly 0, so 0 becomes half a step of the

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from sampling.saved_images import Shape, is_complete_png
+from sampling.saved_images import ImageShape, is_complete_png
 from stage1_tokenizer.config.base import Config, Tree, differences
 from stage1_tokenizer.config.field_facts import Mark, remove_marked
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
@@ -33,7 +33,7 @@ MOST_IMAGES = 10_000_000
 """Number of images that one command makes at most; a damaged settings.json may hold any number."""
 CHECKED_AT_ONCE = 256
 """Existing images that the threads check in one batch."""
-NOT_COMPARED = ("prior", "tokenizer", "finished")
+MAY_DIFFER = ("prior", "tokenizer", "finished")
 """Settings that may differ when a command continues a folder: the paths of the weights (`weights` identifies their
 content), and whether the folder is finished."""
 LEFTOVER = re.compile(r"\.tmp-.+\.(png|npz|json)-\d+")
@@ -50,7 +50,7 @@ class Output(NamedTuple):
     """Positions in `names` of the images that are to be made."""
 
 
-def settings_of(config: Config, facts: Mapping[str, object]) -> Tree:
+def build_settings(config: Config, facts: Mapping[str, object]) -> Tree:
     """Return the settings that the images depend on, in JSON types: the config without the options that change no image
     (`Mark.FREE`), and facts that are known only after loading."""
     given = remove_marked(type(config), config.tree(), Mark.FREE)
@@ -82,12 +82,18 @@ def numbered_names(n: int) -> list[str]:
     return [f"{number:06d}.png" for number in range(n)]
 
 
+def numbered_folders(parent: Path) -> list[Path]:
+    """Return the numbered folders in a folder, the newest first; an empty list if there is no such folder."""
+    folders = [path for path in parent.glob("*") if path.is_dir() and re.fullmatch(r"\d+", path.name, re.ASCII)]
+    return sorted(folders, key=lambda path: int(path.name), reverse=True)
+
+
 def open_output(
     accelerator: Accelerator,
     given: str | None,
     parent: Path,
     settings: Tree,
-    images: Mapping[str, Shape],
+    images: Mapping[str, ImageShape],
 ) -> Output:
     """Open the folder `given`, or a numbered folder in `parent`: a new one, or an unfinished one with these settings.
 
@@ -97,7 +103,7 @@ def open_output(
         accelerator: this process among the others.
         given: the option --out; None: a numbered folder.
         parent: folder of the numbered folders.
-        settings: see `settings_of`.
+        settings: see `build_settings`.
         images: shape of each image by its file name.
 
     Raises:
@@ -110,7 +116,7 @@ def open_output(
         if others != settings_by_process[0]:
             raise ConfigError(
                 "the processes have loaded different things, perhaps because a file was replaced while they started; "
-                "start again. Different:\n" + _as_list(differences(settings_by_process[0], others))
+                "start again. Different:\n" + _indent_lines(differences(settings_by_process[0], others))
             )
     out, missing = run_on_main(accelerator, lambda: _open(given, parent, settings, images))
     if len(missing) < len(images):
@@ -134,23 +140,23 @@ def is_finished(folder: Path) -> bool:
     return saved is not None and bool(saved["finished"])
 
 
-def _open(given: str | None, parent: Path, settings: Tree, images: Mapping[str, Shape]) -> tuple[Path, list[int]]:
+def _open(given: str | None, parent: Path, settings: Tree, images: Mapping[str, ImageShape]) -> tuple[Path, list[int]]:
     """Lock the folder, remove leftovers, write settings.json. Return the path and the positions of missing images."""
     out = _choose_and_lock(given, parent, settings)
     for path in out.rglob(".tmp-*"):
         if LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
     saved = _read_settings(out)
-    if saved is None or _changed(saved, settings):
+    if saved is None or _list_changes(saved, settings):
         _write_settings(out, settings)
     names = {path.name for path in out.iterdir()}
-    existing = [(place, out / name, shape) for place, (name, shape) in enumerate(images.items()) if name in names]
+    existing = [(position, out / name, shape) for position, (name, shape) in enumerate(images.items()) if name in names]
     complete: set[int] = set()
     with ThreadPoolExecutor() as threads:  # Pillow and zlib release the interpreter's lock
         for start in range(0, len(existing), CHECKED_AT_ONCE):
-            places, paths, shapes = zip(*existing[start : start + CHECKED_AT_ONCE], strict=True)
-            complete.update(compress(places, threads.map(is_complete_png, paths, shapes)))
-    return out, [place for place in range(len(images)) if place not in complete]
+            positions, paths, shapes = zip(*existing[start : start + CHECKED_AT_ONCE], strict=True)
+            complete.update(compress(positions, threads.map(is_complete_png, paths, shapes)))
+    return out, [position for position in range(len(images)) if position not in complete]
 
 
 def _choose_and_lock(given: str | None, parent: Path, settings: Tree) -> Path:
@@ -174,7 +180,7 @@ def _choose_and_lock(given: str | None, parent: Path, settings: Tree) -> Path:
 
 
 def _given_folder(out: Path, settings: Tree) -> Path:
-    """Make the folder of the option --out. Raises ConfigError if it holds anything but a part of this output."""
+    """Make the folder of the option --out. Raise ConfigError if it holds anything but a part of this output."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file, not a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -183,10 +189,10 @@ def _given_folder(out: Path, settings: Tree) -> Path:
     if names and (saved is None or saved["finished"]):
         raise ConfigError(f"--out {out}: is not empty, and nothing is overwritten; choose another folder")
     # A folder with nothing but settings.json has no image yet, so other settings lose nothing.
-    if names > {SETTINGS} and saved is not None and (changed := _changed(saved, settings)):
+    if names > {SETTINGS} and saved is not None and (changed := _list_changes(saved, settings)):
         raise ConfigError(
             f"--out {out}: holds unfinished images of other settings; these differ (saved -> given):\n"
-            + _as_list(changed)
+            + _indent_lines(changed)
             + "\nGive the saved settings to finish those images, or choose another folder."
         )
     return out
@@ -194,12 +200,11 @@ def _given_folder(out: Path, settings: Tree) -> Path:
 
 def _numbered_folder(parent: Path, settings: Tree) -> Path:
     """Return the newest numbered folder if it is unfinished and has these settings, else make the next one."""
-    folders = [path for path in parent.glob("*") if path.is_dir() and re.fullmatch(r"\d+", path.name, re.ASCII)]
-    number = 1
+    folders, number = numbered_folders(parent), 1
     if folders:
-        newest = max(folders, key=lambda path: int(path.name))
+        newest = folders[0]
         saved = _read_settings(newest)
-        if saved is not None and not saved["finished"] and not _changed(saved, settings):
+        if saved is not None and not saved["finished"] and not _list_changes(saved, settings):
             return newest
         number = int(newest.name) + 1
     parent.mkdir(parents=True, exist_ok=True)
@@ -221,12 +226,12 @@ def _read_settings(out: Path) -> Tree | None:
     return tree if isinstance(tree, dict) and isinstance(tree.get("finished"), bool) else None
 
 
-def _changed(saved: Tree, settings: Tree) -> list[str]:
-    old, new = ({key: tree[key] for key in tree if key not in NOT_COMPARED} for tree in (saved, settings))
+def _list_changes(saved: Tree, settings: Tree) -> list[str]:
+    old, new = ({key: tree[key] for key in tree if key not in MAY_DIFFER} for tree in (saved, settings))
     return differences(old, new)
 
 
-def _as_list(lines: list[str]) -> str:
+def _indent_lines(lines: list[str]) -> str:
     return "\n".join(f"  {line if len(line) < 200 else line[:200] + ' ...'}" for line in lines)
 
 

@@ -13,8 +13,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from sampling.input_images import given_images, validation_images
-from sampling.output import close_output, open_output, settings_of
-from sampling.reconstruction import reconstruct_all, write_figures
+from sampling.output import build_settings, close_output, open_output
+from sampling.reconstruction import reconstruct_all, write_metrics
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.data.bad_files import one_line
@@ -33,7 +33,7 @@ class ReconstructConfig(CommandConfig):
     pictures: CliPositionalArg[tuple[str, ...]] = ()
     """Image files and folders of images; none: validation images of the tokenizer's own data set."""
     n: PositiveInt | None = None
-    """Number of images, show_progress from the first; null: all that are given, or 64 validation images."""
+    """Number of images, counted from the first; null: all that are given, or 64 validation images."""
     tile: PositiveInt | None = None
     """Side of a tile in pixels; null: the size of training, or more if the network has no normalisation. An image that
     is not larger than a tile is processed whole. Reduce it if memory runs out."""
@@ -59,7 +59,7 @@ def main() -> None:
     else:
         images = validation_images(loaded, config.n)
     facts = {"tokenizer": str(loaded.path), "step": loaded.step, "weights": loaded.fingerprint}
-    settings = settings_of(config, {**facts, "pictures": images.names, "files": images.files})
+    settings = build_settings(config, {**facts, "pictures": images.names, "files": images.files})
     # No image is kept from an interrupted command, because figures.json needs the numbers of all; so none is listed.
     out = open_output(accelerator, config.out, loaded.path.parent / "reconstructed", settings, {})
     n, weights, folder = len(images.names), one_line(str(loaded.path)), one_line(str(out.path))
@@ -71,7 +71,7 @@ def main() -> None:
         factor = model.network.factor
         used = {"tile": [side * factor for side in tiles.size], "overlap": tiles.overlap * factor}
         settings = {**config.tree(), "tokenizer": str(loaded.path), "step": loaded.step, **used}
-        print(write_figures(out.path / "figures.json", table, images, settings))
+        print(write_metrics(out.path / "figures.json", table, images, settings))
         close_output(out, images.files)
         seconds = time.monotonic() - start
         print(f"{n} images in {seconds:.1f} s ({n / max(seconds, 1e-9):.1f} images/s): {folder}")

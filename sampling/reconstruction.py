@@ -77,7 +77,7 @@ def reconstruct_all(
     return accelerator.reduce(table.to(accelerator.device), "sum").cpu()
 
 
-def write_figures(path: Path, table: Tensor, images: InputImages, settings: Mapping[str, Any]) -> str:
+def write_metrics(path: Path, table: Tensor, images: InputImages, settings: Mapping[str, Any]) -> str:
     """Write figures.json: settings, mean PSNR and SSIM, the numbers of each image, and the files that were left out.
 
     Returns:

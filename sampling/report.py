@@ -41,7 +41,7 @@ class ReportConfig(CommandConfig):
 
 
 def main() -> None:
-    """Run the command."""
+    """Write the page of one run, or the page that compares several."""
     config = parse_command_line(ReportConfig)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     runs = [open_run(path, PRIOR_FILE) for path in config.runs or [newest_of_both_stages(Path("runs"))]]
@@ -49,7 +49,7 @@ def main() -> None:
         raise ConfigError("RUN: the same run is named twice; a comparison needs different runs")
     if len(runs) == 1:
         path = Path(config.out) if config.out else runs[0].path / REPORT
-        page = page_of(runs[0], device, config.root)
+        page = build_page(runs[0], device, config.root)
     else:
         path = Path(config.out or COMPARISON)
         page = comparison_page(runs, device, config.root)
@@ -59,14 +59,14 @@ def main() -> None:
     print(f"report: {one_line(str(path))}")
 
 
-def page_of(run: RunFolder, device: torch.device, root: str | None) -> str:
+def build_page(run: RunFolder, device: torch.device, root: str | None) -> str:
     """Return the page of one run, with its samples and evaluations."""
     make_page = prior_page if run_kind(run) == "prior" else tokenizer_page
     return make_page(run, device, root, output_sections(run))
 
 
 def newest_of_both_stages(folder: Path) -> Path:
-    """Return the run, of either stage, with the newest configuration or weights. Raises ConfigError: there is none."""
+    """Return the run, of either stage, with the newest configuration or weights. Raise ConfigError if there is none."""
     files = [file for name in (CONFIG, "*.safetensors") for file in folder.glob(f"stage?/*/{name}")]
     if not files:
         raise ConfigError(

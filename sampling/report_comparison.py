@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html
 from stage1_tokenizer.diagnostics.report.embedded_images import enlargement, fitted, grid, img, pixels
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, join, table, tag
@@ -58,7 +58,7 @@ Row = tuple[str, Sequence[tuple[str, bool]]]
 
 def comparison_page(folders: Sequence[RunFolder], device: torch.device, root: str | None) -> str:
     """Return the page that compares runs of either stage."""
-    names = names_of(folders)
+    names = unique_names(folders)
     runs = dict(zip(names, folders, strict=True))
     sections = [
         try_section("figures", "Metrics", lambda: _show_metrics(runs)),
@@ -67,11 +67,11 @@ def comparison_page(folders: Sequence[RunFolder], device: torch.device, root: st
         try_section("pictures", "Images", lambda: _show_images(runs, device, root)),
     ]
     title = " and ".join(names) if len(names) < 4 else "Comparison"
-    head = PageHead("Comparison", title, f"{number_of(len(runs), 'run')} side by side.")
+    head = PageHead("Comparison", title, f"{format_count(len(runs), 'run')} side by side.")
     return render_page(head, sections, page_footer(", ".join(names)))
 
 
-def names_of(runs: Sequence[RunFolder]) -> list[str]:
+def unique_names(runs: Sequence[RunFolder]) -> list[str]:
     """Return the names of the runs' folders, with as many parent folders as are needed to tell them apart."""
     paths = [run.path.resolve().parts for run in runs]
 

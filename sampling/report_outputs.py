@@ -7,7 +7,6 @@ These files may come from anybody: a file that cannot be read is named, and the 
 """
 
 import math
-import re
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
@@ -16,13 +15,13 @@ from typing import Any, TypeGuard
 
 from sampling.completion_source import CompleteConfig
 from sampling.option_facts import AlwaysShown, facts_of_kind
-from sampling.output import NOT_COMPARED
+from sampling.output import MAY_DIFFER, numbered_folders
 from sampling.sampler import SamplingConfig
 from sampling.saved_images import arrange_rows
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON, parse_json
 from stage1_tokenizer.data.image_files import read_image
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.diagnostics.report.embedded_images import LARGEST_SIDE, grid
 from stage1_tokenizer.diagnostics.report.markup import (
     Child,
@@ -57,7 +56,7 @@ def output_sections(run: RunFolder) -> list[Section]:
     kinds = {"generated": "Generated", "completed": "Completed", "reconstructed": "Reconstructed"}
     sections = []
     for name, done in kinds.items():
-        title, folders = f"{done} images", numbered(run.path / name)
+        title, folders = f"{done} images", numbered_folders(run.path / name)
         if folders:
             sections.append(try_section(name, title, partial(_show_folders, folders, done)))
         elif name == "generated" and run_kind(run) == "prior":
@@ -66,14 +65,6 @@ def output_sections(run: RunFolder) -> list[Section]:
     if (run.path / "evaluation").is_dir():
         sections.append(try_section("evaluation", "Evaluation", lambda: show_evaluations(run.path / "evaluation")))
     return sections
-
-
-def numbered(folder: Path) -> list[Path]:
-    """Return the numbered folders in a folder, the newest first."""
-    if not folder.is_dir():
-        return []
-    folders = [path for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"\d{1,9}", path.name, re.ASCII)]
-    return sorted(folders, key=lambda path: int(path.name), reverse=True)
 
 
 def read_json(path: Path) -> Tree | str:
@@ -100,9 +91,9 @@ def _show_folders(folders: list[Path], done: str) -> Child:
             settings = {}
         elif settings.get("finished") is False:
             parts.append(notice("Not finished; the same command makes the missing images."))
-        parts += [_show_settings(folder, settings), or_notice(partial(_show_images, folder, settings, done))]
+        parts += [_show_settings(folder, settings), or_notice(partial(_show_folder_images, folder, settings, done))]
     if len(folders) > NEWEST:
-        parts.append(notice(f"And {number_of(len(folders) - NEWEST, 'older folder')}."))
+        parts.append(notice(f"And {format_count(len(folders) - NEWEST, 'older folder')}."))
     return join(parts)
 
 
@@ -124,12 +115,12 @@ def shown_settings(settings: Tree) -> Tree:
     """
     defaults = CompleteConfig().tree()  # has all options that affect images, those of generate.py too
     always = {CompleteConfig.model_fields[name].alias or name for name in facts_of_kind(CompleteConfig, AlwaysShown)}
-    given = [key for key in sorted(defaults, key=SamplingConfig.model_fields.__contains__) if key not in NOT_COMPARED]
+    given = [key for key in sorted(defaults, key=SamplingConfig.model_fields.__contains__) if key not in MAY_DIFFER]
     shown = {key: settings.get(key) for key in given if key in always or settings.get(key) != defaults[key]}
     return {key: value for key, value in {**shown, "step": settings.get("step")}.items() if value is not None}
 
 
-def _show_images(folder: Path, settings: Tree, done: str) -> Child:
+def _show_folder_images(folder: Path, settings: Tree, done: str) -> Child:
     """Return the grid of a folder, or its first images if there are very many."""
     paths = folder.rglob("*.png") if "files" in settings else folder.glob("[0-9]*.png")
     files = [path for path in islice(sorted(paths), LARGEST_GRID + 1) if "files" in settings or "-" not in path.stem]
@@ -141,7 +132,7 @@ def _show_images(folder: Path, settings: Tree, done: str) -> Child:
         room = max(1, min(16, LARGEST_SIDE // (images[0].shape[1] + 2)))
         columns = min(room, max(1, round(len(images) ** 0.5)))
         image = arrange_rows([images[start : start + columns] for start in range(0, len(images), columns)])
-        what = f"{done}: the first {number_of(len(images), 'image')}"
+        what = f"{done}: the first {format_count(len(images), 'image')}"
     else:
         return notice("The folder has no images.")
     return tag("figure", grid(image, f"{what}, from {folder.parent.name}/{folder.name}"))
@@ -169,7 +160,7 @@ def show_evaluations(folder: Path) -> Child:
             )
             parts += [tag("h4", "Nearest training images"), tag("p", words), or_notice(partial(_show_nearest, nearest))]
     if len(files) > NEWEST:
-        parts.append(notice(f"And {number_of(len(files) - NEWEST, 'older file')}."))
+        parts.append(notice(f"And {format_count(len(files) - NEWEST, 'older file')}."))
     return join(parts) if files else notice("The folder evaluation/ has no results.")
 
 
@@ -187,11 +178,11 @@ def _show_nearest(path: Path) -> Markup:
 
 def show_evaluation(tree: Tree, name: str) -> Markup:
     """Return warnings, metrics with intervals, and protocol of one evaluation."""
-    rows = [_metric_row(entry) for entry in _as_list(tree.get("figures"))]
+    rows = [_metric_row(entry) for entry in _first_entries(tree.get("figures"))]
     readable = [row for row in rows if row]
     parts: list[Child] = [
         tag("p", tag("strong", "Beware: "), str(words)[:LONGEST_NOTE], class_="warning")
-        for words in _as_list(tree.get("warnings"))
+        for words in _first_entries(tree.get("warnings"))
     ]
     if readable:
         head = ["metric", "value and 95 % interval", "better", "meaning"]
@@ -207,7 +198,7 @@ def show_evaluation(tree: Tree, name: str) -> Markup:
     return join(parts)
 
 
-def _as_list(value: Any) -> Iterable[Any]:
+def _first_entries(value: Any) -> Iterable[Any]:
     return value[:MOST_ENTRIES] if isinstance(value, list) else []
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sampling.choose import ChooseConfig, choose
 from sampling.option_facts import AlwaysShown, Idle
-from sampling.saved_images import Shape, decode_in_chunks
+from sampling.saved_images import ImageShape, decode_in_chunks
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.data.order import split_evenly
@@ -161,7 +161,7 @@ class Sampler:
         return self.grid[0] * self.grid[1] * self.prior.model.shape.K
 
     @property
-    def image_shape(self) -> Shape:
+    def image_shape(self) -> ImageShape:
         """Height, width and channels of one image."""
         return (*self.size, self.prior.tokenizer.tokenizer.config.image_channels)
 

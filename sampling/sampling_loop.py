@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sampling.evaluation.npz import write_samples
 from sampling.output import Output, close_output
 from sampling.sampler import Progress, Sampler
-from sampling.saved_images import Shape, arrange_grid, read_png, save_png
+from sampling.saved_images import ImageShape, arrange_grid, read_png, save_png
 from stage1_tokenizer.data.order import rank_range, split_evenly
 from stage1_tokenizer.engine.console import progress_bar
 from stage2_prior.class_labels import assign_labels
@@ -25,7 +25,7 @@ MOST_IN_GRID = 1024
 """Number of images in a grid at most: the first ones."""
 
 
-class ImageSource(Protocol):
+class SampleSource(Protocol):
     """An object that makes image number i, for any i, always the same one."""
 
     task: str
@@ -60,7 +60,7 @@ class PriorSource:
         return self.sampler.prior
 
     @property
-    def image_shape(self) -> Shape:
+    def image_shape(self) -> ImageShape:
         """Height, width and channels of one image."""
         return self.sampler.image_shape
 
@@ -84,7 +84,7 @@ class PriorSource:
         return self.sampler.settings()
 
 
-def make_missing(accelerator: Accelerator, source: ImageSource, out: Output, batch_size: int) -> float:
+def make_missing(accelerator: Accelerator, source: SampleSource, out: Output, batch_size: int) -> float:
     """Make the images that a folder lacks, each process its share, and wait for all processes. Return the seconds."""
     start = time.monotonic()
     own_share = out.missing[rank_range(len(out.missing), accelerator.process_index, accelerator.num_processes)]
@@ -108,7 +108,7 @@ class SavedImages:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Read image number `index`, (H, W, C). Raises BadFileError if the file is damaged or missing."""
+        """Read image number `index`, (H, W, C). Raise BadFileError if the file is damaged or missing."""
         return read_png(self.folder / self.names[index])
 
 

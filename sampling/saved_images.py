@@ -20,7 +20,7 @@ from stage1_tokenizer.engine.files import write_file
 DECODE_CHUNK = 16
 """Number of images that are decoded at once, always; the last chunk is filled up. Convolutions round differently at
 another batch size, and then a pixel of the same image may differ by one level."""
-Shape = tuple[int, ...]
+ImageShape = tuple[int, ...]
 """Height, width and channels of an image."""
 GAP = 2
 """Grey pixels around and between the images of a grid."""
@@ -76,7 +76,7 @@ def read_png(path: Path) -> NDArray[np.uint8]:
     return image if image.ndim == 3 else image[:, :, None]
 
 
-def is_complete_png(path: Path, shape: Shape) -> bool:
+def is_complete_png(path: Path, shape: ImageShape) -> bool:
     """Return True if the file is an undamaged PNG image of this shape, to its last byte."""
     try:
         data = path.read_bytes()

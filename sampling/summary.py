@@ -1,7 +1,7 @@
-"""Compare the metrics of a run with the quickstart's bars.   python sampling/summary.py [--prior runs/stage2/NAME]
+"""Compare a run's metrics with those of the quickstart.   python sampling/summary.py [--prior runs/stage2/NAME]
 
 Reads the metrics of the newest prior's run and of its tokenizer's run, samples images for a classifier to judge, and
-prints each metric with its bar and the images to look at.
+prints each metric with its bar, the value that it should reach, and the images to look at.
 """
 
 from pathlib import Path

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import PositiveInt
 
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
-from stage1_tokenizer.data.record import announce
+from stage1_tokenizer.data.record import print_data_summary
 from stage1_tokenizer.diagnostics.report.page import NothingToShowError
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views import VIEWS
@@ -72,7 +72,7 @@ def main() -> None:
         raise ConfigError(
             f"--root {config.root}: this tokenizer's images (data.kind {kind}) are drawn, not read; leave it out"
         )
-    describe(encoded)
+    print_metrics(encoded)
     mark_folder(out)
     events = EventWriter(out, None, say, EVENTS)
     drawn = [view for view in VIEWS if view.draw]
@@ -98,9 +98,9 @@ def write_view(view: View, subject: Subject, out: Path, events: EventWriter) -> 
     return str(path)
 
 
-def describe(encoded: EncodedImages) -> None:
+def print_metrics(encoded: EncodedImages) -> None:
     """Print the data set, the main metrics, and the use of codes."""
-    announce(encoded.found)
+    print_data_summary(encoded.found)
     loaded, psnr, (H, W), (h, w) = encoded.loaded, encoded.psnr, encoded.image_size, encoded.z_q.shape[2:]
     print(f"{loaded.path} (step {loaded.step}): {encoded.count} validation images {H}x{W}, latent {h}x{w}")
     print(f"PSNR {psnr.mean():.2f} dB, from {psnr.min():.2f} to {psnr.max():.2f}")

@@ -7,7 +7,7 @@ from stage1_tokenizer.engine.errors import ConfigError
 
 
 def main() -> None:
-    """Raise ConfigError with the command to type."""
+    """Raise ConfigError with the command to type instead."""
     raise ConfigError(f"this command has moved; type: python sampling/check.py {' '.join(sys.argv[1:])}")
 
 

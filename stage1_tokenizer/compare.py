@@ -23,7 +23,7 @@ from stage1_tokenizer.diagnostics.comparison import Failure, Row
 from stage1_tokenizer.diagnostics.presets import find_presets, short_schedule
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import say, show_progress
-from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError
+from stage1_tokenizer.engine.errors import ConfigError, StorageError, UserError, shorten
 from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.perceptual import SMALLEST_SIDE, Perceptual, PerceptualConfig
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
@@ -31,8 +31,6 @@ from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 TRAIN = Path(__file__).resolve().parent / "train.py"
 OWN_KEYS = ("config", "out", "steps", "batch_size")
 """Keys of train.py that this command sets."""
-LONGEST_MESSAGE = 300
-"""Characters of an error message in the table."""
 
 
 class CompareConfig(CommandConfig):
@@ -92,11 +90,11 @@ def main() -> None:
         say(f"{begin}: PSNR {row.psnr:.2f} dB after {row.seconds:.0f} s")
 
     settings = {**config.tree(), "passed_on": passed_on}
-    (out / "table.md").write_text(comparison.markdown_table(rows, caption(config, rows)), encoding="utf-8")
+    (out / "table.md").write_text(comparison.markdown_table(rows, table_caption(config, rows)), encoding="utf-8")
     (out / "table.json").write_text(comparison.json_table(rows, settings), encoding="utf-8")
     if reconstructions:
         comparison.write_image(reconstructions, out / "reconstructions.png")
-    print(f"\n{comparison.console_table(rows)}\n\n{caption(config, rows)}\n\ntable: {out / 'table.md'}")
+    print(f"\n{comparison.console_table(rows)}\n\n{table_caption(config, rows)}\n\ntable: {out / 'table.md'}")
     failed = [row.preset for row in rows if isinstance(row, Failure)]
     if failed:
         raise UserError(f"{len(failed)} of {len(rows)} presets failed: {', '.join(failed)}; the table says why")
@@ -165,7 +163,7 @@ def is_trained(folder: Path, command: list[str], preset: Path) -> bool:
 
 
 def train(folder: Path, command: list[str], preset: Path) -> None:
-    """Run the command with its output in the folder's train.log. Raises UserError: it failed; with its last message."""
+    """Run the command with its output in the folder's train.log. Raise UserError with its last message if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "train.log").open("a", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
@@ -185,12 +183,12 @@ def last_error(text: str) -> str:
     """Return the last error message in a command's output, or its last line; on one line, at most 300 characters."""
     starts = [match.start() for match in re.finditer(r"^[\w.]*(Error|Exception)\b", text, re.MULTILINE)]
     message = " ".join((text[starts[-1] :] if starts else text.strip().rpartition("\n")[2]).split())
-    return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 3] + "..."
+    return shorten(message)
 
 
-def caption(config: CompareConfig, rows: list[Row | Failure]) -> str:
+def table_caption(config: CompareConfig, rows: list[Row | Failure]) -> str:
     """Return the text under the table: budget, meaning of the columns, machine and devices."""
-    places = sorted({row.trained_on for row in rows if isinstance(row, Row)})
+    devices = sorted({row.trained_on for row in rows if isinstance(row, Row)})
     warmup, start = config.steps // 10, config.steps // 2
     return (
         f"Each preset was trained for {config.steps:,} steps of {config.batch_size} images. Longer schedules were "
@@ -200,7 +198,7 @@ def caption(config: CompareConfig, rows: list[Row | Failure]) -> str:
         "log2 V bits per code, or numbers of a continuous latent. Images/s and seconds: training only, without "
         "validation and saving. "
         f"{', '.join(f'{name} {value}' for name, value in comparison.machine_facts().items())}; "
-        f"{'; '.join(places) or 'nothing was trained'}."
+        f"{'; '.join(devices) or 'nothing was trained'}."
     )
 
 

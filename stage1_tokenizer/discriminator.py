@@ -45,7 +45,7 @@ def check_depth(config: DiscriminatorConfig, image_size: tuple[int, int]) -> Non
 
 
 class PatchDiscriminator(nn.Module):
-    """Images in [-1, 1] -> a grid of logits per image, positive where a patch looks like an image of the data."""
+    """The discriminator: a grid of logits per image, positive where a patch looks like an image of the data."""
 
     def __init__(self, config: DiscriminatorConfig, image_channels: int) -> None:
         super().__init__()
@@ -68,5 +68,5 @@ class PatchDiscriminator(nn.Module):
         self.to(memory_format=torch.channels_last)  # as the tokenizer, whose reconstructions it gets
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """Each batch (B, C, H, W) -> logits (B, 1, h', w'). One batch at a time, so no norm mixes real and fake."""
+        """Return the logits (B, 1, h', w') of each batch (B, C, H, W) in [-1, 1]; no norm mixes two batches."""
         return tuple(self.layers(images) for images in batches)

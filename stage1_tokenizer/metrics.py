@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stage1_tokenizer.data.image_batches import ImageBatches, normalise
-from stage1_tokenizer.engine.precision import float64
+from stage1_tokenizer.engine.precision import to_float64
 
 VARIANCE_IMAGES = 2000
 WINDOW = 11
@@ -66,7 +66,7 @@ def pixel_variance(images: ImageBatches, at_most: int = VARIANCE_IMAGES) -> floa
 
 
 class CodeUse(nn.Module):
-    """A histogram of codes for each of the K codes of a position. It is a module, so that a saved state can hold it.
+    """Use of the codebook: a histogram for each of the K codes of a position. A module, so that a state can hold it.
 
     Each process counts its own codes: call `gather` before reading metrics. With K > 1, metrics are means over the K
     histograms.
@@ -85,7 +85,7 @@ class CodeUse(nn.Module):
         self.keep_on_main(accelerator)
 
     def keep_on_main(self, accelerator: Accelerator) -> None:
-        """Set the counts to 0 in all processes but the main process."""
+        """Set the counts to 0 in all processes but the main one. Call it after a resume: all load the same counts."""
         if not accelerator.is_main_process:
             self.counts.zero_()
 
@@ -104,7 +104,7 @@ class CodeUse(nn.Module):
     @property
     def entropy_bits(self) -> float:
         """Entropy of the code frequencies (unigram entropy), in bits per token."""
-        counts = float64(self.counts)
+        counts = to_float64(self.counts)
         share = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)  # (K, V)
         return float(-(share * share.clamp_min(1e-300).log2()).sum(dim=1).mean()) + 0.0  # + 0.0 makes -0.0 a 0.0
 

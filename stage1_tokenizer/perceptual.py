@@ -84,7 +84,7 @@ class Perceptual(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """x, x_hat (B, C, H, W) in [-1, 1], C = 1 or 3 -> mean distance (); only x_hat gets a gradient.
+        """Return the mean distance () of x, x_hat (B, C, H, W) in [-1, 1], C = 1 or 3; only x_hat gets a gradient.
 
         Under autocast the features are computed in its precision, and the distance between them in float32.
         """
@@ -97,11 +97,11 @@ class Perceptual(nn.Module):
         return torch.stack([_Distance.apply(*layer) for layer in layers]).sum()
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        """x (B, 3, H, W) -> five feature maps (B, c, h, w) in float32."""
+        """Return five feature maps (B, c, h, w) float32 of x (B, 3, H, W)."""
         return [features.float() for features in self.lpips.net(self.lpips.scaling_layer(x))]
 
     def _load_backbone(self, given: Mapping[str, Tensor], source: str) -> None:
-        """Load the backbone's weights. Raises BadFileError: one is missing, has another shape, or is not finite."""
+        """Load the backbone's weights. Raise BadFileError if one is missing, has another shape, or is not finite."""
         # lpips splits torchvision's `features` into slices and keeps the numbers: slice2.5.weight is features.5.weight.
         backbone: dict[str, Tensor] = self.lpips.net.state_dict()
         wanted = {name: "features." + name.split(".", 1)[1] for name in backbone}

@@ -109,7 +109,7 @@ class Tokenizer(nn.Module):
         return x_hat
 
     def encode_codes(self, x: Tensor) -> Tensor:
-        """Encode x (B, C, H, W) to codes (B, h, w, K) int64. Raises ConfigError: the bottleneck is continuous."""
+        """Encode x (B, C, H, W) to codes (B, h, w, K) int64. Raise ConfigError if the bottleneck is continuous."""
         codes = self.encode(x).codes
         if codes is None:
             _ = self.shape  # raises the ConfigError
@@ -200,7 +200,7 @@ class LoadedTokenizer:
 
 
 def resolve_tokenizer(path: str | Path, option: str = "--tokenizer") -> Path:
-    """Return the weights file of a tokenizer, given as the file or its folder. Raises ConfigError: there is none."""
+    """Return the weights file of a tokenizer, given as the file or its folder. Raise ConfigError if there is none."""
     return resolve_weights(path, TOKENIZER_FILE, option)
 
 

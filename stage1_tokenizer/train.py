@@ -154,7 +154,7 @@ def main() -> None:
         total = training_step.mean_part("total", generator_parts)  # ()
         checked = guard.check(done, total, [(x, is_adversarial) for x in micro_batches], seed, describe, stop.asked)
         generator.learn(checked, tally)
-        if checked.finite:
+        if checked.is_finite:
             has_learned = True
             tally.learned += 1
             bottleneck.finish_step()
@@ -164,7 +164,7 @@ def main() -> None:
         else:
             bottleneck.drop_step()
 
-        if discriminator and is_adversarial and checked.finite:
+        if discriminator and is_adversarial and checked.is_finite:
             discriminator.begin_step(step)
             pairs = list(zip(micro_batches, x_hats, strict=True))
             for x, x_hat in discriminator.micro_batches(pairs):  # (b, C, H, W) each
@@ -176,13 +176,14 @@ def main() -> None:
 
         run.count_step(config.batch_size)
         is_saved = done % config.save_every == 0 or is_last
-        if (done % config.log_every == 0 or is_saved) and checked.finite:
+        if (done % config.log_every == 0 or is_saved) and checked.is_finite:
             scalars = training_step.mean_parts("train", generator_parts) | {"train/gradient_norm": checked.norm}
             scalars |= training_step.mean_parts("discriminator", discriminator_parts)
             values = training_step.average_over_processes(accelerator, scalars)
             values |= {"train/nmse": values["train/l2"] / variance}
             values |= {f"train/{name}": value for name, value in use.take_metrics(accelerator).items()}
-            values |= tally.entry() | {"train/lr": generator.rate, "train/images_per_second": run.images_per_second}
+            values |= tally.take_counts() | {"train/lr": generator.rate}
+            values |= {"train/images_per_second": run.images_per_second}
             run.log(done, values, show=("train/total",))
         if done % config.validate_every == 0 or is_last:
             with run.save_on_error(done):
@@ -194,9 +195,9 @@ def main() -> None:
                 if config.pictures:
                     grid = validation.reconstruct_pairs(ema.module, validation_set, config.pictures, device)
                     run.log_images(done, "reconstructions", grid, columns=8)
-        if is_saved or checked.stop:
+        if is_saved or checked.must_stop:
             run.save(done)
-        if checked.stop and not is_last:
+        if checked.must_stop and not is_last:
             run.interrupt(done)
 
     run.close()
@@ -205,7 +206,10 @@ def main() -> None:
 
 
 def next_commands(folder: Path, has_codes: bool, samples: bool) -> list[tuple[str, str]]:
-    """Return (purpose, command) of what can follow a training, by its tokenizer: it has codes, or samples by itself."""
+    """Return (purpose, command) of the commands that can follow a training.
+
+    has_codes: the tokenizer has codes for a prior. samples: its bottleneck can sample by itself.
+    """
     scripts = [("next", "stage2_prior/train.py")] if has_codes else []
     scripts += [("next", "sampling/generate.py")] if samples else []
     scripts += [("diagnostic images", "stage1_tokenizer/analyze.py")]

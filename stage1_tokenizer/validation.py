@@ -38,7 +38,7 @@ def validate(
 
     batch_size: images per batch, over all processes. variance: that of the data (`pixel_variance`).
 
-    Returns each loss under its own name, `psnr` in dB, `nmse`, and for a tokenizer with codes `code_usage`,
+    Return each loss under its own name, `psnr` in dB, `nmse`, and for a tokenizer with codes `code_usage`,
     `code_perplexity`, `code_entropy_bits` and `bits_per_image` (log2 V bits per token).
     """
     device, bottleneck = accelerator.device, tokenizer.bottleneck
@@ -67,7 +67,7 @@ def validate(
 
 @torch.inference_mode()
 def reconstruct_pairs(tokenizer: Tokenizer, split: ImageBatches, n: int, device: torch.device) -> Tensor:
-    """Return n images of a split, evenly spaced, each followed by its reconstruction: (2n, C, H, W) in [-1, 1]."""
+    """Return n images of a split (or all if fewer), each followed by its reconstruction: (2n, C, H, W) in [-1, 1]."""
     pixels, _ = split.batch(np.linspace(0, len(split) - 1, min(n, len(split)), dtype=np.int64))
     x = normalise(pixels.to(device))  # (n, C, H, W)
     return torch.stack([x, tokenizer(x)[0].float()], dim=1).flatten(0, 1)

@@ -19,14 +19,14 @@ from stage1_tokenizer.diagnostics.alarms.base import Alarm, Alarms, LogEntry
 from stage1_tokenizer.engine.checkpoint import write_weights
 from stage1_tokenizer.engine.state import Part
 from stage2_prior.base import Prior
-from stage2_prior.likelihood import bits
+from stage2_prior.likelihood import nats_to_bits
 
-COMPARED = "validation/nats_per_token"
+BEST_METRIC = "validation/nats_per_token"
 """Name in the log of the metric that the best weights minimise."""
 BEST_BY = "best_by"
 """Header entry that names this metric, in files whose weights were chosen by it."""
 
-TRAINING = "train/nats_per_token"
+TRAINING_METRIC = "train/nats_per_token"
 MARGIN = 0.01
 """Share by which validation must exceed its best value. A converged prior varies by less."""
 IN_A_ROW = 2
@@ -76,7 +76,7 @@ class BestWeights:
 
         A value that is not finite is never better. Of equal values the earlier one stays.
         """
-        nats = metrics[COMPARED]
+        nats = metrics[BEST_METRIC]
         if not math.isfinite(nats) or (self.step and nats >= float(self._record.nats)):
             self._record.since += 1
             return
@@ -99,7 +99,7 @@ class BestWeights:
         if not self.step or self._weights is None:
             write_weights(path, self._validated, "prior", entries)
             return
-        entries |= {"step": str(self.step), BEST_BY: COMPARED, "best_value": repr(float(self._record.nats))}
+        entries |= {"step": str(self.step), BEST_BY: BEST_METRIC, "best_value": repr(float(self._record.nats))}
         write_weights(path, self._weights, "prior", entries)
 
     def summary(self, done: int) -> str:
@@ -107,7 +107,7 @@ class BestWeights:
         if not self.step:
             return f"those of step {done:,}: nothing was validated"
         last = " and last" if self.step == done else ""
-        best = f"best on validation ({bits(float(self._record.nats)):.3f} bits per token)"
+        best = f"best on validation ({nats_to_bits(float(self._record.nats)):.3f} bits per token)"
         kept = "" if last else f"; those of step {done:,} are in state/"
         return f"those of step {self.step:,}, {best}{last}{kept}"
 
@@ -127,12 +127,12 @@ class Overfitting(Alarm):
 
     def look(self, entry: LogEntry) -> str | None:
         """Return the alarm's message while the prior overfits, else None."""
-        if TRAINING in entry.scalars:
-            self._losses.append(entry.scalars[TRAINING])
-        if COMPARED in entry.scalars and self._losses:
+        if TRAINING_METRIC in entry.scalars:
+            self._losses.append(entry.scalars[TRAINING_METRIC])
+        if BEST_METRIC in entry.scalars and self._losses:
             training = sum(self._losses) / len(self._losses)
             self._losses = []
-            self._message = self._check(entry.step, entry.scalars[COMPARED], training)
+            self._message = self._check(entry.step, entry.scalars[BEST_METRIC], training)
         return self._message
 
     def _check(self, step: int, validation: float, training: float) -> str | None:
@@ -146,11 +146,11 @@ class Overfitting(Alarm):
         if self._in_a_row < IN_A_ROW:
             return None
         return (
-            f"validation is at {bits(validation):.3f} bits per token, {bits(best):.3f} at best (step {at:,}), "
-            f"while training fell from {bits(training_then):.3f} to {bits(training):.3f}: the prior overfits, it "
-            "learns its training images by heart. The weights of the best validation are kept; more steps are "
-            "unlikely to improve them, and --patience 3 ends such a run. Try: more images, more --views of each "
-            "(with --data.flip, --data.random_crop), --prior.dropout 0.1, or a smaller prior"
+            f"validation is at {nats_to_bits(validation):.3f} bits per token, {nats_to_bits(best):.3f} at best (step "
+            f"{at:,}), while training fell from {nats_to_bits(training_then):.3f} to {nats_to_bits(training):.3f}: the "
+            "prior overfits, it learns its training images by heart. The weights of the best validation are kept; more "
+            "steps are unlikely to improve them, and --patience 3 ends such a run. Try: more images, more --views of "
+            "each (with --data.flip, --data.random_crop), --prior.dropout 0.1, or a smaller prior"
         )
 
 

@@ -63,8 +63,10 @@ def parse_classes(names: str | Sequence[str], classes: tuple[str, ...]) -> list[
 def assign_labels(
     names: str | Sequence[str], classes: tuple[str, ...], indices: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the labels of images with these numbers (n,), which take the classes in turn; names: see
-    `parse_classes`."""
+    """Return the labels (n,) of images with these indices (n,), which have the classes `names` in turn.
+
+    names: as for `parse_classes`, which also raises the ConfigError.
+    """
     labels = np.array(parse_classes(names, classes), dtype=np.int64)
     return labels[indices % len(labels)]
 

@@ -64,7 +64,7 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Product | None:
     path: processor.FastPath = "bfloat16" if weight.dtype == torch.bfloat16 else "packed"
     if weight.dtype not in (torch.float32, torch.bfloat16) or processor.is_traced(weight):
         return None
-    if not (processor.takes(path) and processor.has_onednn()):
+    if not (processor.takes_fast_path(path) and processor.has_onednn()):
         return None
     try:
         packed = pack(weight)
@@ -143,7 +143,7 @@ def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.numel() >= MIN_ROWS * weight.shape[1]
         and not torch.is_autocast_enabled("cpu")
-        and processor.takes("onednn")
+        and processor.takes_fast_path("onednn")
     )
 
 

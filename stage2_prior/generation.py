@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor
 
 from stage1_tokenizer.engine.errors import DivergedError
-from stage1_tokenizer.engine.precision import float64
+from stage1_tokenizer.engine.precision import to_float64
 from stage2_prior.base import Generation, PreparedPrior, Prior
-from stage2_prior.guidance import Guidance, check_guidance, mix
+from stage2_prior.guidance import Guidance, check_guidance, mix_logits
 from stage2_prior.windows import Canvas, placements
 
 Choose = Callable[[Tensor, Tensor, float], Tensor]
@@ -47,7 +47,7 @@ def draw_codes(probabilities: Tensor, noise: Tensor) -> Tensor:
     Each code uses one random number of its own, so an image does not depend on the other images of its batch. A code of
     probability 0 is never drawn. The probabilities need not sum to 1.
     """
-    cumulative = float64(probabilities).cumsum(dim=-1)  # (B, V)
+    cumulative = to_float64(probabilities).cumsum(dim=-1)  # (B, V)
     target = noise.to(cumulative.device).double()[:, None] * cumulative[:, -1:]  # (B, 1)
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
 
@@ -156,7 +156,7 @@ def _fill(
         logits = generation.logits()  # (B, V); with guidance (2 B, V): with the class, then without
         if guidance.is_needed:
             conditional, unconditional = logits.chunk(2)
-            logits = mix(conditional, unconditional, guidance.scale_at(progress))
+            logits = mix_logits(conditional, unconditional, guidance.scale_at(progress))
         finite.note(logits)
         chosen = choose(logits, noise[:, depth], progress).to(codes.device)  # (B,)
         codes[:, depth] = chosen

@@ -1,7 +1,7 @@
 """Classifier-free guidance: move the logits away from those of "no class", by a scale that may depend on the position.
 
     training    the label of a share of the images is replaced by "no class" (`withhold_labels`; algorithm 1)
-    sampling    logits = uncond + s (cond - uncond)          s: the scale; (B, V) each (`mix`; equation 6, s = 1 + w)
+    sampling    logits = uncond + s (cond - uncond)          s: the scale (`mix_logits`; equation 6, s = 1 + w)
 
 s = 1 is the conditional prior, s = 0 the unconditional one; larger s gives samples that show their class more clearly
 and vary less. From Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022; for priors over tokens from Gafni et
@@ -28,6 +28,8 @@ class Guidance:
     """A guidance scale and its schedule over the positions of an image."""
 
     scale: float = 1.0
+    """1: the prior as trained; larger: samples follow their class more closely."""
+
     schedule: GuidanceSchedule = "constant"
     interval: tuple[float, float] = (0.0, 1.0)
     """First and last progress at which the schedule "interval" applies the scale; outside the scale is 1."""
@@ -57,7 +59,7 @@ class Guidance:
         assert_never(self.schedule)
 
 
-def mix(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def mix_logits(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Return the guided logits (B, V) from both logits (B, V); at scale 1 and 0 exactly one of the two."""
     if scale == 1.0:
         return conditional
@@ -66,13 +68,13 @@ def mix(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def withhold_labels(labels: Tensor, places: BatchIndices, prior: Prior, seed: int) -> Tensor:
+def withhold_labels(labels: Tensor, batch_indices: BatchIndices, prior: Prior, seed: int) -> Tensor:
     """Replace labels (B,) by `prior.null_label`, each with probability `label_dropout` of the prior's config.
 
-    The choice depends on the seed and on each image's place (index, epoch) only, so that a resumed run, or a run on
+    The choice depends on the seed and on each image's index and epoch only, so that a resumed run, or a run on
     more processes, withholds the same labels.
     """
-    indices, epochs = places
+    indices, epochs = batch_indices
     is_withheld = draw_uniforms(seed, "label", epochs, indices, 1)[:, 0] < prior.config.label_dropout  # (B,)
     return labels.masked_fill(torch.from_numpy(is_withheld).to(labels.device, non_blocking=True), prior.null_label)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from stage1_tokenizer.engine.precision import device_of_float64, float64
+from stage1_tokenizer.engine.precision import device_of_float64, to_float64
 from stage2_prior.base import Prior
 from stage2_prior.tokens import TokenSet
 
@@ -32,7 +32,7 @@ def token_loss(logits: Tensor, codes: Tensor) -> Tensor:
 @torch.inference_mode()
 def image_nats(prior: Prior, codes: Tensor, labels: Tensor) -> Tensor:
     """Return -ln p(codes | label) of each image in nats, float64: codes (B, h, w, K), labels (B,) -> (B,)."""
-    return float64(token_nats(prior(codes, labels), codes)).sum(dim=1)
+    return to_float64(token_nats(prior(codes, labels), codes)).sum(dim=1)
 
 
 @torch.inference_mode()
@@ -50,7 +50,7 @@ def class_log_probabilities(by_class: Tensor) -> Tensor:
     return (-by_class).log_softmax(dim=1)
 
 
-def bits(nats: float) -> float:
+def nats_to_bits(nats: float) -> float:
     """Convert nats to bits."""
     return nats / math.log(2)
 

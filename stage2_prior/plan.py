@@ -65,7 +65,7 @@ class PlanConfig(CommandConfig):
     """Precision of the products of training; null: bf16 on a100, h100, h200, else float32."""
 
 
-class Disk(NamedTuple):
+class DiskBytes(NamedTuple):
     """The bytes of a run's folder, without logs, images and the headers of files (some kilobytes)."""
 
     tokens: int
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def read_shape(config: PlanConfig) -> TokenShape:
-    """Return the shape of the codes. Raises ConfigError: neither a shape nor an existing tokenizer is given."""
+    """Return the shape of the codes. Raise ConfigError if neither a shape nor a tokenizer is given."""
     if config.shape is not None:
         return TokenShape(*config.shape)
     if config.tokenizer is None:
@@ -103,13 +103,13 @@ def read_shape(config: PlanConfig) -> TokenShape:
         raise ConfigError(f"{error}; or give --shape ROWS,COLUMNS,CODES_PER_POSITION,CODEBOOK instead") from None
 
 
-def count_disk(config: PlanConfig, shape: TokenShape, parameters: int) -> Disk:
+def count_disk(config: PlanConfig, shape: TokenShape, parameters: int) -> DiskBytes:
     """Count the bytes on disk. Codes and labels are int32 (tokens.py). A state holds the weights, their running mean,
     the best weights (best_weights.py) and Adam's two means."""
     codes = (config.images * config.views + config.validation_images) * shape.length
     labels = config.images + config.validation_images
     weights = BYTES * parameters
-    return Disk(4 * (codes + labels), weights, 5 * weights * config.keep)
+    return DiskBytes(4 * (codes + labels), weights, 5 * weights * config.keep)
 
 
 def step_seconds(counted: TrainingCounts, accumulation: int, device: DeviceRates) -> float:

@@ -43,7 +43,7 @@ from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
 MOST_CLASSES = 40_000
-"""Most classes of a prior: its header holds their names, in at most as much JSON as trees.py reads."""
+"""Most classes of a prior: its header holds their names, in at most as much JSON as yaml_and_json.py reads."""
 LONGEST_NAMES = LARGEST_JSON - 100_000
 """Most characters of the class names as JSON; the rest is for the other entries of the header."""
 PriorConfig = Annotated[GptConfig | PixelCnnConfig, Field(discriminator="kind")]
@@ -90,14 +90,14 @@ class SavedPrior:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read a prior's file. Raises BadFileError: it is damaged, or is not a prior."""
+        """Read a prior's file. Raise BadFileError if it is damaged, or is not a prior."""
         weights, raw = read_weights(file, kind="prior")
         header = config_from_json(PriorHeader, raw.get("config"), str(file))
         data, step = read_data_tree(raw, str(file)), read_step(raw, str(file))
         return cls(file, header, TokenShape(*header.shape), weights, data, step)
 
     def build(self) -> Prior:
-        """Build the model with these weights. Raises BadFileError: the weights do not fit the header."""
+        """Build the model with these weights. Raise BadFileError if the weights do not fit the header."""
         header = self.header
         return rebuild(lambda: build_prior(header.prior, self.shape, len(header.classes)), self.weights, str(self.path))
 
@@ -161,12 +161,12 @@ def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu
 
 
 def find_prior_file(given: str | Path | None) -> Path:
-    """Find the weights of the prior that an option names, or of the newest run. Raises ConfigError: there are none."""
+    """Find the weights of the prior that an option names, or of the newest run. Raise ConfigError if there are none."""
     return resolve_weights(given or find_newest_run(), PRIOR_FILE, "--prior")
 
 
 def find_newest_run(folder: Path = Path("runs/stage2")) -> Path:
-    """Find the run whose prior was written last. Raises ConfigError: there is none."""
+    """Find the run whose prior was written last. Raise ConfigError if there is none."""
     files = sorted(folder.glob(f"*/{PRIOR_FILE}"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise ConfigError(

@@ -18,7 +18,7 @@ from stage1_tokenizer.data.order import rank_range, split_evenly
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.metrics import CodeUse, psnr
-from stage2_prior.likelihood import bits, class_log_probabilities, image_nats, nats_by_class
+from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class, nats_to_bits
 from stage2_prior.prior import LoadedPrior
 
 
@@ -82,22 +82,22 @@ def score_images(
 
 
 def summarise(scores: Scores, prior: LoadedPrior, values: int) -> dict[str, Any]:
-    """Return the metrics of the whole set, as scores.json has them; `values` is C*H*W of an image."""
+    """Return the metrics of the whole set, as scores.json has them. values: numbers in an image, C*H*W."""
     length, nats = prior.model.shape.length, scores.nats
     mean = float(nats.mean())
     summary: dict[str, Any] = {
         "images": len(nats),
         "nats_per_token": mean / length,
-        "bits_per_token": bits(mean) / length,
+        "bits_per_token": nats_to_bits(mean) / length,
         "unigram_bits_per_token": scores.use.entropy_bits,
         "nats_per_image": mean,
-        "bits_per_image": bits(mean),
-        "bits_per_image_deviation": bits(float(nats.std())) if len(nats) > 1 else 0.0,
-        "code_length_bytes": bits(float(nats.sum())) / 8,
-        "code_bits_per_dim": bits(mean) / values,
+        "bits_per_image": nats_to_bits(mean),
+        "bits_per_image_deviation": nats_to_bits(float(nats.std())) if len(nats) > 1 else 0.0,
+        "code_length_bytes": nats_to_bits(float(nats.sum())) / 8,
+        "code_bits_per_dim": nats_to_bits(mean) / values,
         "psnr": float(scores.psnr.mean()),
         "classes": {
-            name: {"images": int(own.sum()), "bits_per_token": bits(float(nats[own].mean())) / length}
+            name: {"images": int(own.sum()), "bits_per_token": nats_to_bits(float(nats[own].mean())) / length}
             for label, name in enumerate([*prior.classes, "(no class)"])
             if bool((own := scores.labels == label).any())
         },
@@ -122,6 +122,6 @@ def csv_table(scores: Scores, prior: LoadedPrior) -> str:
     class_columns = [f"ln p({name})" for name in prior.classes[: posterior.shape[1]]]
     rows.writerow(["image", "class", "nats", "bits", "psnr", *class_columns])
     for index, (label, nats) in enumerate(zip(scores.labels.tolist(), scores.nats.tolist(), strict=True)):
-        numbers = (nats, bits(nats), float(scores.psnr[index]), *posterior[index].tolist())
+        numbers = (nats, nats_to_bits(nats), float(scores.psnr[index]), *posterior[index].tolist())
         rows.writerow([index, names[label], *(f"{number:.4f}" for number in numbers)])
     return text.getvalue()

@@ -55,10 +55,9 @@ class TokenSet(NamedTuple):
     classes: tuple[str, ...]
     """Names of the classes in the order of their labels."""
 
-    def batch(self, places: BatchIndices) -> tuple[Tensor, Tensor]:
-        """Return codes (B, h, w, K) and labels (B,), int64, at places (indices, epochs); epochs take the views in
-        turn."""
-        indices, epochs = torch.from_numpy(np.stack(places)).to(self.codes.device, non_blocking=True)
+    def batch(self, batch_indices: BatchIndices) -> tuple[Tensor, Tensor]:
+        """Return codes (B, h, w, K) and labels (B,) int64 of these images; epochs use the views in turn."""
+        indices, epochs = torch.from_numpy(np.stack(batch_indices)).to(self.codes.device, non_blocking=True)
         return self.codes[indices, epochs % self.codes.shape[1]].long(), self.labels[indices].long()
 
     def to_device(self, device: torch.device) -> "TokenSet":
@@ -67,9 +66,9 @@ class TokenSet(NamedTuple):
         return TokenSet(self.codes.to(target), self.labels.to(target), self.classes)
 
 
-def describe_batch(places: BatchIndices, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def describe_batch(batch_indices: BatchIndices, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return a batch by names, as the guard saves one whose loss is not finite."""
-    indices, views = map(torch.from_numpy, places)
+    indices, views = map(torch.from_numpy, batch_indices)
     return {"codes": codes, "labels": labels, "indices": indices, "views": views}
 
 
@@ -136,12 +135,14 @@ def load_or_encode(
     mine = rank_range(len(images), accelerator.process_index, accelerator.num_processes)
     image_batches = opened.image_batches(split, seed, bad_list=folder.parent / BAD_FILES, only=mine)
     check_channels(tokenizer, image_batches, data)
-    accelerator.print(f"extracting the codes of {len(image_batches)} {split} images")
+    accelerator.print(f"encoding {len(image_batches)} {split} images")
     if accelerator.is_main_process:
         for old in list_shards(folder, split):
             old.unlink()
     accelerator.wait_for_everyone()
-    run_on_all(accelerator, lambda: _extract(accelerator, tokenizer, image_batches, views, provenance, folder / split))
+    run_on_all(
+        accelerator, lambda: _encode_shard(accelerator, tokenizer, image_batches, views, provenance, folder / split)
+    )
     tokens = _read_tokens(folder, split, provenance, accelerator.print)
     if tokens is None:
         raise BadFileError(f"{folder}: the tokens that were just written cannot be read back; check the disk")
@@ -184,8 +185,7 @@ def relabel(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
         raise ConfigError(
             f"the data has classes that the run does not know: {', '.join(unknown)}; it knows {', '.join(classes)}"
         )
-    mapping = torch.tensor([classes.index(name) for name in tokens.classes], dtype=torch.int32)
-    return TokenSet(tokens.codes, mapping[tokens.labels.long()], classes)
+    return keep_classes(tokens, classes)
 
 
 def classes_with_images(*parts: TokenSet) -> tuple[str, ...]:
@@ -198,8 +198,8 @@ def keep_classes(tokens: TokenSet, classes: tuple[str, ...]) -> TokenSet:
     """Return the tokens of the images of `classes` only, with labels that count these classes."""
     if tokens.classes == classes:
         return tokens
-    places = torch.tensor([classes.index(name) if name in classes else -1 for name in tokens.classes])
-    labels = places[tokens.labels.long()].int()
+    new_labels = torch.tensor([classes.index(name) if name in classes else -1 for name in tokens.classes])
+    labels = new_labels[tokens.labels.long()].int()
     return TokenSet(tokens.codes[labels >= 0], labels[labels >= 0], classes)
 
 
@@ -217,7 +217,7 @@ def _provenance(tokenizer: LoadedTokenizer, data: DataConfig, split: Split, view
 
 
 @torch.inference_mode()
-def _extract(
+def _encode_shard(
     accelerator: Accelerator,
     tokenizer: LoadedTokenizer,
     images: ImageBatches,
@@ -230,7 +230,7 @@ def _extract(
     mine = np.asarray(rank_range(len(images), rank, processes), dtype=np.int64)
     h, w, depth, _ = tokenizer.tokenizer.shape
     codes, labels = [torch.empty(0, views, h, w, depth, dtype=torch.int32)], [torch.empty(0, dtype=torch.int32)]
-    progress = progress_bar(len(mine) * views, "image", "extracting codes")
+    progress = progress_bar(len(mine) * views, "image", "encoding")
     for indices in split_evenly(mine, AT_ONCE):
         per_view = []
         for view in range(views):

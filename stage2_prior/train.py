@@ -27,7 +27,7 @@ from stage1_tokenizer.engine.training_step import TrainedNetwork
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.best_weights import BestWeights, build_prior_alarms
 from stage2_prior.guidance import withhold_labels
-from stage2_prior.likelihood import bigram_bits, bits, token_loss
+from stage2_prior.likelihood import bigram_bits, nats_to_bits, token_loss
 from stage2_prior.prior import PRIOR_FILE, PriorHeader, build_prior, copy_tokenizer, count_parameters
 from stage2_prior.report import prior_page
 from stage2_prior.tokens import describe_batch, load_splits, open_data_of
@@ -86,9 +86,10 @@ def main() -> None:
         torch.manual_seed(seed)
         compiling.begin_step()
         learner.begin_step(step)
-        places = order.indices(step)
-        codes, labels = (part.to(device, non_blocking=True) for part in train_set.batch(places))  # (B, h, w, K), (B,)
-        labels = withhold_labels(labels, places, prior, config.seed)  # (B,)
+        batch_indices = order.indices(step)
+        batch = train_set.batch(batch_indices)
+        codes, labels = (part.to(device, non_blocking=True) for part in batch)  # (B, h, w, K), (B,)
+        labels = withhold_labels(labels, batch_indices, prior, config.seed)  # (B,)
 
         losses = []
         micro_batches = list(zip(codes.chunk(config.accumulation), labels.chunk(config.accumulation), strict=True))
@@ -98,19 +99,19 @@ def main() -> None:
             accelerator.backward(loss / config.accumulation)
             losses.append(loss.detach())
         nats = torch.stack(losses).mean()  # () per token
-        batch = partial(describe_batch, places, codes, labels)
-        checked = guard.check(step + 1, nats, micro_batches, seed, batch, stop.asked)
+        describe = partial(describe_batch, batch_indices, codes, labels)
+        checked = guard.check(step + 1, nats, micro_batches, seed, describe, stop.asked)
         learner.learn(checked, tally)
-        if checked.finite:
+        if checked.is_finite:
             ema.update(prior, step)
 
         run.count_step(config.batch_size)
         done, is_last = step + 1, step + 1 == config.steps
         is_saved = done % config.save_every == 0 or is_last
-        if (done % config.log_every == 0 or is_saved) and checked.finite:
-            values = tally.entry() | {"train/nats_per_token": float(nats), "train/bits_per_token": bits(float(nats))}
-            values |= {"train/gradient_norm": float(checked.norm), "train/lr": learner.rate}
-            values |= {"train/images_per_second": run.images_per_second}
+        if (done % config.log_every == 0 or is_saved) and checked.is_finite:
+            values = tally.take_counts() | {"train/nats_per_token": float(nats)}
+            values |= {"train/bits_per_token": nats_to_bits(float(nats)), "train/gradient_norm": float(checked.norm)}
+            values |= {"train/lr": learner.rate, "train/images_per_second": run.images_per_second}
             run.log(done, values, show=("train/bits_per_token",))
         if done % config.validate_every == 0 or is_last:
             metrics = validate(accelerator, ema.module, validation_set, config.batch_size, tokenizer)
@@ -122,12 +123,12 @@ def main() -> None:
             if config.samples and accelerator.is_main_process:
                 images = sample_images(ema.module, tokenizer, config.samples, config.seed, device)  # (n, C, H, W)
                 run.log_images(done, "samples", images, columns=10)
-        if is_saved or has_ended or checked.stop:
+        if is_saved or has_ended or checked.must_stop:
             run.save(done)
         if has_ended and not is_last:
             run.say(f"step {done}: the last {config.patience} validations were not better; training ends (--patience)")
             break
-        if checked.stop and not is_last:
+        if checked.must_stop and not is_last:
             run.interrupt(done)
 
     run.close()

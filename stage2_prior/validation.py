@@ -13,7 +13,7 @@ from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.base import Prior
 from stage2_prior.generation import generate
-from stage2_prior.likelihood import bits, image_nats
+from stage2_prior.likelihood import image_nats, nats_to_bits
 from stage2_prior.tokens import TokenSet
 
 METRICS = (
@@ -53,9 +53,9 @@ def validate(
     values = tokenizer.tokenizer.config.image_channels * height * width
     return {
         "validation/nats_per_token": nats,
-        "validation/bits_per_token": bits(nats),
+        "validation/bits_per_token": nats_to_bits(nats),
         "validation/unigram_bits_per_token": use.entropy_bits,
-        "validation/code_bits_per_dim": bits(nats) * shape.length / values,
+        "validation/code_bits_per_dim": nats_to_bits(nats) * shape.length / values,
     }
 
 

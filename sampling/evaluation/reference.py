@@ -182,7 +182,7 @@ class DataSet:
 
     def provenance(self, split: Split) -> Provenance:
         """Return everything that a split's images depend on; they are used without augmentation."""
-        tree = remove_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.VIEW)
+        tree = remove_marked(type(self.config), self.config.tree(), Mark.FREE, Mark.PATH, Mark.NOT_EVALUATED)
         identity = self._opened.splits[split].identity
         name = "all images of the folder" if self.whole is not None else split
         return tree | {"split": name} | ({"identity": identity} if identity else {})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sampling.evaluation.npz import SamplesFile, open_samples
 from sampling.input_images import image_paths
-from sampling.output import NOT_COMPARED, image_names, is_finished, open_output, settings_of
+from sampling.output import MAY_DIFFER, build_settings, image_names, is_finished, open_output
 from sampling.sampling_loop import SAMPLES, PriorSource, finish_samples, make_missing
 from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.data.image_batches import ImageBatches
@@ -153,8 +153,8 @@ def sample_prior(accelerator: Accelerator, prior: PriorSource, n: int, batch_siz
     Raises:
         BadFileError: the folder is finished, but images are missing.
     """
-    settings = settings_of(prior.sampler.config, {"n": n, "seed": prior.seed, **prior.settings()})
-    compared = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
+    settings = build_settings(prior.sampler.config, {"n": n, "seed": prior.seed, **prior.settings()})
+    compared = {key: value for key, value in settings.items() if key not in MAY_DIFFER}
     digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:8]
     folder = prior.loaded.path.parent / "evaluation" / f"samples-{digest}"
     shapes = dict.fromkeys(image_names(settings), prior.image_shape)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampling.completion import (
+    CompletionTask,
     Margins,
-    Task,
     complete,
     count_generated_codes,
     grow,
@@ -189,7 +189,9 @@ class Playground:
         grown = grow(sampler, task, margins, config.paste, progress)
         return show_kept(task.images[:1], None, margins, self.factor)[0], grown
 
-    def _prepare(self, chosen: Chosen | None, values: Mapping[str, Any]) -> tuple[CompleteConfig, Sampler, Task]:
+    def _prepare(
+        self, chosen: Chosen | None, values: Mapping[str, Any]
+    ) -> tuple[CompleteConfig, Sampler, CompletionTask]:
         """Return config, sampler and task for the variants of the chosen image."""
         config = CompleteConfig.from_tree(self._tree(values, "variants"), CONFIG_NAME)
         self._check_number("variants", config.variants)
@@ -199,7 +201,7 @@ class Playground:
         n = config.variants
         images, indices = np.repeat(chosen.image[None], n, axis=0), np.full(n, chosen.number, dtype=np.int64)
         labels = np.full(n, self._label(chosen, config.class_, sampler), dtype=np.int64)
-        return config, sampler, Task(images, indices, labels, config.seed, np.arange(n, dtype=np.int64))
+        return config, sampler, CompletionTask(images, indices, labels, config.seed, np.arange(n, dtype=np.int64))
 
     def _label(self, chosen: Chosen, given: str | Sequence[str] | None, sampler: Sampler) -> int:
         """Return the label of the given class, else that of the image, else the one for no class."""

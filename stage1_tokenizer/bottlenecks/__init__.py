@@ -5,7 +5,7 @@
     simvq              a codebook that moves whole    none          a plain autoencoder
     dictionary         sparse combinations of atoms
 
-To add a kind: one file, one member of the union, one case.
+To add a kind: write one file, add one member to `BottleneckConfig` and one `case` to `build_bottleneck`.
 """
 
 from typing import Annotated, assert_never

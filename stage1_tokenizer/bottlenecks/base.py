@@ -83,10 +83,10 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, z: Tensor) -> Bottlenecked:
-        """z (B, D, h, w) -> Bottlenecked."""
+        """Pass the latent z (B, D, h, w) through the bottleneck."""
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
-        """codes (B, h, w, K) -> z_q (B, D, h, w), equal bit for bit to the z_q of `forward` in eval mode."""
+        """Return z_q (B, D, h, w) of codes (B, h, w, K), equal bit for bit to the z_q of `forward` in eval mode."""
         raise AssertionError("a continuous bottleneck has no codes; Tokenizer.decode_codes refuses before this")
 
     def codebooks(self) -> list[Tensor]:
@@ -98,7 +98,7 @@ class Bottleneck(nn.Module, ABC):
         return []
 
     def sample(self, noise: Tensor) -> Tensor:
-        """noise (B, noise_channels, h, w) from N(0, 1) -> z_q (B, D, h, w), a sample of the bottleneck's own prior."""
+        """Turn noise (B, noise_channels, h, w) from N(0, 1) into z_q (B, D, h, w), a draw from the latent's prior."""
         raise AssertionError("this bottleneck has no prior of its own; noise_channels says so")
 
     def start(self, z: Tensor) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Beta
 from stage1_tokenizer.bottlenecks.nearest import find_nearest
-from stage1_tokenizer.bottlenecks.process_group import ProcessGroup, draw_places
+from stage1_tokenizer.bottlenecks.process_group import ProcessGroup, draw_indices
 from stage1_tokenizer.config.value_types import CodebookSize, Count
 from stage1_tokenizer.engine.seeds import derive_seed
 
@@ -99,7 +99,7 @@ class Codebook(nn.Module):
         return self.weight
 
     def quantize(self, vectors: Tensor, temperature: float = 0.0) -> tuple[Tensor, Tensor]:
-        """vectors (N, d) float32 -> nearest codebook vectors (N, d), and their codes (N,) int64.
+        """Return the nearest codebook vectors (N, d) of vectors (N, d) float32, and their codes (N,) int64.
 
         temperature: as for `find_nearest`.
         """
@@ -119,7 +119,7 @@ class Codebook(nn.Module):
             return
         vectors = self._group.gather(vectors)
         size = self._config.codebook_size
-        some = draw_places(torch.ones(len(vectors)), KMEANS_VECTORS * size, derive_seed(0, "k-means vectors"))
+        some = draw_indices(torch.ones(len(vectors)), KMEANS_VECTORS * size, derive_seed(0, "k-means vectors"))
         means, codes = self._kmeans(vectors[some.sort().values.to(vectors.device)])  # (V, d), (n,)
         self.weight.copy_(self._group.copy_from_main(means))
         # Counts as after one step from empty running means, so that the next step weighs as much as this one. With full
@@ -181,11 +181,11 @@ class Codebook(nn.Module):
         k-means|| (Bahmani et al., "Scalable K-Means++", 2012). Plain k-means++ would take one round per code.
         """
         size = self._config.codebook_size
-        means = vectors[draw_places(torch.ones(len(vectors), device=vectors.device), 1, derive_seed(0, "k-means"))]
+        means = vectors[draw_indices(torch.ones(len(vectors), device=vectors.device), 1, derive_seed(0, "k-means"))]
         for number in range(1, KMEANS_ROUNDS + 1):
             missing = 1 + (size - 1) * number // KMEANS_ROUNDS - len(means)
             distances = (vectors - F.embedding(find_nearest(vectors, means), means)).square().sum(dim=1)
-            means = torch.cat([means, vectors[draw_places(distances, missing, derive_seed(0, "k-means", number))]])
+            means = torch.cat([means, vectors[draw_indices(distances, missing, derive_seed(0, "k-means", number))]])
         # With fewer different vectors than codes, the other codes start at random near the first one, to be revived.
         missing = size - len(means)
         scale = vectors.std() if len(vectors) > 1 else vectors.new_ones(())

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig, Beta, Bottleneck, Bottlenecked
 from stage1_tokenizer.bottlenecks.straight_through import straight_through
 from stage1_tokenizer.config.value_types import CodebookSize
-from stage1_tokenizer.engine.precision import float64
+from stage1_tokenizer.engine.precision import to_float64
 
 
 class DictionaryConfig(BaseBottleneckConfig):
@@ -54,7 +54,7 @@ class DictionaryConfig(BaseBottleneckConfig):
 
 
 class Dictionary(Bottleneck):
-    """z (B, D, h, w) -> z_q, at each position the sparse combination of atoms that approximates z."""
+    """The bottleneck that replaces z at each position by a sparse combination of atoms."""
 
     def __init__(self, config: DictionaryConfig, latent_channels: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Dictionary(Bottleneck):
         return F.normalize(self.raw_atoms.float(), dim=-1)
 
     def forward(self, z: Tensor) -> Bottlenecked:
-        """z (B, D, h, w) -> Bottlenecked without codes."""
+        """Approximate z (B, D, h, w) by atoms. The result has no codes."""
         # float32, with autocast off: in bfloat16 other atoms would have the largest coefficients.
         with torch.autocast(z.device.type, enabled=False):
             vectors = rearrange(z.float(), "B d h w -> (B h w) d")  # (B*h*w, D)
@@ -103,7 +103,7 @@ class Dictionary(Bottleneck):
         return Bottlenecked(rearrange(through, "(B h w) d -> B d h w", B=B, h=h, w=w), None, loss, stats)
 
     def _softmax(self, vectors: Tensor, atoms: Tensor) -> Tensor:
-        """vectors (N, D), atoms (atoms, D) -> coefficients (N, atoms) >= 0, at most `top` per row not 0."""
+        """Return coefficients (N, atoms) >= 0 of vectors (N, D) for atoms (atoms, D), at most `top` per row not 0."""
         # From the direction of z only: for long latents the softmax would become one-hot.
         logits = self.map(F.rms_norm(vectors, vectors.shape[-1:]))  # (N, atoms)
         largest, chosen = logits.topk(self.config.top, dim=-1)  # (N, top)
@@ -117,7 +117,7 @@ class Dictionary(Bottleneck):
 
     @torch.no_grad()
     def _ista(self, vectors: Tensor, atoms: Tensor) -> Tensor:
-        """vectors (N, D), atoms (atoms, D) -> coefficients (N, atoms), at most `top` per row not 0; without gradient.
+        """Return coefficients (N, atoms), as `_softmax` does, but of any sign and without a gradient.
 
         At the minimum over the coefficients, the derivative of the objective with respect to the atoms is that for
         fixed coefficients (envelope theorem). z gets its gradient only from the decoder and the commitment.
@@ -140,8 +140,8 @@ def largest_eigenvalue(matrix: Tensor) -> Tensor:
     The bound is (sum_i lambda_i^32)^(1/32), at most D^(1/32) times too large: 1.19 for D = 256. Power iteration would
     give a lower bound, with which ISTA could diverge.
     """
-    scale = float64(matrix.norm())
-    power = float64(matrix) / scale  # its largest eigenvalue is in [D^(-1/2), 1], so its power does not underflow
+    scale = to_float64(matrix.norm())
+    power = to_float64(matrix) / scale  # its largest eigenvalue is in [D^(-1/2), 1], so its power does not underflow
     for _ in range(4):
         power = power @ power
     return (scale * power.norm() ** (1.0 / 16.0)).float().to(matrix.device)

@@ -65,7 +65,7 @@ class FiniteScalarQuantizer(Quantizer):
             )
 
     def quantize(self, vectors: Tensor) -> Quantized:
-        """vectors (N, d) float32 -> Quantized with codes (N, 1) and a loss of 0."""
+        """Quantize vectors (N, d) float32 to codes (N,), with a loss of 0."""
         # The gradient is that of the tanh; rounding passes it straight through. (The library's x + (round(x) - x) is
         # exactly round(x), since the difference of two numbers within a factor of two of each other is exact.)
         quantized, codes = self.library(vectors[None])  # (1, N, d), (1, N) int32
@@ -74,7 +74,7 @@ class FiniteScalarQuantizer(Quantizer):
         return Quantized(quantized[0], codes.long(), vectors.new_zeros(()), stats)
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """codes (N, 1) -> (N, d)."""
+        """Return the codebook vectors (N, d) of codes (N, 1)."""
         vectors: Tensor = self.library.implicit_codebook[codes[:, 0]]
         return vectors
 

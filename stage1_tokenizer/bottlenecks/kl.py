@@ -40,7 +40,7 @@ class KlConfig(BaseBottleneckConfig):
 
 
 class KlBottleneck(Bottleneck):
-    """z (B, D, h, w) -> a random draw in train mode, the mean in eval mode."""
+    """The bottleneck that replaces z by a random draw in train mode, and by the mean in eval mode."""
 
     finished_steps: Tensor
     """() int64, a buffer so that a resumed run continues with the same weight."""
@@ -61,7 +61,7 @@ class KlBottleneck(Bottleneck):
         return self.config.weight * (risen if self.config.warmup_steps else torch.ones_like(risen))
 
     def forward(self, z: Tensor) -> Bottlenecked:
-        """z (B, D, h, w) -> Bottlenecked without codes."""
+        """Draw from the distribution that z (B, D, h, w) describes. The result has no codes."""
         moments = self.project_in(z)  # (B, 2c, h, w), c = noise_channels
         # float32, with autocast off: near N(0, I) the terms of the KL cancel, and bfloat16 would leave nothing of it.
         with torch.autocast(z.device.type, enabled=False):
@@ -82,7 +82,7 @@ class KlBottleneck(Bottleneck):
         )
 
     def sample(self, noise: Tensor) -> Tensor:
-        """noise (B, noise_channels, h, w) from N(0, 1) -> z_q (B, D, h, w)."""
+        """Turn noise (B, noise_channels, h, w) from N(0, 1) into z_q (B, D, h, w)."""
         return self.project_out(noise)
 
     def finish_step(self) -> None:

@@ -93,7 +93,7 @@ class LookupFreeQuantizer(Quantizer):
         self._several_processes = processes > 1
 
     def quantize(self, vectors: Tensor) -> Quantized:
-        """vectors (N, d) float32 -> Quantized with codes (N, 1)."""
+        """Quantize vectors (N, d) float32 to codes (N, 1)."""
         if self.config.spherical:
             vectors = F.normalize(vectors, dim=-1)
         codes = ((vectors > 0) * self.powers).sum(-1, keepdim=True)  # (N, 1)
@@ -116,7 +116,7 @@ class LookupFreeQuantizer(Quantizer):
         return [self.codes_to_vectors(torch.arange(self.codebook_size, device=self.powers.device)[:, None])]
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """codes (..., 1) -> (..., d) with coordinates +-scale."""
+        """Return the codebook vectors (..., d) of codes (..., 1), with coordinates +-scale."""
         return torch.where((codes & self.powers) != 0, self.scale, -self.scale)
 
     def _codebook_entropy(self, logits: Tensor) -> Tensor:

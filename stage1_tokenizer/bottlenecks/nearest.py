@@ -7,9 +7,9 @@ the nearest e is the argmin of |e|^2 / 2 - x.e, one matrix product, computed in 
 import torch
 from torch import Tensor
 
-CODES = 2048
+TILE_CODES = 2048
 """Codes per tile."""
-VECTORS = {"cpu": 1024, "cuda": 8192}
+TILE_VECTORS = {"cpu": 1024, "cuda": 8192}
 """Vectors per tile. A tile of scores has 8 MiB on a CPU, about the size of its cache, and 64 MiB on a GPU, which keeps
 it busy. Nearly square tiles keep the matrix product at full speed; with all codes at once it had half of it."""
 BLOCK = 64
@@ -32,26 +32,26 @@ def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0) ->
     if torch.compiler.is_exporting():
         return _find_nearest_exported(vectors, codebook)
     half = codebook.square().sum(dim=1).mul_(0.5)  # (V,), |e|^2 / 2
-    n, rows = len(vectors), VECTORS.get(vectors.device.type, VECTORS["cuda"])
+    n, rows = len(vectors), TILE_VECTORS.get(vectors.device.type, TILE_VECTORS["cuda"])
     codes = torch.empty(n, dtype=torch.int64, device=vectors.device)
-    tile = torch.empty(min(n, rows) * min(len(codebook), CODES), device=vectors.device)
+    tile = torch.empty(min(n, rows) * min(len(codebook), TILE_CODES), device=vectors.device)
     with torch.autocast(vectors.device.type, enabled=False):
         for start in range(0, n, rows):
             chunk = vectors[start : start + rows]  # (rows, d)
             best = torch.full((len(chunk),), torch.inf, device=vectors.device)
             best_codes = codes[start : start + rows]
             best_codes.zero_()
-            for first in range(0, len(codebook), CODES):
-                part = codebook[first : first + CODES]  # (columns, d)
+            for first in range(0, len(codebook), TILE_CODES):
+                part = codebook[first : first + TILE_CODES]  # (columns, d)
                 scores = tile[: len(chunk) * len(part)].view(len(chunk), len(part))
-                torch.addmm(half[first : first + CODES], chunk, part.T, alpha=-1, out=scores)
+                torch.addmm(half[first : first + TILE_CODES], chunk, part.T, alpha=-1, out=scores)
                 if temperature > 0:  # Gumbel-max: the smallest score with Gumbel noise is a draw from their softmax
                     noise = torch.empty_like(scores).exponential_().log_()  # minus a Gumbel variable
                     scores.add_(noise, alpha=temperature / 2)
-                smallest, places = _smallest(scores)
+                smallest, columns = _smallest(scores)
                 nearer = smallest < best
                 best = torch.where(nearer, smallest, best)
-                best_codes.copy_(torch.where(nearer, places + first, best_codes))
+                best_codes.copy_(torch.where(nearer, columns + first, best_codes))
     return codes
 
 
@@ -71,15 +71,15 @@ def _find_nearest_exported(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _smallest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the smallest value of each row and its place: (n, m) -> (n,), (n,).
+    """Find the smallest value of each row and its column: (n, m) -> (n,), (n,).
 
     On a CPU amin is vectorised and argmin is not. So the smallest value of each block of columns comes first, and then
-    its place in that block.
+    its column in that block.
     """
     n, m = scores.shape
     if scores.device.type != "cpu" or m % BLOCK or m == BLOCK:
-        smallest, places = scores.min(dim=1)
-        return smallest, places
+        smallest, columns = scores.min(dim=1)
+        return smallest, columns
     blocks = scores.view(n, m // BLOCK, BLOCK)
     smallest, block = blocks.amin(dim=2).min(dim=1)
     return smallest, block * BLOCK + blocks[torch.arange(n), block].argmin(dim=1)

@@ -14,8 +14,8 @@ class NoBottleneckConfig(BaseBottleneckConfig):
 
 
 class NoBottleneck(Bottleneck):
-    """The identity: z (B, D, h, w) -> z, no codes, a loss of 0."""
+    """The identity on z (B, D, h, w), with no codes and a loss of 0."""
 
     def forward(self, z: Tensor) -> Bottlenecked:
-        """z (B, D, h, w) -> Bottlenecked with z_q = z."""
+        """Return z (B, D, h, w) as z_q."""
         return Bottlenecked(z_q=z, codes=None, loss=z.new_zeros(()))

@@ -4,7 +4,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from stage1_tokenizer.engine.precision import device_of_float64, float64
+from stage1_tokenizer.engine.precision import device_of_float64, to_float64
 
 
 class ProcessGroup:
@@ -42,7 +42,7 @@ class ProcessGroup:
         Without replacement, in proportion to the weights, and the same in every process.
         """
         share = len(weights)
-        chosen = draw_places(self.gather(weights), n, seed)  # (n,) places in the whole batch
+        chosen = draw_indices(self.gather(weights), n, seed)  # (n,) in the whole batch
         if self.processes == 1:
             return vectors[chosen]
         first = torch.distributed.get_rank() * share
@@ -52,15 +52,17 @@ class ProcessGroup:
         return self.sum(drawn)
 
 
-def draw_places(weights: Tensor, n: int, seed: int) -> Tensor:
-    """Draw up to n different places (n,) in proportion to weights (N,) >= 0; a weight of 0 is never drawn.
+def draw_indices(weights: Tensor, n: int, seed: int) -> Tensor:
+    """Draw up to n different indices (n,) in proportion to weights (N,) >= 0; a weight of 0 is never drawn.
 
     Exponential arrival times divided by the weights, of which the n smallest are taken (Efraimidis and Spirakis,
-    "Weighted random sampling with a reservoir", 2006). They are float64 and depend only on seed and place, so all
+    "Weighted random sampling with a reservoir", 2006). They are float64 and depend only on seed and index, so all
     processes and devices draw the same.
     """
     generator = torch.Generator().manual_seed(seed)
     arrivals = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
-    arrivals = arrivals.to(device_of_float64(weights.device)) / float64(weights)  # (N,), infinite where a weight is 0
+    arrivals = arrivals.to(device_of_float64(weights.device)) / to_float64(
+        weights
+    )  # (N,), infinite where a weight is 0
     n = min(n, int((weights > 0).sum()))
     return arrivals.topk(n, largest=False).indices.to(weights.device)

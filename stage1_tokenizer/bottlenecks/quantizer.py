@@ -30,11 +30,11 @@ class CodeSpace(nn.Module):
         self.project_out = nn.Identity() if same else nn.Conv2d(self.dim, latent_channels, 1)
 
     def to_vectors(self, z: Tensor) -> Tensor:
-        """z (B, D, h, w) -> (B * h * w, d) float32. In bfloat16, distances to similar vectors would be equal."""
+        """Return z (B, D, h, w) as vectors (N, d) float32. In bfloat16, distances to similar vectors would be equal."""
         return rearrange(self.project_in(z).float(), "B d h w -> (B h w) d")
 
     def to_latents(self, vectors: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """vectors (B * h * w, d), grid (B, h, w) -> z_q (B, D, h, w).
+        """Return vectors (B * h * w, d) on a grid (B, h, w) as z_q (B, D, h, w).
 
         The convolution's input is always in channels_last: its last bit depends on the memory layout, and decoding
         codes must give exactly the result of the forward pass.
@@ -46,7 +46,7 @@ class CodeSpace(nn.Module):
 class Quantized(NamedTuple):
     """N vectors after quantization."""
 
-    through: Tensor
+    vectors: Tensor
     """(N, d), the values of the codebook vectors, with a gradient path to the vectors before quantization."""
     codes: Tensor
     """(N, K) int64; (N,) is allowed if K is 1."""
@@ -57,7 +57,7 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(Bottleneck):
-    """A bottleneck with codes: z (B, D, h, w) -> Bottlenecked with codes (B, h, w, K).
+    """A bottleneck with codes (B, h, w, K).
 
     A kind implements `quantize`, `codes_to_vectors` and `codebooks`. Submodules of class `Codebook` learn in
     `finish_step`.
@@ -70,24 +70,24 @@ class Quantizer(Bottleneck):
 
     @abstractmethod
     def quantize(self, vectors: Tensor) -> Quantized:
-        """vectors (N, d) float32 -> Quantized."""
+        """Quantize vectors (N, d) float32."""
 
     @abstractmethod
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """codes (N, K) -> (N, d), equal bit for bit to the values of `quantize` in eval mode."""
+        """Return the vectors (N, d) of codes (N, K), equal bit for bit to those of `quantize` in eval mode."""
 
     def forward(self, z: Tensor) -> Bottlenecked:
-        """z (B, D, h, w) -> Bottlenecked."""
+        """Quantize the latent z (B, D, h, w)."""
         grid = (z.shape[0], z.shape[2], z.shape[3])
         vectors = self.space.to_vectors(z)  # (N, d)
         # float32, with autocast off on every device: in bfloat16 the distances to similar vectors are equal, and a sum
         # of many small numbers loses them.
         with torch.autocast(z.device.type, enabled=False):
-            through, codes, loss, stats = self.quantize(vectors)  # (N, d), (N, K), (), {name: ()}
-        return Bottlenecked(self.space.to_latents(through, grid), codes.view(*grid, self.depth), loss, stats)
+            quantized, codes, loss, stats = self.quantize(vectors)  # (N, d), (N, K), (), {name: ()}
+        return Bottlenecked(self.space.to_latents(quantized, grid), codes.view(*grid, self.depth), loss, stats)
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
-        """codes (B, h, w, K) -> z_q (B, D, h, w)."""
+        """Return z_q (B, D, h, w) of codes (B, h, w, K)."""
         return self.space.to_latents(self.codes_to_vectors(codes.flatten(0, 2)), codes.shape[:3])
 
     def learned_buffers(self) -> list[Tensor]:

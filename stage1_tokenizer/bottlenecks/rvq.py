@@ -66,7 +66,7 @@ class ResidualCodebooks(nn.Module):
         return own * self._config.depth if self._config.shared else own
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """vectors (N, d) float32 -> sums of codebook vectors (N, d), codes (N, depth), loss (), commitment ()."""
+        """Quantize vectors (N, d) float32 to sums (N, d) and codes (N, depth); return loss () and commitment () too."""
         temperature = self._config.temperature if self.training else 0.0
         residual, total = vectors, torch.zeros_like(vectors)  # r_0 = z
         residuals, codes_by_level = [], []
@@ -81,12 +81,12 @@ class ResidualCodebooks(nn.Module):
             total = total + nearest.detach()
             residual = residual - nearest.detach()  # r_i (N, d)
         self._remember(residuals, codes_by_level)
-        through = rotation_trick(vectors, total) if self._config.rotation else straight_through(vectors, total)
+        quantized = rotation_trick(vectors, total) if self._config.rotation else straight_through(vectors, total)
         codes = torch.stack(codes_by_level, dim=1)  # (N, depth)
-        return through, codes, self._config.beta * commitment + codebook_loss, commitment.detach()
+        return quantized, codes, self._config.beta * commitment + codebook_loss, commitment.detach()
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """codes (N, depth) -> (N, d). The sum has the order of `forward`, so it is equal to the last bit."""
+        """Return the sums (N, d) of codes (N, depth). The order is that of `forward`, so they are equal bit for bit."""
         total = torch.zeros((), device=codes.device)
         for level, codebook in enumerate(self.levels()):
             total = total + F.embedding(codes[:, level], codebook.vectors)
@@ -131,16 +131,16 @@ class BaseResidualQuantizer(Quantizer):
         """Return the codebooks of each group."""
 
     def quantize(self, vectors: Tensor) -> Quantized:
-        """vectors (N, d) float32 -> Quantized with codes (N, K)."""
-        quantized = [codebooks(part) for codebooks, part in self._split(vectors)]
-        through, codes, losses, commitments = (list(parts) for parts in zip(*quantized, strict=True))
+        """Quantize vectors (N, d) float32 to codes (N, K)."""
+        by_group = [codebooks(part) for codebooks, part in self._split(vectors)]
+        quantized, codes, losses, commitments = (list(parts) for parts in zip(*by_group, strict=True))
         # The mean over groups of equal size is the mean over all channels.
         loss, commitment = torch.stack(losses).mean(), torch.stack(commitments).mean()
         stacked = torch.stack(codes, dim=2).flatten(1)  # (N, depth, G) -> (N, depth * G)
-        return Quantized(torch.cat(through, dim=1), stacked, loss, quantizer_stats(vectors, commitment))
+        return Quantized(torch.cat(quantized, dim=1), stacked, loss, quantizer_stats(vectors, commitment))
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """codes (N, K) -> (N, d)."""
+        """Return the vectors (N, d) of codes (N, K)."""
         groups = self.group_codebooks()
         return torch.cat([group.codes_to_vectors(codes[:, g :: len(groups)]) for g, group in enumerate(groups)], dim=1)
 

@@ -59,16 +59,16 @@ class SimVq(Quantizer):
             return self.transform(self.frozen)
 
     def quantize(self, vectors: Tensor) -> Quantized:
-        """vectors (N, d) float32 -> Quantized with codes (N,)."""
+        """Quantize vectors (N, d) float32 to codes (N,)."""
         codebook = self.codebook  # (V, d)
         codes = find_nearest(vectors.detach(), codebook.detach())  # (N,)
         nearest = codebook[codes]  # (N, d)
         loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=True)
-        through = rotation_trick(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
-        return Quantized(through, codes, loss, quantizer_stats(vectors, commitment))
+        quantized = rotation_trick(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
+        return Quantized(quantized, codes, loss, quantizer_stats(vectors, commitment))
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """codes (N, 1) -> (N, d)."""
+        """Return the codebook vectors (N, d) of codes (N, 1)."""
         return self.codebook[codes[:, 0]]
 
     def codebooks(self) -> list[Tensor]:

@@ -29,8 +29,8 @@ def straight_through(vectors: Tensor, nearest: Tensor) -> Tensor:
 
     Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons" (2013).
     """
-    through: Tensor = _Replace.apply(vectors, nearest.detach())
-    return through
+    replaced: Tensor = _Replace.apply(vectors, nearest.detach())
+    return replaced
 
 
 def rotation_trick(vectors: Tensor, nearest: Tensor) -> Tensor:

@@ -69,16 +69,16 @@ class VectorQuantizer(Quantizer):
         self.codebook = Codebook(config, self.space.dim, config.cosine, processes)
 
     def quantize(self, vectors: Tensor) -> Quantized:
-        """vectors (N, d) float32 -> Quantized with codes (N,)."""
+        """Quantize vectors (N, d) float32 to codes (N,)."""
         vectors = self._scale(vectors)
         nearest, codes = self.codebook.quantize(vectors)  # (N, d), (N,)
         self.codebook.remember(vectors, codes)
         loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
-        through = rotation_trick(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
-        return Quantized(through, codes, loss, quantizer_stats(vectors, commitment))
+        quantized = rotation_trick(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)
+        return Quantized(quantized, codes, loss, quantizer_stats(vectors, commitment))
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """codes (N, 1) -> (N, d)."""
+        """Return the codebook vectors (N, d) of codes (N, 1)."""
         return F.embedding(codes[:, 0], self.codebook.vectors)
 
     def codebooks(self) -> list[Tensor]:

@@ -75,7 +75,7 @@ class LibraryVectorQuantizer(Quantizer):
         self._codes: Tensor | None = None  # (N,) of the last step; None before the first one
 
     def quantize(self, vectors: Tensor) -> Quantized:
-        """vectors (N, d) float32 -> Quantized with codes (N,). Raises ValueError: `start` was not called."""
+        """Quantize vectors (N, d) float32 to codes (N,). Raise ValueError if `start` was not called."""
         vectors = self._scale(vectors)
         if torch.compiler.is_exporting():  # the library's search branches on values, which torch.export cannot record
             codes = find_nearest(vectors, self.library.codebook.detach())  # (N,)
@@ -90,7 +90,7 @@ class LibraryVectorQuantizer(Quantizer):
         return Quantized(straight_through(vectors, nearest), codes, loss, quantizer_stats(vectors, commitment))
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """codes (N, 1) -> (N, d)."""
+        """Return the codebook vectors (N, d) of codes (N, 1)."""
         return F.embedding(codes[:, 0], self.library.codebook)
 
     def learned_buffers(self) -> list[Tensor]:

@@ -96,7 +96,10 @@ class CommandConfig(Config):
 
     @classmethod
     def complete(cls, tree: Tree) -> Tree:
-        """Return the tree with the values that it takes from files that it names; most commands have none."""
+        """Return the tree with the values that come from files it names, e.g. the data config of a tokenizer.
+
+        Most commands return it unchanged.
+        """
         return tree
 
 

@@ -9,7 +9,7 @@ from argparse import Action, ArgumentParser
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from stage1_tokenizer.config.error_messages import LONGEST
+from stage1_tokenizer.config.error_messages import LONGEST_VALUE
 from stage1_tokenizer.engine.errors import shorten
 
 PLACEHOLDER = "text-number-{}"
@@ -67,7 +67,7 @@ def prepare_words(parser: ArgumentParser, argv: Sequence[str]) -> PreparedWords:
             continue
         if action.dest in given:
             old, new = (" ".join(map(_printable, part)) for part in ([*given.pop(action.dest)], [option, *values]))
-            dropped.append(f"{shorten(old, LONGEST)} does not count, since {shorten(new, LONGEST)} follows")
+            dropped.append(f"{shorten(old, LONGEST_VALUE)} does not count, since {shorten(new, LONGEST_VALUE)} follows")
         given[action.dest] = [option, *values]
     options = []
     for option, *values in given.values():

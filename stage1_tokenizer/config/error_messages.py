@@ -9,9 +9,9 @@ from stage1_tokenizer.config.field_facts import config_classes
 from stage1_tokenizer.config.suggestions import suggest
 from stage1_tokenizer.engine.errors import shorten
 
-MOST = 10
+MOST_MISTAKES = 10
 """Largest number of mistakes in a message."""
-LONGEST = 120
+LONGEST_VALUE = 120
 """Characters of a given value or of a reason."""
 DASHES = ("-", "\u2013", "\u2014")
 """First characters of an option; text processors turn two hyphens into a long dash."""
@@ -21,18 +21,20 @@ def explain_validation_error(cls: type[BaseModel], error: ValidationError) -> st
     """Return the errors of pydantic about a config class as lines, at most ten of them."""
     known = set(_keys(cls))
     found = error.errors(include_url=False)
-    lines = [_explain_one(cls, known, dict(details)) for details in found[:MOST]]
-    return "\n".join(f"  {line}" for line in lines + [f"and {len(found) - MOST} more"] * (len(found) > MOST))
+    lines = [_explain_one(cls, known, dict(details)) for details in found[:MOST_MISTAKES]]
+    if len(found) > MOST_MISTAKES:
+        lines.append(f"and {len(found) - MOST_MISTAKES} more")
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def explain_option_error(cls: type[BaseModel], message: str) -> str:
     """Return the error of argparse about a command line in our words, with the nearest option for each unknown one."""
     head, _, rest = message.partition("unrecognized arguments: ")
     if not rest:
-        return shorten(head.removeprefix("error parsing CLI: "), LONGEST)
+        return shorten(head.removeprefix("error parsing CLI: "), LONGEST_VALUE)
     words = [word.split("=")[0] for word in rest.split() if word.startswith(DASHES)] or rest.split()[:1]
     known = set(_keys(cls))
-    lines = [f"{shorten(word, LONGEST)}: {_explain_word(word, known)}" for word in words[:MOST]]
+    lines = [f"{shorten(word, LONGEST_VALUE)}: {_explain_word(word, known)}" for word in words[:MOST_MISTAKES]]
     return "\n  ".join([*lines, "(-h lists all options)"])
 
 
@@ -47,7 +49,7 @@ def _explain_word(word: str, known: set[str]) -> str:
 def quote_value(value: object) -> str:
     """Return a given value as Python writes it, shortened: it may be a whole file."""
     try:
-        return shorten(repr(value), LONGEST)
+        return shorten(repr(value), LONGEST_VALUE)
     except ValueError:  # Python does not print integers of more than 4,300 digits
         return "a number of thousands of digits"
 
@@ -81,7 +83,7 @@ def _explain_one(cls: type[BaseModel], known: set[str], details: dict[str, Any])
     if details["type"] == "missing":
         return f"{key}: is required (give --{key} VALUE)"
     prefix = f"{key}{of_kind}: " if key else ""
-    message = shorten(str(details["msg"]).removeprefix("Value error, "), 4 * LONGEST)
+    message = shorten(str(details["msg"]).removeprefix("Value error, "), 4 * LONGEST_VALUE)
     given = "" if details["type"] == "value_error" and not key else f", got {quote_value(details['input'])}"
     return f"{prefix}{message}{given}"
 
@@ -107,7 +109,7 @@ def _locate(cls: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str,
         elif of_kind := [c for c in classes if "kind" in c.model_fields and c.model_fields["kind"].default == part]:
             kinds, classes, kind = classes, of_kind, str(part)
         else:
-            parts.append(shorten(part, LONGEST))
+            parts.append(shorten(part, LONGEST_VALUE))
     return ".".join(parts), kind, classes, kinds
 
 

@@ -15,8 +15,8 @@ class Mark(Enum):
     """The key changes no result (paths of outputs, workers, log intervals), so a resumed run may change it."""
     PATH = auto()
     """The key is a path of the data. The data are compared by content, so they may be moved before a resume."""
-    VIEW = auto()
-    """The key changes augmented images only, or only images whose identity changes too; an evaluation ignores it."""
+    NOT_EVALUATED = auto()
+    """An evaluation ignores the key. It changes augmented images only, or images whose identity changes too."""
     SCHEDULE = auto()
     """The key is a number of optimizer steps, which a short run shortens."""
 

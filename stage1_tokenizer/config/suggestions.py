@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-MOST = 3
+MOST_SUGGESTED = 3
 """Largest number of options in a suggestion."""
 
 _NAMES = {
@@ -111,7 +111,7 @@ def _find_by_other_name(name: str, known: set[str]) -> list[str]:
 def _find_by_last_part(key: str, name: str, known: set[str]) -> list[str]:
     """Return the keys of this name under other paths, the most similar path first."""
     found = [other for other in known if _normalise(other.rsplit(".", 1)[-1]) == name]
-    return sorted(found, key=lambda other: (-_similarity(key, other), other))[:MOST]
+    return sorted(found, key=lambda other: (-_similarity(key, other), other))[:MOST_SUGGESTED]
 
 
 def _find_by_spelling(key: str, known: set[str]) -> list[str]:
@@ -132,7 +132,7 @@ def _find_by_words(name: str, known: set[str]) -> list[str]:
         if any(len(word) > 2 for word in both)
     }
     best = max(likeness.values(), default=0.0)
-    return sorted(other for other, value in likeness.items() if value == best >= 0.5)[:MOST]
+    return sorted(other for other, value in likeness.items() if value == best >= 0.5)[:MOST_SUGGESTED]
 
 
 def _similarity(one: str, other: str) -> float:

@@ -81,7 +81,7 @@ class BadFiles:
         is_new = self._report(key, error)
         number = len(self._errors)
         if is_new and (number / self.n > self._tolerated_share or number == self.n):
-            raise self.verdict()
+            raise self.build_error()
 
     def _report(self, key: Hashable, error: BadImageError) -> bool:
         """Print and list a bad image; return True if it is new."""
@@ -96,7 +96,7 @@ class BadFiles:
             self._append(error)
             return True
 
-    def verdict(self) -> BadFileError:
+    def build_error(self) -> BadFileError:
         """Find all bad files, and return the error that ends the run because of them."""
         with self._lock:
             is_complete, self._is_complete = self._is_complete, True
@@ -156,17 +156,17 @@ class BadFiles:
         return len(whole) < len(tail)
 
 
-def read_errors(read: Callable[[T], object], things: Iterable[T]) -> Iterator[BadImageError | None]:
-    """Read things in threads, and yield in their order the error of each; None for one that can be read."""
+def read_errors(read: Callable[[T], object], items: Iterable[T]) -> Iterator[BadImageError | None]:
+    """Read items in threads, and yield the error of each in their order; None for an item that can be read."""
 
-    def error_of(thing: T) -> BadImageError | None:
+    def error_of(item: T) -> BadImageError | None:
         try:
-            read(thing)
+            read(item)
         except BadImageError as error:
             return error
         return None
 
-    return map_in_threads(error_of, things)
+    return map_in_threads(error_of, items)
 
 
 def one_line(text: str) -> str:

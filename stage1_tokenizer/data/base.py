@@ -29,7 +29,7 @@ class BaseDataConfig(Config):
 
     image_size: Size = (32, 32)
     """Height and width in pixels: `64`, or `64,96`. Both must be divisible by the tokenizer's factor."""
-    flip: Annotated[bool, Mark.VIEW] = False
+    flip: Annotated[bool, Mark.NOT_EVALUATED] = False
     """Mirror a training image left to right with probability 1/2."""
     cache: Annotated[Literal["auto", "memory", "none"], Mark.FREE] = "auto"
     """Keep the images in memory as uint8. `auto` does so if the images of both splits, in all processes of this
@@ -41,7 +41,7 @@ class BaseDataConfig(Config):
 
     resize_to: Side | None = None
     """Scale the short side of an image to this many pixels before cropping. The default just covers the image size."""
-    random_crop: Annotated[bool, Mark.VIEW] = False
+    random_crop: Annotated[bool, Mark.NOT_EVALUATED] = False
     """Crop a training image at a random place instead of the centre."""
 
     @property

@@ -54,7 +54,7 @@ class ResizedImages:
                 self._bad.add(key, error)
             else:
                 return resize(image, self._config.image_size, self._config.resize_to), label
-        raise self._bad.verdict()
+        raise self._bad.build_error()
 
 
 class ImageBatches:

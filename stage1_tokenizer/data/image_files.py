@@ -101,6 +101,7 @@ TargetSize = Callable[[int, int], tuple[int, int] | None]
 """(height, width) of an upright image -> the size that it will be scaled to; None if it is not only scaled."""
 FILE_ERRORS = {errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
 FILE_ERRORS |= {errno.ENXIO, errno.EINVAL, errno.EOVERFLOW}  # the last two: bad data may have a decoder seek anywhere
+"""Error numbers that are the fault of a file; all others are faults of the machine."""
 """Error numbers of the system that are the file's fault. All others are the machine's: disk, network, memory."""
 ORIENTATION_TAG = 0x0112
 TURNS = {

@@ -10,14 +10,14 @@ from stage1_tokenizer.data.bad_files import BadFiles, BadImageError, read_errors
 from stage1_tokenizer.data.base import DataSplit, Split
 from stage1_tokenizer.data.folder.scan import check_is_no_data
 from stage1_tokenizer.data.image_batches import ImageBatches
-from stage1_tokenizer.data.record import DataRecord, DataSummary, announce
+from stage1_tokenizer.data.record import DataRecord, DataSummary, print_data_summary
 
 
 class OpenData:
     """Both splits of a data set, listed once."""
 
     def __init__(self, config: DataConfig) -> None:
-        """List the files. Errors are those of the data set's own class."""
+        """List the files. Raise the errors of the data set's own class."""
         self.config = config
         self.splits = build_splits(config)
         self._bad: BadFiles | None = None
@@ -34,7 +34,7 @@ class OpenData:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The identity of each split: what the config does not say of its content. It does not depend on the place."""
+        """The identity of each split. It changes with the images, and does not depend on the folder that holds them."""
         return {split: images.identity for split, images in self.splits.items()}
 
     @property
@@ -52,7 +52,7 @@ class OpenData:
         return None if saved is None else saved.differences(self.record)
 
     def write_record(self, folder: Path) -> None:
-        """Write the record of this data set into a run's folder. Raises StorageError."""
+        """Write the record of this data set into a run's folder. Raise StorageError if that fails."""
         self.record.write(folder)
 
     def image_batches(
@@ -82,5 +82,5 @@ class OpenData:
 def open_data(config: DataConfig) -> OpenData:
     """List the files of a data set once, and print what was found."""
     opened = OpenData(config)
-    announce(opened.summary)
+    print_data_summary(opened.summary)
     return opened

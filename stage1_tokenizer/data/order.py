@@ -1,5 +1,6 @@
-"""The order of the data: the images of each batch, as a function of (seed, step), for any number of processes.
+"""The order of the data, and the worker processes that prepare batches in this order.
 
+The images of each batch are a function of (seed, step), for any number of processes.
 Training reads the stream  perm(epoch 0), perm(epoch 1), ...  without a gap. Step s takes positions s*B .. (s+1)*B of
 the stream, and each process takes its slice of them. So there is no state to save, and a resumed run continues with the
 next batch.
@@ -174,7 +175,7 @@ def _next_batch(stream: Iterator[Batch | UserError], workers: int) -> Batch | Ex
     return StorageError(
         f"one of {workers} data workers died ({reason}). Most often no memory is left, or no shared memory in "
         "/dev/shm. Lower data.workers or batch_size; data.workers 0 needs neither. The same command continues from "
-        "the last checkpoint."
+        "the last saved state."
     )
 
 

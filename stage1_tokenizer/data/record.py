@@ -48,11 +48,11 @@ class DataSummary:
         """Return the lines for the console: images, classes and ignored files; the splits; one line for each note."""
         classes = "without classes"
         if self.classes:
-            classes = f"in {number_of(len(self.classes), 'class', 'classes')} ({_name_first(self.classes.items())})"
-        first = f"{number_of(self.images, 'image', 'images')} {classes} {self.origin}"
+            classes = f"in {format_count(len(self.classes), 'class', 'classes')} ({_name_first(self.classes.items())})"
+        first = f"{format_count(self.images, 'image', 'images')} {classes} {self.origin}"
         if total := sum(self.ignored.values()):
             kinds = sorted(self.ignored.items(), key=lambda pair: -pair[1])
-            first += f"; {number_of(total, 'file', 'files')} ignored ({_name_first(kinds)})"
+            first += f"; {format_count(total, 'file', 'files')} ignored ({_name_first(kinds)})"
         if self.shared:
             second = "all are trained on, and validated on too"
         else:
@@ -60,14 +60,14 @@ class DataSummary:
         return [one_line(line) for line in (first, second, *(f"note: {note}" for note in self.notes))]
 
 
-def announce(summary: DataSummary) -> None:
+def print_data_summary(summary: DataSummary) -> None:
     """Print the summary of a data set, in the main process."""
     if os.environ.get("RANK", "0") == "0":
         for line in summary.lines():
             say(f"data: {line}" if not line.startswith("note: ") else f"      {line}")
 
 
-def number_of(number: int, one: str, many: str | None = None) -> str:
+def format_count(number: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun in singular or plural. `many`: the plural; None: `one` with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 

@@ -20,8 +20,8 @@ class _DataKey(Config):
 
 
 def parse_data_config(tree: Tree, source: str) -> DataConfig:
-    """Return the data config of a header as an object, without leave to download: a header may come from anybody, and
-    would choose the folder to download into.
+    """Return the data config of a header as an object, with `download` off: a header may come from anybody, and would
+    choose the folder to download into.
 
     Raises:
         BadFileError: this version has no such data set, or knows other keys of it.
@@ -43,8 +43,8 @@ def read_data_config(weights: Path) -> DataConfig:
 
 
 def complete_data_options(tree: Tree, find_weights: Callable[[], Path | None]) -> Tree:
-    """Return the tree of a config with a whole `data`: options of `data` without a kind change keys of the data set
-    that a run was trained on.
+    """Return the tree of a config with a whole `data`. Options of `data` without a kind change keys of the data set
+    that a run was trained on; a note on the console says so.
 
     find_weights: finds the weights file whose header has that data set; None: there is none.
 

@@ -16,7 +16,7 @@ from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray, Sp
 from stage1_tokenizer.engine.seeds import derive_seed
 
 Mask = NDArray[np.bool_]
-KINDS = ("rectangle", "triangle", "disk", "oval", "star")
+SHAPE_CLASSES = ("rectangle", "triangle", "disk", "oval", "star")
 
 
 class ShapesConfig(BaseDataConfig):
@@ -48,7 +48,7 @@ class ShapesConfig(BaseDataConfig):
 class Shapes(DataSplit):
     """One split of drawn shapes."""
 
-    classes: tuple[str, ...] = KINDS
+    classes: tuple[str, ...] = SHAPE_CLASSES
     origin = "drawn on the fly"
 
     def __init__(self, config: ShapesConfig, split: Split) -> None:
@@ -65,16 +65,16 @@ class Shapes(DataSplit):
         return self._n
 
     def __getitem__(self, index: int) -> tuple[ImageArray, int]:
-        """Draw an image (H, W, 3) uint8; its label is the index in KINDS of the last object drawn."""
+        """Draw an image (H, W, 3) uint8; its label is the index in SHAPE_CLASSES of the last object drawn."""
         rng = np.random.default_rng((self._seed, index))
         image = np.zeros((*self._config.image_size, 3), dtype=np.uint8)
         kind = 0
         for _ in range(rng.integers(1, self._config.max_shapes + 1)):
-            kind = int(rng.integers(len(KINDS)))
-            points, radius = _draw_object(rng, KINDS[kind], self._config)
+            kind = int(rng.integers(len(SHAPE_CLASSES)))
+            points, radius = _draw_object(rng, SHAPE_CLASSES[kind], self._config)
             mask = _place_randomly(rng, points, np.asarray(image.any(axis=-1)))
             colour = _draw_colour(rng, self._config.palette)
-            if self._config.palette is None and KINDS[kind] == "disk":
+            if self._config.palette is None and SHAPE_CLASSES[kind] == "disk":
                 colour[0] = radius  # as in PurdueShapes, where the red level of a disk is its radius in pixels
             image[mask] = colour
         return image, kind

@@ -1,6 +1,6 @@
 """Weights files: our own, and safetensors files that the user names. Nothing is ever pickled.
 
-tokenizer.safetensors    header: kind, config, step, format, and a checksum of header and tensors
+tokenizer.safetensors, prior.safetensors    header: kind, config, data, step, format, checksum of header and tensors
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def read_tensors(path: Path, key: str = "", prefix: str = "") -> tuple[dict[str,
     """Read the tensors and the header of a safetensors file.
 
     key: the option that names a file of another program, for errors; the checksum in its header is not ours.
-    prefix: read only the tensors whose names begin with it.
+    prefix: read only the tensors whose names begin with it, without a check of the checksum.
 
     Raises:
         BadFileError: damaged, not safetensors, or different from its checksum.

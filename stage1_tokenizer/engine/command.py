@@ -19,7 +19,11 @@ PIPE_CLOSED = 141
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run the main function of a script. A UserError ends the process with its message and its exit code."""
+    """Run the main function of a script, and end the process with a message and an exit code if it fails.
+
+    The exit code is that of the UserError, 130 after Ctrl-C, 141 if the reader of the output has ended, and 5 if the
+    disk is full. Any other exception is a bug and keeps its traceback.
+    """
     with interruptible():  # until the last message is printed
         try:
             die_with_launcher()

@@ -21,6 +21,7 @@ from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.system import count_cores
 
 SESSIONS_FILE = "environment.jsonl"
+"""Name of the file in a run's folder, with one line per session: from a start or resume to its end."""
 PROJECT = "tessera-images"
 PACKAGES = (
     "torch",
@@ -38,7 +39,7 @@ PACKAGES = (
 
 
 def session_entry(accelerator: Accelerator, step: int) -> dict[str, Any]:
-    """Return the entry of a training that starts or continues at a step."""
+    """Return the entry of a session that starts or continues the training at a step."""
     return {
         "step": step,
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -51,13 +52,13 @@ def session_entry(accelerator: Accelerator, step: int) -> dict[str, Any]:
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
-        "fast_paths": [path for path in processor.FAST_PATHS if processor.takes(path)],
+        "fast_paths": [path for path in processor.FAST_PATHS if processor.takes_fast_path(path)],
         "threads": torch.get_num_threads(),
     }
 
 
 def append_session(folder: Path, accelerator: Accelerator, step: int) -> None:
-    """Append the entry to the environment.jsonl of a run's folder. Raises OSError."""
+    """Append the entry of a session to environment.jsonl in a run's folder. Raise OSError if it cannot be written."""
     with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(session_entry(accelerator, step)) + "\n")
 
@@ -65,7 +66,7 @@ def append_session(folder: Path, accelerator: Accelerator, step: int) -> None:
 def launcher_command(accelerator: Accelerator) -> list[str]:
     """Return the words before the script's name in the command that started this process.
 
-    `accelerate launch` sets a variable for the precision; torchrun sets none, but starts several processes.
+    Only `accelerate launch` sets the variable for the precision. Without it, several processes mean torchrun.
     """
     processes = str(accelerator.num_processes)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:

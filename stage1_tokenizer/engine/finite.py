@@ -47,11 +47,15 @@ class Tally(nn.Module):
     """
 
     clipped: Tensor
+    """() steps whose gradients were clipped, since the last call of `take_counts`."""
+
     skipped: Tensor
+    """() skipped steps since the last call of `take_counts`."""
+
     in_a_row: Tensor
     """() skipped steps in a row of the tokenizer or prior."""
     critic_in_a_row: Tensor
-    """() skipped steps in a row of the discriminator."""
+    """() skipped steps in a row of the discriminator. States have this name, so it keeps the older word."""
     learned: Tensor
     """() optimizer steps since the start of the run that were not skipped."""
 
@@ -60,8 +64,8 @@ class Tally(nn.Module):
         for name in ("clipped", "skipped", "in_a_row", "critic_in_a_row", "learned"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
-    def entry(self) -> dict[str, float]:
-        """Return the numbers of clipped and of skipped steps since the last call, for the log, and reset them."""
+    def take_counts(self) -> dict[str, float]:
+        """Return the numbers of clipped and of skipped steps for the log, and set them to 0."""
         counts = {"train/clipped": float(self.clipped), "train/skipped": float(self.skipped)}
         self.clipped.zero_()
         self.skipped.zero_()
@@ -73,9 +77,9 @@ class CheckedStep(NamedTuple):
 
     norm: Tensor
     """() norm of the gradients before clipping."""
-    finite: bool
+    is_finite: bool
     """True if loss and gradients are finite on all processes. False: skip the optimizer step."""
-    stop: bool
+    must_stop: bool
     """True if any process was asked to stop."""
 
 
@@ -83,8 +87,13 @@ class NonFinite(NamedTuple):
     """The first tensor that is not finite on one rank. The smallest of several was computed first."""
 
     stage: int
+    """INPUT, PARAMETER, OUTPUT, TERM or GRADIENT; UNKNOWN if the second computation found nothing."""
+
     position: int
+    """Place of the tensor in the order of computation."""
+
     name: str
+    """Name of the tensor, and what is wrong with its values, for messages."""
 
 
 INPUT, PARAMETER, OUTPUT, TERM, GRADIENT, UNKNOWN = range(6)
@@ -150,7 +159,7 @@ class FiniteGuard:
         bad_losses, bad_norms, asked = self._accelerator.reduce(flags, "sum").tolist()
         if not bad_losses and not bad_norms:
             self._in_a_row.zero_()
-            return CheckedStep(norm, finite=True, stop=bool(asked))
+            return CheckedStep(norm, is_finite=True, must_stop=bool(asked))
         if not bad_losses and self._is_scale_too_high():
             return self._skip(norm, bool(asked))
         first = self._find_first(inputs, seed)
@@ -167,7 +176,7 @@ class FiniteGuard:
         self._tally.skipped += 1
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.update()  # lowers the scale if the gradients overflowed
-        return CheckedStep(norm, finite=False, stop=asked)
+        return CheckedStep(norm, is_finite=False, must_stop=asked)
 
     def _is_scale_too_high(self) -> bool:
         """Return True if a high loss scale of float16 can explain the overflow, which is normal and needs no alarm."""
@@ -218,7 +227,10 @@ class FiniteGuard:
         return min(found)
 
     def _report(self, done: int, own: NonFinite, header: dict[str, str], batch: Callable[[], dict[str, Tensor]]) -> str:
-        """Return the message, the same in all processes. The ranks where the first one was found save their batch."""
+        """Return the message, and save the batch of each rank where the first one was found.
+
+        The message is the same in all processes, but a process that cannot save its batch adds the reason.
+        """
         is_saved = len(list(self._folder.glob("nonfinite-*"))) < BATCHES_KEPT  # before any process writes one
         of_ranks = self._gather(own)
         first = min(of_ranks)

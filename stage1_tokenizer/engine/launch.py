@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def start_accelerator(exact: bool = False) -> Accelerator:
-    """Join the processes that `accelerate launch` or `torchrun` started.
+    """Join the processes that `accelerate launch` or `torchrun` started, and print their device and precision.
 
     The device is a GPU (CUDA or Apple's) if there is one, else the CPU. ACCELERATE_USE_CPU=true chooses the CPU.
 
@@ -67,7 +67,7 @@ def choose_precision(device: torch.device) -> str | None:
     """
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return None
-    return "bf16" if processor.takes("bfloat16", device) else "no"
+    return "bf16" if processor.takes_fast_path("bfloat16", device) else "no"
 
 
 def _use_all_cores(processes: int) -> None:

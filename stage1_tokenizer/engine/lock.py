@@ -18,7 +18,7 @@ from stage1_tokenizer.engine.system import lock_file
 
 LOCK_FILE = ".lock"
 MARKER = ".tessera"
-TEXT = b"Tessera wrote this folder. Its images are not read as data unless the folder itself is named.\n"
+MARKER_TEXT = b"Tessera wrote this folder. Its images are not read as data unless the folder itself is named.\n"
 _held: dict[Path, IO[str]] = {}
 
 
@@ -27,7 +27,7 @@ def mark_folder(folder: Path) -> None:
     with suppress(OSError):  # a full disk is reported when the command saves
         folder.mkdir(parents=True, exist_ok=True)
         if all(name.startswith(".") for name in os.listdir(folder)):
-            (folder / MARKER).write_bytes(TEXT)
+            (folder / MARKER).write_bytes(MARKER_TEXT)
 
 
 def is_marked(folder: str | Path) -> bool:
@@ -45,6 +45,8 @@ def is_marked(folder: str | Path) -> bool:
 
 def lock_folder(folder: Path) -> None:
     """Make, mark and lock a folder until this process ends or calls `unlock_folders`.
+
+    On a file system without locks, print a warning and go on without a lock.
 
     Raises:
         ConfigError: another process has locked it (the message has its id and host), or it cannot be written to.

@@ -26,7 +26,8 @@ class Curve(NamedTuple):
 def read_log(log: Path) -> list[dict[str, Any]]:
     """Return the entries of a log in order; an empty list if there is no file.
 
-    Incomplete lines are skipped: a killed process left them, or another process is writing them.
+    Lines that are no JSON object with a step are skipped: a killed process left them incomplete, or another process is
+    writing them.
     """
     if not log.is_file():
         return []
@@ -56,7 +57,7 @@ def read_curves(log: Path) -> dict[str, Curve]:
 
 
 def drop_entries_after(log: Path, step: int) -> None:
-    """Remove the entries of later steps, which a resumed run does again. Raises StorageError."""
+    """Remove the entries of later steps, which a resumed run does again. Raise StorageError if that fails."""
     entries = [entry for entry in read_log(log) if entry["step"] <= step]
     if log.exists():
         write_file(log, "".join(json.dumps(entry) + "\n" for entry in entries).encode())

@@ -68,7 +68,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Ema(Generic[ModuleT]):
-    """A copy of a module. Its parameters are the running mean of the module's parameters, its buffers are equal."""
+    """A copy of a module. Its parameters are the running mean of the module's parameters, its buffers are equal.
+
+    With a decay of 0 the parameters are equal too.
+    """
 
     def __init__(self, module: ModuleT, decay: float) -> None:
         self.module: ModuleT = copy.deepcopy(module).requires_grad_(False).eval()

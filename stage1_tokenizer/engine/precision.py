@@ -21,7 +21,7 @@ def device_of_float64(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def float64(x: Tensor) -> Tensor:
+def to_float64(x: Tensor) -> Tensor:
     """Return x in float64, on its device or on the CPU."""
     return x.to(device_of_float64(x.device)).double()
 
@@ -34,7 +34,7 @@ class TrainingPrecision:
         self._precision: str = accelerator.mixed_precision
         self._scaler = accelerator.scaler  # scales the loss in float16; None in other precisions
         is_float32_on_cpu = accelerator.device.type == "cpu" and self._precision == "no"
-        self._fast_paths = {path: processor.takes(path) for path in fast_paths if is_float32_on_cpu}
+        self._fast_paths = {path: processor.takes_fast_path(path) for path in fast_paths if is_float32_on_cpu}
 
     def record(self) -> dict[str, Any]:
         """Return the entries for the scalars of a state."""

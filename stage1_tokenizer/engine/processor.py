@@ -11,7 +11,8 @@ bfloat16   training in bfloat16 when plain `python` starts it; `--precision     
            bfloat16` with packed weights                                              compute in it
 
 The rules depend on the processor only, never on measured times: a resumed run on the same machine must round as before.
-Differences between CPU and GPU that are the same on all CPUs do not belong here.
+Differences between CPU and GPU that are the same on all CPUs do not belong here. `keep_freed_memory` is no fast path,
+but it too makes a CPU faster without a change of results.
 """
 
 import ctypes
@@ -36,7 +37,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3), from its malloc.h."""
 
 
-def takes(path: FastPath, device: torch.device | None = None) -> bool:
+def takes_fast_path(path: FastPath, device: torch.device | None = None) -> bool:
     """Return True if this process takes a fast path: by the variable if it names the path, else by the path's rule.
 
     device: None is the CPU.

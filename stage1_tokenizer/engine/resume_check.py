@@ -20,13 +20,14 @@ class RunData(Protocol):
         """Return lines that describe how the data differ from the record in a run's folder; None: it has no record."""
 
     def write_record(self, folder: Path) -> None:
-        """Write the record of the data into a run's folder. Raises StorageError."""
+        """Write the record of the data into a run's folder. Raise StorageError if that fails."""
 
 
 def find_changes(folder: Path, config: RunConfig, tree: Tree, data: RunData) -> list[str]:
     """Return lines that describe how the config and the data differ from those of the run in a folder.
 
-    tree: the values of the config to be compared.
+    tree: the values of the config to be compared. If the run has no record of its data, print that, and compare the
+        config only.
 
     Raises:
         ConfigError: something differs, and --allow_changed was not given.

@@ -38,7 +38,7 @@ from stage1_tokenizer.engine.state import (
 )
 from stage1_tokenizer.engine.trackers import Trackers, check_trackers
 
-Batch = TypeVar("Batch")
+BatchT = TypeVar("BatchT")
 LOGS = ("metrics.jsonl", "alarms.jsonl")
 
 
@@ -121,7 +121,7 @@ class Run:
 
         parts: models and optimizers that the states consist of, by name.
         watch: gets each log entry, also those of the steps that are done already.
-        write_weights: writes the weights file after a number of steps; called after each saved state.
+        write_weights: writes the weights file after a number of steps; called after each saved state and at a resume.
         before_saving: called by every process before it saves.
         optional: names of parts that states of earlier versions lack; without them these parts stay as they are.
 
@@ -180,7 +180,7 @@ class Run:
             project = self._config.log_project
             self._trackers = Trackers(self._accelerator, names, project, self.folder, self._tree, self.say)
 
-    def fetch_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def fetch_batches(self, batches: Iterator[BatchT]) -> Iterator[BatchT]:
         """Yield the batches of the remaining steps. If fetching one fails, the run is saved first."""
         batches, done = iter(batches), self.first_step
         while True:
@@ -227,7 +227,7 @@ class Run:
         run_on_main(self._accelerator, write)
 
     def interrupt(self, step: int) -> NoReturn:
-        """End the run early, after a save. Raises InterruptionError."""
+        """End the run early, after a save, by an InterruptionError."""
         self.close()
         raise InterruptionError(f"{self.folder}: saved step {step} of {self._config.steps}; the same command continues")
 

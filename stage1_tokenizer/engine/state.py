@@ -61,7 +61,9 @@ class Manifest(Config):
 
 
 def save_state(folder: Path, step: int, parts: Mapping[str, Part], scalars: Mapping[str, Any], keep: int = 2) -> Path:
-    """Save a state as `folder/step-XXXXXXXX`, then remove all but the newest `keep` states. Return its path.
+    """Save a state as `folder/step-XXXXXXXX`, and return its path.
+
+    Then remove the states of later steps, and all but the newest `keep` states.
 
     parts: models and optimizers by name. scalars: plain values, ready for JSON.
 

@@ -19,7 +19,7 @@ CHUNK = 256
 """Items that the threads get at a time."""
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
-UNKNOWN = 4 * 2**30
+ASSUMED_MEMORY = 4 * 2**30
 """Bytes of memory that are assumed if no system call tells the size."""
 
 
@@ -51,7 +51,7 @@ def machine_memory() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return UNKNOWN
+        return ASSUMED_MEMORY
 
 
 def container_limits(own: Path = OWN_CGROUP, groups: Path = CGROUPS) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""One optimizer step of a training, between the loss and the new weights, and the means of its losses for the log."""
+"""One optimizer step of a training: learning rate, micro-batches, clipping and update; and mean losses for the log."""
 
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
@@ -11,7 +11,7 @@ from stage1_tokenizer.engine.finite import CheckedStep, Tally, clip_gradients
 from stage1_tokenizer.engine.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-MicroBatch = TypeVar("MicroBatch")
+MicroBatchT = TypeVar("MicroBatchT")
 
 
 class TrainedNetwork(Generic[ModuleT]):
@@ -40,7 +40,7 @@ class TrainedNetwork(Generic[ModuleT]):
         set_learning_rate(self.optimizer, learning_rate(self._config, self._peak, step, self._steps))
         self.model.train()
 
-    def micro_batches(self, parts: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
+    def micro_batches(self, parts: Sequence[MicroBatchT]) -> Iterator[MicroBatchT]:
         """Yield the micro-batches of a step, for one forward and one backward pass each.
 
         The processes exchange gradients in the backward pass of the last one only.
@@ -52,7 +52,7 @@ class TrainedNetwork(Generic[ModuleT]):
 
     def learn(self, checked: CheckedStep, tally: Tally) -> None:
         """Clip the gradients and take the optimizer step, unless the check failed; then clear the gradients."""
-        if checked.finite:
+        if checked.is_finite:
             clip_gradients(self.module, self._config.clip, checked.norm, tally)
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -135,11 +135,12 @@ class Step:
     def __call__(self, x: Tensor, done: int) -> Tensor:
         """Run n new inputs (B, n, D), which follow `done` others -> the context (B, D) after the last one."""
         n = x.shape[1]
-        self._cache.places = slice(done, done + n)
+        new = slice(done, done + n)
+        self._cache.new_positions = new
         if n > 1 or not isinstance(self._cache, FixedKvCache):
-            return self._compute(x, *(None if table is None else table[self._cache.places] for table in self._tables))
+            return self._compute(x, *(None if table is None else table[new] for table in self._tables))
         self._input.copy_(x)
-        self._cache.place.fill_(done)
+        self._cache.device_position.fill_(done)
         if self._graph is None:
             return self._compute_one_position()
         self._graph.replay()
@@ -170,9 +171,9 @@ class Step:
     def _compute_one_position(self) -> Tensor:
         """Compute the input in fixed memory, at the position whose index is on the device -> context (B, D)."""
         assert isinstance(self._cache, FixedKvCache)
-        place = self._cache.place
+        position = self._cache.device_position
         return self._compute(
-            self._input, *(None if table is None else table.index_select(0, place) for table in self._tables)
+            self._input, *(None if table is None else table.index_select(0, position) for table in self._tables)
         )
 
     def _capture(self) -> Tensor:

@@ -7,13 +7,16 @@ from torch import Tensor
 
 
 class KvCache:
-    """Keys and values of all layers in memory that is allocated once. `places` says how much of it is filled."""
+    """Keys and values of all layers in memory that is allocated once.
+
+    Set `new_positions` to the range of the new positions before `attend`; all positions before it are filled.
+    """
 
     def __init__(self, layers: int, batch: int, heads: int, positions: int, like: Tensor) -> None:
         """Allocate keys and values (layers, 2, B*H, positions, d); `like` (d,) gives d, dtype and device."""
         shape = (layers, 2, batch * heads, positions, len(like))
         self._cache = [(keys, values) for keys, values in like.new_zeros(shape)]  # each (B*H, T, d)
-        self.places = slice(0, 0)
+        self.new_positions = slice(0, 0)
         """Indices of the new positions; all positions before them are filled."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -23,16 +26,16 @@ class KvCache:
         """
         B, n, H, d = query.shape
         keys, values = self._cache[layer]
-        filled = self.places.stop
+        filled = self.new_positions.stop
         if n == 1:  # for one query, two products take less time on a CPU than scaled_dot_product_attention
             keys[:, filled - 1] = key.reshape(B * H, d)
             values[:, filled - 1] = value.reshape(B * H, d)
             scores = torch.bmm(query.reshape(B * H, 1, d), keys[:, :filled].transpose(1, 2))  # (B*H, 1, t)
             return torch.bmm(scores.softmax(dim=-1), values[:, :filled]).view(B, 1, H, d)
-        keys[:, self.places] = rearrange(key, "B n H d -> (B H) n d")
-        values[:, self.places] = rearrange(value, "B n H d -> (B H) n d")
+        keys[:, self.new_positions] = rearrange(key, "B n H d -> (B H) n d")
+        values[:, self.new_positions] = rearrange(value, "B n H d -> (B H) n d")
         query = rearrange(query, "B n H d -> (B H) n d")
-        is_visible = torch.ones(n, filled, dtype=torch.bool, device=query.device).tril(self.places.start)
+        is_visible = torch.ones(n, filled, dtype=torch.bool, device=query.device).tril(self.new_positions.start)
         y = F.scaled_dot_product_attention(query, keys[:, :filled], values[:, :filled], is_visible, scale=1.0)
         return rearrange(y, "(B H) n d -> B n H d", B=B)
 
@@ -46,7 +49,7 @@ class FixedKvCache(KvCache):
 
     def __init__(self, layers: int, batch: int, heads: int, positions: int, like: Tensor) -> None:
         super().__init__(layers, batch, heads, positions, like)
-        self.place = torch.zeros(1, dtype=torch.int64, device=like.device)
+        self.device_position = torch.zeros(1, dtype=torch.int64, device=like.device)
         """Index of the new position, (1,) int64 on the device."""
         # Added to the scores: row t is 0 at positions up to t, else -inf.
         self._masks = like.new_full((positions, positions), -torch.inf).triu_(1)
@@ -60,8 +63,8 @@ class FixedKvCache(KvCache):
         keys, values = (rearrange(cached, "(B H) T d -> B H T d", B=B) for cached in self._cache[layer])
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (B, H, 1, d)
         if layer == 0:  # all layers share the mask
-            self._mask = self._masks.index_select(0, self.place)  # (1, T)
-        keys.index_copy_(2, self.place, key)
-        values.index_copy_(2, self.place, value)
+            self._mask = self._masks.index_select(0, self.device_position)  # (1, T)
+        keys.index_copy_(2, self.device_position, key)
+        values.index_copy_(2, self.device_position, value)
         y = F.scaled_dot_product_attention(query, keys, values, self._mask, scale=1.0)
         return y.transpose(1, 2)  # (B, 1, H, d)

@@ -98,7 +98,7 @@ class PixelCnn(Prior):
         return rearrange(contexts, "B D h w -> B (h w) D")
 
     def prepare(self, precision: Precision = "float32") -> PreparedPixelCnn:
-        """Return this prior for generation that caches all features. Raises ConfigError: precision is not float32."""
+        """Return this prior for generation that caches all features. Raise ConfigError if precision is not float32."""
         if precision != "float32":
             raise ConfigError(f"precision {precision}: a PixelCNN generates in float32 only; leave this option out")
         return PreparedPixelCnn(self, cast("Iterable[GatedLayer]", self.layers), self.output)

@@ -19,7 +19,7 @@ from stage2_prior.prior import PriorConfig, build_prior, count_parameters
 
 BYTES = 4
 """Bytes of a float32 number."""
-TrainingPrecision = Literal["float32", "bf16"]
+PlannedPrecision = Literal["float32", "bf16"]
 """Precision of the products of training."""
 
 
@@ -71,7 +71,7 @@ def count_training(
     shape: TokenShape,
     classes: int,
     micro_batch: int,
-    precision: TrainingPrecision = "float32",
+    precision: PlannedPrecision = "float32",
 ) -> TrainingCounts:
     """Count a training step with `micro_batch` images per micro-batch."""
     with FakeTensorMode():
@@ -109,7 +109,7 @@ def count_update(parameters: int, tensors: int) -> Operation:
     return Operation("other", False, 0, (norm + clipping + adam + mean) * BYTES * parameters, parameters, 1, calls)
 
 
-def autocast(precision: TrainingPrecision) -> AbstractContextManager[object]:
+def autocast(precision: PlannedPrecision) -> AbstractContextManager[object]:
     """Return the context in which Accelerate runs a forward pass."""
     return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 

@@ -36,7 +36,7 @@ from stage2_prior.planning.costs import count_generation, count_training, zero_b
 from stage2_prior.planning.operations import Operation, OperationKind
 from stage2_prior.prior import PriorConfig, build_prior
 
-Curve = tuple[tuple[float, float], ...]
+RateCurve = tuple[tuple[float, float], ...]
 """Points (size of an operation, rate that it reaches), in rising order of size."""
 
 SHARE_OF_ARITHMETIC, SHARE_OF_BANDWIDTH = 0.6, 0.7
@@ -58,17 +58,17 @@ PUBLISHED: dict[str, tuple[float, float, float]] = {
 class DeviceRates:
     """The rates of a device."""
 
-    rates: Mapping[OperationKind, Curve]
+    rates: Mapping[OperationKind, RateCurve]
     """Work per second of each kind of operation: FLOP/s of products and convolutions over the FLOPs of the call
     (batched: of one matrix); elements/s of functions and random draws over elements. Other kinds only cost memory
     traffic."""
     bf16: float
     """Factor by which products are faster in bfloat16 than in float32."""
-    memory: Curve
+    memory: RateCurve
     """Bytes/s of element-wise operations that write new memory, over the bytes of the call."""
-    moving: Curve
+    moving: RateCurve
     """Bytes/s of operations that copy or sum values into another order or shape, over the bytes of the call."""
-    reading: Curve
+    reading: RateCurve
     """Bytes/s of products that read a matrix once, over the bytes that share the processor's cache."""
     training_call: float
     """Fixed seconds per operation in a training step."""
@@ -109,7 +109,7 @@ class DeviceRates:
         return work / interpolate(curve, work / operation.matrices) / factor
 
 
-def interpolate(curve: Curve, size: float) -> float:
+def interpolate(curve: RateCurve, size: float) -> float:
     """Return the rate at a size: linear between the points on logarithmic axes, constant outside."""
     if size <= curve[0][0]:
         return curve[0][1]
@@ -158,7 +158,7 @@ def measure_device(prior: PriorConfig, device: torch.device) -> DeviceRates:
     """Measure the rates of a device of this machine for this kind of prior; takes two or three seconds."""
     with one_thread(prior.generates_on_one_thread):
         small = _product_rate(*PRODUCTS[0], device)
-    rates: dict[OperationKind, Curve] = {
+    rates: dict[OperationKind, RateCurve] = {
         "product": (small, *(_product_rate(rows, inner, columns, device) for rows, inner, columns in PRODUCTS[1:])),
         "batched": tuple(_product_rate(rows, inner, columns, device, n) for n, rows, inner, columns in BATCHED),
         **_convolution_rates(device),
@@ -243,7 +243,7 @@ def _product_rate(
     return flops, n * flops / median_seconds(torch.matmul, left, right)
 
 
-def _convolution_rates(device: torch.device) -> dict[OperationKind, Curve]:
+def _convolution_rates(device: torch.device) -> dict[OperationKind, RateCurve]:
     """Measure a convolution of the shape of a PixelCNN's layer, forward and backward."""
     images, width, side = 32, 96, 8
     x = torch.rand(images, width, side + 1, side + 2, device=device).contiguous(memory_format=torch.channels_last)

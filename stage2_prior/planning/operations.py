@@ -19,7 +19,7 @@ OperationKind = Literal[
     "product", "batched", "convolution", "convolution_backward", "function", "tanh", "draw", "moving", "other"
 ]
 """Kinds of operations. The speed of an operation depends on its kind and its size."""
-KINDS: dict[str, OperationKind] = {  # by the name of the operation in torch.ops.aten; all others are "other"
+KIND_OF_OPERATION: dict[str, OperationKind] = {
     **dict.fromkeys(("mm", "addmm", "linear"), "product"),
     **dict.fromkeys(("bmm", "baddbmm"), "batched"),
     "_scaled_dot_product_flash_attention_for_cpu": "batched",
@@ -33,6 +33,7 @@ KINDS: dict[str, OperationKind] = {  # by the name of the operation in torch.ops
     **dict.fromkeys(("clone", "cat", "stack", "masked_fill", "constant_pad_nd", "slice_backward", "copy_"), "moving"),
     **dict.fromkeys(("sum", "embedding", "embedding_dense_backward", "select_backward"), "moving"),
 }
+"""The kind of each operation by its name in torch.ops.aten; all others are "other"."""
 
 
 class Operation(NamedTuple):
@@ -97,7 +98,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
         if _is_causal(func, args, kwargs):  # its kernels skip later positions
             flops //= 2
-        kind = KINDS.get(packet.__name__, "other")
+        kind = KIND_OF_OPERATION.get(packet.__name__, "other")
         moved = 0
         if new or is_in_place:  # otherwise the result is a view
             # An in-place operation writes about as much as it reads.

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stage1_tokenizer.engine import launch, processor
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.precision import TrainingPrecision
-from stage1_tokenizer.engine.processor import FAST_PATHS, FAST_PATHS_VARIABLE, FastPath, takes
+from stage1_tokenizer.engine.processor import FAST_PATHS, FAST_PATHS_VARIABLE, FastPath, takes_fast_path
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior import fast_linear
 from stage2_prior.fast_linear import Precision, prepare
@@ -84,7 +84,7 @@ def test_the_variable_decides_before_the_processor(path: FastPath, monkeypatch: 
         monkeypatch.setattr(processor, "RULES", dict.fromkeys(FAST_PATHS, partial(equal, rule)))
         for value, wanted in (("", rule), (path, True), (f"-{path}", False), (f" -{path} ,", False)):
             monkeypatch.setenv(FAST_PATHS_VARIABLE, value)
-            assert takes(path) == wanted
+            assert takes_fast_path(path) == wanted
 
 
 @pytest.mark.parametrize("amd", [True, False])
@@ -96,8 +96,8 @@ def test_the_rules_by_processor(amd: bool, avx512: bool, operators: bool, monkey
     monkeypatch.setattr(processor, "is_amd", lambda: amd)
     monkeypatch.setattr(processor, "has_onednn", lambda: operators)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
-    assert takes("onednn") == (amd and avx512 and operators)
-    assert takes("packed") == (amd and operators)
+    assert takes_fast_path("onednn") == (amd and avx512 and operators)
+    assert takes_fast_path("packed") == (amd and operators)
 
 
 @pytest.mark.parametrize("bf16", [True, False])

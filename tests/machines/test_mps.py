@@ -7,9 +7,9 @@ from accelerate import Accelerator
 
 from sampling.choose import ChooseConfig, choose
 from stage1_tokenizer.bottlenecks.dictionary import largest_eigenvalue
-from stage1_tokenizer.bottlenecks.process_group import draw_places
+from stage1_tokenizer.bottlenecks.process_group import draw_indices
 from stage1_tokenizer.engine import launch
-from stage1_tokenizer.engine.precision import device_of_float64, float64
+from stage1_tokenizer.engine.precision import device_of_float64, to_float64
 from stage1_tokenizer.metrics import CodeUse
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import draw_codes, generate
@@ -36,7 +36,7 @@ def test_the_simulation_refuses_what_apple_s_gpu_refuses() -> None:
 
 def test_float64_is_where_it_can_be() -> None:
     with simulated_mps():
-        wide = float64(torch.full((2,), 0.1, device="mps"))
+        wide = to_float64(torch.full((2,), 0.1, device="mps"))
     assert wide.dtype == torch.float64
     assert wide.device.type == device_of_float64(MPS).type == "cpu"
     for name in ("cpu", "cuda", "cuda:1"):
@@ -83,7 +83,7 @@ def test_use_of_codes_and_bottlenecks() -> None:
         there = on_mps(CodeUse(1, 8, torch.device("cpu")))
         there.add(torch.tensor([[1], [3], [3]]).to("mps"))
         assert there.metrics() == use.metrics()
-        assert torch.equal(draw_places(weights.to("mps"), 4, 0).cpu(), draw_places(weights, 4, 0))
+        assert torch.equal(draw_indices(weights.to("mps"), 4, 0).cpu(), draw_indices(weights, 4, 0))
         assert torch.equal(largest_eigenvalue(gram.to("mps")).cpu(), largest_eigenvalue(gram))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sampling.complete import main
-from sampling.completion import Margins, Task, complete, encode, fill_hidden, grow, kept_codes
+from sampling.completion import CompletionTask, Margins, complete, encode, fill_hidden, grow, kept_codes
 from sampling.sampler import Sampler, SamplingConfig
 from tests.helpers.artefacts import IMAGE_SIZE, MAKERS, files_of, pixels_of, write_image_folder, write_prior
 from tests.helpers.commands import Ended, run, run_script
@@ -33,8 +33,8 @@ def pictures(n: int = 3) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (n, H, W, 3), dtype=np.uint8)
 
 
-def task(n: int = 3, seed: int = 0, variant: int = 0) -> Task:
-    return Task(pictures(n), np.arange(n), np.arange(n) % 5, seed, np.full(n, variant))
+def task(n: int = 3, seed: int = 0, variant: int = 0) -> CompletionTask:
+    return CompletionTask(pictures(n), np.arange(n), np.arange(n) % 5, seed, np.full(n, variant))
 
 
 def half() -> NDArray[np.bool_]:
@@ -108,7 +108,7 @@ def test_variants_and_seeds_differ_and_repeat(folder: Path) -> None:
 
     def made(seed: int, variant: int, rows: slice = slice(None)) -> NDArray[np.uint8]:
         whole = task(seed=seed, variant=variant)
-        part = Task(whole.images[rows], whole.indices[rows], whole.labels[rows], seed, whole.variants[rows])
+        part = CompletionTask(whole.images[rows], whole.indices[rows], whole.labels[rows], seed, whole.variants[rows])
         return complete(sampler, part, half(), paste=True)
 
     assert np.array_equal(made(0, 1), made(0, 1))
@@ -139,7 +139,7 @@ def test_growing_to_the_left_is_growing_a_mirrored_image_to_the_right(folder: Pa
     """The prior only knows what comes before, so left and up are made by mirrors, and by the same noise rule."""
     sampler = Sampler.load(folder, PLAIN)
     for side, axis in (("left", 2), ("up", 1)):
-        mirrored = Task(np.flip(pictures(), axis), *task()[1:])
+        mirrored = CompletionTask(np.flip(pictures(), axis), *task()[1:])
         margins = {"left": Margins(right=2), "up": Margins(down=2)}[side]
         straight = grow(sampler, mirrored, margins, paste=True)
         turned = grow(sampler, task(), Margins(**{side: 2}), paste=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sampling import noise as noise_module
 from sampling.generate import GenerateConfig, main
-from sampling.noise import normals
+from sampling.noise import draw_normals
 from sampling.option_facts import Idle, facts_of_kind
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.bottlenecks import BottleneckConfig
@@ -137,7 +137,7 @@ def test_temperature_is_the_spread_of_the_noise(tokenizer: Path, tmp_path: Path)
 
 def test_the_noise_is_standard_normal() -> None:
     """Moments, tails and the distribution function itself; channels and images do not repeat one another."""
-    noise = normals(0, np.arange(2000), (3, 4, 5))
+    noise = draw_normals(0, np.arange(2000), (3, 4, 5))
     assert noise.shape == (2000, 3, 4, 5)
     assert noise.dtype == torch.float32
     values = noise.flatten().double()
@@ -157,7 +157,7 @@ def test_the_ends_of_the_unit_interval_are_finite(monkeypatch: pytest.MonkeyPatc
         return np.array([[0.0, 1 - 2.0**-53, 0.5, 2.0**-53]])
 
     monkeypatch.setattr(noise_module, "draw_uniforms", extremes)
-    low, high, middle, next_to_low = normals(0, np.array([0]), (1, 2, 2)).flatten().tolist()
+    low, high, middle, next_to_low = draw_normals(0, np.array([0]), (1, 2, 2)).flatten().tolist()
     assert middle == 0
     assert -8.5 < low < next_to_low < -8
     assert 8 < high < 8.5
@@ -167,7 +167,7 @@ def test_noise_of_an_image_is_not_that_of_a_prior() -> None:
     """Its purpose is part of the key, so that the tokens of image i and its noise have nothing in common."""
     indices = np.arange(50)
     tokens = draw_uniforms(0, "sample", np.zeros_like(indices), indices, 6)
-    noise = torch.special.ndtr(normals(0, indices, (1, 2, 3)).double()).flatten(1).numpy()
+    noise = torch.special.ndtr(draw_normals(0, indices, (1, 2, 3)).double()).flatten(1).numpy()
     assert abs(np.corrcoef(tokens.flatten(), noise.flatten())[0, 1]) < 0.2
 
 

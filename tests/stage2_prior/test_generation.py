@@ -12,7 +12,7 @@ from torch import Tensor
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import Grid, PreparedPrior, Prior
 from stage2_prior.generation import KnownCodes, generate, sample_softmax
-from stage2_prior.guidance import Guidance, mix
+from stage2_prior.guidance import Guidance, mix_logits
 from stage2_prior.windows import Canvas
 from tests.helpers.artefacts import MAKERS, noise_of
 
@@ -195,7 +195,7 @@ def check_generation(
     wanted = []
     for i, (share, here) in enumerate(zip(shares, inside, strict=True)):
         ours = slice(i * B, (i + 1) * B), slice(here * K, (here + 1) * K)
-        wanted.append(mix(conditional[ours], unconditional[ours], guidance.scale_at(share)))
+        wanted.append(mix_logits(conditional[ours], unconditional[ours], guidance.scale_at(share)))
     assert_close(torch.stack(seen.logits, dim=1), torch.cat(wanted, dim=1))
     assert seen.shares == pytest.approx([share for share in shares for _ in range(K)])
     assert torch.equal(torch.stack(seen.noise, dim=1), noise.view(B, -1, K)[:, places].flatten(1))

@@ -10,7 +10,7 @@ from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.generation import generate, sample_softmax
 from stage2_prior.gpt.model import GptConfig
-from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance, mix
+from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance, mix_logits
 from stage2_prior.pixelcnn.model import PixelCnnConfig
 from tests.helpers.artefacts import MAKERS, noise_of
 
@@ -28,15 +28,15 @@ def test_scales_1_and_0_are_exact() -> None:
     conditional, unconditional = torch.randn(2, 500, 11, generator=torch.Generator().manual_seed(0))
     conditional[0, 0], unconditional[1, 1] = -torch.inf, torch.inf
     assert not torch.equal(unconditional + (conditional - unconditional), conditional), "else the test is for nothing"
-    assert torch.equal(mix(conditional, unconditional, 1.0), conditional)
-    assert torch.equal(mix(conditional, unconditional, 0.0), unconditional)
+    assert torch.equal(mix_logits(conditional, unconditional, 1.0), conditional)
+    assert torch.equal(mix_logits(conditional, unconditional, 0.0), unconditional)
 
 
 @pytest.mark.parametrize("scale", [-1.0, 0.5, 3.0])
 def test_a_mix_moves_away_from_no_class(scale: float) -> None:
     """Trap 32: uncond + s (cond - uncond), not the (1 + s) cond - s uncond of other papers; inputs are not edited."""
     conditional, unconditional = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])
-    found = mix(conditional, unconditional, scale)
+    found = mix_logits(conditional, unconditional, scale)
     assert torch.allclose(found, torch.tensor([[3.0 - 2.0 * scale, -1.0 + 3.0 * scale]]))
     assert conditional.tolist() == [[1.0, 2.0]]
     assert unconditional.tolist() == [[3.0, -1.0]]

@@ -11,10 +11,10 @@ from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior import likelihood
 from stage2_prior.likelihood import (
     bigram_bits,
-    bits,
     class_log_probabilities,
     image_nats,
     nats_by_class,
+    nats_to_bits,
     token_loss,
     token_nats,
 )
@@ -69,7 +69,7 @@ def test_uniform_logits_cost_ln_v() -> None:
     nats = token_nats(torch.full((3, L, V), 7.0), codes_of(3))
     assert nats.shape == (3, L)
     assert torch.allclose(nats, torch.full((3, L), math.log(V)))
-    assert bits(float(nats.mean())) == pytest.approx(math.log2(V), abs=1e-6)
+    assert nats_to_bits(float(nats.mean())) == pytest.approx(math.log2(V), abs=1e-6)
 
 
 def test_nats_are_counted_in_float32() -> None:

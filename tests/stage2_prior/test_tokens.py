@@ -34,13 +34,13 @@ AUGMENTED = {"flip": True, "random_crop": True, "resize_to": 16}
 def extractions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by the name of the split with each extraction."""
     seen: list[str] = []
-    extract = tokens._extract
+    extract = tokens._encode_shard
 
     def counted(*args: Any) -> None:
         seen.append(args[-1].name)
         extract(*args)
 
-    monkeypatch.setattr(tokens, "_extract", counted)
+    monkeypatch.setattr(tokens, "_encode_shard", counted)
     return seen
 
 

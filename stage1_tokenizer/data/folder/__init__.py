@@ -79,7 +79,7 @@ class FolderConfig(BaseDataConfig):
     bits: int = Field(16, ge=9, le=16)
     """Bits that grey pixels of 16 bits use. Many cameras and microscopes use 12; with 16 their images are nearly
     black."""
-    links: Annotated[Links, Mark.VIEW] = "inside"
+    links: Annotated[Links, Mark.NOT_EVALUATED] = "inside"
     """Treatment of symbolic links. `inside`: a link out of the folder counts as unreadable, because a folder from an
     untrusted source could otherwise put any file of this machine into a run, and into all that the run publishes.
     `anywhere`: such links are followed, each linked folder once."""

@@ -14,7 +14,7 @@ from stage1_tokenizer.data.folder.labels import read_classes, read_labels, read_
 from stage1_tokenizer.data.folder.layout import Membership, arrange, arrange_like, first_and_more
 from stage1_tokenizer.data.folder.scan import NOT_A_FILE, OtherFiles, find_images
 from stage1_tokenizer.data.image_files import HEIC_EXTENSIONS, INSTALL_HEIC, RAW_EXTENSIONS, USUAL_EXTENSIONS
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.file_names import describe_path, natural_sort_key, normalise_name
 
@@ -83,7 +83,7 @@ class FolderIndex:
         self.splits = {"train": train, "validation": validation}
         for split, items in self.splits.items():
             if not items:
-                number = number_of(len(members), "image is", "images are")
+                number = format_count(len(members), "image is", "images are")
                 raise ConfigError(
                     f"{self._option}: {number} too few for a {split} split; with --data.validation_share 0 all are "
                     "trained on and validated on, and --data.validation_root names another folder to validate on"
@@ -230,9 +230,9 @@ def _advise_formats(others: OtherFiles) -> list[str]:
     """Return advice about ignored files that are images in formats that are not read."""
     advice = []
     if heic := sum(others.ignored[kind] for kind in HEIC_EXTENSIONS):
-        advice.append(f"{number_of(heic, 'HEIC file is', 'HEIC files are')} not read; {INSTALL_HEIC} them")
+        advice.append(f"{format_count(heic, 'HEIC file is', 'HEIC files are')} not read; {INSTALL_HEIC} them")
     if raw := sum(others.ignored[kind] for kind in RAW_EXTENSIONS):
-        number = number_of(raw, "file", "files")
+        number = format_count(raw, "file", "files")
         advice.append(f"raw data of cameras are not read ({number}); convert them to TIFF or JPEG")
     return advice
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.data.base import Split
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.diagnostics.alarms.base import Alarm, LogEntry
 
 SETTLED = 1000
@@ -65,8 +65,8 @@ class Collapse(Alarm):
         best = f"; its best was {self._best:.4g}" if has_fallen else ""
         return (
             f"only {usage * self._codes.size:,.0f} of {self._codes.size:,} codes were used in the last "
-            f"{number_of(entry.interval, 'step')} (perplexity {perplexity:.4g}{best}): the codes say little about the "
-            "image, and the decoder can draw only what they say. If the training images are not all alike, try: "
+            f"{format_count(entry.interval, 'step')} (perplexity {perplexity:.4g}{best}): the codes say little about "
+            "the image, and the decoder can draw only what they say. If the training images are not all alike, try: "
             f"{codebook_advice(self._bottleneck)}"
         )
 

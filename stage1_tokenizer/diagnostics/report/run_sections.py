@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.bad_files import BAD_FILES
-from stage1_tokenizer.data.record import DataRecord, number_of
+from stage1_tokenizer.data.record import DataRecord, format_count
 from stage1_tokenizer.diagnostics.report.markup import (
     Child,
     Markup,
@@ -111,7 +111,7 @@ def render_run(
     """
     variant = run.config_text(part, "kind")
     steps = f"{run.steps_done:,} of {run.planned_steps:,} steps" if run.planned_steps else f"{run.steps_done:,} steps"
-    alarms = number_of(len(run.alarms), "alarm") if run.alarms else "no alarms"
+    alarms = format_count(len(run.alarms), "alarm") if run.alarms else "no alarms"
     subject = f"{variant} bottleneck on {run.config_text('data', 'kind')}" if part == "bottleneck" else variant
     lead = [f"{subject}, {steps}, ", tag("a", alarms, href="#alarms"), "."]
     head = PageHead("Tokenizer" if part == "bottleneck" else "Prior", run.name, lead)
@@ -152,7 +152,7 @@ def show_run(run: RunFolder, facts: Iterable[tuple[Child, Child]], command: str)
         rows = [[key, format_setting(value)] for key, value in islice(flat_items(run.config), MOST_KEYS + 1)]
         rows[MOST_KEYS:] = [["...", "and more"]] if len(rows) > MOST_KEYS else []
         settings = table("Settings", ["key", "value"], rows, "config")
-        parts.append(fold(f"All {number_of(len(rows), 'setting')}, with defaults", settings))
+        parts.append(fold(f"All {format_count(len(rows), 'setting')}, with defaults", settings))
     parts.append(_show_machine(run))
     return join(parts)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.diagnostics.report import run_sections
 from stage1_tokenizer.diagnostics.report.markup import Child
 from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, Section, try_section
@@ -67,7 +67,7 @@ def describe_latent(encoded: EncodedImages) -> str:
     if encoded.codes is None:
         return "continuous"
     h, w, K, V = encoded.tokenizer.shape
-    several = f", {number_of(K, 'code')} each," if K > 1 else ""
+    several = f", {format_count(K, 'code')} each," if K > 1 else ""
     return f"{h} x {w} positions{several} of a codebook of {V:,}"
 
 

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.diagnostics.report.embedded_images import Sprites, fitted, sprites_of
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, format_percent, join, tag
 from stage1_tokenizer.diagnostics.views.base import Subject, View, codes_of, encoded_images, once
@@ -215,7 +215,7 @@ def show_atlas(subject: Subject) -> Child:
     codes = [code for code in atlas.ids.tolist() if code in sprites.indices][: SHOWN + FOLDED]
     left_out = len(atlas.ids) - len(codes)
     others = (
-        f"{number_of(len(codes) - SHOWN, 'more code')}{f' ({left_out:,} others are not shown)' if left_out else ''}"
+        f"{format_count(len(codes) - SHOWN, 'more code')}{f' ({left_out:,} others are not shown)' if left_out else ''}"
     )
     return join(
         sprites.style,

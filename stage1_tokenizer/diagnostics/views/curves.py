@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html, with_drawable_points
 from stage1_tokenizer.diagnostics.report.markup import Child, Markup, fold, join, tag
 from stage1_tokenizer.diagnostics.report.page import NothingToShowError
@@ -106,7 +106,7 @@ def show_charts(curves: Mapping[str, Curve], charts: Sequence[Chart]) -> Markup:
     folded = [figure for figure in map(chart_html, others[:MOST_OTHERS]) if figure]
     return join(
         tag("div", [figure for figure in map(chart_html, charts) if figure], class_="charts"),
-        fold(number_of(len(folded), "more curve"), tag("div", folded, class_="charts")) if folded else None,
+        fold(format_count(len(folded), "more curve"), tag("div", folded, class_="charts")) if folded else None,
     )
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from stage1_tokenizer.data.record import number_of
+from stage1_tokenizer.data.record import format_count
 from stage1_tokenizer.diagnostics.report.charts import Chart, Series, chart_html
 from stage1_tokenizer.diagnostics.report.markup import (
     Child,
@@ -56,7 +56,7 @@ def usage_of(subject: Subject) -> Usage:
         x_name="rank of the code",
         level=("all used equally", positions / size),
         fill=K == 1,
-        shade=(f"{number_of(dead[0], 'dead code')}", size - dead[0]) if K == 1 and dead[0] else None,
+        shade=(f"{format_count(dead[0], 'dead code')}", size - dead[0]) if K == 1 and dead[0] else None,
         extent=(1, max(2, size)),
     )
     return Usage(use, dead, positions, chart)

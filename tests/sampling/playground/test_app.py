@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sampling.completion import Task, complete
+from sampling.completion import CompletionTask, complete
 from sampling.playground.painter import data_url, decode_mask
 from sampling.playground.tasks import Chosen, Limits, Playground, one_line_message
 from sampling.sampler import Sampler, SamplingConfig
@@ -82,7 +82,7 @@ def test_completion_is_that_of_the_command_and_leaves_the_rest(playground: Playg
     kept, made = playground.complete(chosen, HALF, {"variants": 3, "seed": 4, "temperature": 2.0}, quiet)
     label = playground.prior.model.null_label if chosen.label is None else chosen.label
     three = np.full(3, label, dtype=np.int64)
-    task = Task(chosen.image[None].repeat(3, axis=0), np.full(3, 2), three, 4, np.arange(3))
+    task = CompletionTask(chosen.image[None].repeat(3, axis=0), np.full(3, 2), three, 4, np.arange(3))
     sampler = Sampler(playground.prior, SamplingConfig(temperature=2.0))
     assert (made == complete(sampler, task, ~HALF, True)).all()
     assert (made[:, ~HALF] == chosen.image[~HALF]).all()

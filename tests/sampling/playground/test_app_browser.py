@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sampling.completion import Margins, Task, complete, grow
+from sampling.completion import CompletionTask, Margins, complete, grow
 from sampling.completion_source import read_originals
 from sampling.sampler import Sampler
 from tests.helpers.app_server import App, running
@@ -123,7 +123,7 @@ def test_a_user_paints_and_completes(app: App, page: Any) -> None:
     assert hidden[:, 10].all()
     assert not hidden[:, :8].any()
     two = np.ones(2, dtype=np.int64)
-    task = Task(np.stack([original] * 2), two, chosen.labels[[1, 1]], 0, np.arange(2))
+    task = CompletionTask(np.stack([original] * 2), two, chosen.labels[[1, 1]], 0, np.arange(2))
     mask = np.array([[bool(cell) for cell in row] for row in painted_by(page)])
     assert (mask[hidden]).all()
     assert (np.stack(made) == complete(sampler, task, ~mask, True)).all()
@@ -208,7 +208,7 @@ def test_a_user_uploads_an_image_and_grows_it(app: App, page: Any, tmp_path: Pat
     sampler = Sampler.load(app.prior)
     label = np.array([sampler.prior.model.null_label])
     alone = original[4:, : IMAGE_SIZE[1]]
-    task = Task(alone[None], np.zeros(1, dtype=np.int64), label, 0, np.zeros(1, dtype=np.int64))
+    task = CompletionTask(alone[None], np.zeros(1, dtype=np.int64), label, 0, np.zeros(1, dtype=np.int64))
     assert (original[4:, : IMAGE_SIZE[1]] == (20, 200, 90)).all()
     assert original.shape == made.shape
     assert (made == grow(sampler, task, Margins(up=1, right=2), True)[0]).all()

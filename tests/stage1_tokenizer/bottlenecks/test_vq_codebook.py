@@ -10,7 +10,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 
-from stage1_tokenizer.bottlenecks.process_group import draw_places
+from stage1_tokenizer.bottlenecks.process_group import draw_indices
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer
 from stage1_tokenizer.bottlenecks.vq_library import LibraryVectorQuantizer
 from stage1_tokenizer.engine.checkpoint import load_strict
@@ -180,11 +180,11 @@ def test_more_dead_codes_than_vectors_to_move_them_to() -> None:
 def test_draws_are_in_proportion_to_their_weights() -> None:
     """The first of n draws by weights 1, 2, 0 and 5 of 8: frequencies within four standard deviations."""
     weights = torch.tensor([1.0, 2.0, 0.0, 5.0])
-    drawn = torch.tensor([int(draw_places(weights, 1, seed)[0]) for seed in range(4000)])
+    drawn = torch.tensor([int(draw_indices(weights, 1, seed)[0]) for seed in range(4000)])
     share = torch.bincount(drawn, minlength=4) / 4000
     assert torch.allclose(share, weights / 8, atol=4 * 0.5 / 4000**0.5)
     assert share[2] == 0
-    assert sorted(draw_places(weights, 9, 0).tolist()) == [0, 1, 3], "without replacement, and never those of weight 0"
+    assert sorted(draw_indices(weights, 9, 0).tolist()) == [0, 1, 3], "without replacement, and never those of weight 0"
 
 
 def test_kmeans_looks_at_vectors_from_everywhere() -> None:

@@ -101,7 +101,7 @@ PRIOR_HEADERS: dict[str, tuple[Edit, str]] = {
     "layers": (put("prior.layers", 10**9), "prior.layers.*512"),
     "width": (put("prior.width", 65_536), "does not fit the model: .*65536"),
     "heads": (put("prior.heads", 7), "multiple of 4 times heads"),
-    "codebook of another size": (put("shape", [2, 3, 1, 17]), r"h, w, K, V = 2, 3, 1, 17, but those of .* 2, 3, 1, 16"),
+    "codebook of another size": (put("shape", [2, 3, 1, 17]), r"h, w, K, V = 2, 3, 1, 17, but .* 2, 3, 1, 16"),
     "grid": (put("shape", [10**9, 10**9, 1, 16]), "h, w, K, V = 1000000000"),
     "negative": (put("shape", [2, 3, -1, 16]), "K, V = 2, 3, -1"),
     "classes": (put("classes", ["x"] * 50_000), "more than 50,000|classes.*40000"),
@@ -127,7 +127,7 @@ def test_a_prior_over_the_codes_of_no_codes(tmp_path: Path) -> None:
     write_prior(tmp_path)
     continuous = write_tokenizer(tmp_path, bottleneck=NoBottleneckConfig())
     edit(tmp_path / PRIOR_FILE, put("tokenizer", continuous.fingerprint))
-    with pytest.raises(BadFileError, match=f"{PRIOR_FILE}: is a prior over codes, but the tokenizer .* has none"):
+    with pytest.raises(BadFileError, match=f"{PRIOR_FILE}: is a prior over codes, but the tokenizer .* has no codes"):
         load_prior(tmp_path)
 
 

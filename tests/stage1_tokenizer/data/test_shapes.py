@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stage1_tokenizer.data.base import BaseDataConfig, ImageArray, Split
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.shapes import KINDS, Mask, Shapes, ShapesConfig
+from stage1_tokenizer.data.shapes import SHAPE_CLASSES, Mask, Shapes, ShapesConfig
 from stage1_tokenizer.data.torchvision_sets import Cifar10Config
 from stage1_tokenizer.engine.errors import ConfigError
 from tests.helpers.processes import run_processes
@@ -103,7 +103,7 @@ def test_any_size_is_drawn(size: tuple[int, int], rules: dict[str, Any]) -> None
     images, labels = drawn(60, image_size=size, max_shapes=3, **rules)
     assert images.shape == (60, *size, 3)
     assert images.any(axis=(1, 2, 3)).all()
-    assert set(labels) == set(range(len(KINDS)))
+    assert set(labels) == set(range(len(SHAPE_CLASSES)))
 
 
 def test_the_class_is_the_kind_of_the_last_object() -> None:
@@ -111,7 +111,7 @@ def test_the_class_is_the_kind_of_the_last_object() -> None:
     for number in (1, 4):
         images, labels = drawn(250, image_size=96, max_shapes=number, palette=None)
         for image, label in zip(images, labels, strict=True):
-            assert KINDS[label] in {kind_of(mask) for mask in objects(image) if mask.sum() > 100}
+            assert SHAPE_CLASSES[label] in {kind_of(mask) for mask in objects(image) if mask.sum() > 100}
         assert np.bincount(labels).min() > 30
 
 
@@ -138,9 +138,9 @@ def test_a_palette_holds_that_many_colours(palette: int) -> None:
 def test_objects_have_the_size_asked_for(holed: bool) -> None:
     """Extents fill the range and do not leave it, for each kind, with and without holes, in a frame of any shape."""
     images, labels = drawn(500, image_size=(100, 130), size=(0.3, 0.6), holes=holed)
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[float]] = {kind: [] for kind in SHAPE_CLASSES}
     for image, label in zip(images, labels, strict=True):
-        found[KINDS[label]].append(extent(image.any(-1), KINDS[label]))
+        found[SHAPE_CLASSES[label]].append(extent(image.any(-1), SHAPE_CLASSES[label]))
     for kind, extents in found.items():
         assert 0.9 * 30.0 - 2.0 < min(extents) < 35.0, kind  # a triangle's corners may lie a tenth nearer the centre
         assert 53.0 < max(extents) < 60.0 + (3.0 if kind == "disk" else 1.5), kind  # a disk's radius is a whole number
@@ -157,7 +157,7 @@ def test_holes_are_in_turned_rectangles_and_ovals_alone() -> None:
     """Reconstructing these one-pixel holes is the lecture's test of a codebook, so they are there when asked for."""
     images, labels = drawn(300, image_size=64, holes=True)
     counts = np.array([holes(image).sum() for image in images])
-    for label, kind in enumerate(KINDS):
+    for label, kind in enumerate(SHAPE_CLASSES):
         of_kind = counts[labels == label]
         if kind in ("rectangle", "oval"):
             assert (of_kind > 3).mean() > 0.8, kind
@@ -213,7 +213,7 @@ def test_each_kind_is_as_large_as_the_lectures() -> None:
     """Mean bounding boxes of the real data, by its description: the classes' share of the loss follows from them."""
     images, labels = drawn(2500, max_shapes=1, **LECTURE)
     described = {"rectangle": 15.0, "triangle": 26.0, "disk": 15.0, "oval": 14.0, "star": 15.0}
-    for label, kind in enumerate(KINDS):
+    for label, kind in enumerate(SHAPE_CLASSES):
         sides = [box(image.any(-1)).shape for image in images[labels == label]]
         assert np.mean(sides) == pytest.approx(described[kind], abs=1.5), kind
         # A kind is as often high as wide.

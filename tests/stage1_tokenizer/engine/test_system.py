@@ -34,4 +34,4 @@ def test_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert system.memory_per_process() == 2000
     monkeypatch.undo()
     monkeypatch.delattr("os.sysconf")
-    assert system.machine_memory() == system.UNKNOWN
+    assert system.machine_memory() == system.ASSUMED_MEMORY
