@@ -29,7 +29,8 @@ class AppConfig(CommandConfig):
     """Serve a page on which a prior samples, completes and grows images."""
 
     prior: str | None = None
-    """Folder of a stage-two run, or its prior.safetensors; null: the newest run under runs/stage2."""
+    """Folder of a stage-two run, its prior.safetensors, or hf:OWNER/NAME[@REVISION]; null: the newest run under
+    runs/stage2."""
     host: str = "127.0.0.1"
     """Address to listen on. With any other address than this machine's own (127.0.0.1), everybody who can reach it can
     use the page: there is no password."""
@@ -74,7 +75,7 @@ def main() -> None:
         guarded = Guard(page.app(), config.host, folder, page.functions())
         if not is_loopback(config.host):
             print(f"warning: everybody who can reach {config.host} can use this page; there is no password")
-        weights = one_line(str(prior.path))
+        weights = one_line(prior.source)
         url = f"http://{address}:{server_socket.getsockname()[1]}"
         print(f"{url}   {weights} (step {prior.step}); Ctrl-C ends it", flush=True)
         serve(guarded, server_socket, playground.stopping.set)

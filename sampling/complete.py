@@ -26,8 +26,8 @@ def main() -> None:
     prior = source.sampler.prior
     settings = build_settings(config, source.settings())
     shapes = dict.fromkeys(image_names(settings), source.image_shape)
-    out = open_output(accelerator, config.out, prior.path.parent / "completed", settings, shapes)
-    weights, folder = one_line(str(prior.path)), one_line(str(out.path))
+    out = open_output(accelerator, config.out, prior.outputs / "completed", settings, shapes)
+    weights, folder = one_line(prior.source), one_line(str(out.path))
     accelerator.print(
         f"completing {len(source.originals.images)} images with {weights} (step {prior.step}) in {config.precision} to "
         f"{folder}"

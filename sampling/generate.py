@@ -31,9 +31,11 @@ class GenerateConfig(CommandConfig, SamplingConfig):
     n: Annotated[PositiveInt, AlwaysShown()] = Field(64, le=MOST_IMAGES)
     """Number of images."""
     prior: str | None = None
-    """Folder of a stage-two run, or its prior.safetensors; null: the newest run under runs/stage2."""
+    """Folder of a stage-two run, its prior.safetensors, or hf:OWNER/NAME[@REVISION]; null: the newest run under
+    runs/stage2."""
     tokenizer: str | None = None
-    """Folder of a stage-one run, or its tokenizer.safetensors: sample from its normal latent, without a prior."""
+    """Folder of a stage-one run, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]: sample from its
+    normal latent, without a prior."""
     out: Annotated[str | None, Mark.FREE] = None
     """Folder for the images; null: a new numbered folder under generated/ in the run's folder. If this folder, or the
     newest numbered one, holds a part of the same images, only the missing ones are made."""
@@ -71,8 +73,8 @@ def main() -> None:
         source = NoiseSource.load(config.tokenizer, accelerator.device, config.seed, config.temperature)
     settings = build_settings(config, source.settings())
     shapes = dict.fromkeys(image_names(settings), source.image_shape)
-    out = open_output(accelerator, config.out, source.loaded.path.parent / "generated", settings, shapes)
-    weights, folder = one_line(str(source.loaded.path)), one_line(str(out.path))
+    out = open_output(accelerator, config.out, source.loaded.outputs / "generated", settings, shapes)
+    weights, folder = one_line(source.loaded.source), one_line(str(out.path))
     accelerator.print(
         f"sampling {config.n} images from {weights} (step {source.loaded.step}) in {config.precision} to {folder}"
     )

@@ -86,7 +86,7 @@ class NoiseSource:
     def settings(self) -> dict[str, object]:
         """Return what the images depend on beside the config, for settings.json: step, classes, weights."""
         facts = {"step": self.loaded.step, "classes": (), "weights": self.loaded.fingerprint}
-        return {"tokenizer": str(self.loaded.path), **facts}
+        return {"tokenizer": self.loaded.source, **facts}
 
 
 def draw_normals(seed: int, indices: NDArray[np.int64], size: tuple[int, int, int]) -> Tensor:

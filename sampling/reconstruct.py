@@ -58,11 +58,11 @@ def main() -> None:
         images = given_images(accelerator, config.pictures, config.n, model.image_channels)
     else:
         images = validation_images(loaded, config.n)
-    facts = {"tokenizer": str(loaded.path), "step": loaded.step, "weights": loaded.fingerprint}
+    facts = {"tokenizer": loaded.source, "step": loaded.step, "weights": loaded.fingerprint}
     settings = build_settings(config, {**facts, "pictures": images.names, "files": images.files})
     # No image is kept from an interrupted command, because figures.json needs the numbers of all; so none is listed.
-    out = open_output(accelerator, config.out, loaded.path.parent / "reconstructed", settings, {})
-    n, weights, folder = len(images.names), one_line(str(loaded.path)), one_line(str(out.path))
+    out = open_output(accelerator, config.out, loaded.outputs / "reconstructed", settings, {})
+    n, weights, folder = len(images.names), one_line(loaded.source), one_line(str(out.path))
     accelerator.print(f"reconstructing {n} images with {weights} (step {loaded.step}) to {folder}")
 
     start = time.monotonic()
@@ -70,7 +70,7 @@ def main() -> None:
     if accelerator.is_main_process:
         factor = model.network.factor
         used = {"tile": [side * factor for side in tiles.size], "overlap": tiles.overlap * factor}
-        settings = {**config.tree(), "tokenizer": str(loaded.path), "step": loaded.step, **used}
+        settings = {**config.tree(), "tokenizer": loaded.source, "step": loaded.step, **used}
         print(write_metrics(out.path / "figures.json", table, images, settings))
         close_output(out, images.files)
         seconds = time.monotonic() - start

@@ -147,7 +147,9 @@ class Sampler:
         config: SamplingConfig | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Load a stage-two run's folder or its prior.safetensors; None loads the newest run under runs/stage2.
+        """Load a stage-two run's folder, its prior.safetensors, or hf:OWNER/NAME (hf:OWNER/NAME@REVISION).
+
+        None loads the newest run under runs/stage2.
 
         Raises:
             ConfigError: there is no prior, or the settings do not fit it.
@@ -174,7 +176,7 @@ class Sampler:
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         weights = digest.hexdigest()[:32]
         facts = {"step": prior.step, "guidance": self.guidance.scale, "classes": prior.classes, "weights": weights}
-        return {"prior": str(prior.path), **facts}
+        return {"prior": prior.source, **facts}
 
     def check_size(self, grid: Grid) -> None:
         """Check that images with a grid of (h, w) codes can be generated, and compared if there are candidates.

@@ -20,6 +20,7 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.log_file import read_log
+from stage1_tokenizer.tokenizer import resolve_tokenizer
 from stage2_prior.prior import LoadedPrior, load_prior
 
 
@@ -87,7 +88,7 @@ def last_metrics(run: Path, needed: str, step: int | None = None) -> dict[str, f
 def tokenizer_run(config: SummaryConfig, prior: LoadedPrior) -> Path | None:
     """Return the folder of the stage-one run that trained this prior's tokenizer, if it still exists."""
     if config.tokenizer:
-        return Path(config.tokenizer)
+        return resolve_tokenizer(config.tokenizer).parent
     weights = prior.tokenizer.path.read_bytes()
     files = [
         file for file in Path("runs/stage1").glob(f"*/{prior.tokenizer.path.name}") if file.read_bytes() == weights

@@ -28,6 +28,7 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import say, show_progress
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
 from stage1_tokenizer.engine.files import write_file
+from stage1_tokenizer.engine.hub import output_folder
 from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.engine.log_file import EventWriter
 from stage1_tokenizer.tokenizer import resolve_tokenizer
@@ -40,7 +41,7 @@ class AnalyzeConfig(CommandConfig):
     """Draw diagnostic images of a trained tokenizer."""
 
     tokenizer: str
-    """A stage-one run's folder, or its tokenizer.safetensors."""
+    """A stage-one run's folder, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]."""
     root: str | None = None
     """Folder that holds the data set of the training now, if it was moved; null: the folder of the training."""
     images: PositiveInt = 512
@@ -60,12 +61,12 @@ def main() -> None:
     config = parse_command_line(AnalyzeConfig)
     check_projection(config.projection)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = resolve_tokenizer(config.tokenizer).parent
+    weights = resolve_tokenizer(config.tokenizer)
     subject = Subject(
-        RunFolder(run), device, config.root, config.tokenizer, "--tokenizer", config.images, config.codes,
+        RunFolder(weights.parent), device, config.root, config.tokenizer, "--tokenizer", config.images, config.codes,
         config.projection, config.seed,
     )  # fmt: skip
-    out = open_folder(Path(config.out) if config.out else run / "analysis")
+    out = open_folder(Path(config.out) if config.out else output_folder(weights) / "analysis")
     encoded = encoded_images(subject)
     if config.root and encoded.data.is_drawn:
         kind = encoded.data.kind
@@ -102,7 +103,7 @@ def print_metrics(encoded: EncodedImages) -> None:
     """Print the data set, the main metrics, and the use of codes."""
     print_data_summary(encoded.found)
     loaded, psnr, (H, W), (h, w) = encoded.loaded, encoded.psnr, encoded.image_size, encoded.z_q.shape[2:]
-    print(f"{loaded.path} (step {loaded.step}): {encoded.count} validation images {H}x{W}, latent {h}x{w}")
+    print(f"{loaded.source} (step {loaded.step}): {encoded.count} validation images {H}x{W}, latent {h}x{w}")
     print(f"PSNR {psnr.mean():.2f} dB, from {psnr.min():.2f} to {psnr.max():.2f}")
     if encoded.codes is not None:
         use = code_use(encoded.codes, encoded.tokenizer.bottleneck.codebook_size)

@@ -26,6 +26,7 @@ from stage1_tokenizer.config.base import Config, Tree, config_from_json
 from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.engine.checkpoint import read_weights, write_weights
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.hub import describe_weights, output_folder
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
 from stage1_tokenizer.networks import NetworkConfig, build_network
 
@@ -75,7 +76,10 @@ class Tokenizer(nn.Module):
         check_image_size(config.image_size, config.network.factor)
         self.config = config
         self.encoder, self.decoder = build_network(config.network, config.image_channels, config.image_size)
-        self.bottleneck = build_bottleneck(config.bottleneck, config.network.latent_channels, processes)
+        network = config.network
+        self.bottleneck = build_bottleneck(
+            config.bottleneck, network.latent_channels, processes, network.encoded_channels
+        )
 
     @property
     def shape(self) -> TokenShape:
@@ -161,9 +165,12 @@ def start_codebook(tokenizer: Tokenizer, micro_batches: Sequence[Tensor]) -> Non
     tokenizer.bottleneck.start(z.nan_to_num(posinf=0.0, neginf=0.0))
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """Hash the config and all weights. Tokens and priors store this hash, to recognise their tokenizer."""
-    digest = hashlib.sha256(tokenizer.config.model_dump_json().encode())
+def fingerprint(tokenizer: Tokenizer, config: str | None = None) -> str:
+    """Hash the config and all weights. Tokens and priors store this hash, to recognise their tokenizer.
+
+    config: the config as its file's header has it; None: as this version writes it, with the keys that it has added.
+    """
+    digest = hashlib.sha256((config or tokenizer.config.model_dump_json()).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -182,21 +189,33 @@ class LoadedTokenizer:
     step: int
     """Optimizer steps of its training."""
 
+    @property
+    def source(self) -> str:
+        """The file for messages and records: hf:OWNER/NAME@COMMIT if it is from the Hub, else its path."""
+        return describe_weights(self.path)
+
+    @property
+    def outputs(self) -> Path:
+        """The folder for what is made with this tokenizer."""
+        return output_folder(self.path)
+
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", option: str = "--tokenizer") -> Self:
-        """Load a weights file, given as the file or as the folder that holds it. `option` is named in errors.
+        """Load a weights file, given as the file, the folder that holds it, or hf:OWNER/NAME@REVISION (hub.py).
+
+        option: the option that named it, for errors.
 
         Raises:
             ConfigError: there is no such file or folder.
             BadFileError: the file is damaged, or is not a tokenizer.
         """
         file = resolve_tokenizer(path, option)
-        tensors, header = read_weights(file, kind="tokenizer")
+        tensors, header = read_weights(file, kind="tokenizer", importer="stage1_tokenizer.import_weights")
         config = config_from_json(TokenizerConfig, header.get("config"), str(file))
         tokenizer = rebuild(lambda: Tokenizer(config), tensors, str(file))
         tokenizer.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
         data, step = read_data_tree(header, str(file)), read_step(header, str(file))
-        return cls(tokenizer, file, fingerprint(tokenizer), data, step)
+        return cls(tokenizer, file, fingerprint(tokenizer, header["config"]), data, step)
 
 
 def resolve_tokenizer(path: str | Path, option: str = "--tokenizer") -> Path:

@@ -35,6 +35,7 @@ from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.engine.checkpoint import read_weights
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.files import write_file
+from stage1_tokenizer.engine.hub import describe_weights, find_hub_name, output_folder
 from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, TokenShape
 from stage2_prior.base import Prior
@@ -42,6 +43,8 @@ from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
+TOKENIZER_SOURCE = "tokenizer_source"
+"""Key in a prior's header: the hf:OWNER/NAME@COMMIT of the tokenizer that it was trained on, if it was from the Hub."""
 MOST_CLASSES = 40_000
 """Most classes of a prior: its header holds their names, in at most as much JSON as yaml_and_json.py reads."""
 LONGEST_NAMES = LARGEST_JSON - 100_000
@@ -70,9 +73,10 @@ class PriorHeader(Config):
     tokenizer: str = Field(max_length=64)
     """Fingerprint of the tokenizer whose codes the prior learns."""
 
-    def entries(self, data: DataConfig) -> dict[str, str]:
-        """Return the entries of the file's header, without the step."""
-        return {"config": self.model_dump_json(), "data": data.model_dump_json()}
+    def entries(self, data: DataConfig, tokenizer: LoadedTokenizer) -> dict[str, str]:
+        """Return the entries of the file's header without the step, with the name of a tokenizer from the Hub."""
+        source = {TOKENIZER_SOURCE: tokenizer.source} if find_hub_name(tokenizer.path) else {}
+        return {"config": self.model_dump_json(), "data": data.model_dump_json(), **source}
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,16 @@ class LoadedPrior:
     step: int
     """Optimizer steps of the weights."""
 
+    @property
+    def source(self) -> str:
+        """The file for messages and records: hf:OWNER/NAME@COMMIT if it is from the Hub, else its path."""
+        return describe_weights(self.path)
+
+    @property
+    def outputs(self) -> Path:
+        """The folder for what is made with this prior."""
+        return output_folder(self.path)
+
 
 def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> None:
     """Raise BadFileError unless a prior's header and its tokenizer have the same shape of codes."""
@@ -141,7 +155,8 @@ def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> N
 def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu") -> LoadedPrior:
     """Load a trained prior, and the tokenizer beside it.
 
-    path: a run's folder or its `prior.safetensors`; None: the newest run under runs/stage2.
+    path: a run's folder or its `prior.safetensors`; hf:OWNER/NAME, or hf:OWNER/NAME@REVISION (hub.py); None: the newest
+        run under runs/stage2.
 
     Raises:
         ConfigError: the prior or the tokenizer does not exist.
@@ -162,7 +177,7 @@ def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu
 
 def find_prior_file(given: str | Path | None) -> Path:
     """Find the weights of the prior that an option names, or of the newest run. Raise ConfigError if there are none."""
-    return resolve_weights(given or find_newest_run(), PRIOR_FILE, "--prior")
+    return resolve_weights(given or find_newest_run(), PRIOR_FILE, "--prior", beside=(TOKENIZER_FILE,))
 
 
 def find_newest_run(folder: Path = Path("runs/stage2")) -> Path:

@@ -33,7 +33,8 @@ class ScoreConfig(CommandConfig):
     """Score images: how many bits the prior needs for their codes."""
 
     prior: str | None = None
-    """A stage-two run's folder, or its prior.safetensors; null: the newest run under runs/stage2."""
+    """A stage-two run's folder, its prior.safetensors, or hf:OWNER/NAME[@REVISION]; null: the newest run under
+    runs/stage2."""
     data: DataConfig | None = Field(None, discriminator="kind")
     """The data set to score; null: the prior's own. Keys without `data.kind` change that one."""
     split: Split = "validation"
@@ -66,13 +67,13 @@ def main() -> None:
     check_channels(prior.tokenizer, images, data)
     labels = match_labels(prior, images.classes)
     n = min(config.n or len(images), len(images))
-    out = Path(config.out) if config.out else prior.path.parent / "scores" / f"{data.kind}-{config.split}"
-    accelerator.print(f"scoring {n} {config.split} images of {data.kind} with {prior.path} (step {prior.step})")
+    out = Path(config.out) if config.out else prior.outputs / "scores" / f"{data.kind}-{config.split}"
+    accelerator.print(f"scoring {n} {config.split} images of {data.kind} with {prior.source} (step {prior.step})")
 
     scores = score_images(accelerator, prior, images, labels, n, config.batch_size, config.by_class)
     if accelerator.is_main_process:
         summary = summarise(scores, prior, values=math.prod(images.batch(np.arange(1))[0].shape))
-        described = {"prior": str(prior.path), "step": prior.step, "data": data.tree(), "split": config.split}
+        described = {"prior": prior.source, "step": prior.step, "data": data.tree(), "split": config.split}
         write_file(out / "scores.csv", csv_table(scores, prior).encode())
         write_file(out / "scores.json", json.dumps(described | summary, indent=1).encode())
         print_summary(summary, prior.model.shape.length, prior.model.shape.V)

@@ -59,7 +59,7 @@ def main() -> None:
     tally, best = Tally().to(device), BestWeights(ema.module, accelerator.is_main_process)
     parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": learner.optimizer, "tally": tally}
     header = PriorHeader(prior=config.prior, shape=shape, classes=classes, tokenizer=tokenizer.fingerprint)
-    write = partial(best.write, run.folder / PRIOR_FILE, header.entries(data.config))
+    write = partial(best.write, run.folder / PRIOR_FILE, header.entries(data.config, tokenizer))
     run.resume(
         parts | best.parts,
         watch=build_prior_alarms(),

@@ -11,6 +11,7 @@ from stage1_tokenizer.config.run_config import RunConfig
 from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.saved_config import complete_data_options, read_data_config
+from stage1_tokenizer.engine.hub import is_hub_name, parse_hub_name
 from stage1_tokenizer.engine.optim import OptimConfig
 from stage1_tokenizer.tokenizer import resolve_tokenizer
 from stage2_prior.gpt.model import GptConfig
@@ -24,7 +25,7 @@ class TrainPriorConfig(RunConfig):
     console_metrics = METRICS
 
     tokenizer: str
-    """A stage-one run's folder, or its tokenizer.safetensors."""
+    """A stage-one run's folder, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]."""
     steps: PositiveInt = 1500
     """Optimizer steps."""
     data: DataConfig | None = Field(None, discriminator="kind")
@@ -62,7 +63,10 @@ class TrainPriorConfig(RunConfig):
     def folder(self) -> Path:
         """The run's folder: --out, or runs/stage2/ and the name of the config file, or of the tokenizer and the
         kind."""
-        source = Path(self.tokenizer)
-        folder = source.parent if source.suffix else source
+        if is_hub_name(self.tokenizer):
+            folder = Path(parse_hub_name(self.tokenizer, "--tokenizer").name)
+        else:
+            source = Path(self.tokenizer)
+            folder = source.parent if source.suffix else source
         name = Path(self.config).stem if self.config else f"{folder.name}_{self.prior.kind}"
         return Path(self.out) if self.out else Path("runs/stage2") / name

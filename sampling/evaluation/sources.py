@@ -156,7 +156,7 @@ def sample_prior(accelerator: Accelerator, prior: PriorSource, n: int, batch_siz
     settings = build_settings(prior.sampler.config, {"n": n, "seed": prior.seed, **prior.settings()})
     compared = {key: value for key, value in settings.items() if key not in MAY_DIFFER}
     digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:8]
-    folder = prior.loaded.path.parent / "evaluation" / f"samples-{digest}"
+    folder = prior.loaded.outputs / "evaluation" / f"samples-{digest}"
     shapes = dict.fromkeys(image_names(settings), prior.image_shape)
     source = FolderSource([folder / name for name in shapes], prior.image_shape[2])
     if run_on_main(accelerator, lambda: is_finished(folder)):

@@ -56,14 +56,14 @@ def evaluate_tokenizer(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Pa
     source = SplitSource(images, random_indices(config.n or len(images), len(images), config.seed))
     kind, count, split = data.config.kind, len(source), "all" if data.whole else config.measured_split
     what = f"of all {len(images):,} images in {data.whole}" if data.whole else f"{split} images of {kind}"
-    accelerator.print(f"reconstructing {count:,} {one_line(what)} with {one_line(str(loaded.path))}")
+    accelerator.print(f"reconstructing {count:,} {one_line(what)} with {one_line(loaded.source)}")
     measured = measure_reconstructions(
         accelerator, loaded, source, extractor, lpips_per_image(lpips) if lpips else None, config.batch_size
     )
     metrics = reconstruction_metrics(measured, loaded.tokenizer, extractor, config.perceptual.net, config.seed)
     protocol = {
-        "subject": f"Reconstructions of {loaded.path.parent.name}",
-        "tokenizer": {"file": str(loaded.path), "step": loaded.step, "fingerprint": loaded.fingerprint},
+        "subject": f"Reconstructions of {loaded.outputs.name}",
+        "tokenizer": {"file": loaded.source, "step": loaded.step, "fingerprint": loaded.fingerprint},
         "data": data.provenance(config.measured_split),
         "pictures": f"{count:,} of {len(images):,}" + (", drawn at random" if count < len(images) else ""),
         "reference": "the originals of the same images",
@@ -72,7 +72,7 @@ def evaluate_tokenizer(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Pa
         **evaluator.protocol(),
     }
     name = f"reconstructions-{kind}-{split}-{count}-{config.extractor.kind}-{protocol_digest(protocol)}"
-    stem = Path(config.out) if config.out else loaded.path.parent / "evaluation" / name
+    stem = Path(config.out) if config.out else loaded.outputs / "evaluation" / name
     return stem, Evaluation("tokenizer", metrics, protocol, distance_warnings(count, None, extractor))
 
 
@@ -148,7 +148,7 @@ def _samples_of_prior(config: EvaluateConfig, evaluator: Evaluator) -> _Comparis
     source = PriorSource(Sampler(prior, config.sampling), None, config.seed)
     samples = sample_prior(evaluator.accelerator, source, config.n or DEFAULT_SAMPLES, config.sampling.batch_size)
     protocol: dict[str, Any] = {
-        "subject": f"Samples of {prior.path.parent.name}",
+        "subject": f"Samples of {prior.outputs.name}",
         "prior": source.settings(),
         "sampling": config.sampling.tree(),
         "scored": data.provenance(config.measured_split),

@@ -35,6 +35,7 @@ from sampling.sampler import SamplingConfig
 from sampling.saved_images import save_png
 from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import ConfigError, UserError
+from stage1_tokenizer.engine.hub import find_hub_name
 
 KEPT_RESULTS = 32
 """Number of requests whose images are kept; those of older requests are deleted."""
@@ -56,7 +57,8 @@ class Page:
             self._offered, self._problem = [], one_line_message(error)
         prior = playground.prior
         height, width = playground.size
-        about = f"{html.escape(str(prior.path.parent))}, step {prior.step}, images of {height}x{width} pixels"
+        run = find_hub_name(prior.path) or prior.path.parent
+        about = f"{html.escape(str(run))}, step {prior.step}, images of {height}x{width} pixels"
         with gr.Blocks(analytics_enabled=False, title="Tessera", delete_cache=(600, 3600)) as self.blocks:
             gr.HTML(f"<h1>Tessera</h1><p>{about}</p>", elem_classes="head")
             with gr.Tabs():

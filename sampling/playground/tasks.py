@@ -32,6 +32,7 @@ from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
+from stage1_tokenizer.engine.hub import find_hub_name
 from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import LoadedPrior
 
@@ -248,7 +249,8 @@ class Playground:
 
     def _command(self, config: GenerateConfig) -> str:
         """Return the command line of `generate.py` with the options that differ from their defaults."""
-        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", str(self.prior.path.parent)]
+        run = find_hub_name(self.prior.path) or self.prior.path.parent
+        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", str(run)]
         defaults = GenerateConfig().tree()
         for key, value in config.tree().items():
             if value != defaults[key] and key != "n":

@@ -23,6 +23,7 @@ from stage1_tokenizer.bottlenecks.rvq import ResidualQuantizer, RvqConfig
 from stage1_tokenizer.bottlenecks.simvq import SimVq, SimVqConfig
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 from stage1_tokenizer.bottlenecks.vq_library import LibraryVectorQuantizer, VqLibraryConfig
+from stage1_tokenizer.engine.errors import ConfigError
 
 BottleneckConfig = Annotated[
     VqConfig
@@ -39,8 +40,19 @@ BottleneckConfig = Annotated[
 ]
 
 
-def build_bottleneck(config: BottleneckConfig, latent_channels: int, processes: int = 1) -> Bottleneck:
-    """Build a bottleneck for latents of D channels. processes: number of processes that train it together."""
+def build_bottleneck(
+    config: BottleneckConfig, latent_channels: int, processes: int = 1, encoded_channels: int | None = None
+) -> Bottleneck:
+    """Build a bottleneck for latents of D channels.
+
+    processes: number of processes that train it together. encoded_channels: channels of the encoder's output, if they
+        are not those of the latent.
+
+    Raises:
+        ConfigError: this kind of bottleneck receives latents only.
+    """
+    if encoded_channels is not None and not isinstance(config, KlConfig):
+        raise ConfigError(f"network.moments is for bottleneck.kind kl, not for {config.kind}; leave it out")
     match config:
         case VqConfig():
             return VectorQuantizer(config, latent_channels, processes)
@@ -59,7 +71,7 @@ def build_bottleneck(config: BottleneckConfig, latent_channels: int, processes: 
         case NoBottleneckConfig():
             return NoBottleneck()
         case KlConfig():
-            return KlBottleneck(config, latent_channels)
+            return KlBottleneck(config, latent_channels, encoded_channels)
         case DictionaryConfig():
             return Dictionary(config, latent_channels)
         case _:

@@ -98,13 +98,13 @@ class Codebook(nn.Module):
             return F.normalize(self.weight, dim=-1)  # with `update: ema` they are stored normalised
         return self.weight
 
-    def quantize(self, vectors: Tensor, temperature: float = 0.0) -> tuple[Tensor, Tensor]:
+    def quantize(self, vectors: Tensor, temperature: float = 0.0, dot_product: bool = False) -> tuple[Tensor, Tensor]:
         """Return the nearest codebook vectors (N, d) of vectors (N, d) float32, and their codes (N,) int64.
 
-        temperature: as for `find_nearest`.
+        temperature, dot_product: as for `find_nearest`.
         """
         codebook = self.vectors  # (V, d)
-        codes = find_nearest(vectors.detach(), codebook.detach(), temperature)
+        codes = find_nearest(vectors.detach(), codebook.detach(), temperature, dot_product)
         return F.embedding(codes, codebook), codes
 
     def remember(self, vectors: Tensor, codes: Tensor) -> None:

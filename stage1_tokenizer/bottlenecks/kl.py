@@ -28,6 +28,8 @@ class KlConfig(BaseBottleneckConfig):
     kind: Literal["kl"] = "kl"
     channels: Channels | None = None
     """Channels of the latent that is drawn; null: those of the network's latent."""
+    project: bool = False
+    """Pass the drawn latent through a 1x1 convolution also if it has the channels of the network's latent."""
     weight: Annotated[NonNegativeFloat, Advice("posterior", "lower --bottleneck.weight")] = 1e-3
     """Weight of the KL in nats per position: a sum over channels, and a mean over positions and images. Next to a mean
     squared error over pixels, 2 * s^2 / (C * factor^2) gives the ELBO for pixels of variance s^2. A larger weight makes
@@ -45,12 +47,13 @@ class KlBottleneck(Bottleneck):
     finished_steps: Tensor
     """() int64, a buffer so that a resumed run continues with the same weight."""
 
-    def __init__(self, config: KlConfig, latent_channels: int) -> None:
+    def __init__(self, config: KlConfig, latent_channels: int, encoded_channels: int | None = None) -> None:
+        """encoded_channels: channels of the encoder's output, if they are not those of the latent."""
         super().__init__()
         self.config = config
         self.noise_channels = config.channels or latent_channels
-        same = self.noise_channels == latent_channels
-        self.project_in = nn.Conv2d(latent_channels, 2 * self.noise_channels, 1)
+        same = self.noise_channels == latent_channels and not config.project
+        self.project_in = nn.Conv2d(encoded_channels or latent_channels, 2 * self.noise_channels, 1)
         self.project_out = nn.Identity() if same else nn.Conv2d(self.noise_channels, latent_channels, 1)
         self.register_buffer("finished_steps", torch.zeros((), dtype=torch.int64))
 

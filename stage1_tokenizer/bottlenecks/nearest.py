@@ -17,12 +17,13 @@ BLOCK = 64
 
 
 @torch.no_grad()
-def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0) -> Tensor:
+def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0, dot_product: bool = False) -> Tensor:
     """Find the nearest codebook vectors: vectors (N, d), codebook (V, d), both float32 -> codes (N,) int64.
 
     The distance is Euclidean; for unit vectors the nearest one has the greatest cosine. Of several at the same distance
     the first is taken. With a temperature t > 0, a code is drawn with probability proportional to
-    exp(-distance^2 / t) instead (RQ-VAE: Lee et al. 2022, section 3.2.3).
+    exp(-distance^2 / t) instead (RQ-VAE: Lee et al. 2022, section 3.2.3). dot_product: the greatest dot product x.e
+    instead of the smallest distance.
 
     Raises:
         ValueError: not float32. In bfloat16, similar codebook vectors are equally near to every vector.
@@ -30,8 +31,8 @@ def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0) ->
     if vectors.dtype != torch.float32 or codebook.dtype != torch.float32:
         raise ValueError(f"distances are taken in float32, got {vectors.dtype} and {codebook.dtype}")
     if torch.compiler.is_exporting():
-        return _find_nearest_exported(vectors, codebook)
-    half = codebook.square().sum(dim=1).mul_(0.5)  # (V,), |e|^2 / 2
+        return _find_nearest_exported(vectors, codebook, dot_product)
+    half = codebook.square().sum(dim=1).mul_(0.0 if dot_product else 0.5)  # (V,), |e|^2 / 2
     n, rows = len(vectors), TILE_VECTORS.get(vectors.device.type, TILE_VECTORS["cuda"])
     codes = torch.empty(n, dtype=torch.int64, device=vectors.device)
     tile = torch.empty(min(n, rows) * min(len(codebook), TILE_CODES), device=vectors.device)
@@ -55,15 +56,15 @@ def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0) ->
     return codes
 
 
-def _find_nearest_exported(vectors: Tensor, codebook: Tensor) -> Tensor:
+def _find_nearest_exported(vectors: Tensor, codebook: Tensor, dot_product: bool = False) -> Tensor:
     """Find the codes as `find_nearest` does, by plain operators and without tiles of vectors: torch.export knows no N.
 
     The memory is that of N vectors by 2048 codes.
     """
-    half = 0.5 * codebook.square().sum(dim=1)  # (V,)
-    best, best_codes = torch.min(half[:CODES] - vectors @ codebook[:CODES].T, dim=1)  # (N,), (N,)
-    for first in range(CODES, codebook.shape[0], CODES):
-        part = slice(first, first + CODES)
+    half = (0.0 if dot_product else 0.5) * codebook.square().sum(dim=1)  # (V,)
+    best, best_codes = torch.min(half[:TILE_CODES] - vectors @ codebook[:TILE_CODES].T, dim=1)  # (N,), (N,)
+    for first in range(TILE_CODES, codebook.shape[0], TILE_CODES):
+        part = slice(first, first + TILE_CODES)
         smallest, places = torch.min(half[part] - vectors @ codebook[part].T, dim=1)
         nearer = smallest < best
         best, best_codes = torch.where(nearer, smallest, best), torch.where(nearer, places + first, best_codes)

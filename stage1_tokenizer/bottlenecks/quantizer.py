@@ -17,15 +17,16 @@ from stage1_tokenizer.bottlenecks.codebook import Codebook
 
 
 class CodeSpace(nn.Module):
-    """The map between latents of D channels and vectors of d dimensions: 1x1 convolutions, or identity if d = D.
+    """The map between latents of D channels and vectors of d dimensions: 1x1 convolutions, or the identity if d = D
+    and no convolutions are asked for.
 
     Factorized codes: Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (ViT-VQGAN, 2021), section 3.2.
     """
 
-    def __init__(self, latent_channels: int, code_dim: int | None) -> None:
+    def __init__(self, latent_channels: int, code_dim: int | None, project: bool = False) -> None:
         super().__init__()
         self.dim = code_dim or latent_channels
-        same = self.dim == latent_channels
+        same = self.dim == latent_channels and not project
         self.project_in = nn.Identity() if same else nn.Conv2d(latent_channels, self.dim, 1)
         self.project_out = nn.Identity() if same else nn.Conv2d(self.dim, latent_channels, 1)
 
@@ -63,10 +64,13 @@ class Quantizer(Bottleneck):
     `finish_step`.
     """
 
-    def __init__(self, latent_channels: int, code_dim: int | None, codebook_size: int, depth: int = 1) -> None:
+    def __init__(
+        self, latent_channels: int, code_dim: int | None, codebook_size: int, depth: int = 1, project: bool = False
+    ) -> None:
+        """project: 1x1 convolutions around the codebook also if d = D."""
         super().__init__()
         self.codebook_size, self.depth = codebook_size, depth
-        self.space = CodeSpace(latent_channels, code_dim)
+        self.space = CodeSpace(latent_channels, code_dim, project)
 
     @abstractmethod
     def quantize(self, vectors: Tensor) -> Quantized:

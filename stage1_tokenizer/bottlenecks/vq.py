@@ -11,9 +11,10 @@ on the unit sphere.
 """
 
 from operator import not_
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor
 
 from stage1_tokenizer.bottlenecks.base import Advice, CodeDim
@@ -37,9 +38,20 @@ class VqConfig(CodebookConfig):
     """Dimension of the codebook vectors; null: that of the latent. A small one (8) keeps large codebooks in use."""
     cosine: Cosine = False
     """Scale vectors and codebook vectors to length one, so that the nearest one has the greatest cosine."""
+    dot_product: bool = False
+    """Take the codebook vector with the greatest dot product instead of the nearest one, as in IBQ (Shi et al. 2024).
+    Needs `update: gradient`, since a running mean is meant for the nearest vectors."""
+    project: bool = False
+    """1x1 convolutions before and behind the codebook also if its vectors have the channels of the latent."""
     rotation: bool = False
     """Rotate and scale the decoder's gradient by the rotation from the latent vector to its codebook vector (Fifty et
     al. 2024), instead of passing it straight through."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dot_product and (self.cosine or self.update == "ema"):
+            raise ValueError("dot_product: true needs update: gradient, and excludes cosine: true")
+        return self
 
 
 def vq_loss(vectors: Tensor, nearest: Tensor, beta: float, by_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -64,14 +76,14 @@ class VectorQuantizer(Quantizer):
     """One codebook, one code per position."""
 
     def __init__(self, config: VqConfig, latent_channels: int, processes: int = 1) -> None:
-        super().__init__(latent_channels, config.code_dim, config.codebook_size)
+        super().__init__(latent_channels, config.code_dim, config.codebook_size, project=config.project)
         self.config = config
         self.codebook = Codebook(config, self.space.dim, config.cosine, processes)
 
     def quantize(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, d) float32 to codes (N,)."""
         vectors = self._scale(vectors)
-        nearest, codes = self.codebook.quantize(vectors)  # (N, d), (N,)
+        nearest, codes = self.codebook.quantize(vectors, dot_product=self.config.dot_product)  # (N, d), (N,)
         self.codebook.remember(vectors, codes)
         loss, commitment = vq_loss(vectors, nearest, self.config.beta, by_gradient=self.config.update == "gradient")
         quantized = rotation_trick(vectors, nearest) if self.config.rotation else straight_through(vectors, nearest)

@@ -15,7 +15,7 @@ import sys
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -91,6 +91,9 @@ class Config(BaseModel):
 class CommandConfig(Config):
     """Base of the configs that a command line is parsed into."""
 
+    reads_config: ClassVar[bool] = True
+    """False if the file of `--config` is an input of the command, and not a file with values of its options."""
+
     config: Annotated[str | None, Mark.FREE] = None
     """YAML file with values that replace the defaults; the command line replaces both."""
 
@@ -137,7 +140,7 @@ def configure(cls: type[CommandT], given: Tree) -> CommandT:
         ConfigError: a wrong value, or a config file that cannot be read.
     """
     defaults = _defaults(cls)
-    if not given.get("config"):
+    if not given.get("config") or not cls.reads_config:
         return cls.from_tree(cls.complete(merge(defaults, _with_nulls(given))), "configuration")
     file = read_yaml(find_existing_path(given["config"]))
     for line in explain_dropped_keys(file, given):

@@ -19,6 +19,8 @@ from stage1_tokenizer.engine.files import write_file
 FORMAT = 2
 READABLE = ("1", "2")
 """Formats of weights files that this version reads. Files of format 1 have no checksum."""
+PICKLE_MAGIC, ZIP_MAGIC = b"\x80", b"PK\x03\x04"
+"""First bytes of the checkpoints of torch, which are pickles or zip archives with one."""
 CHECKSUM_KEY = "sha256"
 """Key of the checksum in the header."""
 Header = dict[str, str]
@@ -35,17 +37,26 @@ def write_weights(path: Path, module: nn.Module, kind: str, header: Mapping[str,
     write_tensors(path, to_cpu(unwrap_compiled(module).state_dict()), {"kind": kind, "format": str(FORMAT), **header})
 
 
-def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
+def read_weights(path: Path, kind: str, importer: str = "") -> tuple[dict[str, Tensor], Header]:
     """Read the weights and the header of a file that `write_weights` has written.
+
+    importer: module of the command that imports files of other projects as this kind, for messages.
 
     Raises:
         BadFileError: damaged, not safetensors, of another kind, or of a later format.
     """
+    advice = f"; a {kind} of another project is imported by: python -m {importer} -h" if importer else ""
+    if starts_as_pickle(path):
+        reason = "is a checkpoint of torch (a pickle), which is not opened here: only safetensors are loaded"
+        raise BadFileError(f"{path}: {reason}{advice}")
     tensors, header = read_tensors(path)
     given = header.get("kind")
     if given != kind:
-        description = f"a {shorten(given)}" if given else "a safetensors file that Tessera did not write"
-        raise BadFileError(f"{path}: this is {description}, but a {kind} is needed here")
+        if given:
+            raise BadFileError(f"{path}: this is a {shorten(given)}, but a {kind} is needed here")
+        raise BadFileError(
+            f"{path}: this is a safetensors file that Tessera did not write, but a {kind} is needed here{advice}"
+        )
     if header.get("format") not in READABLE:
         raise BadFileError(
             f"{path}: has format {shorten(header.get('format'))}, this version reads {' and '.join(READABLE)}"
@@ -53,6 +64,19 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
     if header["format"] != "1" and CHECKSUM_KEY not in header:
         raise BadFileError(f"{path}: is damaged: its header has no checksum ({CHECKSUM_KEY})")
     return tensors, {key: value for key, value in header.items() if key != CHECKSUM_KEY}
+
+
+def starts_as_pickle(path: Path) -> bool:
+    """Return True if a file begins as a checkpoint of torch does, and not as a safetensors file.
+
+    The length of the header, with which a safetensors file begins, may have the same bytes; the header follows it.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:  # the reader reports it
+        return False
+    return start.startswith((PICKLE_MAGIC, ZIP_MAGIC)) and start[8:] != b"{"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

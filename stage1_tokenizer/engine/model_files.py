@@ -16,16 +16,22 @@ from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.engine.checkpoint import load_strict
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.file_names import describe_path
+from stage1_tokenizer.engine.hub import download_weights, is_hub_name
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def resolve_weights(path: str | Path, name: str, option: str) -> Path:
+def resolve_weights(path: str | Path, name: str, option: str, beside: tuple[str, ...] = ()) -> Path:
     """Return `path` if it is a file, or the file `name` in it if it is a folder. `option` is named in errors.
+
+    A name hf:OWNER/NAME or hf:OWNER/NAME@REVISION is downloaded from the Hugging Face Hub, together with the files
+    `beside`, which will be looked for in the same folder.
 
     Raises:
         ConfigError: neither exists.
     """
+    if is_hub_name(path):
+        return download_weights(str(path), (name, *beside), option)
     path = Path(path)
     try:
         is_folder = path.is_dir()

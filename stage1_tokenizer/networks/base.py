@@ -24,6 +24,11 @@ class BaseNetworkConfig(Config):
         normalisation or attention."""
         return 0
 
+    @property
+    def encoded_channels(self) -> int | None:
+        """Channels of the encoder's output if they are not those of the latent; None: they are."""
+        return None
+
     def check(self, image_size: tuple[int, int]) -> None:
         """Raise ConfigError if the network cannot learn from images of this (H, W)."""
 

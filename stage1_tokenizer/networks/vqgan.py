@@ -3,15 +3,15 @@
 Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthesis" (2021), appendix, table 7.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from stage1_tokenizer.config.value_types import Blocks, Channels
+from stage1_tokenizer.config.value_types import Blocks, Channels, Count
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
 
@@ -32,6 +32,14 @@ class VqganNetworkConfig(BaseNetworkConfig):
     """Self-attention between the two residual blocks at the latent resolution."""
     latent_channels: Channels = 64
     """D, the channels of the latent that the bottleneck receives."""
+    moments: bool = False
+    """The encoder returns 2 D channels, mean and log variance of the latent, instead of D. Only with bottleneck kl, as
+    in latent diffusion."""
+    downsample: Annotated[Literal[3, 4], BeforeValidator(lambda given: {"3": 3, "4": 4}.get(str(given), given))] = 4
+    """Side of the kernels that halve the resolution. 4: one pixel of padding on all sides. 3: one row below and one
+    column on the right, as in taming-transformers, LlamaGen and diffusers, whose weights fit then."""
+    norm_groups: Count = 32
+    """Groups of channels in each norm; a norm whose width they do not divide has the next smaller number that does."""
     dropout: float = Field(0.0, ge=0.0, le=1.0)
     """Probability of dropout inside the residual blocks, in 0..1."""
 
@@ -57,22 +65,28 @@ class VqganNetworkConfig(BaseNetworkConfig):
     def check(self, image_size: tuple[int, int]) -> None:
         """Raise ConfigError if a group of a norm has a single value: minus its mean, this value would always be 0."""
         width, factor = self.widths[-1], self.factor
-        if image_size == (factor, factor) and count_groups(width) == width:
+        if image_size == (factor, factor) and count_groups(width, self.norm_groups) == width:
             raise ConfigError(
                 f"network.channels {self.channels}: the latent grid of {factor}x{factor} images is 1x1, and its norms "
                 f"have one of the {width} channels in each group, so that all images would look alike to the decoder; "
-                f"give --data.image_size {2 * factor}, or network.channels that make more than 32 at the last level"
+                f"give --data.image_size {2 * factor}, or network.channels that make more than {self.norm_groups} at "
+                "the last level"
             )
 
+    @property
+    def encoded_channels(self) -> int | None:
+        """Channels of the encoder's output if they are not those of the latent; None: they are."""
+        return 2 * self.latent_channels if self.moments else None
 
-def count_groups(channels: int) -> int:
-    """Return the number of groups of a GroupNorm: 32 as in the paper, or fewer if 32 do not divide the width."""
-    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
+
+def count_groups(channels: int, most: int) -> int:
+    """Return the number of groups of a GroupNorm: `most`, or fewer if these do not divide the width."""
+    return next(groups for groups in range(min(most, channels), 0, -1) if channels % groups == 0)
 
 
-def build_norm(channels: int) -> nn.GroupNorm:
-    """Build the GroupNorm of a layer of this width."""
-    return nn.GroupNorm(count_groups(channels), channels, eps=1e-6)
+def build_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+    """Build the GroupNorm of a layer of this width; with fewer groups if these do not divide the width."""
+    return nn.GroupNorm(count_groups(channels, groups), channels, eps=1e-6)
 
 
 # Without gradients, `silu` and `add` write into a tensor that nothing else needs. New memory costs more than the
@@ -100,12 +114,12 @@ class Silu(nn.Module):
 class ResidualBlock(nn.Module):
     """(B, c_in, h, w) -> (B, c_out, h, w): norm, SiLU and convolution, twice, plus a shortcut."""
 
-    def __init__(self, c_in: int, c_out: int, dropout: float) -> None:
+    def __init__(self, c_in: int, c_out: int, config: VqganNetworkConfig) -> None:
         super().__init__()
-        self.norm1 = build_norm(c_in)
+        self.norm1 = build_norm(c_in, config.norm_groups)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = build_norm(c_out)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = build_norm(c_out, config.norm_groups)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
@@ -119,9 +133,9 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """(B, c, h, w) -> (B, c, h, w): single-head self-attention over all positions, plus the input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm_groups: int = 32) -> None:
         super().__init__()
-        self.norm = build_norm(channels)
+        self.norm = build_norm(channels, norm_groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
@@ -165,14 +179,33 @@ def fold_kernel(weight: Tensor) -> Tensor:
     return sums.flip(2, 3).transpose(0, 1)
 
 
+class CornerDownsample(nn.Conv2d):
+    """(B, c, h, w) -> (B, c, h // 2, w // 2): a 3x3 convolution after one row of zeros below, one column on the right.
+
+    The 4x4 convolution of stride 2 and padding 1 whose first row and column are 0 is equal.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, c, h, w) -> (B, c, h // 2, w // 2)."""
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def build_downsample(channels: int, config: VqganNetworkConfig) -> nn.Conv2d:
+    """Build the convolution of stride 2 between two levels."""
+    return CornerDownsample(channels) if config.downsample == 3 else nn.Conv2d(channels, channels, 4, 2, padding=1)
+
+
 def _build_middle(channels: int, config: VqganNetworkConfig) -> list[nn.Module]:
-    attention = [AttentionBlock(channels)] if config.middle_attention else []
-    block = (channels, channels, config.dropout)
+    attention = [AttentionBlock(channels, config.norm_groups)] if config.middle_attention else []
+    block = (channels, channels, config)
     return [ResidualBlock(*block), *attention, ResidualBlock(*block)]
 
 
 class VqganEncoder(nn.Sequential):
-    """x (B, C, H, W) in [-1, 1] -> z (B, D, H / factor, W / factor)."""
+    """x (B, C, H, W) in [-1, 1] -> z (B, D, H / factor, W / factor), or 2 D channels with `moments`."""
 
     def __init__(self, image_channels: int, config: VqganNetworkConfig) -> None:
         widths = config.widths
@@ -180,14 +213,15 @@ class VqganEncoder(nn.Sequential):
         width = widths[0]
         for level, level_width in enumerate(widths):
             if level > 0:
-                layers.append(nn.Conv2d(width, width, 4, stride=2, padding=1))
+                layers.append(build_downsample(width, config))
             for _ in range(config.blocks):
-                layers.append(ResidualBlock(width, level_width, config.dropout))
+                layers.append(ResidualBlock(width, level_width, config))
                 width = level_width
                 if level in config.attention:
-                    layers.append(AttentionBlock(width))
+                    layers.append(AttentionBlock(width, config.norm_groups))
         layers += _build_middle(width, config)
-        layers += [build_norm(width), Silu(), nn.Conv2d(width, config.latent_channels, 3, padding=1)]
+        encoded = config.encoded_channels or config.latent_channels
+        layers += [build_norm(width, config.norm_groups), Silu(), nn.Conv2d(width, encoded, 3, padding=1)]
         super().__init__(*layers)
 
 
@@ -203,11 +237,11 @@ class VqganDecoder(Decoder):
         ]
         for level in reversed(range(len(widths))):
             for _ in range(config.blocks + 1):
-                layers.append(ResidualBlock(width, widths[level], config.dropout))
+                layers.append(ResidualBlock(width, widths[level], config))
                 width = widths[level]
                 if level in config.attention:
-                    layers.append(AttentionBlock(width))
+                    layers.append(AttentionBlock(width, config.norm_groups))
             if level > 0:
                 layers.append(Upsample(width))
-        layers += [build_norm(width), Silu(), nn.Conv2d(width, image_channels, 3, padding=1)]
+        layers += [build_norm(width, config.norm_groups), Silu(), nn.Conv2d(width, image_channels, 3, padding=1)]
         super().__init__(*layers)

@@ -12,6 +12,7 @@ SCRIPTS = {
     "stage1_tokenizer/train.py": "TrainTokenizerConfig",
     "stage1_tokenizer/analyze.py": "AnalyzeConfig",
     "stage1_tokenizer/compare.py": "CompareConfig",
+    "stage1_tokenizer/import_weights/__main__.py": "ImportConfig",
     "sampling/check.py": "CheckConfig",
     "stage2_prior/train.py": "TrainPriorConfig",
     "stage2_prior/score.py": "ScoreConfig",
@@ -47,13 +48,19 @@ def blocks_of(text: str) -> list[Block]:
 def commands_of(text: str) -> list[tuple[str, list[str]]]:
     """(script, arguments) of each line that starts one of our scripts."""
     found = []
-    text = re.sub(r"python -m (\w+)\.(\w+)", r"python \1/\2.py", text.replace("\\\n", " "))
+    text = re.sub(r"python -m (\w+)\.(\w+)", _as_script, text.replace("\\\n", " "))
     for line in text.splitlines():
         words = shlex.split(line, comments=True) if ".py" in line else []
         scripts = [index for index, word in enumerate(words) if word in SCRIPTS]
         if scripts:
             found.append((words[scripts[0]], words[scripts[0] + 1 :]))
     return found
+
+
+def _as_script(module: re.Match[str]) -> str:
+    """Return `python SCRIPT` for `python -m MODULE`; the script of a folder is its __main__.py."""
+    path = f"{module[1]}/{module[2]}"
+    return f"python {path}/__main__.py" if (ROOT / path).is_dir() else f"python {path}.py"
 
 
 def commands() -> list[tuple[str, list[str]]]:

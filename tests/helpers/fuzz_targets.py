@@ -29,14 +29,17 @@ from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.record import DATA_FILE, DataRecord
 from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, checksum, read_tensors, write_tensors
 from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.foreign_files import read_foreign_file
 from stage1_tokenizer.engine.log_file import read_log
 from stage1_tokenizer.engine.state import MANIFEST, _checksum, find_problem, load_state, save_state
+from stage1_tokenizer.import_weights.families import FAMILIES
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, read_backbone
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import PRIOR_FILE, load_prior
 from stage2_prior.tokens import read_shard
 from tests.helpers.artefacts import CODES, write_prior, write_tokenizer
 from tests.helpers.commands import ROOT, names_of
+from tests.helpers.foreign import Layout, random_state
 from tests.helpers.fuzzing import Target
 from tests.helpers.mutations import mutate_bytes, mutate_json, mutate_safetensors, mutate_words, mutate_yaml, words_of
 
@@ -88,6 +91,7 @@ def targets(folder: Path) -> Iterator[Target]:
         prior = (beside / PRIOR_FILE).read_bytes()
         yield Target(f"prior-{name}", [prior], prior_reader(beside), ".safetensors", header)
     yield backbone_target()
+    yield from foreign_targets()
     yield extractor_target()
     yield from npz_targets()
     yield from run_targets(folder)
@@ -207,6 +211,21 @@ def backbone_target() -> Target:
         built[0]._load_backbone(read_backbone(str(path)), str(path))
 
     return Target("backbone", [good], read, ".safetensors", (mutate_safetensors,))
+
+
+def foreign_targets() -> Iterator[Target]:
+    """Yield checkpoints of other projects, in torch's two formats: read whole, and imported as a tokenizer."""
+    state = random_state(Layout(widths=(32,), attention=(), latent=2, dim=2, size=4))
+    for name, zipped in (("foreign-zip", True), ("foreign-legacy", False)):
+        file = io.BytesIO()
+        torch.save({"state_dict": state, "epoch": 3}, file, _use_new_zipfile_serialization=zipped)
+        yield Target(name, [file.getvalue()], read_foreign, ".ckpt", (mutate_member,) if zipped else ())
+
+
+def read_foreign(path: Path) -> None:
+    """Read a checkpoint of taming-transformers, and build our tokenizer from it."""
+    state = read_foreign_file(path).read_state_dict(("state_dict",))
+    FAMILIES["taming_vqgan"](None, "").convert(state, 32, str(path))
 
 
 def extractor_target() -> Target:

@@ -171,7 +171,7 @@ class EncodedImages:
     @property
     def footer(self) -> str:
         """The last line of each PNG."""
-        return f"{self.loaded.path.parent.name}   step {self.loaded.step}   {self.tokenizer.config.bottleneck.kind}"
+        return f"{self.loaded.outputs.name}   step {self.loaded.step}   {self.tokenizer.config.bottleneck.kind}"
 
 
 @once

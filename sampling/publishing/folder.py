@@ -1,0 +1,142 @@
+"""The files of a published folder: weights of ours, or those of another program, with config, images and model card."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sampling.noise import NoiseSource
+from sampling.publishing.card import CARD, Written, model_card
+from sampling.publishing.diffusers_format import CONFIG_FILE, WEIGHTS_FILE, to_diffusers
+from sampling.publishing.source import Source, published_config, without_folders
+from sampling.sampler import Sampler
+from sampling.saved_images import arrange_grid, save_png
+from stage1_tokenizer.config.base import write_yaml
+from stage1_tokenizer.config.yaml_and_json import parse_json
+from stage1_tokenizer.diagnostics.report.run_folder import CONFIG
+from stage1_tokenizer.engine.checkpoint import read_weights, to_cpu, write_tensors
+from stage1_tokenizer.engine.console import progress_bar
+from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.files import storage_error, write_file
+from stage1_tokenizer.tokenizer import LoadedTokenizer
+from stage2_prior.prior import load_prior
+
+SAMPLES = "samples.png"
+RECONSTRUCTIONS = "reconstructions.png"
+SEED = 0
+"""Seed of the samples in a published folder."""
+
+
+def write_weights_files(source: Source, folder: Path) -> None:
+    """Write weights and config. The tensors and the config in the headers are those of the run; headers and config name
+    no folder of this machine.
+
+    Raises:
+        BadFileError: the run's weights have changed since they were loaded.
+    """
+    for name in source.headers:
+        tensors, header = read_weights(source.run.path / name, source.headers[name]["kind"])
+        data = without_folders(parse_json(header["data"]))
+        write_tensors(folder / name, tensors, {**header, "data": json.dumps(data, separators=(",", ":"))})
+    if source.run.config:
+        write_yaml(folder / CONFIG, published_config(source.run))
+    loaded = LoadedTokenizer.load(folder)
+    changed = loaded.fingerprint != source.tokenizer.fingerprint
+    if source.prior is not None:
+        changed |= load_prior(folder).step != source.prior.step
+    if changed:
+        raise BadFileError(
+            f"{source.run.path}: its weights have changed since they were loaded; is it still in training? Publish it "
+            "when it has ended"
+        )
+
+
+def write_diffusers_files(source: Source, folder: Path) -> str:
+    """Write the tokenizer as a model of diffusers. Returns the name of its class.
+
+    Raises:
+        ConfigError: the run is a prior's, or diffusers cannot express a layer.
+    """
+    if source.prior is not None:
+        raise ConfigError(
+            f"--format diffusers: {source.run.path} is the run of a prior, and diffusers has no model for it; name its "
+            "tokenizer.safetensors to publish the tokenizer"
+        )
+    model = to_diffusers(source.tokenizer.tokenizer)
+    write_tensors(folder / WEIGHTS_FILE, to_cpu(model.weights), {"format": "pt"})  # diffusers asks for this entry
+    write_file(folder / CONFIG_FILE, model.config_json)
+    return model.class_name
+
+
+def write_images(source: Source, folder: Path, count: int) -> dict[str, str]:
+    """Write a grid of samples, and the newest reconstructions of the training. Returns their captions by name."""
+    captions = {}
+    run, is_tokenizer = source.run, source.prior is None
+    if source.prior is not None or source.tokenizer.tokenizer.config.bottleneck.kind == "kl":
+        images, caption = sample_images(source, count)
+        save_png(folder / SAMPLES, arrange_grid(list(images)))
+        captions[SAMPLES] = caption
+    logged = [(step, path) for step, path in run.logged_images("reconstructions") if step == source.tokenizer.step]
+    if is_tokenizer and logged:
+        write_file(folder / RECONSTRUCTIONS, logged[-1][1].read_bytes())
+        captions[RECONSTRUCTIONS] = "Validation images and their reconstructions, in turn"
+    return captions
+
+
+def sample_images(source: Source, count: int) -> tuple[NDArray[np.uint8], str]:
+    """Sample images (count, H, W, C) with the defaults of generate.py, and say how."""
+    with progress_bar(count, "image", "sampling") as bar:
+        if source.prior is None:
+            noise = NoiseSource(source.tokenizer, torch.device("cpu"), SEED, temperature=1.0)
+            return noise.sample(np.arange(count), bar.update), f"{count} samples, decoded from noise of seed {SEED}"
+        sampler = Sampler(source.prior)
+        images = sampler.sample(count, seed=SEED)
+        bar.update(count)
+    turn = ", the classes in turn" if source.prior.classes else ""
+    how = f"guidance {sampler.guidance.scale:g}, top_p {sampler.config.top_p:g}"
+    return images, f"{count} samples of seed {SEED} with {how}{turn}; none was left out"
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that gets its name when the block ends without an error; otherwise nothing is left.
+
+    Raises:
+        ConfigError: there is a file or a folder that is not empty.
+        StorageError: the folder cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ConfigError(f"--to {path}: is there already; name a new folder, or move it away")
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except OSError as error:
+        raise storage_error(path, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_folder(source: Source, folder: Path, *, target: str, licence: str, format_: str, samples: int) -> None:
+    """Write all files. target: the name by which others load the folder. samples: 0 writes no images.
+
+    Raises:
+        ConfigError: the format cannot express the run.
+        BadFileError: the run's weights have changed since they were loaded.
+    """
+    diffusers_class = None
+    if format_ == "diffusers":
+        diffusers_class = write_diffusers_files(source, folder)
+    else:
+        write_weights_files(source, folder)
+    images = write_images(source, folder, samples) if samples else {}
+    write_file(folder / CARD, model_card(source, Written(target, licence, images, diffusers_class)))
