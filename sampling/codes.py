@@ -33,7 +33,7 @@ class CodesConfig(CommandConfig):
     source: CliPositionalArg[str]
     """A folder of images to encode; or a file of codes to decode, .npz or .npy."""
     out: str
-    """Where to write: a file .npz or .npy for codes, a folder for images."""
+    """File to write the codes into, .npz or .npy; or folder for the images."""
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ SCRIPTS = {
     "sampling/summary.py": "SummaryConfig",
     "sampling/evaluate.py": "EvaluateConfig",
     "sampling/app.py": "AppConfig",
+    "sampling/codes.py": "CodesConfig",
+    "sampling/publish.py": "PublishConfig",
 }
 
 
