@@ -95,7 +95,7 @@ class SavedPrior:
     @classmethod
     def read(cls, file: Path) -> Self:
         """Read a prior's file. Raise BadFileError if it is damaged, or is not a prior."""
-        weights, raw = read_weights(file, kind="prior")
+        weights, raw = read_weights(file, kind="prior", importer="stage2_prior.import_weights")
         header = config_from_json(PriorHeader, raw.get("config"), str(file))
         data, step = read_data_tree(raw, str(file)), read_step(raw, str(file))
         return cls(file, header, TokenShape(*header.shape), weights, data, step)

@@ -21,7 +21,7 @@ TINY = 1e-12
 """Smallest length by which a vector is divided; shorter vectors are divided by this."""
 
 
-def normalise_and_rotate(x: Tensor, scale: Tensor, rotation: Tensor | None = None) -> Tensor:
+def normalise_and_rotate(x: Tensor, scale: Tensor, rotation: Tensor | None = None, eps: float = 0.0) -> Tensor:
     """Normalise vectors (..., D) to length 1, multiply them by `scale`, then rotate pairs of neighbouring channels.
 
     This is RMSNorm with `scale` = gain * sqrt(D), and the query/key norm with rotary positions.
@@ -31,24 +31,35 @@ def normalise_and_rotate(x: Tensor, scale: Tensor, rotation: Tensor | None = Non
         scale: (D) or (..., H, D); the result has its dtype.
         rotation: (n, D / 2, 2), cosine and sine per position and pair (RoPE, Su et al. 2021, equation 34); it gets no
             gradient. None: no rotation.
+        eps: number added to the mean square (RMSNorm); 0: none.
     """
     x = x.to(scale.dtype)
     if rotation is not None:
-        rotation = rotation.view(len(rotation), *(1,) * (x.ndim - 3), *rotation.shape[1:])  # (n, ..., 1, D / 2, 2)
+        rotation = _per_vector(rotation, x)
     if _uses_cpu_path(x):
-        y: Tensor = _NormaliseAndRotate.apply(x, scale, None if rotation is None else torch.view_as_complex(rotation))
+        turns = None if rotation is None else torch.view_as_complex(rotation)
+        y: Tensor = _NormaliseAndRotate.apply(x, scale, turns, eps)
         return y
     D = x.shape[-1]
-    y = F.rms_norm(x, (D,), eps=TINY**2) * (scale * D**-0.5)
+    y = F.rms_norm(x, (D,), eps=eps or TINY**2) * (scale * D**-0.5)
     return y if rotation is None else _rotate(y, rotation)
 
 
-def normalise_rms(x: Tensor) -> Tensor:
-    """Scale vectors (..., D) to a mean square of 1, without a gradient, in as few calls as the device allows."""
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate pairs of neighbouring channels of x (B, n, ..., H, D) by rotation (n, D / 2, 2), in the latter's dtype."""
+    return _rotate(x.to(rotation.dtype), _per_vector(rotation, x))
+
+
+def normalise_rms(x: Tensor, eps: float = 0.0) -> Tensor:
+    """Scale vectors (..., D) to a mean square of 1, without a gradient, in as few calls as the device allows.
+
+    eps: number added to the mean square; 0: none.
+    """
     D = x.shape[-1]
     if x.is_cuda:  # one kernel on a GPU; on a CPU a chain of operators that takes twice as long as the line below
-        return F.rms_norm(x, (D,), eps=TINY**2)
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(D**-0.5).clamp_min_(TINY)
+        return F.rms_norm(x, (D,), eps=eps or TINY**2)
+    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(D**-0.5)
+    return x / (rms.square_().add_(eps).sqrt_() if eps else rms.clamp_min_(TINY))
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -85,6 +96,12 @@ def _uses_cpu_path(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _per_vector(rotation: Tensor, x: Tensor) -> Tensor:
+    """View a rotation (n, D / 2, 2) as (n, ..., 1, D / 2, 2), with as many dimensions as the pairs of x have after
+    B."""
+    return rotation.view(len(rotation), *(1,) * (x.ndim - 3), *rotation.shape[1:])
+
+
 def _rotate(y: Tensor, rotation: Tensor) -> Tensor:
     """Rotate pairs of neighbouring channels of y (B, n, ..., H, D) by rotation (n, ..., 1, D / 2, 2)."""
     pairs = y.reshape(*y.shape[:-1], -1, 2)  # (B, n, ..., H, D / 2, 2)
@@ -103,9 +120,11 @@ class _NormaliseAndRotate(torch.autograd.Function):
     """`normalise_and_rotate` on a CPU, with its own backward pass; the rotation is complex (n, ..., 1, D / 2)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, rotation: Tensor | None) -> Tensor:
-        """Compute rotation * scale * x / |x|."""
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(TINY).reciprocal_()  # (..., 1)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, rotation: Tensor | None, eps: float) -> Tensor:
+        """Compute rotation * scale * x / sqrt(|x|^2 + D eps)."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
+        length = length.square_().add_(x.shape[-1] * eps).sqrt_() if eps else length.clamp_min_(TINY)
+        inverse = length.reciprocal_()
         ctx.save_for_backward(x, scale, rotation, inverse)
         y = (x * inverse).mul_(scale)
         if rotation is not None:
@@ -114,8 +133,9 @@ class _NormaliseAndRotate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Rotate the gradient g back; then with u = x / |x|: dscale = g u, dx = (g scale - u <g scale, u>) / |x|."""
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Rotate the gradient g back; then with r = sqrt(|x|^2 + D eps) and u = x / r: dscale = g u,
+        dx = (g scale - u <g scale, u>) / r."""
         x, scale, rotation, inverse = ctx.saved_tensors
         if rotation is not None:
             gradient = torch.view_as_real(_as_complex(gradient.contiguous()) * rotation.conj()).flatten(-2)
@@ -123,7 +143,7 @@ class _NormaliseAndRotate(torch.autograd.Function):
         scale_gradient = (gradient * unit).sum_to_size(scale.shape)
         unit_gradient = gradient * scale
         radial = (unit_gradient * unit).sum(dim=-1, keepdim=True)
-        return unit_gradient.addcmul_(unit, radial, value=-1).mul_(inverse), scale_gradient, None
+        return unit_gradient.addcmul_(unit, radial, value=-1).mul_(inverse), scale_gradient, None, None
 
 
 class _SwiGlu(torch.autograd.Function):

@@ -6,8 +6,8 @@ product; the gains of the RMSNorms are multiplied into the weights of the next p
 tables; weights are stored in the order that the processor reads (`fast_linear.py`). A layer, for n new positions of B
 sequences, D channels and H heads of width d:
 
-    x (B*n, D) -> RMS 1 -> query, key, value (B, n, 3 H, d) -> rotate -> attention to the cache -> + x
-               -> RMS 1 -> up, gate (B*n, 2 * inner)        -> up * silu(gate) -> down          -> + x
+    x (B*n, D) -> RMS 1 -> query, key, value (B, n, 3 H, d) -> gains, rotate -> attention to the cache -> + x
+               -> RMS 1 -> up, gate (B*n, 2 * inner)        -> up * silu(gate) -> down                 -> + x
 
 On a GPU the step for one position is captured once as a CUDA graph and replayed, since launching its hundreds of small
 kernels takes longer than running them.
@@ -26,7 +26,7 @@ from stage2_prior.base import Generation, Grid, PreparedPrior, Prior
 from stage2_prior.fast_linear import Precision, Product, prepare
 from stage2_prior.gpt.fused import normalise_rms
 from stage2_prior.gpt.kv_cache import FixedKvCache, KvCache
-from stage2_prior.gpt.layer import query_key_value_weight
+from stage2_prior.gpt.layer import DecoderLayer, query_key_value_weight
 
 PositionTables = Callable[[Grid, torch.device], tuple[Tensor | None, Tensor | None]]
 """The type of Gpt.position_tables."""
@@ -36,31 +36,46 @@ PositionTables = Callable[[Grid, torch.device], tuple[Tensor | None, Tensor | No
 class LayerWeights:
     """The weights of one layer, arranged for generation."""
 
+    norm_eps: float
+    """Number that both RMSNorms add to the mean square."""
     query_key_value: Product
+    has_qk_norm: bool
+    """True if queries and keys are normalised."""
     gains: Tensor
-    """(2 H, d) factors of normalised queries and keys; those of queries include the scale of attention."""
+    """(2 H, d) factors of queries and keys, after their norm; those of queries include the scale of attention."""
     out: Product
     up_gate: Product
     down: Product
 
 
-def _prepare(branches: Any, precision: Precision) -> LayerWeights:
-    """Arrange the weights of the attention and the feed-forward branch of one layer of x-transformers."""
-    (norms, attention, _), (feed_norms, feed, _) = branches
+def _prepare(layer: DecoderLayer, precision: Precision) -> LayerWeights:
+    """Arrange the weights of the attention and the feed-forward branch of one layer."""
+    (norms, attention, _), (feed_norms, feed, _) = cast(Any, layer).layers
     # The library's RMSNorm is F.normalize(x) * sqrt(D) * (g + offset), which is `normalise_rms` times (g + offset).
     gain, feed_gain = (norm.g + norm.unit_offset for norm in (norms[0], feed_norms[0]))  # (D,)
-    gains = torch.cat([attention.qk_norm_q_scale * attention.attend.scale, attention.qk_norm_k_scale])  # (2 H, 1, d)
-    gains = gains * gains.shape[-1] ** -0.5  # queries and keys have length 1, not RMS 1
     expand, _, contract = feed.ff
     # The library makes no output projection for a single head as wide as the model.
     has_projection = not isinstance(attention.to_out, nn.Identity)
     return LayerWeights(
+        layer.norm_eps,
         prepare(query_key_value_weight(attention) * gain, None, precision),
-        gains[:, 0],
+        attention.qk_norm,
+        _query_key_gains(attention),
         prepare(attention.to_out.weight, attention.to_out.bias, precision) if has_projection else attention.to_out,
         prepare(expand.proj.weight * feed_gain, expand.proj.bias, precision),
         prepare(contract.weight, contract.bias, precision),
     )
+
+
+def _query_key_gains(attention: Any) -> Tensor:
+    """Return LayerWeights.gains (2 H, d)."""
+    d = attention.to_q.out_features // attention.heads
+    if not attention.qk_norm:
+        gains: Tensor = attention.to_q.weight.new_ones(2, attention.heads, d)
+        gains[0] *= attention.attend.scale
+        return gains.flatten(0, 1)
+    gains = torch.cat([attention.qk_norm_q_scale * attention.attend.scale, attention.qk_norm_k_scale])  # (2 H, 1, d)
+    return gains[:, 0] * d**-0.5  # queries and keys have length 1, not RMS 1
 
 
 class PreparedGpt(PreparedPrior):
@@ -80,7 +95,7 @@ class PreparedGpt(PreparedPrior):
         self.start, self.norm, self.position_tables = start, norm, position_tables
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         with torch.no_grad():
-            self.layers = [_prepare(cast(Any, layer).layers, precision) for layer in layers]
+            self.layers = [_prepare(cast(DecoderLayer, layer), precision) for layer in layers]
         self.replays = start.weight.is_cuda
         """True if the step for one position is a fixed sequence of kernels, which a GPU replays as a CUDA graph."""
         self._idle_steps: dict[tuple[int, Grid], list[Step]] = {}  # not in use, by batch size and grid
@@ -155,15 +170,16 @@ class Step:
         x = x.reshape(B * n, D)
         for index, layer in enumerate(self._gpt.layers):
             heads, head_width = layer.gains.shape  # 2 H, d
-            projected = layer.query_key_value(normalise_rms(x)).view(B, n, -1, head_width)  # (B, n, 3 H, d)
-            query_key = normalise_rms(projected[:, :, :heads].float()).mul_(layer.gains)
+            projected = layer.query_key_value(normalise_rms(x, layer.norm_eps)).view(B, n, -1, head_width)
+            query_key = projected[:, :, :heads].float()  # (B, n, 2 H, d) of (B, n, 3 H, d)
+            query_key = normalise_rms(query_key).mul_(layer.gains) if layer.has_qk_norm else query_key * layer.gains
             if rotation is not None:
                 pairs = torch.view_as_complex(query_key.view(B, n, heads, -1, 2))  # (B, n, 2 H, d / 2)
                 pairs.mul_(rotation)
             query, key = query_key.to(x.dtype).chunk(2, dim=2)  # (B, n, H, d)
             attended = self._cache.attend(index, query, key, projected[:, :, heads:])  # (B, n, H, d)
             x = x + layer.out(attended.reshape(B * n, D))
-            up, gate = layer.up_gate(normalise_rms(x)).chunk(2, dim=-1)
+            up, gate = layer.up_gate(normalise_rms(x, layer.norm_eps)).chunk(2, dim=-1)
             x = layer.down(F.silu(gate).mul_(up)).add_(x)
         context: Tensor = self._gpt.norm(x.view(B, n, D)[:, -1].float())
         return context

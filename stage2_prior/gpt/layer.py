@@ -1,6 +1,6 @@
 """One transformer layer: causal attention, then a feed-forward network, each in a residual branch behind a norm.
 
-    x (B, n, width) -> RMSNorm -> query, key, value (B, n, 3, H, d) -> q and k to length 1, scaled, rotated
+    x (B, n, width) -> RMSNorm -> query, key, value (B, n, 3, H, d) -> q and k to length 1, scaled (option), rotated
                     -> causal attention (B, n, H, d) -> projection (B, n, width)                       -> + x
                     -> RMSNorm -> up, gate (B, n, 2 * inner) -> SwiGLU (B, n, inner) -> (B, n, width)  -> + x
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stage2_prior.fast_linear import linear, use_onednn_linear
-from stage2_prior.gpt.fused import causal_attention, normalise_and_rotate, swiglu
+from stage2_prior.gpt.fused import causal_attention, normalise_and_rotate, rotate, swiglu
 
 with warnings.catch_warnings():  # x-transformers calls torch.jit.script at import, deprecated since torch 2.11
     warnings.filterwarnings("ignore", message=".*torch.jit.script")
@@ -27,15 +27,18 @@ with warnings.catch_warnings():  # x-transformers calls torch.jit.script at impo
 class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no types
     """One layer of x-transformers' decoder, with a faster forward pass."""
 
+    norm_eps: float = 0.0
+    """Number that both RMSNorms add to the mean square."""
+
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         """Compute the layer: x (B, n, width) -> (B, n, width).
 
         rotation: (n, d / 2, 2), cosine and sine of the angles of each position; d is the width of a head. None: none.
         """
         ((norm, *_), attention, _), ((ff_norm, *_), feed_forward, _) = self.layers
-        x = x + self._attend(attention, _rms_norm(norm, x), rotation)
+        x = x + self._attend(attention, _rms_norm(norm, x, self.norm_eps), rotation)
         project_in, dropout, project_out = feed_forward.ff
-        hidden = project_in.proj(_rms_norm(ff_norm, x))  # (B, n, 2 * inner)
+        hidden = project_in.proj(_rms_norm(ff_norm, x, self.norm_eps))  # (B, n, 2 * inner)
         result: Tensor = x + project_out(dropout(swiglu(hidden)))
         return result
 
@@ -43,9 +46,13 @@ class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no type
         """Compute the attention branch: normalised x (B, n, width) -> (B, n, width)."""
         projected = linear(x, query_key_value_weight(attention))  # (B, n, 3 H d)
         projected = projected.view(*x.shape[:2], 3, attention.heads, -1)  # (B, n, 3, H, d)
-        gains = torch.stack([attention.qk_norm_q_scale[:, 0], attention.qk_norm_k_scale[:, 0]])  # (2, H, d)
-        query_key = normalise_and_rotate(projected[:, :, :2], gains, rotation).to(projected.dtype)  # (B, n, 2, H, d)
-        q, k = query_key.unbind(dim=2)
+        query_key = projected[:, :, :2]  # (B, n, 2, H, d)
+        if attention.qk_norm:
+            gains = torch.stack([attention.qk_norm_q_scale[:, 0], attention.qk_norm_k_scale[:, 0]])  # (2, H, d)
+            query_key = normalise_and_rotate(query_key, gains, rotation)
+        elif rotation is not None:
+            query_key = rotate(query_key, rotation)
+        q, k = query_key.to(projected.dtype).unbind(dim=2)
         dropout = attention.attend.dropout if self.training else 0.0
         y = causal_attention(q, k, projected[:, :, 2], attention.attend.scale, dropout)  # (B, n, H, d)
         result: Tensor = attention.to_out(y.flatten(-2))
@@ -57,17 +64,27 @@ def query_key_value_weight(attention: Any) -> Tensor:
     return torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
 
 
-def _rms_norm(norm: Any, x: Tensor) -> Tensor:
-    """Apply the library's RMSNorm: (..., width) -> (..., width)."""
-    return normalise_and_rotate(x, (norm.g + float(norm.unit_offset)) * norm.scale)
+def _rms_norm(norm: Any, x: Tensor, eps: float) -> Tensor:
+    """Apply the library's RMSNorm, with `eps` added to the mean square: (..., width) -> (..., width)."""
+    return normalise_and_rotate(x, (norm.g + float(norm.unit_offset)) * norm.scale, eps=eps)
 
 
-def build_layer(width: int, heads: int, head_width: int, inner: int, dropout: float = 0.0) -> DecoderLayer:
+def build_layer(
+    width: int,
+    heads: int,
+    head_width: int,
+    inner: int,
+    dropout: float = 0.0,
+    *,
+    qk_norm: bool = True,
+    norm_eps: float = 0.0,
+    feed_forward_bias: bool = True,
+) -> DecoderLayer:
     """Build one layer with H = `heads` heads of d = `head_width` channels and a feed-forward network of `inner`
     channels.
 
     It is a decoder of depth 1 without a final norm. So the caller can compute it again in the backward pass, cache its
-    keys and values, and pass the rotation of its positions.
+    keys and values, and pass the rotation of its positions. The other options are those of GptConfig.
     """
     decoder = DecoderLayer(
         dim=width,
@@ -80,12 +97,16 @@ def build_layer(width: int, heads: int, head_width: int, inner: int, dropout: fl
         ff_mult=(inner + 0.5) / width,  # the library rounds width * mult down
         ff_swish=True,
         ff_glu=True,
-        attn_qk_norm=True,
-        attn_qk_norm_dim_scale=True,
+        attn_qk_norm=qk_norm,
+        attn_qk_norm_dim_scale=qk_norm,
         attn_flash=torch.cuda.is_available(),
         attn_dropout=dropout,
         ff_dropout=dropout,
         verbose=False,
     )
+    decoder.norm_eps = norm_eps
+    if not feed_forward_bias:  # the library's own option leaves the bias of the first product
+        expand, _, contract = decoder.layers[1][1].ff
+        expand.proj.bias = contract.bias = None
     use_onednn_linear(decoder)
     return decoder

@@ -2,22 +2,25 @@
 
 The design is that of nanoGPT and LlamaGen: pre-norm blocks of causal attention and a feed-forward network (Radford et
 al., "Language Models are Unsupervised Multitask Learners", 2019), with RMSNorm, SwiGLU and rotary positions along two
-axes (Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation", 2024). The class is a
-start vector in front of the sequence, as in LlamaGen; each position of the grid is one element of the sequence:
+axes (Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation", 2024). With the options
+`positions: rotary`, `qk_norm: false`, `norm_eps: 1e-5`, `rotary_base: 10000`, `start_rotation: zero` and
+`feed_forward_bias: false` it is exactly LlamaGen's (`llamagen.py`). The class is a start vector in front of the
+sequence; each position of the grid is one element of the sequence:
 
     input      start  x_0  x_1 ... x_{h*w-2}      (B, h*w, width)
     context    of 0   1    2   ... h*w-1          (B, h*w, width)
 
 Each input has two kinds of position information. A learned vector per row and one per column name the position that the
 *output* belongs to. The rotation of queries and keys encodes the position of the *input*, so that attention depends on
-distances in rows and columns. The start vector counts as the position left of the first one.
+distances in rows and columns. The start vector counts as the position left of the first one, if `start_rotation` does
+not say otherwise.
 """
 
 from typing import Literal, Self
 
 import torch
 from einops import rearrange
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,11 +30,6 @@ from stage2_prior.base import BasePriorConfig, Grid, Prior
 from stage2_prior.fast_linear import Precision
 from stage2_prior.gpt.generation import PreparedGpt
 from stage2_prior.gpt.layer import build_layer
-
-ROTARY_BASE = 100.0
-"""Base of the rotation frequencies, theta in RoPE (Su et al., "RoFormer", 2021, section 3.2.2). Text models use 10,000;
-100 suits the short axes of grids (Heo et al., "Rotary Position Embedding for Vision Transformer", 2024, section
-3.2)."""
 
 
 class GptConfig(BasePriorConfig):
@@ -48,6 +46,20 @@ class GptConfig(BasePriorConfig):
     """Inner width of the feed-forward network; null: 4 times the width."""
     positions: Literal["rotary", "learned", "both"] = "both"
     """Position information: rotation of queries and keys, a learned vector per row and column, or both."""
+    rotary_base: float = Field(100.0, gt=1.0)
+    """Base of the rotation frequencies. 100 suits the short axes of grids; text models and LlamaGen use 10,000. No
+    effect with positions learned."""
+    start_rotation: Literal["left", "zero"] = "left"
+    """Rotation of the start vector. left: that of a position left of the first one; zero: its queries and keys are
+    multiplied by 0, as in LlamaGen, so that its attention logit is 0 at all positions. No effect with positions
+    learned."""
+    qk_norm: bool = True
+    """Normalise queries and keys, each with a learned scale per channel. It keeps attention logits small in long
+    trainings; LlamaGen does without."""
+    norm_eps: float = Field(0.0, ge=0.0, le=1.0)
+    """Number that every RMSNorm adds to the mean square; LlamaGen has 1e-5. 0: none."""
+    feed_forward_bias: bool = True
+    """Give the products of the feed-forward network a bias vector; LlamaGen has none."""
     checkpoint: bool = False
     """Compute each layer again in the backward pass instead of keeping its activations. A step takes a third longer and
     needs far less memory; turn it on when memory runs out."""
@@ -97,9 +109,19 @@ class Gpt(Prior):
         self.dropout = nn.Dropout(config.dropout)
         inner = config.feed_forward or 4 * width
         self.layers = nn.ModuleList(
-            build_layer(width, config.heads, width // config.heads, inner, config.dropout) for _ in range(config.layers)
+            build_layer(
+                width,
+                config.heads,
+                width // config.heads,
+                inner,
+                config.dropout,
+                qk_norm=config.qk_norm,
+                norm_eps=config.norm_eps,
+                feed_forward_bias=config.feed_forward_bias,
+            )
+            for _ in range(config.layers)
         )
-        self.norm = nn.RMSNorm(width)
+        self.norm = nn.RMSNorm(width, eps=config.norm_eps or None)
 
     def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
         """Compute the contexts of all positions: embedded positions (B, h*w, width), labels (B,) -> (B, h*w, width)."""
@@ -124,7 +146,8 @@ class Gpt(Prior):
 
         Returns:
             learned: (h*w, width), the sum of the row's and the column's vector of the position of each output.
-            rotation: (h*w, head width / 2, 2), cosine and sine of the angles of each input.
+            rotation: (h*w, head width / 2, 2), cosine and sine of the angles of each input; 0 and 0 for the start
+                vector if `config.start_rotation` is zero.
         """
         learned = None
         if self.rows is not None and self.columns is not None:
@@ -133,16 +156,20 @@ class Gpt(Prior):
         if self.config.positions == "learned":
             return learned, None
         angles = self.rotary_angles(grid, device)
-        return learned, torch.stack([angles.cos(), angles.sin()], dim=-1)
+        rotation = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        if self.config.start_rotation == "zero":
+            rotation[0] = 0.0
+        return learned, rotation
 
     def rotary_angles(self, grid: Grid, device: torch.device) -> Tensor:
         """Return the rotation angles (h*w, head width / 2) in radians, one per pair of channels (RoPE, equation 15).
 
         The first half of the pairs rotates by the row of the input, the second half by its column. Pair i of a half of
-        n pairs has the frequency ROTARY_BASE ** (-i / n).
+        n pairs has the frequency rotary_base ** (-i / n), theta in RoPE (Su et al., "RoFormer", 2021, section 3.2.2;
+        its value for grids: Heo et al., "Rotary Position Embedding for Vision Transformer", 2024, section 3.2).
         """
         pairs = self.config.width // self.config.heads // 4  # per axis
-        frequencies = ROTARY_BASE ** -(torch.arange(pairs, device=device) / pairs)
+        frequencies = self.config.rotary_base ** -(torch.arange(pairs, device=device) / pairs)
         index = torch.arange(-1, grid[0] * grid[1] - 1, device=device)  # input t is position t - 1
         # The start vector (index -1) stands at row 0, column -1; -1 // w would give row -1.
         row, column = (index // grid[1]).clamp_min(0), torch.where(index < 0, index, index % grid[1])

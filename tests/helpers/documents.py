@@ -15,6 +15,7 @@ SCRIPTS = {
     "stage1_tokenizer/import_weights/__main__.py": "ImportConfig",
     "sampling/check.py": "CheckConfig",
     "stage2_prior/train.py": "TrainPriorConfig",
+    "stage2_prior/import_weights.py": "ImportPriorConfig",
     "stage2_prior/score.py": "ScoreConfig",
     "stage2_prior/plan.py": "PlanConfig",
     "sampling/generate.py": "GenerateConfig",

@@ -35,6 +35,8 @@ from stage1_tokenizer.engine.state import MANIFEST, _checksum, find_problem, loa
 from stage1_tokenizer.import_weights.families import FAMILIES
 from stage1_tokenizer.perceptual import Perceptual, PerceptualConfig, read_backbone
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
+from stage2_prior.gpt.llamagen import CHECKPOINT_KEYS, LlamaGenConfig, LlamaGenSizes
+from stage2_prior.import_weights import import_llamagen
 from stage2_prior.prior import PRIOR_FILE, load_prior
 from stage2_prior.tokens import read_shard
 from tests.helpers.artefacts import CODES, write_prior, write_tokenizer
@@ -220,12 +222,21 @@ def foreign_targets() -> Iterator[Target]:
         file = io.BytesIO()
         torch.save({"state_dict": state, "epoch": 3}, file, _use_new_zipfile_serialization=zipped)
         yield Target(name, [file.getvalue()], read_foreign, ".ckpt", (mutate_member,) if zipped else ())
+    shapes = LlamaGenSizes(layers=1, width=16, inner=8, codebook_size=4, labels=3).shapes()
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    yield Target("foreign-gpt", [save(tensors)], read_foreign_gpt, ".safetensors", (mutate_safetensors,))
 
 
 def read_foreign(path: Path) -> None:
     """Read a checkpoint of taming-transformers, and build our tokenizer from it."""
     state = read_foreign_file(path).read_state_dict(("state_dict",))
     FAMILIES["taming_vqgan"](None, "").convert(state, 32, str(path))
+
+
+def read_foreign_gpt(path: Path) -> None:
+    """Read a checkpoint of LlamaGen, and make weights of our prior from it."""
+    tensors = read_foreign_file(path).read_state_dict(CHECKPOINT_KEYS)
+    import_llamagen(tensors, LlamaGenConfig(n_head=2), str(path))
 
 
 def extractor_target() -> Target:

@@ -19,7 +19,7 @@ FEWER = {"config-stage1": 50, "config-stage2": 50, "run-config": 60}
 FEWER |= {"command-line-stage1": 30, "command-line-stage2": 30, "backbone": 60}
 FEWER |= {"samples-npz": 100, "moments-npz": 100, "extractor": 60}
 FEWER |= {"tokenizer": 120, "prior-gpt": 50, "prior-pixelcnn": 50, "prior-depth": 50}
-FEWER |= {"foreign-zip": 100, "foreign-legacy": 100}
+FEWER |= {"foreign-gpt": 60, "foreign-zip": 100, "foreign-legacy": 100}
 OTHERS = ("avif", "jpeg2000", "tga", "pcx", "ico", "icns", "sgi", "dds", "qoi", "xbm", "dib")
 """Formats that few have; they are read all the same, so a stranger's folder may hold them."""
 FEWER |= {f"picture-{name}": 60 for name in OTHERS}

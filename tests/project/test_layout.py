@@ -203,5 +203,5 @@ def test_functions_can_be_read(path: Path) -> None:
 def test_a_package_shows_the_paper(package: str) -> None:
     """The top folder has the model, its parts and its commands; the machinery is in sub-folders."""
     entries = {path.name for path in (ROOT / package).iterdir() if path.suffix in {".py", ""}}
-    most = {"stage1_tokenizer": 16, "stage2_prior": 22}[package]
+    most = {"stage1_tokenizer": 17, "stage2_prior": 22}[package]  # 16, and the command import_weights
     assert len(entries - {"__init__.py", "__pycache__"}) <= most, sorted(entries)

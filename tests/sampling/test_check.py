@@ -441,3 +441,10 @@ def test_a_prior_whose_weights_do_not_fit_its_header_is_bad(copy: Path) -> None:
     path = copy / "two" / PRIOR_FILE
     edit_weights(path, **{"head.output.weight": torch.zeros(17, 24)})
     assert "head.output.weight" in "".join(lines(checked(copy / "two"), "bad"))
+
+
+def test_the_former_command_names_the_new_one(tmp_path: Path) -> None:
+    """`python -m stage1_tokenizer.check` was the command of earlier versions; the message is the one to type."""
+    ended = run(names_of("stage1_tokenizer/check.py")["main"], tmp_path)
+    assert ended.code == 2
+    assert ended.err.endswith("type: python sampling/check.py " + str(tmp_path) + "\n")

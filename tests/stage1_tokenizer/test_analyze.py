@@ -59,6 +59,9 @@ def test_every_picture_of_a_run_with_codes_is_drawn_and_drawn_again_alike(tmp_pa
     assert names_of_images(tmp_path / "analysis") == ALWAYS | OF_CODES | {"curves", "holes"}
     assert "left out" not in ended.out
     assert ended.out.count(".png") == 9
+    holes = json.loads((tmp_path / "analysis/holes.json").read_text(encoding="utf-8"))
+    assert holes["holes"] > 0
+    assert 0 <= holes["hole_recall"] <= 1
     first = files_of(tmp_path / "analysis")
     assert len([name for name in first if name.startswith("events.out")]) == 1
     assert analyze("--tokenizer", loaded.path).out == ended.out

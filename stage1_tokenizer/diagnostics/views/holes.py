@@ -1,5 +1,6 @@
 """One-pixel holes in a rotated object, enlarged: a test of whether the tokenizer keeps the finest details."""
 
+import json
 from typing import NamedTuple
 
 import torch
@@ -7,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage1_tokenizer.diagnostics.report.page import NothingToShowError
-from stage1_tokenizer.diagnostics.views.base import Subject, View, encoded_images
+from stage1_tokenizer.diagnostics.views.base import EncodedImages, Subject, View, encoded_images
 from stage1_tokenizer.diagnostics.views.sheet import DPI, MARGIN, TOP, WIDTH, Sheet, fitting
 
 WINDOW = 24
 """Pixels of a side of the enlarged window around the holes."""
+MIN_HOLES = 10
+"""Fewer holes in all images of a folder are taken for chance, as a black pixel in a photograph is."""
 
 
 class Holes(NamedTuple):
@@ -61,14 +64,40 @@ def depth_kept(x: Tensor, x_hat: Tensor, mask: Tensor) -> float:
     return depth(x_hat) / depth(x)
 
 
-def draw_holes(subject: Subject) -> Sheet:
-    """Draw the holes of one image: original, reconstruction and error."""
+def count_kept(x: Tensor, x_hat: Tensor) -> tuple[int, int]:
+    """Count the holes of images x (N, C, H, W) in [-1, 1], and those that the reconstructions x_hat keep.
+
+    A hole is kept if the reconstruction is darker there than half the level of the shape around it. Levels are means
+    over the channels, counted from black; the shape's is that of the hole's neighbours in the original.
+    """
+    masks = hole_masks(x)
+    levels, levels_hat = (image.mean(dim=1) + 1.0 for image in (x, x_hat))  # (N, H, W), black is 0
+    shape = levels.roll(1, dims=2)  # the left neighbour; all four are equal at a hole
+    is_kept = masks & (levels_hat < shape / 2)
+    return int(masks.sum()), int(is_kept.sum())
+
+
+def images_with_holes(subject: Subject) -> tuple[EncodedImages, Holes]:
+    """Return the images, and the one of them to show. Raises NothingToShowError: they have no holes."""
     encoded = encoded_images(subject)
-    data = encoded.loaded.data
-    has_holes = data.get("kind") == "shapes" and bool(data.get("holes"))
-    holes = find_holes(encoded.x, encoded.labels) if has_holes else None
-    if holes is None:
-        raise NothingToShowError("the images are not drawn shapes with holes (data.holes)")
+    holes = find_holes(encoded.x, encoded.labels)
+    has_holes = bool(encoded.loaded.data.get("holes"))  # drawn shapes
+    if holes is None or (not has_holes and int(hole_masks(encoded.x).sum()) < MIN_HOLES):
+        raise NothingToShowError("the images are not shapes with one-pixel holes (data.holes)")
+    return encoded, holes
+
+
+def holes_json(subject: Subject) -> str:
+    """Return the number of holes in all images and hole recall, the share of them that the reconstructions keep."""
+    encoded, _ = images_with_holes(subject)
+    total, kept = count_kept(encoded.x, encoded.x_hat)
+    return json.dumps({"images": encoded.count, "holes": total, "hole_recall": kept / total}, indent=1)
+
+
+def draw_holes(subject: Subject) -> Sheet:
+    """Draw the holes of one image: original, reconstruction and error. State the hole recall over all images."""
+    encoded, holes = images_with_holes(subject)
+    total, kept_holes = count_kept(encoded.x, encoded.x_hat)
     x, x_hat = encoded.x[holes.image], encoded.x_hat[holes.image]
     H, W = encoded.image_size
     side_y, side_x = min(WINDOW, H), min(WINDOW, W)
@@ -83,7 +112,8 @@ def draw_holes(subject: Subject) -> Sheet:
         "One-pixel holes in a rotated object",
         f"{side_y}x{side_x} pixels of image {holes.image + 1}, enlarged {round(width * DPI / side_x)} times; "
         f"boxes mark its {int(holes.mask.sum())} holes.\nThe reconstruction keeps {kept:.0%} of their depth "
-        "(100%: as dark as in the original, 0%: filled in).",
+        f"(100%: as dark as in the original, 0%: filled in). Of the {total:,} holes of {encoded.count:,} images, "
+        f"{kept_holes / total:.1%} are kept (darker than half the shape's level).",
         encoded.footer,
     )
     for column, name in enumerate(("original", "reconstruction", "absolute error")):
@@ -99,4 +129,4 @@ def draw_holes(subject: Subject) -> Sheet:
     return sheet
 
 
-VIEW = View("holes", "Holes", draw_holes)
+VIEW = View("holes", "Holes", draw_holes, json=holes_json)

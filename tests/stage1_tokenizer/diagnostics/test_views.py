@@ -14,7 +14,7 @@ from stage1_tokenizer.diagnostics.views import VIEWS
 from stage1_tokenizer.diagnostics.views.atlas import atlas_of, mean_patches, nearest_codes, short_percent
 from stage1_tokenizer.diagnostics.views.base import Subject, View, encode_images, encoded_images, once
 from stage1_tokenizer.diagnostics.views.curves import smooth
-from stage1_tokenizer.diagnostics.views.holes import depth_kept, find_holes, hole_masks
+from stage1_tokenizer.diagnostics.views.holes import count_kept, depth_kept, find_holes, hole_masks
 from stage1_tokenizer.diagnostics.views.latent_maps import latent_colours
 from stage1_tokenizer.diagnostics.views.masked_latents import change_by_distance, masked, masks_of
 from stage1_tokenizer.diagnostics.views.projection import pca
@@ -252,6 +252,19 @@ def test_holes_are_black_pixels_in_one_colour_and_their_depth_is_measured() -> N
     assert depth_kept(x[1], x[1], masks[1]) == pytest.approx(1.0)
     assert depth_kept(x[1], filled, masks[1]) == pytest.approx(0.0, abs=1e-6)
     assert depth_kept(x[1], (x[1] + filled) / 2, masks[1]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("depth", "kept"), [(1.0, 2), (0.6, 2), (0.4, 0), (0.0, 0)])
+def test_a_hole_is_kept_if_it_is_darker_than_half_the_shape(depth: float, kept: int) -> None:
+    """A hole at the shape's left border counts too; a reconstruction that is dark elsewhere does not help."""
+    x = torch.full((2, 3, 10, 12), -1.0)
+    x[:, 0, 2:7, 3:9] = 0.8
+    x[1, :, 4, 4] = x[1, :, 5, 7] = -1.0
+    x_hat = x.clone()
+    for row, column in ((4, 4), (5, 7)):
+        x_hat[1, 0, row, column] = 0.8 - depth * 1.8
+    x_hat[0, 0, 3, 5] = -1.0  # no hole of the original
+    assert count_kept(x, x_hat) == (2, kept)
 
 
 def test_shares_fit_under_a_patch() -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage2_prior.gpt import fused
-from stage2_prior.gpt.fused import SHORT, causal_attention, normalise_and_rotate, swiglu
+from stage2_prior.gpt.fused import SHORT, causal_attention, normalise_and_rotate, normalise_rms, rotate, swiglu
 
 GRADCHECK: Callable[..., bool] = torch.autograd.gradcheck
 
@@ -50,6 +50,30 @@ def test_unit_vectors_are_turned() -> None:
     wanted = torch.stack([one * cos - other * sin, one * sin + other * cos], dim=-1).flatten(-2)
     assert torch.allclose(found, wanted)
     assert GRADCHECK(lambda x, scale: normalise_and_rotate(x, scale, turns), (x, scale))
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+def test_eps_is_added_to_the_mean_square(eps: float) -> None:
+    """RMSNorm of LlamaGen: x / sqrt(mean(x^2) + eps); the gradients follow, and generation normalises alike."""
+    x, gain = random(2, 3, 4), random(4, seed=1)
+    wanted = x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    assert torch.allclose(normalise_and_rotate(x, gain * 2.0, eps=eps), wanted * gain, rtol=1e-12)
+    assert GRADCHECK(lambda x, gain: normalise_and_rotate(x, gain * 2.0, eps=eps), (x, gain))
+    assert torch.allclose(normalise_rms(x.detach(), eps), wanted, rtol=1e-12)
+
+
+def test_vectors_are_turned_without_a_norm() -> None:
+    """A turn of (1, 0) leaves a pair as it is, one of (0, 0) makes it zero, and one by an angle keeps its length."""
+    x, turns = random(2, 3, 5, 4), turns_of(3, 2)
+    turns[0], turns[1] = 0.0, torch.tensor([1.0, 0.0])
+    found = rotate(x, turns)
+    assert not found[:, 0].any()
+    assert torch.equal(found[:, 1], x[:, 1])
+    one, other = x[:, 2].unflatten(-1, (-1, 2)).unbind(dim=-1)  # type: ignore[no-untyped-call]
+    cos, sin = turns[2].unbind(dim=-1)
+    wanted = torch.stack([one * cos - other * sin, one * sin + other * cos], dim=-1).flatten(-2)
+    assert torch.allclose(found[:, 2], wanted)
+    assert GRADCHECK(lambda x: rotate(x, turns), (x,))
 
 
 def test_a_vector_of_zeros_stays_one() -> None:

@@ -1,6 +1,7 @@
 """Generation with prepared weights (`stage2_prior/gpt/generation.py`) against x-transformers' own layers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,12 +57,23 @@ def forward(model: Gpt, codes: Tensor) -> Tensor:
     return model(codes.view(-1, SHAPE.h, SHAPE.w, 1), LABELS)
 
 
+OPTIONS: list[dict[str, Any]] = [
+    {"positions": "rotary"},
+    {"positions": "learned"},
+    {"positions": "both"},
+    {"qk_norm": False},
+    {"norm_eps": 0.1},
+    {"start_rotation": "zero"},
+    {"rotary_base": 1e4, "feed_forward_bias": False},
+]
+
+
 @STEPS
-@pytest.mark.parametrize("positions", ["rotary", "learned", "both"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("known", [0, 1, 7, 19])
-def test_logits_are_those_of_the_layers(replays: bool, positions: str, known: int) -> None:
+def test_logits_are_those_of_the_layers(replays: bool, options: dict[str, Any], known: int) -> None:
     """Trap 30: with every gain and bias other than 1 and 0, so that none may be forgotten."""
-    model, codes = wild(positions=positions), codes_of(1)
+    model, codes = wild(**options), codes_of(1)
     wanted = forward(model, codes)[:, known:]
     assert wanted.std() > 0.5
     assert (logits_of(prepared_of(model, replays), codes, known) - wanted).abs().max() < 1e-5 * wanted.std()

@@ -170,6 +170,34 @@ def test_only_the_positions_that_were_asked_for_are_there(positions: str) -> Non
             assert torch.equal(learned[t], model.rows.weight[t // 3] + model.columns.weight[t % 3])
 
 
+def test_a_start_that_is_turned_to_zero_has_the_logit_0() -> None:
+    """Only its query and key are lost: all later positions still read its value, which holds the class."""
+    model = gpt(LARGE, CLASSES, positions="rotary", start_rotation="zero", qk_norm=False)
+    _, turns = model.position_tables((LARGE.h, LARGE.w), torch.device("cpu"))
+    _, left = gpt(LARGE, positions="rotary").position_tables((LARGE.h, LARGE.w), torch.device("cpu"))
+    assert turns is not None
+    assert left is not None
+    assert not turns[0].any()
+    assert torch.equal(turns[1:], left[1:])
+    ((_, *_), attention, _), _ = model.layers[0].layers  # type: ignore[misc]
+    codes = torch.randint(V, (1, LARGE.h, LARGE.w, 1), generator=torch.Generator().manual_seed(1))
+    before = [model(codes, labels_of(label)) for label in (0, 1)]
+    attention.to_q.weight.mul_(3.0)
+    after = [model(codes, labels_of(label)) for label in (0, 1)]
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one[:, 0], other[:, 0]), "the start attends to itself alone"
+        assert not torch.allclose(one[:, 2:], other[:, 2:], atol=1e-4)
+    assert ((before[0] - before[1]).abs().amax(dim=-1) > 1e-4).all()
+
+
+def test_the_base_sets_the_slowest_turn() -> None:
+    """Pair i of n turns by base^(-i / n) per row or column (RoPE, equation 15)."""
+    for base in (100.0, 10_000.0):
+        model = gpt(LARGE, width=32, heads=2, rotary_base=base)
+        steps = angles_of(model).chunk(2, dim=1)[0][place(1, 0)]
+        assert torch.allclose(steps, torch.tensor([base ** (-i / 4) for i in range(4)]))
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_checkpointing_changes_neither_loss_nor_gradients(dropout: float) -> None:
     """The backward pass computes each layer a second time, with the same dropout, and nothing else is different."""

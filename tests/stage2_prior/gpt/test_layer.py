@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from x_transformers import Decoder
+from x_transformers.x_transformers import RMSNorm
 
 from stage2_prior.gpt import fused
 from stage2_prior.gpt.fused import SHORT
@@ -15,9 +16,9 @@ WIDTH, HEADS = 24, 2
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-def random_layer(dropout: float = 0.0) -> DecoderLayer:
+def random_layer(dropout: float = 0.0, **options: Any) -> DecoderLayer:
     torch.manual_seed(0)
-    made = build_layer(WIDTH, HEADS, WIDTH // HEADS, 40, dropout)
+    made = build_layer(WIDTH, HEADS, WIDTH // HEADS, 40, dropout, **options)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.4)
@@ -51,6 +52,7 @@ def gradients(made: DecoderLayer, forward: Any, x: Tensor, angles: Tensor | None
 
 def compiled(made: DecoderLayer, x: Tensor, angles: Tensor | None) -> Tensor:
     """Return the layer as the compiler runs it; it must take the whole layer as one graph."""
+    torch.compiler.reset()  # it counts how often it compiles a function, and gives up
     y: Tensor = torch.compile(ours, backend="aot_eager", fullgraph=True)(made, x, angles)
     return y
 
@@ -76,6 +78,37 @@ def test_numbers_and_gradients_are_the_library_s(
         # One key gets all attention whatever the query says: then these gradients are zero, up to rounding.
         floor = 1e-6 if n == 1 and ("qk_norm" in name or "to_q" in name or "to_k" in name) else 0.0
         assert float(apart.detach()) <= share * float(value.detach().norm()) + floor, name
+
+
+def rms_with_eps(eps: float) -> Any:
+    """Return the library's RMSNorm with a number added to the mean square."""
+
+    def forward(norm: Any, x: Tensor) -> Tensor:
+        return x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt() * (norm.g + float(norm.unit_offset))
+
+    return forward
+
+
+@pytest.mark.parametrize("options", [{"qk_norm": False}, {"norm_eps": 0.1}, {"feed_forward_bias": False}], ids=str)
+@pytest.mark.parametrize("way", ["passes", "operators", "compiled"])
+@pytest.mark.parametrize("rotated", [True, False])
+def test_options_are_the_library_s_too(
+    options: dict[str, Any], way: str, rotated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer has all options; with each of them the library computes the same numbers and gradients."""
+    if way == "operators":
+        monkeypatch.setattr(fused, "_uses_cpu_path", lambda x: False)
+    made, angles = random_layer(**options), angles_of(7) if rotated else None
+    x = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(1))
+    found = gradients(made, compiled if way == "compiled" else ours, x, angles)
+    monkeypatch.setattr(RMSNorm, "forward", rms_with_eps(options.get("norm_eps", 0.0)))
+    wanted = gradients(made, library, x, angles)
+    assert ("bias" in "".join(wanted)) == options.get("feed_forward_bias", True)
+    assert ("qk_norm" in "".join(wanted)) == options.get("qk_norm", True)
+    for name, value in wanted.items():
+        assert float((found[name] - value).detach().norm()) <= 2e-6 * float(value.detach().norm()), name
+    plain = gradients(random_layer(), ours, x, angles)["output"]
+    assert not torch.allclose(found["output"], plain, atol=1e-3)
 
 
 def test_names_of_weights_are_the_library_s() -> None:
