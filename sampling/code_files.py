@@ -118,7 +118,11 @@ class ImageCodes(NamedTuple):
         match path.suffix:
             case ".npz":
                 texts = {"names": _texts(self.names), "classes": _texts(self.classes)}
-                numbers = {"codes": self.codes, "labels": self.labels, "shape": np.array(self.shape, dtype=np.int64)}
+                numbers: dict[str, NDArray[Any]] = {
+                    "codes": self.codes,
+                    "labels": self.labels,
+                    "shape": np.array(self.shape, dtype=np.int64),
+                }
                 write_arrays(path, {**numbers, **texts, "fingerprint": np.array(self.fingerprint)})
                 return [path]
             case ".npy":

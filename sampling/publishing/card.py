@@ -38,7 +38,7 @@ LONGEST_CELL = 300
 
 
 class Written(NamedTuple):
-    """What a published folder holds, for its card."""
+    """The content of a published folder, for its card."""
 
     target: str
     """The name by which others load it: hf:OWNER/NAME, or the folder's name."""

@@ -24,9 +24,9 @@ SCRIPTS = {
     "sampling/report.py": "ReportConfig",
     "sampling/summary.py": "SummaryConfig",
     "sampling/evaluate.py": "EvaluateConfig",
+    "sampling/publish.py": "PublishConfig",
     "sampling/app.py": "AppConfig",
     "sampling/codes.py": "CodesConfig",
-    "sampling/publish.py": "PublishConfig",
 }
 
 

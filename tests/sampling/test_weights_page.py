@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_section(folder: Path, heading: str) -> None:
     """The commands print what the page shows, and its Python runs after them."""
     blocks = blocks_of(PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0])
-    printed, names = "", dict[str, object]()
+    printed, names = "", dict[str, Any]()
     for script, arguments in commands_of("\n".join(block.text for block in blocks if not block.language)):
         ended = run(names_of(script)["main"], *arguments)
         assert ended.code == 0, (script, ended.err)
