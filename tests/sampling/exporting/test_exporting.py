@@ -48,9 +48,15 @@ def loaded(network: Tree, bottleneck: Tree, image_size: tuple[int, int] = (8, 12
         bottleneck=TypeAdapter[Any](BottleneckConfig).validate_python(bottleneck),
     )
     model = Tokenizer(config).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    images = torch.rand(16, 3, *image_size) * 2 - 1
     last = [layer for layer in model.encoder.children() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))][-1]
-    last.weight.mul_(30.0)  # else most kinds would give all latents the same code
-    model.bottleneck.start(model.encoder(torch.rand(16, 3, *image_size) * 2 - 1))
+    assert last.bias is not None
+    if isinstance(last, torch.nn.Conv2d):  # latents of mean 0 and spread 1, else most would have the same code
+        z = model.encoder(images)
+        spread, mean = torch.std_mean(z, dim=(0, 2, 3))
+        last.weight.div_(spread[:, None, None, None])
+        last.bias.sub_(mean).div_(spread)
+    model.bottleneck.start(model.encoder(images))
     return LoadedTokenizer(model, Path("tokenizer.safetensors"), fingerprint(model), {}, 0)
 
 
