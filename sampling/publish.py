@@ -3,6 +3,8 @@
     --to FOLDER            a new folder
     --to hf:OWNER/NAME     a repository of the Hugging Face Hub (needs `hf auth login`)
     --format diffusers     a tokenizer as a folder that diffusers.VQModel or diffusers.AutoencoderKL loads
+    --format onnx          a tokenizer as encoder.onnx and decoder.onnx, for onnxruntime and others
+    --format exported_program   the same as encoder.pt2 and decoder.pt2, for torch.export.load
 
     config.yaml  prior.safetensors  tokenizer.safetensors  README.md  samples.png
 
@@ -37,9 +39,10 @@ class PublishConfig(CommandConfig):
     """A folder that does not exist yet, or hf:OWNER/NAME."""
     licence: str = Field(min_length=1, max_length=200)
     """Licence of the weights, for example apache-2.0. The data and imported weights may limit the choice."""
-    format: Literal["tessera", "diffusers"] = "tessera"
+    format: Literal["tessera", "diffusers", "onnx", "exported_program"] = "tessera"
     """tessera: the files of this project. diffusers: a tokenizer with network vqgan and bottleneck vq or kl for the
-    package diffusers."""
+    package diffusers. onnx, exported_program: encoder and decoder of any tokenizer as programs that run without this
+    package (sampling/exporting/)."""
     samples: int = Field(16, ge=0, le=256)
     """Samples in the model card, with the defaults of generate.py; a tokenizer's card shows the reconstructions that
     its training wrote last. 0: no images, for data that nobody may see."""

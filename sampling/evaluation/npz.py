@@ -31,6 +31,8 @@ LARGEST_SIDE = 4096
 """Largest height or width of an image, in pixels."""
 LARGEST_DIMENSION = 8192
 """Largest number of features D: their covariance takes 512 MB."""
+LARGEST_ARRAY = 2**33
+"""Largest size in bytes of an array that `read_array` reads whole."""
 AT_ONCE = 2**25
 """Bytes read at once; a single image may have more."""
 DAMAGED = (
@@ -80,6 +82,29 @@ def write_moments(path: Path, moments: Moments) -> None:
     if moments.count is not None:
         arrays["count"] = np.asarray(moments.count, dtype=np.int64)
     _write(path, {name: _whole(array) for name, array in arrays.items()})
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays under their names. Raises StorageError."""
+    _write(path, {name: _whole(array) for name, array in arrays.items()})
+
+
+def read_array(path: Path, name: str, kinds: str, dimensions: int) -> NDArray[Any]:
+    """Read an array of integers or texts.
+
+    kinds: numpy's letters of the allowed types, e.g. "iu". dimensions: the number of dimensions.
+
+    Raises:
+        BadFileError: the file is damaged, or the array is missing, too large, or has another type or dimensions.
+    """
+    with _opened(path) as archive, _member(path, archive, name) as (file, shape, dtype):
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in kinds or len(shape) != dimensions or size > LARGEST_ARRAY:
+            raise BadFileError(
+                f"{path}: {name} is {dtype} {shorten(shape)}, {size:,} bytes; it must have {dimensions} dimensions of "
+                f"{'text' if 'U' in kinds else 'integers'}, and at most {LARGEST_ARRAY:,} bytes"
+            )
+        return np.frombuffer(_read_exactly(path, file, size), dtype=dtype).reshape(shape)
 
 
 def holds_moments(path: Path) -> bool:

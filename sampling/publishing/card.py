@@ -46,7 +46,16 @@ class Written(NamedTuple):
     images: Mapping[str, str]
     """Caption of each image file in the folder."""
     diffusers_class: str | None = None
-    """Class of diffusers that loads the folder; None: the folder has weights of ours."""
+    """Class of diffusers that loads the folder; None: diffusers does not."""
+    exported: Sequence[str] | None = None
+    """Files that run without this package (sampling/exporting/); None: the folder has weights of ours."""
+
+    @property
+    def library(self) -> str:
+        """Name of the library that loads the folder, as the Hub lists it."""
+        if self.exported:
+            return "onnx" if self.exported[0].endswith(".onnx") else "pytorch"
+        return "diffusers" if self.diffusers_class else LIBRARY
 
 
 def model_card(source: Source, written: Written) -> bytes:
@@ -74,7 +83,7 @@ def front_matter(source: Source, written: Written) -> str:
     tree = {
         "license": written.licence.lower() if known else "other",
         **({} if known else {"license_name": written.licence}),
-        "library_name": "diffusers" if written.diffusers_class else LIBRARY,
+        "library_name": written.library,
         **({"pipeline_tag": "unconditional-image-generation"} if can_sample else {}),
         "tags": ["tessera", "image-tokenizer", *kinds],
     }
@@ -220,6 +229,9 @@ def _training(source: Source) -> Iterator[str]:
 def _use(source: Source, written: Written) -> Iterator[str]:
     """Yield the lines on the use of the folder."""
     name = written.target
+    if written.exported:
+        yield from _use_of_exported(written.library)
+        return
     if written.diffusers_class:
         path = name.removeprefix("hf:")
         yield from (
@@ -239,6 +251,27 @@ def _use(source: Source, written: Written) -> Iterator[str]:
     for command in ["sampling/reconstruct.py", *commands]:
         yield f"python {command} --tokenizer {shlex.quote(name)}"
     yield "```"
+
+
+def _use_of_exported(library: str) -> Iterator[str]:
+    """Yield the lines on the use of exported files. `export.json` has the names and shapes of the arrays."""
+    if library == "onnx":
+        code = [
+            "import onnxruntime",
+            "",
+            'encoder, decoder = (onnxruntime.InferenceSession(f"{half}.onnx") for half in ("encoder", "decoder"))',
+            "(codes,) = encoder.run(None, {encoder.get_inputs()[0].name: images})  # images (B, C, H, W) in [-1, 1]",
+            "(images,) = decoder.run(None, {decoder.get_inputs()[0].name: codes})",
+        ]
+    else:
+        code = [
+            "import torch",
+            "",
+            'encoder, decoder = (torch.export.load(f"{half}.pt2").module() for half in ("encoder", "decoder"))',
+            "codes = encoder(images)  # images (B, C, H, W) in [-1, 1]",
+            "images = decoder(codes)",
+        ]
+    yield from ("```python", *code, "```", "", "[export.json](export.json) has the names, shapes and ranges.")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sampling.exporting.exported_program import write_exported_program
+from sampling.exporting.onnx_file import write_onnx
 from sampling.noise import NoiseSource
 from sampling.publishing.card import CARD, Written, model_card
 from sampling.publishing.diffusers_format import CONFIG_FILE, WEIGHTS_FILE, to_diffusers
@@ -57,17 +59,22 @@ def write_weights_files(source: Source, folder: Path) -> None:
         )
 
 
+def check_is_tokenizer(source: Source, format_: str) -> None:
+    """Raise ConfigError if the run is a prior's, for which a format has no model."""
+    if source.prior is not None:
+        raise ConfigError(
+            f"--format {format_}: {source.run.path} is the run of a prior, and this format has no model for it; name "
+            "its tokenizer.safetensors to publish the tokenizer"
+        )
+
+
 def write_diffusers_files(source: Source, folder: Path) -> str:
     """Write the tokenizer as a model of diffusers. Returns the name of its class.
 
     Raises:
         ConfigError: the run is a prior's, or diffusers cannot express a layer.
     """
-    if source.prior is not None:
-        raise ConfigError(
-            f"--format diffusers: {source.run.path} is the run of a prior, and diffusers has no model for it; name its "
-            "tokenizer.safetensors to publish the tokenizer"
-        )
+    check_is_tokenizer(source, "diffusers")
     model = to_diffusers(source.tokenizer.tokenizer)
     write_tensors(folder / WEIGHTS_FILE, to_cpu(model.weights), {"format": "pt"})  # diffusers asks for this entry
     write_file(folder / CONFIG_FILE, model.config_json)
@@ -133,10 +140,15 @@ def write_folder(source: Source, folder: Path, *, target: str, licence: str, for
         ConfigError: the format cannot express the run.
         BadFileError: the run's weights have changed since they were loaded.
     """
-    diffusers_class = None
-    if format_ == "diffusers":
-        diffusers_class = write_diffusers_files(source, folder)
-    else:
-        write_weights_files(source, folder)
+    diffusers_class, exported = None, None
+    match format_:
+        case "diffusers":
+            diffusers_class = write_diffusers_files(source, folder)
+        case "onnx" | "exported_program":
+            check_is_tokenizer(source, format_)
+            write = write_onnx if format_ == "onnx" else write_exported_program
+            exported = [path.name for path in write(source.tokenizer, folder)]
+        case _:
+            write_weights_files(source, folder)
     images = write_images(source, folder, samples) if samples else {}
-    write_file(folder / CARD, model_card(source, Written(target, licence, images, diffusers_class)))
+    write_file(folder / CARD, model_card(source, Written(target, licence, images, diffusers_class, exported)))

@@ -124,7 +124,7 @@ class Dictionary(Bottleneck):
         """
         step = 1.0 / largest_eigenvalue(atoms.T @ atoms)  # (D, D) is smaller than A A^T and has the same
         threshold = self.config.l1 * step
-        coefficients = vectors.new_zeros(len(vectors), len(atoms))
+        coefficients = vectors.new_zeros(vectors.shape[0], atoms.shape[0])
         for _ in range(self.config.ista_steps):
             # Not by the Gram matrix of the atoms, which would cost atoms / (2 D) times as much.
             residual = vectors - coefficients @ atoms  # (N, D)

@@ -123,7 +123,7 @@ class LookupFreeQuantizer(Quantizer):
         """Compute the entropy () in nats of the mean distribution over codes, from the logits (N, d) of its bits."""
         d = logits.shape[1]
         first, second = _joint(logits[:, : d // 2]), _joint(logits[:, d // 2 :])  # (N, 2^(d/2)) each
-        mean = einsum(first, second, "N a, N b -> a b") / len(logits)  # (2^(d/2), 2^(d/2)) = all V
+        mean = einsum(first, second, "N a, N b -> a b") / logits.shape[0]  # (2^(d/2), 2^(d/2)) = all V
         # Only in training, when every process calls this with equally many vectors. The value is that of the whole
         # batch. The gradient is this process's part: DDP averages these parts to the gradient of the whole batch.
         if self._several_processes and self.training:
@@ -141,7 +141,7 @@ def _bit_entropies(logits: Tensor) -> Tensor:
 
 def _joint(logits: Tensor) -> Tensor:
     """Compute probabilities (N, 2^m) of all values of m independent bits with logits (N, m), highest bit first."""
-    joint = logits.new_ones(len(logits), 1)
+    joint = logits.new_ones(logits.shape[0], 1)
     for bit in logits.unbind(1):
         values = torch.stack([torch.sigmoid(-bit), torch.sigmoid(bit)], dim=1)  # (N, 2)
         joint = rearrange(einsum(joint, values, "N a, N b -> N a b"), "N a b -> N (a b)")

@@ -30,6 +30,8 @@ def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0, do
     """
     if vectors.dtype != torch.float32 or codebook.dtype != torch.float32:
         raise ValueError(f"distances are taken in float32, got {vectors.dtype} and {codebook.dtype}")
+    if torch.compiler.is_exporting():
+        return _find_nearest_exported(vectors, codebook, dot_product)
     half = codebook.square().sum(dim=1).mul_(0.0 if dot_product else 0.5)  # (V,), |e|^2 / 2
     n, rows = len(vectors), TILE_VECTORS.get(vectors.device.type, TILE_VECTORS["cuda"])
     codes = torch.empty(n, dtype=torch.int64, device=vectors.device)
@@ -52,6 +54,21 @@ def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0, do
                 best = torch.where(nearer, smallest, best)
                 best_codes.copy_(torch.where(nearer, columns + first, best_codes))
     return codes
+
+
+def _find_nearest_exported(vectors: Tensor, codebook: Tensor, dot_product: bool = False) -> Tensor:
+    """Find the codes as `find_nearest` does, by plain operators and without tiles of vectors: torch.export knows no N.
+
+    The memory is that of N vectors by 2048 codes.
+    """
+    half = (0.0 if dot_product else 0.5) * codebook.square().sum(dim=1)  # (V,)
+    best, best_codes = torch.min(half[:TILE_CODES] - vectors @ codebook[:TILE_CODES].T, dim=1)  # (N,), (N,)
+    for first in range(TILE_CODES, codebook.shape[0], TILE_CODES):
+        part = slice(first, first + TILE_CODES)
+        smallest, places = torch.min(half[part] - vectors @ codebook[part].T, dim=1)
+        nearer = smallest < best
+        best, best_codes = torch.where(nearer, smallest, best), torch.where(nearer, places + first, best_codes)
+    return best_codes
 
 
 def _smallest(scores: Tensor) -> tuple[Tensor, Tensor]:

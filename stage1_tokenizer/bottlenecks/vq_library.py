@@ -16,6 +16,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from stage1_tokenizer.bottlenecks.base import CodeDim
 from stage1_tokenizer.bottlenecks.codebook import CodebookConfig
+from stage1_tokenizer.bottlenecks.nearest import find_nearest
 from stage1_tokenizer.bottlenecks.process_group import ProcessGroup
 from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight_through import straight_through
@@ -75,10 +76,13 @@ class LibraryVectorQuantizer(Quantizer):
 
     def quantize(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, d) float32 to codes (N,). Raise ValueError if `start` was not called."""
-        if not self.library._codebook.initted:
-            raise ValueError("the codebook starts from k-means over the first batch; call start with it")
         vectors = self._scale(vectors)
-        codes = self.library(vectors[None], freeze_codebook=True)[1][0]  # (N,)
+        if torch.compiler.is_exporting():  # the library's search branches on values, which torch.export cannot record
+            codes = find_nearest(vectors, self.library.codebook.detach())  # (N,)
+        elif self.library._codebook.initted:
+            codes = self.library(vectors[None], freeze_codebook=True)[1][0]  # (N,)
+        else:
+            raise ValueError("the codebook starts from k-means over the first batch; call start with it")
         nearest = F.embedding(codes, self.library.codebook)  # (N, d)
         if self.training:
             self._remembered.append((vectors.detach(), codes))

@@ -38,6 +38,11 @@ class RunConfig(CommandConfig):
     """Steps in a row that are skipped because loss or gradients are not finite; one more ends the run."""
     resume: Annotated[str, Mark.FREE] = "auto"
     """State to continue from, e.g. step-00000650; later states are removed then. `auto`: the newest intact state."""
+    log_with: Annotated[tuple[str, ...], Mark.FREE] = ()
+    """Experiment trackers beside TensorBoard and the log file, e.g. wandb, trackio or mlflow; several separated by
+    commas. A resumed run goes on in the tracker's same run where the tracker can."""
+    log_project: Annotated[str, Mark.FREE] = "tessera"
+    """Project (mlflow: experiment) of the trackers that gets the run."""
     report: Annotated[bool, Mark.FREE] = True
     """Write report.html into the folder of the run at the end."""
     allow_changed: Annotated[bool, Mark.FREE] = False

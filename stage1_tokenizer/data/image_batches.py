@@ -128,10 +128,8 @@ class ImageBatches:
         labels = np.empty(len(indices), dtype=np.int64)
         for row, (index, (down, right, mirror)) in enumerate(zip(indices, draws, strict=True)):
             image, labels[row] = self._items[int(index)]
-            top = int(down * (image.shape[0] - height + 1))
-            left = int(right * (image.shape[1] - width + 1))
-            crop = image[top : top + height, left : left + width]
-            images[row] = crop[:, ::-1] if mirror < 0.5 else crop
+            cropped = crop(image, (height, width), down, right)
+            images[row] = cropped[:, ::-1] if mirror < 0.5 else cropped
         return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
 
@@ -173,6 +171,13 @@ def target_size(height: int, width: int, image_size: tuple[int, int], short_side
     if short_side is not None:
         scale = max(scale, short_side / min(height, width))
     return max(image_size[0], round(height * scale)), max(image_size[1], round(width * scale))
+
+
+def crop(image: ImageArray, size: tuple[int, int], down: float = 0.5, right: float = 0.5) -> ImageArray:
+    """Return a part (H, W, C) of an image (h', w', C); down and right in [0, 1) place it, and 0.5 is the centre."""
+    top = int(down * (image.shape[0] - size[0] + 1))
+    left = int(right * (image.shape[1] - size[1] + 1))
+    return image[top : top + size[0], left : left + size[1]]
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from stage1_tokenizer.engine.state import (
     save_state,
     step_of_state,
 )
+from stage1_tokenizer.engine.trackers import Trackers, check_trackers
 from stage1_tokenizer.engine.training_config import TrainingConfig
 
 BatchT = TypeVar("BatchT")
@@ -75,7 +76,9 @@ class Run:
         Raises:
             ConfigError: the folder has a run of another config or of other data (the message lists the differences),
                 weights without a state to continue from, or images; is a file; cannot be written to; or is in use.
+                Or a tracker of `log_with` is not installed.
         """
+        check_trackers(config.log_with)
         self.folder, self.first_step, self.done = config.folder, 0, 0
         self._config, self._accelerator, self._weights_name, self._data = config, accelerator, weights_name, data
         self._is_main: bool = accelerator.is_main_process
@@ -84,6 +87,7 @@ class Run:
         self._changes = Changes([])
         self._write_error: StorageError | None = None
         self._events: EventWriter | None = None
+        self._trackers: Trackers | None = None
         self._bar: tqdm[Any] | None = None
         run_on_main(accelerator, self._open)
 
@@ -179,13 +183,17 @@ class Run:
         return step, scalars
 
     def _begin(self, step: int) -> None:
-        """Write config and records, and remove later states and entries; only after a state was loaded."""
+        """Write config and records, remove later states and entries, and start the trackers; only after a state was
+        loaded."""
         drop_states_after(self.folder / "state", step)
         write_yaml(self.folder / "config.yaml", self._tree)
         self._data.write_record(self.folder)
         for name in LOGS:
             drop_entries_after(self.folder / name, step)
         append_session(self.folder, self._accelerator, step)
+        if names := self._config.log_with:
+            project = self._config.log_project
+            self._trackers = Trackers(self._accelerator, names, project, self.folder, self._tree, self.say)
 
     def fetch_batches(self, batches: Iterator[BatchT]) -> Iterator[BatchT]:
         """Yield the batches of the remaining steps. If fetching one fails, the run is saved first."""
@@ -258,6 +266,8 @@ class Run:
         if self._events is None:
             return
         self._events.add_scalars(step, scalars)
+        if self._trackers is not None:
+            self._trackers.log(step, scalars)
         self._append("metrics.jsonl", {"step": step, **scalars})
         if self._bar is not None and show:
             metrics = self._config.console_metrics
@@ -275,7 +285,7 @@ class Run:
         self._append("alarms.jsonl", {"step": step, "alarm": name, "message": message})
 
     def log_images(self, step: int, name: str, images: Tensor, columns: int) -> None:
-        """Write images (N, C, H, W) in [-1, 1] as one grid to samples/NAME-STEP.png and to TensorBoard."""
+        """Write images (N, C, H, W) in [-1, 1] as one grid to samples/NAME-STEP.png, to TensorBoard and trackers."""
         if self._events is None:
             return
         grid = make_grid(images.float().clamp(-1, 1).add(1).div(2).cpu(), nrow=columns, padding=2, pad_value=0.5)
@@ -285,6 +295,9 @@ class Run:
         mark_folder(path.parent)
         self._write(lambda: write_file(path, file.getvalue()))
         self._events.add_image(step, name, grid)
+        if self._trackers is not None:
+            pixels = grid.mul(255).round().byte().permute(1, 2, 0).numpy()  # (H, W, C)
+            self._trackers.log_image(step, name, pixels, path)
 
     def say(self, message: str) -> None:
         """Print a line on the console, above the progress bar, in the main process only."""
@@ -304,11 +317,13 @@ class Run:
             print(console.format_summary(self.folder, metrics, self.first_step, self.done, seconds, weights, commands))
 
     def close(self) -> None:
-        """Close the progress bar and TensorBoard's file."""
+        """Close the progress bar and TensorBoard's file, and end the trackers' runs."""
         if self._bar is not None:
             self._bar.close()
         if self._events is not None:
             self._events.close()
+        if self._trackers is not None:
+            self._trackers.finish()
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Append one line to a log."""

@@ -166,7 +166,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, c, h, w) -> (B, c, 2h, 2w)."""
-        if x.device.type == "cpu" and x.shape[0] * x.shape[2] * x.shape[3] >= FOLD_FROM:
+        is_exporting = torch.compiler.is_exporting()  # a branch on the number of positions would be fixed in the export
+        if not is_exporting and x.device.type == "cpu" and x.shape[0] * x.shape[2] * x.shape[3] >= FOLD_FROM:
             return F.conv_transpose2d(x, fold_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 

@@ -26,6 +26,7 @@ SCRIPTS = {
     "sampling/evaluate.py": "EvaluateConfig",
     "sampling/publish.py": "PublishConfig",
     "sampling/app.py": "AppConfig",
+    "sampling/codes.py": "CodesConfig",
 }
 
 

@@ -128,6 +128,11 @@ class FolderImages(DataSplit):
         return hash_of_files(self._items)
 
     @property
+    def names(self) -> list[str]:
+        """Path of each image below the folder, with forward slashes."""
+        return [item.name for item in self._items]
+
+    @property
     def class_sizes(self) -> dict[str, int | None]:
         """Number of images of each class."""
         numbers = Counter(item.class_ for item in self._items)
