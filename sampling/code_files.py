@@ -51,7 +51,7 @@ class ImageCodes(NamedTuple):
     """Names of the classes in the order of their labels; empty without classes."""
     shape: TokenShape
     fingerprint: str
-    """Hash of the tokenizer that made the codes."""
+    """Fingerprint of the encoder and bottleneck that made the codes."""
     left_out: tuple[str, ...] = ()
     """Message for each file that could not be read; not saved."""
 
@@ -100,8 +100,8 @@ class ImageCodes(NamedTuple):
         loaded = tokenizer if isinstance(tokenizer, LoadedTokenizer) else LoadedTokenizer.load(tokenizer)
         if not loaded.makes_codes_of(self.fingerprint):
             raise BadFileError(
-                f"the codes were made by the tokenizer {self.fingerprint}, but {loaded.path} has other codes ({loaded.code_fingerprint}); "
-                "give the tokenizer that made them"
+                f"the codes were made by the tokenizer {self.fingerprint}, but {loaded.path} has other codes "
+                f"({loaded.code_fingerprint}); give the tokenizer that made them"
             )
         device = next(loaded.tokenizer.parameters()).device
         codes = torch.from_numpy(self.codes.astype(np.int64)).to(device)

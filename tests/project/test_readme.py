@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import get_args
@@ -145,6 +146,7 @@ def test_the_three_commands_of_daily_use_run_one_after_the_other(
         assert saved["arr_0"].shape == (64, 32, 32, 3)
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 8 * 32
+    shutil.copytree(out, tmp_path / "photos", ignore=shutil.ignore_patterns("[!0]*"))  # the folder of the last lines
     for shown in blocks_of(README):
         if shown.language == "python":
             exec(shown.text, {})
