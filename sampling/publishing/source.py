@@ -99,8 +99,9 @@ def published_command(words: Iterable[object]) -> list[str]:
 
 
 def _last_part(text: str) -> str:
-    """Return the last part of an absolute path, and any other text as it is."""
+    """Return the last part of an absolute path (of our scripts with their folder), and any other text as it is."""
     for path in (PurePosixPath(text), PureWindowsPath(text)):
         if path.name and (path.is_absolute() or text.startswith("~")):
-            return path.name
+            is_ours = path.parent.name in {"stage1_tokenizer", "stage2_prior", "sampling"}
+            return f"{path.parent.name}/{path.name}" if is_ours else path.name
     return text

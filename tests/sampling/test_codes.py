@@ -12,8 +12,9 @@ from sampling.code_files import ImageCodes
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.open_data import OpenData
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, save_tokenizer
 from stage2_prior.tokens import load_or_encode
-from tests.helpers.artefacts import pixels_of, write_image_folder, write_tokenizer
+from tests.helpers.artefacts import pixels_of, shapes, write_image_folder, write_tokenizer
 from tests.helpers.commands import lone_accelerator, names_of, run
 
 SCRIPT = "sampling/codes.py"
@@ -42,7 +43,7 @@ def test_there_and_back(images: Path, tmp_path: Path, name: str) -> None:
     assert list(facts["labels"]) == [0, 0, 0, 1, 1, 1]
     assert list(facts["classes"]) == ["cat", "dog"]
     assert list(facts["shape"]) == [2, 3, 1, 16]
-    assert str(facts["fingerprint"]) == loaded.fingerprint
+    assert str(facts["fingerprint"]) == loaded.code_fingerprint
 
     ended = run(names_of(SCRIPT)["main"], "--tokenizer", tmp_path / "run", file, "--out", tmp_path / "back")
     assert ended.code == 0, ended.err
@@ -88,7 +89,7 @@ def test_another_tokenizer(images: Path, tmp_path: Path) -> None:
     ImageCodes.encode(tmp_path / "run", images).write(file)
     ended = run(names_of(SCRIPT)["main"], "--tokenizer", tmp_path / "other", file, "--out", tmp_path / "back")
     assert ended.code == 3
-    assert other.fingerprint in ended.err
+    assert other.code_fingerprint in ended.err
     assert not (tmp_path / "back").exists()
 
 
@@ -151,3 +152,16 @@ def test_a_grey_tokenizer_reads_in_grey(tmp_path: Path) -> None:
     assert encoded.names == ("a.jpg",)
     assert encoded.classes == ()
     assert encoded.decode(tmp_path / "run").shape == (1, 8, 12, 1)
+
+
+def test_codes_fit_a_tokenizer_whose_decoder_alone_was_fine_tuned(images: Path, tmp_path: Path) -> None:
+    """The codes mean the same there, and the images are those of the new decoder."""
+    loaded = write_tokenizer(tmp_path / "run")
+    encoded = ImageCodes.encode(loaded, images)
+    before = encoded.decode(loaded)
+    with torch.no_grad():
+        next(loaded.tokenizer.decoder.parameters()).mul_(2.0)
+    save_tokenizer(tmp_path / "sharper" / TOKENIZER_FILE, loaded.tokenizer, shapes(), 8)
+    sharper = LoadedTokenizer.load(tmp_path / "sharper")
+    assert sharper.fingerprint != loaded.fingerprint
+    assert (encoded.decode(sharper) != before).any()
