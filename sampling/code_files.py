@@ -159,7 +159,9 @@ class ImageCodes(NamedTuple):
                     f"{path}: it and its .json file cannot be read as codes ({shorten(error)})"
                 ) from None
         whole = [*shape, *codes.shape, *labels.shape, len(names)]
-        if len(shape) != 4 or not all(isinstance(n, int) for n in whole) or codes.ndim != 4 or labels.ndim != 1:
+        is_text = all(isinstance(text, str) for text in (*names, *classes))
+        is_number = all(isinstance(n, int) for n in whole) and labels.dtype.kind in "iu"
+        if len(shape) != 4 or codes.ndim != 4 or labels.ndim != 1 or not is_text or not (is_number or not len(labels)):
             raise BadFileError(f"{path}: its arrays do not have the shapes of codes; see sampling/code_files.py")
         h, w, depth, size = shape
         n = len(codes)

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torchvision.models import alexnet
 
+from sampling.code_files import ImageCodes
 from sampling.evaluation.extractors.base import load_weights
 from sampling.evaluation.npz import open_samples, read_moments
 from stage1_tokenizer.bottlenecks import BottleneckConfig
@@ -281,6 +282,10 @@ def npz_targets() -> Iterator[Target]:
     arrays["moments"] = {"mu": np.arange(3.0), "sigma": np.eye(3), "arr_0": images}
     readers: dict[str, Callable[[Path], object]] = {"samples": lambda path: [*open_samples(path).batches(2)]}
     readers["moments"] = read_moments
+    arrays["codes"] = {"codes": np.zeros((2, 1, 2, 1), np.int32), "labels": np.zeros(2, np.int32)}
+    arrays["codes"] |= {"names": np.array(["a", "b"]), "classes": np.array(["c"]), "shape": np.array([1, 2, 1, 8])}
+    arrays["codes"] |= {"fingerprint": np.array("f" * 32)}
+    readers["codes"] = ImageCodes.read
     for name, reader in readers.items():
         seeds = []
         for save_npz in (np.savez, np.savez_compressed):

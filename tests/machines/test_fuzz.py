@@ -17,7 +17,7 @@ N = 200
 """Inputs of a format; where one costs more, the number is below."""
 FEWER = {"config-stage1": 50, "config-stage2": 50, "run-config": 60}
 FEWER |= {"command-line-stage1": 30, "command-line-stage2": 30, "backbone": 60}
-FEWER |= {"samples-npz": 100, "moments-npz": 100, "discriminator": 60, "extractor": 60}
+FEWER |= {"samples-npz": 100, "moments-npz": 100, "codes-npz": 100, "discriminator": 60, "extractor": 60}
 FEWER |= {"tokenizer": 120, "prior-gpt": 50, "prior-pixelcnn": 50, "prior-depth": 50}
 FEWER |= {"foreign-gpt": 60, "foreign-zip": 100, "foreign-legacy": 100}
 OTHERS = ("avif", "jpeg2000", "tga", "pcx", "ico", "icns", "sgi", "dds", "qoi", "xbm", "dib")

@@ -12,7 +12,8 @@ from sampling.code_files import ImageCodes
 from stage1_tokenizer.bottlenecks.kl import KlConfig
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.open_data import OpenData
-from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, save_tokenizer
+from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer, TokenShape, save_tokenizer
 from stage2_prior.tokens import load_or_encode
 from tests.helpers.artefacts import pixels_of, shapes, write_image_folder, write_tokenizer
 from tests.helpers.commands import lone_accelerator, names_of, run
@@ -118,6 +119,20 @@ def test_damaged_files(images: Path, tmp_path: Path, change: str) -> None:
     assert str(file) in ended.err
     assert "Traceback" not in ended.err
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("names", [1, 2]), ("labels", ["a", "b"]), ("shape", [1, 2]), ("classes", None), ("labels", 3)]
+)
+def test_a_damaged_json_file_beside_an_array(tmp_path: Path, key: str, value: object) -> None:
+    codes = ImageCodes(
+        np.zeros((2, 1, 2, 1), np.int32), np.zeros(2, np.int32), ("a.png", "b.png"), ("c",), TokenShape(1, 2, 1, 8), "f"
+    )
+    array, beside = codes.write(tmp_path / "codes.npy")
+    assert ImageCodes.read(array).names == codes.names
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {key: value}))
+    with pytest.raises(BadFileError, match=r"codes\.npy"):
+        ImageCodes.read(array)
 
 
 def test_wrong_use(images: Path, tmp_path: Path) -> None:
