@@ -11,6 +11,7 @@ B is any number. H and W are any multiples of the factor, except for a network o
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -186,7 +187,9 @@ def write_exported_program(loaded: LoadedTokenizer, folder: Path) -> list[Path]:
         buffer = BytesIO()
         torch.export.save(export_half(half), buffer)
         data = buffer.getvalue()
-        program: Program = torch.export.load(BytesIO(data)).module()
+        with warnings.catch_warnings():  # torch 2.9 warns of its own buffers
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            program: Program = torch.export.load(BytesIO(data)).module()
         return data, program
 
     return write_halves(loaded, folder, "exported_program", "pt2", convert)
@@ -225,6 +228,7 @@ def write_halves(
     return [folder / name for name in (*files, DESCRIPTION)]
 
 
+@torch.no_grad()
 def check_half(half: Half, program: Program) -> dict[str, float]:
     """Compare a program with its half of the tokenizer on both inputs.
 
