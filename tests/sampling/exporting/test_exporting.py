@@ -57,6 +57,7 @@ def loaded(network: Tree, bottleneck: Tree, image_size: tuple[int, int] = (8, 12
         last.weight.div_(spread[:, None, None, None])
         last.bias.sub_(mean).div_(spread)
     model.bottleneck.start(model.encoder(images))
+    model.requires_grad_(False)  # as LoadedTokenizer.load does
     return LoadedTokenizer(model, Path("tokenizer.safetensors"), fingerprint(model), {}, 0, code_fingerprint(model))
 
 
