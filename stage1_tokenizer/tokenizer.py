@@ -27,9 +27,8 @@ from stage1_tokenizer.config.value_types import Size
 from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.engine.checkpoint import Header, read_header, read_weights, write_weights
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.hub import describe_weights, output_folder
 from stage1_tokenizer.engine.initial_weights import check_initial, hash_weights
-from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
+from stage1_tokenizer.engine.model_files import LoadedModel, read_data_tree, read_step, rebuild, resolve_weights
 from stage1_tokenizer.networks import NetworkConfig, build_network
 
 TOKENIZER_FILE = "tokenizer.safetensors"
@@ -215,7 +214,7 @@ def code_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 @dataclass(frozen=True)
-class LoadedTokenizer:
+class LoadedTokenizer(LoadedModel):
     """A frozen tokenizer from disk: in eval mode, without gradients, in channels_last as in training."""
 
     tokenizer: Tokenizer
@@ -234,16 +233,6 @@ class LoadedTokenizer:
         Files of former versions have the fingerprint of a whole tokenizer: of this one, or of one with its codes.
         """
         return saved in (self.code_fingerprint, self.fingerprint, *self.tokenizer.same_codes)
-
-    @property
-    def source(self) -> str:
-        """The file for messages and records: hf:OWNER/NAME@COMMIT if it is from the Hub, else its path."""
-        return describe_weights(self.path)
-
-    @property
-    def outputs(self) -> Path:
-        """The folder for what is made with this tokenizer."""
-        return output_folder(self.path)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", option: str = "--tokenizer") -> Self:

@@ -35,9 +35,9 @@ from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.engine.checkpoint import Header, load_strict, read_header, read_weights
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.files import write_file
-from stage1_tokenizer.engine.hub import describe_weights, find_hub_name, output_folder
+from stage1_tokenizer.engine.hub import find_hub_name
 from stage1_tokenizer.engine.initial_weights import check_initial, hash_weights
-from stage1_tokenizer.engine.model_files import read_data_tree, read_step, rebuild, resolve_weights
+from stage1_tokenizer.engine.model_files import LoadedModel, read_data_tree, read_step, rebuild, resolve_weights
 from stage1_tokenizer.tokenizer import ORIGIN, TOKENIZER_FILE, LoadedTokenizer, TokenShape
 from stage2_prior.base import LabelEmbedding, Prior
 from stage2_prior.gpt.model import Gpt, GptConfig
@@ -194,7 +194,7 @@ def read_saved_classes(folder: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class LoadedPrior:
+class LoadedPrior(LoadedModel):
     """A trained prior and its tokenizer, in eval mode, without gradients."""
 
     model: Prior
@@ -207,16 +207,6 @@ class LoadedPrior:
     """The file prior.safetensors."""
     step: int
     """Optimizer steps of the weights."""
-
-    @property
-    def source(self) -> str:
-        """The file for messages and records: hf:OWNER/NAME@COMMIT if it is from the Hub, else its path."""
-        return describe_weights(self.path)
-
-    @property
-    def outputs(self) -> Path:
-        """The folder for what is made with this prior."""
-        return output_folder(self.path)
 
 
 def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> None:

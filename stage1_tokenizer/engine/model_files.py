@@ -16,9 +16,26 @@ from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.engine.checkpoint import load_strict
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.file_names import describe_path
-from stage1_tokenizer.engine.hub import download_weights, is_hub_name
+from stage1_tokenizer.engine.hub import describe_weights, download_weights, is_hub_name, output_folder
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class LoadedModel:
+    """A model from a weights file, on disk or from the Hub. The base of loaded tokenizers and priors."""
+
+    path: Path
+    """The weights file."""
+
+    @property
+    def source(self) -> str:
+        """The file for messages and records: hf:OWNER/NAME@COMMIT if it is from the Hub, else its path."""
+        return describe_weights(self.path)
+
+    @property
+    def outputs(self) -> Path:
+        """The folder for what is made with this model."""
+        return output_folder(self.path)
 
 
 def resolve_weights(path: str | Path, name: str, option: str, beside: tuple[str, ...] = ()) -> Path:

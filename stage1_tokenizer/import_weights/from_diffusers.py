@@ -10,40 +10,24 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.import_weights.architecture import Architecture
 from stage1_tokenizer.import_weights.conversion import Pair
 from stage1_tokenizer.import_weights.family import CODEBOOK, Family, Statement, nested, stated_only
-from stage1_tokenizer.import_weights.layer_names import AttentionNames, LayerNames, Side
+from stage1_tokenizer.import_weights.layer_names import AttentionNames, LayerNames, SideNames
 
 
 class DiffusersNames(LayerNames):
     """Names of diffusers: `encoder.down_blocks.0.resnets.1.conv1`; up_blocks count from the lowest resolution."""
 
+    folders = SideNames("down_blocks", "up_blocks")
+    decoder_from_lowest = True
+    blocks = "resnets"
+    attentions = "attentions"
+    resamplers = SideNames("downsamplers.0.conv", "upsamplers.0.conv")
+    middles = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
     shortcut = "conv_shortcut"
     norm_out = "conv_norm_out"
     attention_parts = (
         AttentionNames("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
         AttentionNames("group_norm", "query", "key", "value", "proj_attn"),  # files before version 0.15
     )
-
-    def block(self, side: Side, level: int, index: int) -> str:
-        """Return the name of a residual block."""
-        return f"{self._level(side, level)}.resnets.{index}"
-
-    def attention(self, side: Side, level: int, index: int) -> str:
-        """Return the name of the attention block behind a residual block."""
-        return f"{self._level(side, level)}.attentions.{index}"
-
-    def resample(self, side: Side, level: int) -> str:
-        """Return the name of the convolution that halves or doubles the resolution of a level."""
-        return f"{self._level(side, level)}.{'downsamplers' if side == 'encoder' else 'upsamplers'}.0.conv"
-
-    def middle(self, side: Side) -> tuple[str, str, str]:
-        """Return the names of the blocks at the lowest resolution."""
-        middle = f"{side}.mid_block"
-        return f"{middle}.resnets.0", f"{middle}.attentions.0", f"{middle}.resnets.1"
-
-    def _level(self, side: Side, level: int) -> str:
-        if side == "encoder":
-            return f"{side}.down_blocks.{level}"
-        return f"{side}.up_blocks.{self.levels - 1 - level}"
 
 
 class Diffusers(Family):

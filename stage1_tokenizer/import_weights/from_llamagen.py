@@ -13,30 +13,18 @@ from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.import_weights.architecture import Architecture
 from stage1_tokenizer.import_weights.family import CODEBOOK, Family, Statement, nested, stated_only
-from stage1_tokenizer.import_weights.layer_names import LayerNames, Side
+from stage1_tokenizer.import_weights.layer_names import LayerNames, SideNames
 
 
 class LlamagenNames(LayerNames):
     """Names of LlamaGen: `encoder.conv_blocks.0.res.1.conv1`; the decoder's blocks count from the lowest resolution."""
 
-    def block(self, side: Side, level: int, index: int) -> str:
-        """Return the name of a residual block."""
-        return f"{self._level(side, level)}.res.{index}"
-
-    def attention(self, side: Side, level: int, index: int) -> str:
-        """Return the name of the attention block behind a residual block."""
-        return f"{self._level(side, level)}.attn.{index}"
-
-    def resample(self, side: Side, level: int) -> str:
-        """Return the name of the convolution that halves or doubles the resolution of a level."""
-        return f"{self._level(side, level)}.{'downsample' if side == 'encoder' else 'upsample'}.conv"
-
-    def middle(self, side: Side) -> tuple[str, str, str]:
-        """Return the names of the blocks at the lowest resolution."""
-        return f"{side}.mid.0", f"{side}.mid.1", f"{side}.mid.2"
-
-    def _level(self, side: Side, level: int) -> str:
-        return f"{side}.conv_blocks.{level if side == 'encoder' else self.levels - 1 - level}"
+    folders = SideNames("conv_blocks", "conv_blocks")
+    decoder_from_lowest = True
+    blocks = "res"
+    attentions = "attn"
+    resamplers = SideNames("downsample.conv", "upsample.conv")
+    middles = ("mid.0", "mid.1", "mid.2")
 
 
 class LlamagenVq(Family):

@@ -14,7 +14,7 @@ from stage1_tokenizer.engine.console import print_note
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.import_weights.architecture import Architecture
 from stage1_tokenizer.import_weights.family import CODEBOOK, Family, Statement, nested, stated_only
-from stage1_tokenizer.import_weights.layer_names import LayerNames, Side
+from stage1_tokenizer.import_weights.layer_names import LayerNames, SideNames
 
 AVERAGED = "model_ema."
 """Beginning of the names of averaged weights (Lightning's LitEma); the rest is the name without its dots."""
@@ -23,25 +23,12 @@ AVERAGED = "model_ema."
 class TamingNames(LayerNames):
     """Names of taming-transformers: `encoder.down.0.block.1.conv1`, `decoder.up.2.attn.0.q`."""
 
-    def block(self, side: Side, level: int, index: int) -> str:
-        """Return the name of a residual block."""
-        return f"{_level(side, level)}.block.{index}"
-
-    def attention(self, side: Side, level: int, index: int) -> str:
-        """Return the name of the attention block behind a residual block."""
-        return f"{_level(side, level)}.attn.{index}"
-
-    def resample(self, side: Side, level: int) -> str:
-        """Return the name of the convolution that halves or doubles the resolution of a level."""
-        return f"{_level(side, level)}.{'downsample' if side == 'encoder' else 'upsample'}.conv"
-
-    def middle(self, side: Side) -> tuple[str, str, str]:
-        """Return the names of the blocks at the lowest resolution."""
-        return f"{side}.mid.block_1", f"{side}.mid.attn_1", f"{side}.mid.block_2"
-
-
-def _level(side: Side, level: int) -> str:
-    return f"{side}.{'down' if side == 'encoder' else 'up'}.{level}"
+    folders = SideNames("down", "up")
+    decoder_from_lowest = False
+    blocks = "block"
+    attentions = "attn"
+    resamplers = SideNames("downsample.conv", "upsample.conv")
+    middles = ("mid.block_1", "mid.attn_1", "mid.block_2")
 
 
 class TamingVqgan(Family):
