@@ -19,7 +19,7 @@ def results(norm: torch.nn.GroupNorm, x: Tensor, gradient: Tensor) -> list[Tenso
 
 
 def make_case(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[GroupNorm, torch.nn.GroupNorm, Tensor, Tensor]:
-    """Return the norm, torch's norm with the same weights in float64, an input with means that are not 0, a gradient."""
+    """Return the norm, torch's with the same weights in float64, an input whose mean is not 0, and a gradient."""
     generator = torch.Generator().manual_seed(0)
     norm, exact = GroupNorm(32, shape[1], eps=1e-6), torch.nn.GroupNorm(32, shape[1], eps=1e-6).double()
     with torch.no_grad():
@@ -66,16 +66,16 @@ def test_the_memory_layout_stays(shape: tuple[int, ...], layout: torch.memory_fo
 def test_narrow_norms_in_bfloat16_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """32 channels in 32 groups take it, 512 do not, nor does anything that is traced."""
 
-    class Taken(Exception):
+    class TakenError(Exception):
         """Raised by the fast way."""
 
     def take(*arguments: object) -> None:
-        raise Taken
+        raise TakenError
 
     monkeypatch.setattr(group_norm._NarrowGroupNorm, "apply", take)
     narrow, _, x, _ = make_case(SHAPES[0], torch.bfloat16)
     wide, _, wide_x, _ = make_case(SHAPES[3], torch.bfloat16)
-    with pytest.raises(Taken):
+    with pytest.raises(TakenError):
         narrow(x)
     assert torch.equal(wide(wide_x), F.group_norm(wide_x, 32, wide.weight, wide.bias, 1e-6))
     narrow(x.float()), narrow(x.contiguous())
