@@ -29,8 +29,8 @@ class AppConfig(CommandConfig):
     """Serve a page on which a prior samples, completes and grows images."""
 
     prior: str | None = None
-    """Folder of a stage-two run, its prior.safetensors, or hf:OWNER/NAME[@REVISION]; null: the newest run under
-    runs/stage2."""
+    """Folder of a stage-two run, its prior.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME; null: the runs
+    under runs/stage2, the newest first, and the trained models of this package, to choose from."""
     host: str = "127.0.0.1"
     """Address to listen on. With any other address than this machine's own (127.0.0.1), everybody who can reach it can
     use the page: there is no password."""

@@ -21,7 +21,7 @@ from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.log_file import read_log
 from stage1_tokenizer.tokenizer import resolve_tokenizer
-from stage2_prior.prior import LoadedPrior, load_prior
+from stage2_prior.prior import LoadedPrior, find_newest_run, load_prior
 
 
 class SummaryConfig(CommandConfig):
@@ -52,7 +52,7 @@ class SummaryLine(NamedTuple):
 def main() -> None:
     """Print the metrics, the images to look at, and the command for the curves."""
     config = parse_command_line(SummaryConfig)
-    prior = load_prior(config.prior, "cuda" if torch.cuda.is_available() else "cpu")
+    prior = load_prior(config.prior or find_newest_run(), "cuda" if torch.cuda.is_available() else "cpu")
     run = prior.path.parent
     stage1 = tokenizer_run(config, prior)
     lines = tokenizer_lines(stage1) + prior_lines(run, prior.step)

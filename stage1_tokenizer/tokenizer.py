@@ -236,7 +236,7 @@ class LoadedTokenizer(LoadedModel):
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", option: str = "--tokenizer") -> Self:
-        """Load a weights file, given as the file, the folder that holds it, or hf:OWNER/NAME@REVISION (hub.py).
+        """Load a weights file, given as the file, the folder that holds it, hf:OWNER/NAME@REVISION or pretrained:NAME.
 
         option: the option that named it, for errors.
 

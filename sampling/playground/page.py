@@ -35,7 +35,7 @@ from sampling.sampler import SamplingConfig
 from sampling.saved_images import save_png
 from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import ConfigError, UserError
-from stage1_tokenizer.engine.hub import find_hub_name
+from stage1_tokenizer.engine.model_files import find_name
 
 KEPT_RESULTS = 32
 """Number of requests whose images are kept; those of older requests are deleted."""
@@ -57,7 +57,7 @@ class Page:
             self._offered, self._problem = [], one_line_message(error)
         prior = playground.prior
         height, width = playground.size
-        run = find_hub_name(prior.path) or prior.path.parent
+        run = find_name(prior.path) or prior.path.parent
         about = f"{html.escape(str(run))}, step {prior.step}, images of {height}x{width} pixels"
         with gr.Blocks(analytics_enabled=False, title="Tessera", delete_cache=(600, 3600)) as self.blocks:
             gr.HTML(f"<h1>Tessera</h1><p>{about}</p>", elem_classes="head")

@@ -32,7 +32,7 @@ from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
-from stage1_tokenizer.engine.hub import find_hub_name
+from stage1_tokenizer.engine.model_files import find_name
 from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import LoadedPrior
 
@@ -249,7 +249,7 @@ class Playground:
 
     def _command(self, config: GenerateConfig) -> str:
         """Return the command line of `generate.py` with the options that differ from their defaults."""
-        run = find_hub_name(self.prior.path) or self.prior.path.parent
+        run = find_name(self.prior.path) or self.prior.path.parent
         words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", str(run)]
         defaults = GenerateConfig().tree()
         for key, value in config.tree().items():

@@ -11,6 +11,8 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.lock import find_lock_holder
 from stage1_tokenizer.engine.log_file import Curve, read_curves, read_log
+from stage1_tokenizer.engine.model_files import output_folder
+from stage1_tokenizer.engine.pretrained import resolve_path
 from stage1_tokenizer.engine.state import list_states, step_of_state
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
@@ -56,6 +58,11 @@ class RunFolder:
     def weights_file(self) -> Path:
         """Path of the weights file, which may not exist yet."""
         return self.path / self.weights_name
+
+    @property
+    def outputs(self) -> Path:
+        """The folder for what is made with the run's weights."""
+        return output_folder(self.weights_file)
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -113,14 +120,14 @@ class RunFolder:
 
 
 def open_run(path: str | Path, *weights: str) -> RunFolder:
-    """Open a run by its folder or its weights file.
+    """Open a run by its folder or its weights file, or a model of the packages by pretrained:NAME.
 
     weights: names of the weights files of later stages, which also identify a run's folder.
 
     Raises:
         ConfigError: the folder does not exist, or is not a run's folder.
     """
-    folder = Path(path)
+    folder = resolve_path(path, "RUN")
     try:
         if folder.is_file() and folder.suffix == ".safetensors":
             folder = folder.parent
