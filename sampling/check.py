@@ -38,9 +38,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     # A wrong path is an error before the first check begins, because a check may take an hour.
-    checks = [
-        check for path in parse_command_line(CheckConfig).paths for check in checks_of(resolve_path(path, "PATH"))
-    ]
+    paths = [resolve_path(path, "PATH") for path in parse_command_line(CheckConfig).paths]
+    checks = [check for path in paths for check in checks_of(path)]
     count: Counter[str] = Counter()
     for check in checks:
         for finding in check.findings():

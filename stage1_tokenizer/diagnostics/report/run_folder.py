@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
 from stage1_tokenizer.engine.environment import SESSIONS_FILE
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
@@ -93,6 +95,15 @@ class RunFolder:
         return max([0, *logged, *saved])
 
     @cached_property
+    def seconds_of_steps(self) -> float:
+        """Seconds that the logged steps took, without validation and saving; 0 if the log does not say."""
+        curve, batch_size = self.curves.get("train/images_per_second"), self.config.get("batch_size")
+        if curve is None or not isinstance(batch_size, int):
+            return 0.0
+        steps = np.diff(curve.steps, prepend=0)
+        return float((steps * batch_size / np.maximum(curve.values, 1e-9)).sum())
+
+    @cached_property
     def is_in_use(self) -> bool:
         """True if another process is training this run."""
         return find_lock_holder(self.path) not in (None, "this one")
@@ -117,6 +128,14 @@ class RunFolder:
         for key in keys:
             tree = tree.get(key) if isinstance(tree, dict) else None
         return "unknown" if tree is None else shorten(tree)
+
+
+def find_training(tokenizer: Path) -> RunFolder | None:
+    """Return the run under runs/stage1 whose weights file has the same bytes as a tokenizer's file; None: there is
+    none."""
+    data = tokenizer.read_bytes()
+    files = sorted(Path("runs/stage1").glob(f"*/{TOKENIZER_FILE}"))
+    return next((RunFolder(file.parent) for file in files if file.read_bytes() == data), None)
 
 
 def open_run(path: str | Path, *weights: str) -> RunFolder:
