@@ -90,6 +90,11 @@ class Playground:
         self.size, self.factor, self.guidance = default.size, default.factor, default.guidance.scale
 
     @property
+    def name(self) -> str:
+        """Value of --prior that names this prior: its run's folder, hf:OWNER/NAME@COMMIT or pretrained:NAME."""
+        return str(find_name(self.prior.path) or self.prior.path.parent)
+
+    @property
     def can_guide(self) -> bool:
         """True if the prior was trained for guidance."""
         return bool(self.prior.classes) and self.prior.model.config.label_dropout > 0.0
@@ -249,8 +254,7 @@ class Playground:
 
     def _command(self, config: GenerateConfig) -> str:
         """Return the command line of `generate.py` with the options that differ from their defaults."""
-        run = find_name(self.prior.path) or self.prior.path.parent
-        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", str(run)]
+        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", self.name]
         defaults = GenerateConfig().tree()
         for key, value in config.tree().items():
             if value != defaults[key] and key != "n":

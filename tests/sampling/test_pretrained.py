@@ -144,7 +144,7 @@ def test_rounding_changes_no_code(folder: Path) -> None:
 def test_the_card_of_rounded_weights(folder: Path) -> None:
     """The card has PSNR and bits per token before and after, as score.py measures them."""
     card = (folder / "shapes" / "README.md").read_text()
-    values = {}
+    values = dict[str, float]()
     for name, prior in (("before", folder.parent / "runs" / "prior"), ("after", "pretrained:shapes")):
         assert run(names_of("stage2_prior/score.py")["main"], "--prior", prior, "--out", name).code == 0
         scores: Mapping[str, float] = json.loads((Path(name) / "scores.json").read_text())
