@@ -11,6 +11,7 @@ this machine can reach them, unless --host says otherwise. Needs the extra `app`
 import importlib.util
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -90,7 +91,13 @@ def main() -> None:
         prior = playgrounds[0].prior
         url = f"http://{address}:{server_socket.getsockname()[1]}"
         print(f"{url}   {one_line(prior.source)} (step {prior.step}); Ctrl-C ends it", flush=True)
-        serve(pages, server_socket, lambda: [playground.stopping.set() for playground in playgrounds.values()])
+        serve(pages, server_socket, lambda: stop(playgrounds.values()))
+
+
+def stop(playgrounds: Iterable[Playground]) -> None:
+    """End the running tasks."""
+    for playground in playgrounds:
+        playground.stopping.set()
 
 
 def list_priors() -> list[str]:

@@ -13,6 +13,7 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage2_prior.prior import PRIOR_FILE
 from tests.helpers.app_server import App, ask, called, ended, started
 from tests.helpers.artefacts import pixels_of, write_prior, write_tokenizer
+from tests.helpers.browser import browser
 from tests.helpers.commands import names_of
 
 gradio = pytest.importorskip("gradio", reason="the extra `app` is not installed")
@@ -27,7 +28,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     app = started(folder, folder / "tmp", "--pictures", "6", runs=folder)
     yield app
     code, out, err = ended(app)
-    assert (code, out, err) == (0, "", "")
+    assert (code, err) == (0, "")
+    assert all(line.startswith("data: ") for line in out.splitlines())  # of the page that was opened later
     assert not list(app.temporary.glob("tessera-app-*"))
 
 
@@ -58,6 +60,28 @@ def test_each_prior_has_its_page(app: App) -> None:
         for image, expected in zip(gallery, wanted, strict=True):
             assert image["image"]["url"].startswith(f"{app.address}{root}/gradio_api/file=")
             assert (pixels_of(Path(image["image"]["path"])) == expected).all()
+
+
+@pytest.mark.slow
+def test_a_user_changes_the_prior(app: App) -> None:
+    """In a browser: a link leads to the other page, which samples and shows its images; no script fails."""
+    errors: list[str] = []
+    with browser() as opened:
+        page: Any = opened.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.set_default_timeout(60_000)
+        page.goto(app.address)
+        page.get_by_role("link", name="runs/stage2/old").click()
+        page.wait_for_url("**/1/")
+        page.get_by_label("Number", exact=True).fill("2")
+        page.get_by_role("button", name="Sample", exact=True).click()
+        page.wait_for_function("document.querySelectorAll('#samples .grid-container img').length == 2")
+        shown = page.locator("#samples .grid-container img").first.evaluate("image => image.naturalHeight")
+        page.get_by_role("link", name="runs/stage2/new").click()
+        page.wait_for_url(f"{app.address}/")
+    assert shown == 8
+    assert errors == []
 
 
 @pytest.mark.slow
