@@ -29,6 +29,8 @@ from stage1_tokenizer.diagnostics.report.run_folder import CONFIG
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import print_note
 from stage1_tokenizer.engine.hub import is_hub_name
+from stage1_tokenizer.engine.pretrained import find_pretrained_name
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
 
 class PublishConfig(CommandConfig):
@@ -84,7 +86,8 @@ def main() -> None:
 
 def write_published(config: PublishConfig, source: Source, folder: Path) -> None:
     """Write the files that the options ask for."""
-    target = config.to if is_hub_name(config.to) else Path(config.to).absolute().name
+    path = Path(config.to).absolute()
+    target = config.to if is_hub_name(config.to) else str(find_pretrained_name(path / TOKENIZER_FILE) or path.name)
     write_folder(
         source, folder, target=target, licence=config.licence, format_=config.format, dtype=config.dtype,
         samples=config.samples,

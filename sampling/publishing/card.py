@@ -70,7 +70,17 @@ def model_card(source: Source, written: Written) -> bytes:
     for name, caption in written.images.items():
         lines += [f"![{_plain(caption)}]({name})", "", f"*{_plain(caption)}*", ""]
     lines += ["## Use", "", *_use(source, written), "", "## Facts", "", *_table(["", ""], facts(source, written)), ""]
-    lines += ["## Metrics", "", *_rounding(written), *metrics(source), "", "## Training", "", *_training(source), ""]
+    lines += [
+        "## Metrics",
+        "",
+        *_rounding(source, written),
+        *metrics(source),
+        "",
+        "## Training",
+        "",
+        *_training(source),
+        "",
+    ]
     lines += ["## Licence", "", f"{_plain(written.licence)}, as the publisher of these weights states it."]
     for kind, entries in source.origins.items():
         licence = _plain(entries.get("licence", "unknown"))
@@ -142,10 +152,11 @@ def facts(source: Source, written: Written) -> Iterator[tuple[str, str]]:
         yield from ((f"Imported {kind}, {key}", text) for key, text in entries.items())
 
 
-def _rounding(written: Written) -> Iterator[str]:
+def _rounding(source: Source, written: Written) -> Iterator[str]:
     """Yield the lines on rounded weights."""
     if written.rounding:
-        yield "Prior and decoder are stored as bfloat16, encoder and codebook as float32, so no code has changed."
+        rounded = "Prior and decoder are" if source.prior else "The decoder is"
+        yield f"{rounded} stored as bfloat16, encoder and bottleneck as float32, so the codes of all images are the same."
         yield f"{written.rounding} The metrics below are from before."
         yield ""
 

@@ -153,6 +153,7 @@ def test_the_card_of_rounded_weights(folder: Path) -> None:
         f"On 7 validation images: PSNR {values['psnr before']:.3f} dB before and {values['psnr after']:.3f} dB after, "
         f"bits per token {values['bits_per_token before']:.4f} before and {values['bits_per_token after']:.4f} after."
     ) in card
+    assert "python sampling/generate.py --prior pretrained:shapes\n" in card
     assert f"| Fingerprint of the tokenizer | {LoadedTokenizer.load('pretrained:shapes').fingerprint} |" in card
 
 
