@@ -156,7 +156,7 @@ def _rounding(source: Source, written: Written) -> Iterator[str]:
     """Yield the lines on rounded weights."""
     if written.rounding:
         rounded = "Prior and decoder are" if source.prior else "The decoder is"
-        yield f"{rounded} stored as bfloat16, encoder and bottleneck as float32, so the codes of all images are the same."
+        yield f"{rounded} stored as bfloat16, encoder and bottleneck as float32, so all codes are the same."
         yield f"{written.rounding} The metrics below are from before."
         yield ""
 
