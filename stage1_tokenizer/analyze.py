@@ -28,9 +28,9 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import say, show_progress
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
 from stage1_tokenizer.engine.files import write_file
-from stage1_tokenizer.engine.hub import output_folder
 from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.engine.log_file import EventWriter
+from stage1_tokenizer.engine.model_files import output_folder
 from stage1_tokenizer.tokenizer import resolve_tokenizer
 
 EVENTS = ".analysis"
@@ -41,7 +41,7 @@ class AnalyzeConfig(CommandConfig):
     """Draw diagnostic images of a trained tokenizer."""
 
     tokenizer: str
-    """A stage-one run's folder, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]."""
+    """A stage-one run's folder, its tokenizer.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME."""
     root: str | None = None
     """Folder that holds the data set of the training now, if it was moved; null: the folder of the training. If the
     training's images are drawn, it may be any folder, and all its images are looked at."""

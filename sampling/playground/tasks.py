@@ -32,7 +32,7 @@ from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
-from stage1_tokenizer.engine.hub import find_hub_name
+from stage1_tokenizer.engine.model_files import find_name
 from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import LoadedPrior
 
@@ -88,6 +88,11 @@ class Playground:
         """Set it to end the running task with an InterruptionError."""
         default = Sampler(prior, SamplingConfig(precision=precision))
         self.size, self.factor, self.guidance = default.size, default.factor, default.guidance.scale
+
+    @property
+    def name(self) -> str:
+        """Value of --prior that names this prior: its run's folder, hf:OWNER/NAME@COMMIT or pretrained:NAME."""
+        return str(find_name(self.prior.path) or self.prior.path.parent)
 
     @property
     def can_guide(self) -> bool:
@@ -249,8 +254,7 @@ class Playground:
 
     def _command(self, config: GenerateConfig) -> str:
         """Return the command line of `generate.py` with the options that differ from their defaults."""
-        run = find_hub_name(self.prior.path) or self.prior.path.parent
-        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", str(run)]
+        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", self.name]
         defaults = GenerateConfig().tree()
         for key, value in config.tree().items():
             if value != defaults[key] and key != "n":
