@@ -2,6 +2,7 @@
 
     python sampling/evaluate.py --tokenizer RUN     compare reconstructions with originals, one by one and as sets
     python sampling/evaluate.py --tokenizer RUN --root VAL     the same for all images of a folder
+    python sampling/evaluate.py --tokenizer RUN --perturbation.codes 0.5     the same from codes of which half are wrong
     python sampling/evaluate.py --prior RUN -n 10000     compare samples with the data set; bits per token
     python sampling/evaluate.py --samples FILE.npz --prior RUN     measure existing samples, also of another program
     python sampling/evaluate.py --samples DIR --reference DIR     compare two folders of images

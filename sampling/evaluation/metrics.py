@@ -40,9 +40,12 @@ COMPARED = 10_000
 
 
 def reconstruction_metrics(
-    measured: MeasuredReconstructions, tokenizer: Tokenizer, extractor: Extractor | None, net: str, seed: int
+    measured: MeasuredReconstructions, extractor: Extractor | None, net: str, seed: int, is_perturbed: bool
 ) -> list[Metric]:
-    """Return the metrics of a tokenizer. net: LPIPS's network. Without an extractor there is no Fréchet distance."""
+    """Return the metrics of reconstructions. net: LPIPS's network. Without an extractor there is no Fréchet distance.
+
+    is_perturbed: names and labels state that the codes were perturbed.
+    """
     metrics: list[Metric] = []
     originals, reconstructed = measured.originals, measured.reconstructed
     if extractor is not None and originals is not None and reconstructed is not None:
@@ -64,10 +67,14 @@ def reconstruction_metrics(
         for name, label, values, unit, better, note in columns
         if values is not None
     ]
-    return metrics + _code_metrics(measured, tokenizer)
+    if not is_perturbed:
+        return metrics
+    return [
+        metric._replace(name=f"perturbed_{metric.name}", label=f"{metric.label}, perturbed codes") for metric in metrics
+    ]
 
 
-def _code_metrics(measured: MeasuredReconstructions, tokenizer: Tokenizer) -> list[Metric]:
+def code_metrics(measured: MeasuredReconstructions, tokenizer: Tokenizer) -> list[Metric]:
     """Return the metrics of the codebook's use; none for a continuous latent."""
     if not tokenizer.bottleneck.depth:
         return []

@@ -10,6 +10,7 @@ from sampling.evaluation.extractors.inception import InceptionConfig
 from sampling.evaluation.reference import DataSet, check_reference
 from sampling.option_facts import Idle, check_idle
 from sampling.sampler import SamplingConfig
+from stage1_tokenizer.bottlenecks.perturbation import PerturbationConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.base import SPLITS, Split
@@ -23,6 +24,7 @@ from stage2_prior.prior import find_prior_file, load_prior
 
 NOT_SAMPLED = "nothing is sampled"
 NO_RECONSTRUCTIONS = "LPIPS is of reconstructions"
+NO_CODES = "only the codes of reconstructions are perturbed"
 
 
 class EvaluateConfig(CommandConfig):
@@ -64,6 +66,12 @@ class EvaluateConfig(CommandConfig):
     ] = PerceptualConfig(weight=1.0)
     """The network of LPIPS, as in training; weight 0: no LPIPS. With extractor.kind none there is no LPIPS unless
     perceptual.weights is given, so that nothing is downloaded."""
+    perturbation: Annotated[
+        PerturbationConfig,
+        Idle(beside="samples", reason=NO_CODES),
+        Idle(beside="prior", reason=NO_CODES),
+    ] = PerturbationConfig()
+    """Errors in the codes, as a prior makes them: measure the images that the decoder makes of perturbed codes."""
     sampling: Annotated[
         SamplingConfig, Idle(beside="tokenizer", reason=NOT_SAMPLED), Idle(beside="samples", reason=NOT_SAMPLED)
     ] = SamplingConfig()

@@ -1,6 +1,8 @@
 """Comparison of a tokenizer's reconstructions with the originals: image by image, and as sets of features.
 
 x uint8 -> normalise -> tokenizer -> x_hat -> uint8         all metrics are of the rounded image, as it is saved
+
+The codes between encoder and decoder can be perturbed (perturbation.py).
 """
 
 from collections.abc import Callable
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from sampling.evaluation.extractors.base import Extractor
 from sampling.evaluation.features import Features, own_batches
-from sampling.evaluation.sources import ImageSource
+from sampling.evaluation.perturbation import CodePerturbation
+from sampling.evaluation.sources import ImageSource, Indices
 from sampling.saved_images import DECODE_CHUNK, apply_in_chunks
 from stage1_tokenizer.data.image_batches import normalise, to_uint8
 from stage1_tokenizer.engine.console import progress_bar
@@ -71,8 +74,11 @@ def measure_reconstructions(
     extractor: Extractor | None,
     lpips: ImageMetric | None,
     batch_size: int,
+    perturb: CodePerturbation | None = None,
 ) -> MeasuredReconstructions:
     """Reconstruct and measure all images of a source. One process measures each; all processes get the result.
+
+    perturb: changes the codes before they are decoded; the codes in use are counted before it.
 
     Raises:
         ConfigError: there is an extractor and only one image, which has no covariance.
@@ -95,7 +101,7 @@ def measure_reconstructions(
         for indices in batches:
             pixels = source.read(indices).to(device)
             x = normalise(pixels)
-            x_hat, codes = encode_and_decode(loaded.tokenizer, x)
+            x_hat, codes = encode_and_decode(loaded.tokenizer, x, indices, perturb)
             if not torch.isfinite(x_hat).all():
                 raise BadFileError(f"{loaded.path}: the output is not finite, so the weights are damaged")
             pixels_hat = to_uint8(x_hat)
@@ -122,15 +128,19 @@ def measure_reconstructions(
     )
 
 
-def encode_and_decode(tokenizer: Tokenizer, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Reconstruct x (B, C, H, W) in [-1, 1]. Returns x_hat and the codes (B, h, w, K), None for a continuous latent.
+def encode_and_decode(
+    tokenizer: Tokenizer, x: Tensor, indices: Indices, perturb: CodePerturbation | None
+) -> tuple[Tensor, Tensor | None]:
+    """Reconstruct x (B, C, H, W) in [-1, 1] of the images with these indices (B,).
 
+    Returns x_hat and the codes (B, h, w, K) before they are perturbed, None for a continuous latent.
     In chunks of one size, so that neither the batch size nor the number of processes changes a code or a pixel.
     """
     if not tokenizer.bottleneck.depth:
         return apply_in_chunks(lambda part: tokenizer(part)[0].float(), x, DECODE_CHUNK), None
     codes = apply_in_chunks(tokenizer.encode_codes, x, DECODE_CHUNK)
-    return apply_in_chunks(lambda part: tokenizer.decode_codes(part).float(), codes, DECODE_CHUNK), codes
+    decoded = codes if perturb is None else perturb(codes, indices)
+    return apply_in_chunks(lambda part: tokenizer.decode_codes(part).float(), decoded, DECODE_CHUNK), codes
 
 
 def _squared_error(x: Tensor, x_hat: Tensor) -> Tensor:

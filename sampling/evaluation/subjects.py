@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sampling.evaluation.features import Evaluator
 from sampling.evaluation.memorisation import NEIGHBOURS, Memorisation, is_grey, measure_memorisation
 from sampling.evaluation.metrics import (
+    code_metrics,
     comparison_warnings,
     distance_warnings,
     likelihood_metric,
@@ -16,6 +17,7 @@ from sampling.evaluation.metrics import (
     sample_metrics,
 )
 from sampling.evaluation.options import EvaluateConfig, build_data_set, data_of_samples
+from sampling.evaluation.perturbation import CodePerturbation
 from sampling.evaluation.reconstructions import lpips_description, lpips_per_image, measure_reconstructions
 from sampling.evaluation.reference import DataSet, Reference, load_reference
 from sampling.evaluation.results import Evaluation, Metric, machine_name, protocol_digest
@@ -47,9 +49,12 @@ DEFAULT_SAMPLES = 10_000
 
 def evaluate_tokenizer(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Path, Evaluation]:
     """Compare a split with its reconstructions. Returns the results, and before them their path without ending."""
-    accelerator, extractor = evaluator.accelerator, evaluator.optional_extractor
+    accelerator, extractor, chosen = evaluator.accelerator, evaluator.optional_extractor, config.perturbation
     assert config.tokenizer is not None
     loaded = LoadedTokenizer.load(config.tokenizer, accelerator.device)
+    perturb = None
+    if chosen.codes:
+        perturb = CodePerturbation(chosen, loaded.tokenizer.bottleneck, config.seed, accelerator.device)
     data = build_data_set(config, loaded)
     images, size = data.image_batches(config.measured_split), loaded.tokenizer.config.image_size
     lpips = Perceptual(config.perceptual, size).to(accelerator.device) if config.measures_lpips else None
@@ -58,20 +63,23 @@ def evaluate_tokenizer(config: EvaluateConfig, evaluator: Evaluator) -> tuple[Pa
     what = f"of all {len(images):,} images in {data.whole}" if data.whole else f"{split} images of {kind}"
     accelerator.print(f"reconstructing {count:,} {one_line(what)} with {one_line(loaded.source)}")
     measured = measure_reconstructions(
-        accelerator, loaded, source, extractor, lpips_per_image(lpips) if lpips else None, config.batch_size
+        accelerator, loaded, source, extractor, lpips_per_image(lpips) if lpips else None, config.batch_size, perturb
     )
-    metrics = reconstruction_metrics(measured, loaded.tokenizer, extractor, config.perceptual.net, config.seed)
+    metrics = reconstruction_metrics(measured, extractor, config.perceptual.net, config.seed, bool(perturb))
+    metrics += code_metrics(measured, loaded.tokenizer)
     protocol = {
-        "subject": f"Reconstructions of {loaded.outputs.name}",
+        "subject": f"Reconstructions of {loaded.outputs.name}" + (" from perturbed codes" if perturb else ""),
         "tokenizer": {"file": loaded.source, "step": loaded.step, "fingerprint": loaded.fingerprint},
         "data": data.provenance(config.measured_split),
         "pictures": f"{count:,} of {len(images):,}" + (", drawn at random" if count < len(images) else ""),
         "reference": "the originals of the same images",
         "pixels": "a reconstruction is rounded to eight bits before anything is measured",
+        **({"perturbation": {**chosen.tree(), "seed": config.seed}} if perturb else {}),
         **({"LPIPS": lpips_description(config.perceptual)} if lpips else {}),
         **evaluator.protocol(),
     }
-    name = f"reconstructions-{kind}-{split}-{count}-{config.extractor.kind}-{protocol_digest(protocol)}"
+    begin = "perturbed" if perturb else "reconstructions"
+    name = f"{begin}-{kind}-{split}-{count}-{config.extractor.kind}-{protocol_digest(protocol)}"
     stem = Path(config.out) if config.out else loaded.outputs / "evaluation" / name
     return stem, Evaluation("tokenizer", metrics, protocol, distance_warnings(count, None, extractor))
 

@@ -1,4 +1,4 @@
-"""Search for the nearest codebook vector of each vector, without a matrix of all vectors by all codes.
+"""Search for the nearest codebook vectors of each vector, without a matrix of all vectors by all codes.
 
 For a vector x and codebook vectors e,  |x - e|^2 = |x|^2 + 2 (|e|^2 / 2 - x.e),  and |x|^2 is the same for all e. So
 the nearest e is the argmin of |e|^2 / 2 - x.e, one matrix product, computed in tiles of some vectors by some codes.
@@ -12,6 +12,8 @@ TILE_CODES = 2048
 TILE_VECTORS = {"cpu": 1024, "cuda": 8192}
 """Vectors per tile. A tile of scores has 8 MiB on a CPU, about the size of its cache, and 64 MiB on a GPU, which keeps
 it busy. Nearly square tiles keep the matrix product at full speed; with all codes at once it had half of it."""
+NEIGHBOUR_SCORES = 2**21
+"""Scores per tile of `find_neighbours`, in which each row has all V codes."""
 BLOCK = 64
 """Columns per block in `_smallest`."""
 
@@ -54,6 +56,21 @@ def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0, do
                 best = torch.where(nearer, smallest, best)
                 best_codes.copy_(torch.where(nearer, columns + first, best_codes))
     return codes
+
+
+@torch.no_grad()
+def find_neighbours(codes: Tensor, codebook: Tensor, count: int) -> Tensor:
+    """Find the `count` codebook vectors nearest to that of each code, without its own: codes (N,), codebook (V, d)
+    float32 -> codes (N, count), the nearest first. Vectors at the same distance are in any order.
+    """
+    half = codebook.square().sum(dim=1).mul_(0.5)  # (V,), |e|^2 / 2
+    neighbours = []
+    with torch.autocast(codebook.device.type, enabled=False):
+        for chunk in torch.split(codes, max(1, NEIGHBOUR_SCORES // len(codebook))):
+            scores = torch.addmm(half, codebook[chunk], codebook.T, alpha=-1)  # (rows, V)
+            scores.scatter_(1, chunk[:, None], torch.inf)
+            neighbours.append(scores.topk(count, dim=1, largest=False).indices)  # (rows, count)
+    return torch.cat(neighbours)
 
 
 def _find_nearest_exported(vectors: Tensor, codebook: Tensor, dot_product: bool = False) -> Tensor:

@@ -24,12 +24,14 @@ from sampling.evaluation.intervals import paired_frechet_interval, random_groups
 from sampling.evaluation.metrics import distance_warnings, sample_metrics
 from sampling.evaluation.moments import moments_of
 from sampling.evaluation.npz import write_moments, write_samples
+from sampling.evaluation.perturbation import CodePerturbation
 from sampling.evaluation.reference import Reference
 from sampling.evaluation.results import Evaluation, Metric, console_lines, results_json, results_markdown
 from sampling.evaluation.sources import random_indices
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.saved_images import read_png
 from stage1_tokenizer.bottlenecks.kl import KlConfig
+from stage1_tokenizer.bottlenecks.perturbation import PerturbationConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.image_batches import normalise, to_uint8
@@ -125,6 +127,27 @@ def test_reconstructions_are_measured_as_by_hand(tmp_path: Path, monkeypatch: py
     assert found["bits_per_image"]["value"] == 4 * 6 * 4
     for name in ("rfd", "psnr", "ssim", "nmse"):
         assert found[name]["low"] < found[name]["value"] < found[name]["high"], name
+
+
+def test_reconstructions_of_perturbed_codes_have_their_own_distance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The distance equals equation 6 for the images of the perturbed codes."""
+    monkeypatch.chdir(tmp_path)
+    loaded = write_tokenizer(tmp_path / "run", data=DATA)
+    perturbation = PerturbationConfig(codes=0.5, nearest=3)
+    options = ("--perturbation.codes", 0.5, "--perturbation.nearest", 3)
+    assert evaluate("--tokenizer", tmp_path / "run", *options, "--out", tmp_path / "out").code == 0
+    x = open_data(DATA).image_batches("validation", 0).batch(np.arange(50))[0]
+    codes = loaded.tokenizer.encode_codes(normalise(x))
+    perturb = CodePerturbation(perturbation, loaded.tokenizer.bottleneck, 0, torch.device("cpu"))
+    x_hat = to_uint8(
+        torch.cat([loaded.tokenizer.decode_codes(part) for part in torch.split(perturb(codes, np.arange(50)), 1)])
+    )
+    sides = [features_of(pixels.permute(0, 2, 3, 1).numpy()) for pixels in (x, x_hat)]
+    found = result(tmp_path / "out")["of"]["perturbed_rfd"]
+    assert found["value"] == pytest.approx(slow_frechet(*sides), rel=1e-4)
+    assert found["label"] == "Fréchet distance, Tiny, perturbed codes"
 
 
 def test_a_priors_samples_are_measured_as_by_hand(prior: Path) -> None:
@@ -318,7 +341,7 @@ def on_ranks(_: Accelerator, arguments: list[str]) -> None:
     names["main"]()
 
 
-@pytest.mark.parametrize("kind", ["prior", "tokenizer"])
+@pytest.mark.parametrize("kind", ["prior", "tokenizer", "perturbed"])
 def test_two_processes_find_what_one_finds(tmp_path: Path, kind: str) -> None:
     """Each image is measured once, by one of the processes, and has its row."""
     folder = tmp_path / "run"
@@ -326,7 +349,12 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, kind: str) -> None:
         write_prior(folder, classes=("disk", "star"), tokenizer={"data": DATA}, label_dropout=0.5)
     else:
         write_tokenizer(folder, data=DATA)
-    arguments = [f"--{kind}", str(folder), "-n", "43", *(["--nearest", "9"] if kind == "prior" else [])]
+    option, own = {
+        "prior": ("--prior", "--nearest 9"),
+        "tokenizer": ("--tokenizer", ""),
+        "perturbed": ("--tokenizer", "--perturbation.codes 0.5 --perturbation.nearest 3"),
+    }[kind]
+    arguments = [option, str(folder), "-n", "43", *own.split()]
     assert evaluate(*arguments, "--out", folder / "one", "--references", folder / "references").code == 0
     run_processes(2, on_ranks, [*arguments, "--out", str(folder / "two"), "--references", str(folder / "anew")])
     one, two = (result(folder / name)["of"] for name in ("one", "two"))
