@@ -46,7 +46,7 @@ class Subject:
     root: str | None = None
     """Folder that now has the images of the training; None: the folder that the training used."""
     replaces_drawn: bool = False
-    """If the images of the training are drawn, look at all images of `root` in their place."""
+    """Look at all images of `root` where the images of the training are drawn."""
     tokenizer: str | Path | None = None
     """The tokenizer's weights file or folder; None: the run's."""
     option: str = "RUN"

@@ -34,30 +34,23 @@ def make_case(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[GroupNorm, to
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_in_bfloat16_it_is_no_further_from_float64_than_torchs(shape: tuple[int, ...]) -> None:
-    norm, exact, x, gradient = make_case(shape, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_is_no_further_from_float64_than_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    norm, exact, x, gradient = make_case(shape, dtype)
     torchs = torch.nn.GroupNorm(32, shape[1], eps=1e-6)
     torchs.load_state_dict(norm.state_dict())
     true = results(exact, x.double(), gradient.double())
     for value, theirs, wanted in zip(results(norm, x, gradient), results(torchs, x, gradient), true, strict=True):
         assert value.dtype == theirs.dtype
         # One group of one number has variance 0: there its gradient is rounding alone.
-        assert (value - wanted).norm() <= 1.01 * (theirs - wanted).norm() + 1e-5 * wanted.norm() + 1e-6
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_in_float32_it_is_torchs(shape: tuple[int, ...]) -> None:
-    norm, _, x, gradient = make_case(shape, torch.float32)
-    torchs = torch.nn.GroupNorm(32, shape[1], eps=1e-6)
-    torchs.load_state_dict(norm.state_dict())
-    for value, wanted in zip(results(norm, x, gradient), results(torchs, x, gradient), strict=True):
-        assert torch.equal(value, wanted)
+        assert (value - wanted).norm() <= 1.01 * (theirs - wanted).norm() + 2e-6 * wanted.norm() + 1e-5
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_the_memory_layout_stays(shape: tuple[int, ...], layout: torch.memory_format) -> None:
-    norm, _, x, gradient = make_case(shape, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_memory_layout_stays(shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
+    norm, _, x, gradient = make_case(shape, dtype)
     y, of_x, *_ = results(norm, x.contiguous(memory_format=layout), gradient.contiguous(memory_format=layout))
     assert y.is_contiguous(memory_format=layout)
     assert of_x.is_contiguous(memory_format=layout)
@@ -78,5 +71,5 @@ def test_narrow_norms_in_bfloat16_take_the_fast_way(monkeypatch: pytest.MonkeyPa
     with pytest.raises(TakenError):
         narrow(x)
     assert torch.equal(wide(wide_x), F.group_norm(wide_x, 32, wide.weight, wide.bias, 1e-6))
-    narrow(x.float()), narrow(x.contiguous())
+    narrow(x.contiguous())
     torch.export.export(narrow, (x,))
