@@ -7,7 +7,7 @@ project, and the user's options replace it. The entry belongs to the weights: pu
 it as soon as it writes other weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -78,6 +78,10 @@ class DrawConfig(ChooseConfig):
         return {name: value for name, value in values.items() if parts.get(name, name) not in replaced}
 
 
+ALWAYS_SHOWN = tuple(facts_of_kind(DrawConfig, AlwaysShown))
+"""Options of the draw that a description of samples has even at their defaults."""
+
+
 def read_defaults(file: Path) -> DrawConfig:
     """Read the defaults that a prior's file states; without an entry they are those of this project.
 
@@ -128,10 +132,11 @@ def defaults_of_named(prior: object, given: Mapping[str, Any]) -> Tree:
     return defaults
 
 
-def describe_draw(options: Mapping[str, Any]) -> str:
-    """Return the options that differ from the defaults of this project, such as "temperature 0.9, guidance 2.5"."""
+def describe_draw(options: Mapping[str, Any], always: Collection[str] = ()) -> str:
+    """Return the options that differ from the defaults of this project, and those in `always`: "temperature 0.9"."""
     ours = DrawConfig()
-    return ", ".join(f"{name} {option_word(value)}" for name, value in options.items() if value != getattr(ours, name))
+    shown = [name for name, value in options.items() if name in always or value != getattr(ours, name)]
+    return ", ".join(f"{name} {option_word(options[name])}" for name in shown)
 
 
 def option_word(value: object) -> str:

@@ -4,21 +4,12 @@ A metric without its protocol means nothing: the same images have another Fréch
 extractor or number of images. So the files contain both.
 """
 
-import hashlib
 import json
 import math
-import platform
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import torch
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from sampling.evaluation.intervals import Interval
-from stage1_tokenizer.engine.files import write_file
-from stage1_tokenizer.engine.lock import mark_folder
 
 FORMAT = 1
 PACKAGES = ("tessera-images", "torch", "torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
@@ -38,70 +29,15 @@ class Metric(NamedTuple):
     interval: Interval | None = None
     """95 % confidence interval; None if there is none, for example for a count."""
     unit: str = ""
-    better: Literal["lower", "higher"] | None = None
-    note: str = ""
-
-
-class Evaluation(NamedTuple):
-    """The metrics of one evaluation, and the protocol that produced them."""
-
-    kind: Literal["tokenizer", "prior", "samples"]
-    metrics: Sequence[Metric]
-    protocol: Mapping[str, Any]
-    warnings: Sequence[str]
-    """Facts that limit the meaning of a metric."""
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and PACKAGES."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):  # our own package, in a checkout that was never installed
-            found[name] = version(name)
-    return found
-
-
-def protocol_digest(protocol: Mapping[str, Any]) -> str:
-    """Return six characters that differ between protocols, for file names."""
-    compared = {key: value for key, value in protocol.items() if key not in NOT_COMPARED}
-    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:6]
-
-
-def machine_name(device: torch.device) -> str:
-    """Return the name of the GPU, or the CPU's architecture and number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def write_results(stem: Path, evaluation: Evaluation) -> None:
-    """Write STEM.json and STEM.md. Raises StorageError: they cannot be written."""
-    mark_folder(stem.parent)
-    write_file(stem.with_name(stem.name + ".json"), results_json(evaluation).encode())
-    write_file(stem.with_name(stem.name + ".md"), results_markdown(evaluation).encode())
+    return Metric(tree["name"], tree["label"], value, interval, tree["unit"], tree["better"], tree["note"])
 
 
 def results_json(evaluation: Evaluation) -> str:
     """Return the JSON file for programs. A value that is not finite becomes null."""
-    metrics = []
-    for metric in evaluation.metrics:
-        low, high = metric.interval or (math.nan, math.nan)
-        numbers = {"value": metric.value, "low": low, "high": high}
-        metrics.append(
-            {
-                "name": metric.name,
-                "label": metric.label,
-                **{key: float(number) if math.isfinite(number) else None for key, number in numbers.items()},
-                "unit": metric.unit,
-                "better": metric.better,
-                "note": metric.note,
-            }
-        )
     tree = {
         "format": FORMAT,
         "kind": evaluation.kind,
-        "figures": metrics,
+        "figures": [metric_tree(metric) for metric in evaluation.metrics],
         "protocol": evaluation.protocol,
         "warnings": list(evaluation.warnings),
     }
@@ -118,9 +54,12 @@ def results_markdown(evaluation: Evaluation) -> str:
         remark = "; ".join(filter(None, (better, metric.note)))
         cells = (_cell(metric.label), format_value(metric), format_interval(metric), _cell(remark))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## Protocol", ""]
-    lines += [f"- **{key}**: {_text(value)}" for key, value in evaluation.protocol.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *protocol_lines(evaluation.protocol)]) + "\n"
+
+
+def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
+    """Return the section of a Markdown page that lists a protocol."""
+    return ["", "## Protocol", "", *(f"- **{key}**: {_text(value)}" for key, value in protocol.items())]
 
 
 def console_lines(evaluation: Evaluation) -> list[str]:
