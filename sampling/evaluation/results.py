@@ -4,12 +4,21 @@ A metric without its protocol means nothing: the same images have another Fréch
 extractor or number of images. So the files contain both.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
 
 from sampling.evaluation.intervals import Interval
+from stage1_tokenizer.engine.files import write_file
+from stage1_tokenizer.engine.lock import mark_folder
 
 FORMAT = 1
 PACKAGES = ("tessera-images", "torch", "torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
@@ -29,11 +38,73 @@ class Metric(NamedTuple):
     interval: Interval | None = None
     """95 % confidence interval; None if there is none, for example for a count."""
     unit: str = ""
+    better: Literal["lower", "higher"] | None = None
+    note: str = ""
+
+
+class Evaluation(NamedTuple):
+    """The metrics of one evaluation, and the protocol that produced them."""
+
+    kind: Literal["tokenizer", "prior", "samples"]
+    metrics: Sequence[Metric]
+    protocol: Mapping[str, Any]
+    warnings: Sequence[str]
+    """Facts that limit the meaning of a metric."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and PACKAGES."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # our own package, in a checkout that was never installed
+            found[name] = version(name)
+    return found
+
+
+def protocol_digest(protocol: Mapping[str, Any]) -> str:
+    """Return six characters that differ between protocols, for file names."""
+    compared = {key: value for key, value in protocol.items() if key not in NOT_COMPARED}
+    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def machine_name(device: torch.device) -> str:
+    """Return the name of the GPU, or the CPU's architecture and number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def write_results(stem: Path, evaluation: Evaluation) -> None:
+    """Write STEM.json and STEM.md. Raises StorageError: they cannot be written."""
+    mark_folder(stem.parent)
+    write_file(stem.with_name(stem.name + ".json"), results_json(evaluation).encode())
+    write_file(stem.with_name(stem.name + ".md"), results_markdown(evaluation).encode())
+
+
+def metric_tree(metric: Metric) -> dict[str, Any]:
+    """Return a metric for a JSON file. A value that is not finite becomes null."""
+    low, high = metric.interval or (math.nan, math.nan)
+    numbers = {"value": metric.value, "low": low, "high": high}
+    return {
+        "name": metric.name,
+        "label": metric.label,
+        **{key: float(number) if math.isfinite(number) else None for key, number in numbers.items()},
+        "unit": metric.unit,
+        "better": metric.better,
+        "note": metric.note,
+    }
+
+
+def metric_of_tree(tree: Mapping[str, Any]) -> Metric:
+    """Return the metric of a tree that `metric_tree` made; another tree raises LookupError, TypeError or ValueError."""
+    value, low, high = (math.nan if tree[key] is None else float(tree[key]) for key in ("value", "low", "high"))
+    interval = None if math.isnan(low) else Interval(low, high)
     return Metric(tree["name"], tree["label"], value, interval, tree["unit"], tree["better"], tree["note"])
 
 
 def results_json(evaluation: Evaluation) -> str:
-    """Return the JSON file for programs. A value that is not finite becomes null."""
+    """Return the JSON file for programs."""
     tree = {
         "format": FORMAT,
         "kind": evaluation.kind,

@@ -103,9 +103,8 @@ def test_options_replace_them(plain: Path, stating: Path, given: list[object], a
     ended = run(generate, "--prior", stating, "-n", 3, "--out", stating / "a", *given)
     assert ended.code == 0, ended.err
     (stating / "given.yaml").write_text(f"{str(given[0])[2:]}: {given[1]}\n")
-    assert (
-        run(generate, "--prior", stating, "-n", 3, "--out", stating / "b", "--config", stating / "given.yaml").code == 0
-    )
+    file = ("--config", stating / "given.yaml")
+    assert run(generate, "--prior", stating, "-n", 3, "--out", stating / "b", *file).code == 0
     for folder in (stating / "a", stating / "b"):
         assert np.array_equal(pngs(folder), pngs(plain / "a"))
         assert settings(folder) == settings(plain / "a")

@@ -20,6 +20,7 @@ from tests.helpers.commands import Ended, names_of, run
 from tests.helpers.processes import run_processes
 from tests.sampling.evaluation.test_evaluate import DATA, WEIGHTS, TinyExtractor, evaluate, result
 
+MADE: dict[str, Any] = {"classes": ("disk", "star"), "tokenizer": {"data": DATA}, "label_dropout": 0.5}
 FAST = ("--classifier_steps", 0, "-n", 42)
 
 
@@ -45,7 +46,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
 def prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a prior's folder into a new current folder."""
     monkeypatch.chdir(tmp_path)
-    write_prior(tmp_path / "run", classes=("disk", "star"), tokenizer={"data": DATA}, label_dropout=0.5)
+    write_prior(tmp_path / "run", **MADE)
     return tmp_path / "run"
 
 
@@ -124,7 +125,14 @@ def test_a_damaged_table_is_measured_again(prior: Path) -> None:
     assert sweep("--prior", prior, *FAST).code == 0
     (file,) = prior.glob("sweeps/*/sweep.json")
     wanted = table(prior)
-    for damage in ("{", "[]", '{"settings": [{"sampling": {"heat": 1}}]}', '{"settings": [{"sampling": {}}]}'):
+    no_metrics = json.dumps({"settings": [{"sampling": {}, "samples": "x", "figures": []}]})
+    for damage in (
+        no_metrics,
+        "{",
+        "[]",
+        '{"settings": [{"sampling": {"heat": 1}}]}',
+        '{"settings": [{"sampling": {}}]}',
+    ):
         file.write_text(damage)
         ended = sweep("--prior", prior, *FAST)
         assert ended.code == 0, ended.err
@@ -157,9 +165,7 @@ def test_save_makes_the_best_the_default(prior: Path) -> None:
 def test_nothing_is_saved_into_other_weights(prior: Path) -> None:
     """Who replaces the file during a sweep gets a message, and the new file stays as it is."""
     names = sweep_names()
-    other = write_prior(
-        prior.with_name("other"), classes=("disk", "star"), seed=1, tokenizer={"data": DATA}, label_dropout=0.5
-    )
+    other = write_prior(prior.with_name("other"), seed=1, **MADE)
     draw = names["draw_sweep"]
     names["draw_sweep"] = lambda *given: (prior / PRIOR_FILE).write_bytes(other.path.read_bytes()) and draw(*given)
     ended = run(names["main"], *WEIGHTS, "--prior", prior, *FAST, "--save")
@@ -187,7 +193,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("mistake", REFUSED)
 def test_mistakes_are_refused_before_sampling(prior: Path, mistake: str) -> None:
-    write_prior(Path("unguided"), classes=("disk", "star"), tokenizer={"data": DATA}, label_dropout=0.0)
+    write_prior(Path("unguided"), **MADE | {"label_dropout": 0.0})
     Path("empty.yaml").write_text("top_k: []\n")
     arguments, code, named = REFUSED[mistake]
     ended = sweep("--prior", prior, *FAST, *arguments)
@@ -226,9 +232,8 @@ def test_curves_are_of_the_option_with_most_values(tmp_path: Path) -> None:
     draws = [DrawConfig(temperature=t, guidance=g) for t in (0.5, 0.8, 1.0) for g in (1.0, 2.0)]
     draws.append(DrawConfig(temperature=0.5, guidance=1.0, top_p=1.0))
     values = [abs(draw.temperature - 0.8) + (draw.guidance or 0.0) for draw in draws]
-    measured = {
-        draw: MeasuredSetting("x", [Metric("fd", "FD", value)]) for draw, value in zip(draws, values, strict=True)
-    }
+    metrics = [Metric("fd", "FD", value) for value in values]
+    measured = {draw: MeasuredSetting("x", [metric]) for draw, metric in zip(draws, metrics, strict=True)}
     made = Sweep(tmp_path, {"subject": "S", "samples": "2"}, [], measured)
     option, found = curves(made)
     assert option == "temperature"
@@ -244,9 +249,10 @@ def on_ranks(_: Accelerator, arguments: list[str]) -> None:
     sweep_names()["main"]()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(prior: Path) -> None:
     """The processes share sampling and measuring; the table, the best setting and the prior's defaults are the same."""
-    write_prior(prior.with_name("two"), classes=("disk", "star"), tokenizer={"data": DATA}, label_dropout=0.5)
+    write_prior(prior.with_name("two"), **MADE)
     arguments = ["-n", "42", "--classifier_steps", "5", "--temperature", "0.5,2", "--save"]
     assert sweep("--prior", prior, *arguments).code == 0
     run_processes(2, on_ranks, ["--prior", str(prior.with_name("two")), "--references", "anew", *arguments])
