@@ -19,6 +19,7 @@ from stage1_tokenizer.config.base import Tree, config_from_json
 from stage1_tokenizer.engine.checkpoint import read_header, read_weights, write_tensors
 from stage1_tokenizer.engine.console import print_note
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.file_names import find_existing_path
 from stage2_prior.base import BasePriorConfig
 from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.prior import IMPORTER, PriorHeader, find_prior_file
@@ -120,11 +121,11 @@ def defaults_of_named(prior: object, given: Mapping[str, Any]) -> Tree:
     Raises:
         BadFileError: the file states defaults that cannot be used.
     """
+    if not (prior is None or isinstance(prior, str)):
+        return {}
     try:
-        file = find_prior_file(prior) if prior is None or isinstance(prior, str) else None
+        file = find_prior_file(find_existing_path(prior) if prior else None)
     except ConfigError:
-        file = None
-    if file is None:
         return {}
     defaults = read_defaults(file).defaults_beside(given)
     if changed := describe_draw(defaults):

@@ -84,7 +84,8 @@ class EvaluateConfig(CommandConfig):
         """Return the sampling defaults that the prior states."""
         if given.get("tokenizer") or given.get("samples"):
             return {}
-        return {"sampling": defaults_of_named(given.get("prior"), given.get("sampling") or {})}
+        sampling = given.get("sampling")
+        return {"sampling": defaults_of_named(given.get("prior"), sampling if isinstance(sampling, dict) else {})}
 
     @classmethod
     def complete(cls, tree: Tree) -> Tree:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sampling.agreement import BATCH, Classifier, accuracy, accuracy_of_split, labels_in_data, train_classifier
 from sampling.evaluation.features import Evaluator
@@ -103,7 +104,7 @@ class SettingMeter:
             metrics.append(run_on_main(evaluator.accelerator, lambda: self._agreement(samples.source, labels)))
         return MeasuredSetting(samples.path.name, metrics)
 
-    def _agreement(self, samples: ImageSource, labels: np.ndarray[Any, np.dtype[np.int64]]) -> Metric:
+    def _agreement(self, samples: ImageSource, labels: NDArray[np.int64]) -> Metric:
         """Return the share of samples that the classifier finds in the requested class."""
         classifier, held_out = self._classifier
         device, total = self.evaluator.accelerator.device, len(labels)

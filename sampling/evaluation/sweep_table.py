@@ -74,6 +74,8 @@ class Sweep:
         """Name the best setting, and the number of settings whose intervals overlap with its interval."""
         best, *others = self.ranked
         interval = self.measured[best].distance.interval
+        if not others:
+            return f"{self.line(best)}; there is no other setting"
         if interval is None:
             return f"{self.line(best)}; so few samples have no intervals, and the difference may be chance"
         intervals = [self.measured[draw].distance.interval for draw in others]

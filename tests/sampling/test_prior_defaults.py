@@ -168,9 +168,24 @@ def test_an_entry_must_fit_its_prior(tmp_path: Path) -> None:
     assert run(generate, "--prior", tmp_path, "-n", 1).code == 0
 
 
+def test_a_prior_is_found_by_every_form_of_its_path(stating: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The home folder may be written as `~`, and the newest run needs no name; its defaults are used in both cases."""
+    monkeypatch.setenv("HOME", str(stating.parent))
+    monkeypatch.chdir(stating.parent)
+    runs = stating.parent / "runs/stage2"
+    runs.mkdir(parents=True)
+    (runs / "newest").symlink_to(stating)
+    for number, words in enumerate((["--prior", "~/stating"], [])):
+        ended = run(generate, *words, "-n", 1, "--out", stating / f"{number}")
+        assert ended.code == 0, ended.err
+        assert settings(stating / f"{number}")["temperature"] == 0.7
+
+
 def test_mistakes_in_options_come_before_a_missing_prior(tmp_path: Path) -> None:
     """Without a prior there are no defaults, and the messages are those of before."""
     assert "temperature" in run(generate, "--prior", tmp_path / "none", "--temperature", -1).err
+    (tmp_path / "wrong.yaml").write_text("sampling: 3\nprior: [1]\n")
+    assert run(names_of("sampling/evaluate.py")["main"], "--config", tmp_path / "wrong.yaml").code == 2
     ended = run(generate, "--prior", tmp_path / "none")
     assert ended.code == 2
     assert "--prior" in ended.err
