@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from sampling.evaluation.results import Metric
 from sampling.evaluation.sweep_sheet import curves
@@ -102,18 +103,19 @@ def test_an_interrupted_sweep_goes_on_exactly(prior: Path, monkeypatch: pytest.M
         if path.name not in (PRIOR_FILE, "tokenizer.safetensors"):
             path.rmdir() if path.is_dir() else path.unlink()
 
-    made, images = [], Sampler.images
+    made: list[int] = []
+    images, stop_at = Sampler.images, 4  # after three batches of the first setting and one of the second
 
-    def fail_at_the_fifth(self: Sampler, indices: Any, *rest: Any) -> Any:
-        if len(made) == 4:  # three batches of the first setting, one of the second
+    def count(self: Sampler, indices: NDArray[np.int64], *rest: Any) -> NDArray[np.uint8]:
+        if len(made) == stop_at:
             raise KeyboardInterrupt
         made.append(len(indices))
         return images(self, indices, *rest)
 
-    monkeypatch.setattr(Sampler, "images", fail_at_the_fifth)
+    monkeypatch.setattr(Sampler, "images", count)
     assert sweep(*arguments).code == 130
     assert len(table(prior)) == 1
-    monkeypatch.setattr(Sampler, "images", lambda self, *rest: made.append(len(rest[0])) or images(self, *rest))
+    stop_at = 99
     ended = sweep(*arguments)
     assert ended.code == 0, ended.err
     assert sum(made) == 2 * 42
@@ -259,8 +261,8 @@ def test_two_processes_find_what_one_finds(prior: Path) -> None:
     one, two = table(prior), table(prior.with_name("two"))
     assert [row["sampling"] for row in one] == [row["sampling"] for row in two]
     for ours, theirs in zip(one, two, strict=True):
-        values = [[figure["value"] for figure in row["figures"]] for row in (ours, theirs)]
-        np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-9)
+        for figure, other in zip(ours["figures"], theirs["figures"], strict=True):
+            assert figure["value"] == pytest.approx(other["value"], rel=1e-5, abs=1e-9), figure["name"]
     assert read_defaults(prior / PRIOR_FILE) == read_defaults(prior.with_name("two") / PRIOR_FILE)
 
 
