@@ -13,7 +13,6 @@ Exit code 0: nothing is bad; 3: something is bad; 2: a path is nothing that can 
 import io
 import sys
 from collections import Counter
-from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -23,14 +22,15 @@ from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import say
 from stage1_tokenizer.engine.errors import BadFileError
+from stage1_tokenizer.engine.pretrained import resolve_path
 
 
 class CheckConfig(CommandConfig):
     """Check whether files and folders are undamaged and belong together. Nothing is changed."""
 
     paths: CliPositionalArg[tuple[str, ...]] = Field(min_length=1)
-    """Runs of either stage, or folders of runs; states, safetensors files, folders of tokens; folders of samples,
-    folders of images, images."""
+    """Runs of either stage, or folders of runs; pretrained:NAME; states, safetensors files, folders of tokens; folders
+    of samples, folders of images, images."""
 
 
 def main() -> None:
@@ -38,7 +38,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     # A wrong path is an error before the first check begins, because a check may take an hour.
-    checks = [check for path in parse_command_line(CheckConfig).paths for check in checks_of(Path(path))]
+    paths = [resolve_path(path, "PATH") for path in parse_command_line(CheckConfig).paths]
+    checks = [check for path in paths for check in checks_of(path)]
     count: Counter[str] = Counter()
     for check in checks:
         for finding in check.findings():

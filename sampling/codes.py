@@ -29,7 +29,7 @@ class CodesConfig(CommandConfig):
     """Write the codes of a folder of images, or decode a file of codes."""
 
     tokenizer: str
-    """Folder of a stage-one run, or its tokenizer.safetensors."""
+    """Folder of a stage-one run, its tokenizer.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME."""
     source: CliPositionalArg[str]
     """A folder of images to encode; or a file of codes to decode, .npz or .npy."""
     out: str

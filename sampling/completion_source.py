@@ -58,8 +58,8 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     """Complete images: keep a part of each and let the prior generate the rest, or grow them beyond their edges."""
 
     prior: str | None = None
-    """Folder of a stage-two run, its prior.safetensors, or hf:OWNER/NAME[@REVISION]; null: the newest run under
-    runs/stage2."""
+    """Folder of a stage-two run, its prior.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME; null: the newest
+    run under runs/stage2, or pretrained:shapes if there is none."""
     images: str | None = None
     """Image file, or folder of images, to complete; null: the validation images of the prior's own data set."""
     n: Annotated[PositiveInt, AlwaysShown()] = 8

@@ -32,11 +32,11 @@ class GenerateConfig(CommandConfig, SamplingConfig):
     n: Annotated[PositiveInt, AlwaysShown()] = Field(64, le=MOST_IMAGES)
     """Number of images."""
     prior: str | None = None
-    """Folder of a stage-two run, its prior.safetensors, or hf:OWNER/NAME[@REVISION]; null: the newest run under
-    runs/stage2."""
+    """Folder of a stage-two run, its prior.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME; null: the newest
+    run under runs/stage2, or pretrained:shapes if there is none."""
     tokenizer: str | None = None
-    """Folder of a stage-one run, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]: sample from its
-    normal latent, without a prior."""
+    """Folder of a stage-one run, its tokenizer.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME: sample from
+    its normal latent, without a prior."""
     out: Annotated[str | None, Mark.FREE] = None
     """Folder for the images; null: a new numbered folder under generated/ in the run's folder. If this folder, or the
     newest numbered one, holds a part of the same images, only the missing ones are made."""

@@ -2,6 +2,7 @@
 
     --to FOLDER            a new folder
     --to hf:OWNER/NAME     a repository of the Hugging Face Hub (needs `hf auth login`)
+    --dtype bfloat16       half the bytes, rounded where no code depends on it
     --format diffusers     a tokenizer as a folder that diffusers.VQModel or diffusers.AutoencoderKL loads
     --format onnx          a tokenizer as encoder.onnx and decoder.onnx, for onnxruntime and others
     --format exported_program   the same as encoder.pt2 and decoder.pt2, for torch.export.load
@@ -19,7 +20,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
-from sampling.publishing.folder import new_folder, write_folder
+from sampling.publishing.folder import Dtype, new_folder, write_folder
 from sampling.publishing.push import HubTarget
 from sampling.publishing.source import Source
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
@@ -28,13 +29,15 @@ from stage1_tokenizer.diagnostics.report.run_folder import CONFIG
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import print_note
 from stage1_tokenizer.engine.hub import is_hub_name
+from stage1_tokenizer.engine.pretrained import find_pretrained_name
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
 
 class PublishConfig(CommandConfig):
     """Publish the weights of a run as a folder or on the Hugging Face Hub."""
 
     run: CliPositionalArg[str]
-    """Folder of a run of either stage, or its tokenizer.safetensors or prior.safetensors."""
+    """Folder of a run of either stage, its tokenizer.safetensors or prior.safetensors, or pretrained:NAME."""
     to: str
     """A folder that does not exist yet, or hf:OWNER/NAME."""
     licence: str = Field(min_length=1, max_length=200)
@@ -43,6 +46,9 @@ class PublishConfig(CommandConfig):
     """tessera: the files of this project. diffusers: a tokenizer with network vqgan and bottleneck vq or kl for the
     package diffusers. onnx, exported_program: encoder and decoder of any tokenizer as programs that run without this
     package (sampling/exporting/)."""
+    dtype: Dtype = "float32"
+    """Number format of the weights. bfloat16: half the bytes for a prior and for a tokenizer's decoder; encoder and
+    codebook stay float32, so that no code changes. The card has PSNR and bits per token before and after rounding."""
     samples: int = Field(16, ge=0, le=256)
     """Samples in the model card, with the defaults of generate.py; a tokenizer's card shows the reconstructions that
     its training wrote last. 0: no images, for data that nobody may see."""
@@ -53,6 +59,8 @@ class PublishConfig(CommandConfig):
     def _check(self) -> "PublishConfig":
         if self.private and not is_hub_name(self.to):
             raise ValueError("--private has no effect on a folder; leave it out, or give --to hf:OWNER/NAME")
+        if self.dtype != "float32" and self.format != "tessera":
+            raise ValueError(f"--dtype {self.dtype}: --format {self.format} has float32 only; leave one of them out")
         return self
 
 
@@ -78,8 +86,12 @@ def main() -> None:
 
 def write_published(config: PublishConfig, source: Source, folder: Path) -> None:
     """Write the files that the options ask for."""
-    target = config.to if is_hub_name(config.to) else Path(config.to).absolute().name
-    write_folder(source, folder, target=target, licence=config.licence, format_=config.format, samples=config.samples)
+    path = Path(config.to).absolute()
+    target = config.to if is_hub_name(config.to) else str(find_pretrained_name(path / TOKENIZER_FILE) or path.name)
+    write_folder(
+        source, folder, target=target, licence=config.licence, format_=config.format, dtype=config.dtype,
+        samples=config.samples,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class ReconstructConfig(CommandConfig):
     """Encode images with a tokenizer, and decode them again."""
 
     tokenizer: str
-    """Folder of a stage-one run, or its tokenizer.safetensors."""
+    """Folder of a stage-one run, its tokenizer.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME."""
     pictures: CliPositionalArg[tuple[str, ...]] = ()
     """Image files and folders of images; none: validation images of the tokenizer's own data set."""
     n: PositiveInt | None = None

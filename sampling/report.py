@@ -33,7 +33,7 @@ class ReportConfig(CommandConfig):
     """Write a page about one run, or a page that compares several runs."""
 
     runs: CliPositionalArg[tuple[str, ...]] = Field((), max_length=MOST_RUNS)
-    """Folders of runs, of either stage; none: the newest run under runs/."""
+    """Folders of runs, of either stage, or pretrained:NAME; none: the newest run under runs/."""
     root: str | None = None
     """Folder that now has the images of the training; null: the folder that the training used."""
     out: str | None = None
@@ -48,7 +48,7 @@ def main() -> None:
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise ConfigError("RUN: the same run is named twice; a comparison needs different runs")
     if len(runs) == 1:
-        path = Path(config.out) if config.out else runs[0].path / REPORT
+        path = Path(config.out) if config.out else runs[0].outputs / REPORT
         page = build_page(runs[0], device, config.root)
     else:
         path = Path(config.out or COMPARISON)

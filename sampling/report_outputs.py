@@ -37,6 +37,7 @@ from stage1_tokenizer.diagnostics.report.page import Section, notice, or_notice,
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.report.run_sections import format_setting
 from stage1_tokenizer.engine.errors import shorten
+from stage1_tokenizer.engine.model_files import find_name
 from stage2_prior.report import run_kind
 
 NEWEST = 3
@@ -56,14 +57,14 @@ def output_sections(run: RunFolder) -> list[Section]:
     kinds = {"generated": "Generated", "completed": "Completed", "reconstructed": "Reconstructed"}
     sections = []
     for name, done in kinds.items():
-        title, folders = f"{done} images", numbered_folders(run.path / name)
+        title, folders = f"{done} images", numbered_folders(run.outputs / name)
         if folders:
             sections.append(try_section(name, title, partial(_show_folders, folders, done)))
         elif name == "generated" and run_kind(run) == "prior":
-            command = tag("code", f"python sampling/generate.py --prior {run.path}")
+            command = tag("code", f"python sampling/generate.py --prior {find_name(run.weights_file) or run.path}")
             sections.append(Section(name, title, notice("None yet; this command makes some: ", command)))
-    if (run.path / "evaluation").is_dir():
-        sections.append(try_section("evaluation", "Evaluation", lambda: show_evaluations(run.path / "evaluation")))
+    if (run.outputs / "evaluation").is_dir():
+        sections.append(try_section("evaluation", "Evaluation", lambda: show_evaluations(run.outputs / "evaluation")))
     return sections
 
 

@@ -129,9 +129,9 @@ class Sampler:
         config: SamplingConfig | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Load a stage-two run's folder, its prior.safetensors, or hf:OWNER/NAME (hf:OWNER/NAME@REVISION).
+        """Load a stage-two run's folder, its prior.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME.
 
-        None loads the newest run under runs/stage2.
+        None loads the newest run under runs/stage2, or pretrained:shapes if there is none.
 
         Raises:
             ConfigError: there is no prior, or the settings do not fit it.

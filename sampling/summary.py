@@ -16,12 +16,13 @@ from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.saved_config import parse_data_config
+from stage1_tokenizer.diagnostics.report.run_folder import find_training
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.log_file import read_log
 from stage1_tokenizer.tokenizer import resolve_tokenizer
-from stage2_prior.prior import LoadedPrior, load_prior
+from stage2_prior.prior import LoadedPrior, find_newest_run, load_prior
 
 
 class SummaryConfig(CommandConfig):
@@ -52,7 +53,7 @@ class SummaryLine(NamedTuple):
 def main() -> None:
     """Print the metrics, the images to look at, and the command for the curves."""
     config = parse_command_line(SummaryConfig)
-    prior = load_prior(config.prior, "cuda" if torch.cuda.is_available() else "cpu")
+    prior = load_prior(config.prior or find_newest_run(), "cuda" if torch.cuda.is_available() else "cpu")
     run = prior.path.parent
     stage1 = tokenizer_run(config, prior)
     lines = tokenizer_lines(stage1) + prior_lines(run, prior.step)
@@ -89,11 +90,8 @@ def tokenizer_run(config: SummaryConfig, prior: LoadedPrior) -> Path | None:
     """Return the folder of the stage-one run that trained this prior's tokenizer, if it still exists."""
     if config.tokenizer:
         return resolve_tokenizer(config.tokenizer).parent
-    weights = prior.tokenizer.path.read_bytes()
-    files = [
-        file for file in Path("runs/stage1").glob(f"*/{prior.tokenizer.path.name}") if file.read_bytes() == weights
-    ]
-    return files[0].parent if files else None
+    found = find_training(prior.tokenizer.path)
+    return found.path if found else None
 
 
 def tokenizer_lines(run: Path | None) -> list[SummaryLine]:

@@ -29,9 +29,9 @@ from stage1_tokenizer.data.bad_files import one_line
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.files import write_file
-from stage1_tokenizer.engine.hub import find_hub_name
 from stage1_tokenizer.engine.launch import run_on_main, start_accelerator
 from stage1_tokenizer.engine.lock import lock_folder
+from stage1_tokenizer.engine.model_files import find_name
 from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import LoadedPrior, load_prior
 
@@ -44,8 +44,8 @@ class SweepOptions(CommandConfig):
     """Sample from a prior under all combinations of the listed options, and compare them by their samples."""
 
     prior: str | None = None
-    """Folder of a stage-two run, its prior.safetensors, or hf:OWNER/NAME[@REVISION]; null: the newest run under
-    runs/stage2."""
+    """Folder of a stage-two run, its prior.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME; null: the newest
+    run under runs/stage2, or pretrained:shapes if there is none."""
     n: int = Field(1000, ge=2, le=MOST_IMAGES)
     """Number of samples of each setting. A Fréchet distance of more samples is smaller and more certain."""
     save: bool = False
@@ -172,9 +172,9 @@ def lock_for_saving(prior: LoadedPrior) -> None:
     """Lock the folder of a prior whose file is to be changed.
 
     Raises:
-        ConfigError: a training is changing it, or it is a copy of a file on the Hub, which must stay as published.
+        ConfigError: a training is changing it, or it is a published file, which must stay as it is.
     """
-    if name := find_hub_name(prior.path):
+    if name := find_name(prior.path):
         raise ConfigError(f"--save: {name} is published and stays as it is; copy its folder, and name the copy")
     lock_folder(prior.path.parent)
 

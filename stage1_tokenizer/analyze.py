@@ -28,9 +28,9 @@ from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import say, show_progress
 from stage1_tokenizer.engine.errors import ConfigError, StorageError
 from stage1_tokenizer.engine.files import write_file
-from stage1_tokenizer.engine.hub import output_folder
 from stage1_tokenizer.engine.lock import mark_folder
 from stage1_tokenizer.engine.log_file import EventWriter
+from stage1_tokenizer.engine.model_files import output_folder
 from stage1_tokenizer.tokenizer import resolve_tokenizer
 
 EVENTS = ".analysis"
@@ -41,9 +41,10 @@ class AnalyzeConfig(CommandConfig):
     """Draw diagnostic images of a trained tokenizer."""
 
     tokenizer: str
-    """A stage-one run's folder, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]."""
+    """A stage-one run's folder, its tokenizer.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME."""
     root: str | None = None
-    """Folder that holds the data set of the training now, if it was moved; null: the folder of the training."""
+    """Folder that holds the data set of the training now, if it was moved; null: the folder of the training. If the
+    training's images are drawn, it may be any folder, and all its images are looked at."""
     images: PositiveInt = 512
     """Number of validation images to use, evenly spaced over the split; all metrics are over these images."""
     codes: PositiveInt = 256
@@ -63,16 +64,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = resolve_tokenizer(config.tokenizer)
     subject = Subject(
-        RunFolder(weights.parent), device, config.root, config.tokenizer, "--tokenizer", config.images, config.codes,
-        config.projection, config.seed,
+        RunFolder(weights.parent), device, config.root, True, config.tokenizer, "--tokenizer", config.images,
+        config.codes, config.projection, config.seed,
     )  # fmt: skip
     out = open_folder(Path(config.out) if config.out else output_folder(weights) / "analysis")
     encoded = encoded_images(subject)
-    if config.root and encoded.data.is_drawn:
-        kind = encoded.data.kind
-        raise ConfigError(
-            f"--root {config.root}: this tokenizer's images (data.kind {kind}) are drawn, not read; leave it out"
-        )
     print_metrics(encoded)
     mark_folder(out)
     events = EventWriter(out, None, say, EVENTS)

@@ -16,7 +16,7 @@ from stage1_tokenizer.config.value_types import Channels
 from stage1_tokenizer.engine.checkpoint import load_strict, read_header, read_weights, write_weights
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.initial_weights import check_initial
-from stage1_tokenizer.networks.vqgan import build_norm
+from stage1_tokenizer.networks.group_norm import build_norm
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 """File beside the tokenizer, from which a later training goes on with the same discriminator."""

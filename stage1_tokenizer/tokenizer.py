@@ -32,6 +32,8 @@ from stage1_tokenizer.engine.model_files import LoadedModel, read_data_tree, rea
 from stage1_tokenizer.networks import NetworkConfig, build_network
 
 TOKENIZER_FILE = "tokenizer.safetensors"
+DECODER = "decoder."
+"""Beginning of the names of the decoder's weights, on which no code depends."""
 TrainedParts = Literal["all", "bottleneck_and_decoder", "decoder"]
 """Parts of a tokenizer that a training changes."""
 IMPORTER = "stage1_tokenizer.import_weights"
@@ -209,7 +211,7 @@ def code_fingerprint(tokenizer: Tokenizer) -> str:
 
     Tokens and priors store this hash, to recognise their tokenizer. A training of the decoder alone leaves it as it is.
     """
-    weights = {name: value for name, value in tokenizer.state_dict().items() if not name.startswith("decoder.")}
+    weights = {name: value for name, value in tokenizer.state_dict().items() if not name.startswith(DECODER)}
     return hash_weights(json.dumps(stated_values(tokenizer.config), sort_keys=True), weights)
 
 
@@ -236,7 +238,7 @@ class LoadedTokenizer(LoadedModel):
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu", option: str = "--tokenizer") -> Self:
-        """Load a weights file, given as the file, the folder that holds it, or hf:OWNER/NAME@REVISION (hub.py).
+        """Load a weights file, given as the file, the folder that holds it, hf:OWNER/NAME@REVISION or pretrained:NAME.
 
         option: the option that named it, for errors.
 

@@ -39,7 +39,8 @@ class PlanConfig(CommandConfig):
 
     prior: PriorConfig = GptConfig()
     tokenizer: str | None = None
-    """A stage-one run's folder, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION], for the shape of the codes."""
+    """A stage-one run's folder, its tokenizer.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME, for the shape
+    of the codes."""
     shape: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = None
     """The shape of the codes without a tokenizer: rows, columns, codes per position, codebook size."""
     classes: NonNegativeInt = 0

@@ -33,21 +33,33 @@ from stage1_tokenizer.config.base import Config, Tree, config_from_json
 from stage1_tokenizer.config.yaml_and_json import LARGEST_JSON
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.engine.checkpoint import Header, load_strict, read_header, read_weights
+from stage1_tokenizer.engine.console import print_note
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.files import write_file
-from stage1_tokenizer.engine.hub import find_hub_name
 from stage1_tokenizer.engine.initial_weights import check_initial, hash_weights
-from stage1_tokenizer.engine.model_files import LoadedModel, read_data_tree, read_step, rebuild, resolve_weights
+from stage1_tokenizer.engine.model_files import (
+    LoadedModel,
+    find_name,
+    read_data_tree,
+    read_step,
+    rebuild,
+    resolve_weights,
+)
+from stage1_tokenizer.engine.pretrained import PretrainedName, pretrained_names
 from stage1_tokenizer.tokenizer import ORIGIN, TOKENIZER_FILE, LoadedTokenizer, TokenShape
 from stage2_prior.base import LabelEmbedding, Prior
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.pixelcnn.model import PixelCnn, PixelCnnConfig
 
 PRIOR_FILE = "prior.safetensors"
+RUNS = Path("runs/stage2")
+"""Folder of the runs of priors."""
 IMPORTER = "stage2_prior.import_weights"
 """The command that imports priors of other projects, for messages."""
 TOKENIZER_SOURCE = "tokenizer_source"
-"""Key in a prior's header: the hf:OWNER/NAME@COMMIT of the tokenizer that it was trained on, if it was from the Hub."""
+"""Key in a prior's header: hf:OWNER/NAME@COMMIT or pretrained:NAME, if its tokenizer had such a name."""
+DEFAULT = PretrainedName("shapes")
+"""The prior of commands that name none, as long as the user has no run."""
 MOST_CLASSES = 40_000
 """Most classes of a prior: its header holds their names, in at most as much JSON as yaml_and_json.py reads."""
 LONGEST_NAMES = LARGEST_JSON - 100_000
@@ -77,8 +89,8 @@ class PriorHeader(Config):
     """Code fingerprint of the tokenizer whose codes the prior learns; in former versions that of all its weights."""
 
     def entries(self, data: DataConfig, tokenizer: LoadedTokenizer) -> dict[str, str]:
-        """Return the entries of the file's header without the step, with the name of a tokenizer from the Hub."""
-        source = {TOKENIZER_SOURCE: tokenizer.source} if find_hub_name(tokenizer.path) else {}
+        """Return the entries of the file's header without the step, with the tokenizer's name if it has one."""
+        source = {TOKENIZER_SOURCE: tokenizer.source} if find_name(tokenizer.path) else {}
         return {"config": self.model_dump_json(), "data": data.model_dump_json(), **source}
 
 
@@ -226,14 +238,16 @@ def _check_shape(shape: TokenShape, tokenizer: LoadedTokenizer, file: Path) -> N
 def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu") -> LoadedPrior:
     """Load a trained prior, and the tokenizer beside it.
 
-    path: a run's folder or its `prior.safetensors`; hf:OWNER/NAME, or hf:OWNER/NAME@REVISION (hub.py); None: the newest
-        run under runs/stage2.
+    path: a run's folder or its `prior.safetensors`; hf:OWNER/NAME, or hf:OWNER/NAME@REVISION (hub.py); pretrained:NAME
+        (pretrained.py); None: the newest run under runs/stage2, or pretrained:shapes, which a note says.
 
     Raises:
         ConfigError: the prior or the tokenizer does not exist.
         BadFileError: a file is damaged or of another kind, or they do not belong together.
     """
     file = find_prior_file(path)
+    if path is None and find_name(file):
+        print_note(f"there is no run under {RUNS}, so {DEFAULT} is used; --prior names another")
     saved = SavedPrior.read(file)
     tokenizer = LoadedTokenizer.load(file.parent, device, option="--prior")
     if not tokenizer.makes_codes_of(saved.header.tokenizer):
@@ -248,19 +262,31 @@ def load_prior(path: str | Path | None = None, device: torch.device | str = "cpu
 
 
 def find_prior_file(given: str | Path | None) -> Path:
-    """Find the weights of the prior that an option names, or of the newest run. Raise ConfigError if there are none."""
+    """Find the weights of the prior that an option names; None: of the newest run, or of `DEFAULT` if there is none.
+
+    Raises:
+        ConfigError: there is no such prior.
+    """
+    if given is None and not list_runs() and DEFAULT in pretrained_names():
+        given = str(DEFAULT)
     return resolve_weights(given or find_newest_run(), PRIOR_FILE, "--prior", beside=(TOKENIZER_FILE,))
 
 
-def find_newest_run(folder: Path = Path("runs/stage2")) -> Path:
+def list_runs(folder: Path = RUNS) -> list[Path]:
+    """List the folders of the runs that have a prior, the newest first."""
+    files = sorted(folder.glob(f"*/{PRIOR_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent for file in files]
+
+
+def find_newest_run(folder: Path = RUNS) -> Path:
     """Find the run whose prior was written last. Raise ConfigError if there is none."""
-    files = sorted(folder.glob(f"*/{PRIOR_FILE}"), key=lambda file: file.stat().st_mtime)
-    if not files:
+    runs = list_runs(folder)
+    if not runs:
         raise ConfigError(
             f"there is no run to sample from: no {folder}/*/{PRIOR_FILE}; train a prior with "
             "`python stage2_prior/train.py --tokenizer runs/stage1/NAME`, or name one with --prior"
         )
-    return files[-1].parent
+    return runs[0]
 
 
 def check_classes(classes: tuple[str, ...]) -> None:

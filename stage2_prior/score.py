@@ -33,8 +33,8 @@ class ScoreConfig(CommandConfig):
     """Score images: how many bits the prior needs for their codes."""
 
     prior: str | None = None
-    """A stage-two run's folder, its prior.safetensors, or hf:OWNER/NAME[@REVISION]; null: the newest run under
-    runs/stage2."""
+    """A stage-two run's folder, its prior.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME; null: the newest
+    run under runs/stage2, or pretrained:shapes if there is none."""
     data: DataConfig | None = Field(None, discriminator="kind")
     """The data set to score; null: the prior's own. Keys without `data.kind` change that one."""
     split: Split = "validation"

@@ -14,6 +14,7 @@ from stage1_tokenizer.engine.hub import is_hub_name, parse_hub_name
 from stage1_tokenizer.engine.initial_weights import name_source
 from stage1_tokenizer.engine.model_files import resolve_weights
 from stage1_tokenizer.engine.optim import OptimConfig
+from stage1_tokenizer.engine.pretrained import resolve_path
 from stage1_tokenizer.engine.training_config import TrainingConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer
 from stage2_prior.gpt.model import GptConfig
@@ -27,7 +28,7 @@ class TrainPriorConfig(TrainingConfig):
     console_metrics = METRICS
 
     tokenizer: str
-    """A stage-one run's folder, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]."""
+    """A stage-one run's folder, its tokenizer.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME."""
     steps: PositiveInt = 1500
     """Optimizer steps."""
     data: DataConfig | None = Field(None, discriminator="kind")
@@ -78,7 +79,7 @@ class TrainPriorConfig(TrainingConfig):
         if is_hub_name(self.tokenizer):
             folder = Path(parse_hub_name(self.tokenizer, "--tokenizer").name)
         else:
-            source = Path(self.tokenizer)
+            source = resolve_path(self.tokenizer, "--tokenizer")
             folder = source.parent if source.suffix else source
         name = Path(self.config).stem if self.config else f"{folder.name}_{self.prior.kind}"
         if self.init_from and not self.config:

@@ -30,11 +30,12 @@ class EvaluateConfig(CommandConfig):
     """Measure a tokenizer, a prior, or given samples."""
 
     tokenizer: str | None = None
-    """Folder of a stage-one run, its tokenizer.safetensors, or hf:OWNER/NAME[@REVISION]: measure the
+    """Folder of a stage-one run, its tokenizer.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME: measure the
     tokenizer's reconstructions."""
     prior: str | None = None
-    """Folder of a stage-two run, its prior.safetensors, or hf:OWNER/NAME[@REVISION]: measure the prior's samples.
-    Without --tokenizer, --prior and --samples, the newest run under runs/stage2 is measured."""
+    """Folder of a stage-two run, its prior.safetensors, hf:OWNER/NAME[@REVISION] or pretrained:NAME: measure the
+    prior's samples. Without --tokenizer, --prior and --samples, the newest run under runs/stage2 is measured, or
+    pretrained:shapes if there is none."""
     samples: str | None = None
     """Existing samples to measure: a folder that `generate.py` wrote, any folder of images of one size, or an .npz file
     of the ADM suite (`arr_0`). They are compared with the data of --prior, --tokenizer or --data."""

@@ -55,7 +55,7 @@ HEADERS = {
 class Guard:
     """An ASGI app around the page: refuses requests from elsewhere, and adds `HEADERS` to every answer."""
 
-    def __init__(self, app: ASGIApp, host: str, files: Path, functions: Mapping[int, int]) -> None:
+    def __init__(self, app: ASGIApp, host: str, files: Path, functions: Mapping[int, int], root: str = "") -> None:
         """Wrap `app`.
 
         Args:
@@ -63,8 +63,9 @@ class Guard:
             host: address that the server listens on.
             files: folder (a resolved path) of the files that may be downloaded and named in requests.
             functions: number of inputs of each function of the page, by the function's number.
+            root: beginning of the paths in the page's URLs; it is left out in the requests to this app.
         """
-        self._app, self._files, self._functions = app, files, functions
+        self._app, self._files, self._functions, self._root = app, files, functions, root
         self._is_public = not is_loopback(host)
         self._names = {"localhost", "127.0.0.1", "::1", host.lower(), *([own_name()] if self._is_public else [])}
         self._bytes_arriving = 0
@@ -85,7 +86,7 @@ class Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope["method"], scope["path"], headers)
+        refusal = self.refusal(scope)
         if refusal is not None:
             await refusal(scope, receive, with_headers)
         elif scope["method"] != "POST":
@@ -113,7 +114,8 @@ class Guard:
         if body is None:  # the connection was closed
             return
         try:
-            content = check_body(body, self._files, (f"http://{host}{FILES}", f"https://{host}{FILES}", FILES))
+            files = f"{self._root}{FILES}"
+            content = check_body(body, self._files, (f"http://{host}{files}", f"https://{host}{files}", files))
             if scope["path"].rstrip("/") == JOIN:
                 check_join(content, self._functions)
         except BadBodyError as error:
@@ -128,8 +130,9 @@ class Guard:
 
         await self._app(scope, receive_again, send)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> PlainTextResponse | None:
-        """Return the answer to a request that is refused; None: it is not."""
+    def refusal(self, scope: Scope) -> PlainTextResponse | None:
+        """Return the answer to an HTTP request that is refused; None: it is not."""
+        method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_own(name_in(host)):
             return PlainTextResponse("this page does not have that host name; use the address that app.py printed", 421)

@@ -3,8 +3,9 @@
 import html
 import shutil
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ from sampling.sampler import SamplingConfig
 from sampling.saved_images import save_png
 from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import ConfigError, UserError
-from stage1_tokenizer.engine.hub import find_hub_name
 
+ONE_AT_A_TIME = threading.Lock()
+"""Lock of the function that is running; the pages of several priors have it together."""
 KEPT_RESULTS = 32
 """Number of requests whose images are kept; those of older requests are deleted."""
 STYLE = Path(__file__).with_name("style.css")
@@ -47,9 +49,16 @@ PREVIEW = '{{#if value}}<img src="{{value}}" alt="The image to grow">{{else}}<p>
 class Page:
     """The page of a playground. Its images are PNG files in a folder of its own."""
 
-    def __init__(self, playground: Playground, folder: Path, queue: int) -> None:
-        """Build the page. `queue`: number of requests that may wait."""
-        self._playground, self._folder = playground, folder
+    def __init__(self, playground: Playground, folder: Path, queue: int, links: Mapping[str, str]) -> None:
+        """Build the page.
+
+        Args:
+            playground: the prior.
+            folder: folder for the images.
+            queue: number of requests that may wait.
+            links: the beginning of the paths of the page of each prior, by the prior's name; its own is among them.
+        """
+        self._playground, self._folder, self._root = playground, folder, links[playground.name]
         self._results: deque[Path] = deque()
         try:
             self._offered, self._problem = playground.offered(), ""
@@ -57,10 +66,9 @@ class Page:
             self._offered, self._problem = [], one_line_message(error)
         prior = playground.prior
         height, width = playground.size
-        run = find_hub_name(prior.path) or prior.path.parent
-        about = f"{html.escape(str(run))}, step {prior.step}, images of {height}x{width} pixels"
+        about = f"{html.escape(playground.name)}, step {prior.step}, images of {height}x{width} pixels"
         with gr.Blocks(analytics_enabled=False, title="Tessera", delete_cache=(600, 3600)) as self.blocks:
-            gr.HTML(f"<h1>Tessera</h1><p>{about}</p>", elem_classes="head")
+            gr.HTML(f"<h1>Tessera</h1><p>{about}</p>{self._other_pages(links)}", elem_classes="head")
             with gr.Tabs():
                 with gr.Tab("Sample"):
                     gr.HTML("<p>Generate new images.</p>", padding=False)
@@ -83,6 +91,7 @@ class Page:
             app,
             self.blocks,
             path="/",
+            root_path=self._root or None,
             footer_links=[],
             run_history=False,
             show_error=False,  # only the errors that the page raises itself are shown
@@ -98,6 +107,15 @@ class Page:
         # Gradio lets an app read all files until it is launched, and a mounted app is never launched.
         self.blocks.has_launched = True
         return mounted
+
+    def _other_pages(self, links: Mapping[str, str]) -> str:
+        """Return links to the pages of the other priors as HTML; empty if there are none."""
+        others = [
+            f'<a href="{root}/">{html.escape(name)}</a>'
+            for name, root in links.items()
+            if name != self._playground.name
+        ]
+        return f'<nav aria-label="Other priors">Other priors: {" ".join(others)}</nav>' if others else ""
 
     def functions(self) -> dict[int, int]:
         """Return the number of inputs of each function of the page, by the function's number."""
@@ -290,7 +308,8 @@ class Page:
         @wraps(function)
         def guarded(*given: Any, **named: Any) -> Any:
             try:
-                return function(*given, **named)
+                with ONE_AT_A_TIME:
+                    return function(*given, **named)
             except UserError as error:
                 raise gr.Error(html.escape(one_line_message(error)), print_exception=False) from None
 

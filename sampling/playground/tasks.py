@@ -33,7 +33,7 @@ from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.base import ImageArray
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, InterruptionError, UserError
-from stage1_tokenizer.engine.hub import find_hub_name
+from stage1_tokenizer.engine.model_files import find_name
 from stage2_prior.fast_linear import Precision
 from stage2_prior.prior import LoadedPrior
 
@@ -92,6 +92,11 @@ class Playground:
         self.size, self.factor = default.size, default.factor
         self.defaults = self._stated.defaults_beside({}) | {"guidance": default.guidance.scale}
         """The prior's defaults of the options of the draw, with the guidance scale that null stands for."""
+
+    @property
+    def name(self) -> str:
+        """Value of --prior that names this prior: its run's folder, hf:OWNER/NAME@COMMIT or pretrained:NAME."""
+        return str(find_name(self.prior.path) or self.prior.path.parent)
 
     @property
     def can_guide(self) -> bool:
@@ -257,8 +262,7 @@ class Playground:
 
     def _command(self, config: GenerateConfig) -> str:
         """Return the command line of `generate.py` with the options that differ from the prior's defaults."""
-        run = find_hub_name(self.prior.path) or self.prior.path.parent
-        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", str(run)]
+        words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", self.name]
         defaults = GenerateConfig.from_tree(self._stated.tree()).tree()
         for key, value in config.tree().items():
             if value != defaults[key] and key != "n":

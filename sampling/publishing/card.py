@@ -17,6 +17,7 @@ from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.config.yaml_and_json import dump_yaml
 from stage1_tokenizer.data.record import DataRecord
 from stage1_tokenizer.diagnostics.report.markup import format_number
+from stage1_tokenizer.diagnostics.report.run_folder import RunFolder, find_training
 from stage1_tokenizer.diagnostics.report.run_sections import describe_classes, describe_data
 from stage1_tokenizer.diagnostics.report.tokenizer import TOKENIZER_METRICS
 from stage1_tokenizer.engine.errors import ConfigError
@@ -45,6 +46,10 @@ class Written(NamedTuple):
     licence: str
     images: Mapping[str, str]
     """Caption of each image file in the folder."""
+    fingerprint: str
+    """Fingerprint of the tokenizer in the folder."""
+    rounding: str = ""
+    """Sentence on the change by rounding to bfloat16; empty: the weights are not rounded."""
     diffusers_class: str | None = None
     """Class of diffusers that loads the folder; None: diffusers does not."""
     exported: Sequence[str] | None = None
@@ -64,8 +69,18 @@ def model_card(source: Source, written: Written) -> bytes:
     lines = [front_matter(source, written), f"# {title}", "", summary(source), ""]
     for name, caption in written.images.items():
         lines += [f"![{_plain(caption)}]({name})", "", f"*{_plain(caption)}*", ""]
-    lines += ["## Use", "", *_use(source, written), "", "## Facts", "", *_table(["", ""], facts(source)), ""]
-    lines += ["## Metrics", "", *metrics(source), "", "## Training", "", *_training(source), ""]
+    lines += ["## Use", "", *_use(source, written), "", "## Facts", "", *_table(["", ""], facts(source, written)), ""]
+    lines += [
+        "## Metrics",
+        "",
+        *_rounding(source, written),
+        *metrics(source),
+        "",
+        "## Training",
+        "",
+        *_training(source),
+        "",
+    ]
     lines += ["## Licence", "", f"{_plain(written.licence)}, as the publisher of these weights states it."]
     for kind, entries in source.origins.items():
         licence = _plain(entries.get("licence", "unknown"))
@@ -120,7 +135,7 @@ def latent(source: Source) -> str:
         return f"an image is a continuous latent of {height // factor}x{width // factor} positions"
 
 
-def facts(source: Source) -> Iterator[tuple[str, str]]:
+def facts(source: Source, written: Written) -> Iterator[tuple[str, str]]:
     """Yield names and values that describe the weights."""
     tokenizer, prior = source.tokenizer, source.prior
     if prior is not None:
@@ -132,9 +147,18 @@ def facts(source: Source) -> Iterator[tuple[str, str]]:
     yield "Network", f"{tokenizer.tokenizer.config.network.kind}, factor {tokenizer.tokenizer.config.network.factor}"
     yield "Parameters of the tokenizer", f"{count_parameters(tokenizer.tokenizer):,}"
     yield "Step of the tokenizer", f"{tokenizer.step:,}"
-    yield "Fingerprint of the tokenizer", tokenizer.fingerprint
+    yield "Fingerprint of the tokenizer", written.fingerprint
     for kind, entries in source.origins.items():
         yield from ((f"Imported {kind}, {key}", text) for key, text in entries.items())
+
+
+def _rounding(source: Source, written: Written) -> Iterator[str]:
+    """Yield the lines on rounded weights."""
+    if written.rounding:
+        rounded = "Prior and decoder are" if source.prior else "The decoder is"
+        yield f"{rounded} stored as bfloat16, encoder and bottleneck as float32, so all codes are the same."
+        yield f"{written.rounding} The metrics below are from before."
+        yield ""
 
 
 def metrics(source: Source) -> Iterator[str]:
@@ -216,14 +240,26 @@ def _training(source: Source) -> Iterator[str]:
     for line in record.found[:2] if record else []:
         yield f"- {_plain(line.replace(root, str(data.get('root'))) if root else line)}"
     yield ""
-    words = source.run.sessions[0].get("command") if source.run.sessions else None
-    if isinstance(words, list) and words:
-        yield from ("```", shlex.join(published_command(words)), "```")
-    else:
-        yield "The command of the training is not recorded."
+    tokenizer_run = find_training(source.tokenizer.path) if source.prior else None
+    for run in filter(None, (tokenizer_run, source.run)):
+        yield from _session(run)
     if source.run.config:
         yield ""
         yield "All settings: [config.yaml](config.yaml)."
+
+
+def _session(run: RunFolder) -> Iterator[str]:
+    """Yield the command of a training, its machine, and the seconds that its steps took."""
+    first = run.sessions[0] if run.sessions else {}
+    words = first.get("command")
+    if not (isinstance(words, list) and words):
+        yield f"The command of the training of {_plain(run.weights_name)} is not recorded."
+        return
+    yield from ("```", shlex.join(published_command(words)), "```", "")
+    seconds = run.seconds_of_steps
+    machine = ", ".join(str(first[key]) for key in ("processor", "device", "precision") if key in first)
+    yield _plain(f"{machine}{f'; {seconds:,.0f} seconds without validation and saving' if seconds else ''}")
+    yield ""
 
 
 def _use(source: Source, written: Written) -> Iterator[str]:

@@ -5,7 +5,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from sampling.noise import NoiseSource
 from sampling.prior_defaults import ALWAYS_SHOWN, describe_draw
 from sampling.publishing.card import CARD, Written, model_card
 from sampling.publishing.diffusers_format import CONFIG_FILE, WEIGHTS_FILE, to_diffusers
+from sampling.publishing.rounding import describe_change, round_weights
 from sampling.publishing.source import Source, published_config, without_folders
 from sampling.sampler import Sampler
 from sampling.saved_images import arrange_grid, save_png
@@ -24,40 +27,48 @@ from stage1_tokenizer.config.base import write_yaml
 from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.diagnostics.report.run_folder import CONFIG
 from stage1_tokenizer.engine.checkpoint import read_weights, to_cpu, write_tensors
-from stage1_tokenizer.engine.console import progress_bar
+from stage1_tokenizer.engine.console import progress_bar, say
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
 from stage1_tokenizer.engine.files import storage_error, write_file
-from stage1_tokenizer.tokenizer import LoadedTokenizer
+from stage1_tokenizer.engine.initial_weights import hash_weights
+from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from stage2_prior.prior import load_prior
 
+Dtype = Literal["float32", "bfloat16"]
+"""Number format of published weights."""
 SAMPLES = "samples.png"
 RECONSTRUCTIONS = "reconstructions.png"
 SEED = 0
 """Seed of the samples in a published folder."""
 
 
-def write_weights_files(source: Source, folder: Path) -> None:
-    """Write weights and config. The tensors and the config in the headers are those of the run; headers and config name
-    no folder of this machine.
+def write_weights_files(source: Source, folder: Path, dtype: Dtype) -> Source:
+    """Write weights and config. The tensors (rounded if `dtype` says so) and the config in the headers are those of the
+    run; headers and config name no folder of this machine.
+
+    Returns:
+        The run with the weights that were written.
 
     Raises:
         BadFileError: the run's weights have changed since they were loaded.
     """
-    for name in source.headers:
-        tensors, header = read_weights(source.run.path / name, source.headers[name]["kind"])
+    for name, loaded_header in source.headers.items():
+        tensors, header = read_weights(source.run.path / name, loaded_header["kind"])
+        is_tokenizer = name == TOKENIZER_FILE
+        changed = hash_weights(header["config"], tensors) != source.tokenizer.fingerprint if is_tokenizer else False
+        if changed or header != loaded_header:
+            raise BadFileError(
+                f"{source.run.path}: its weights have changed since they were loaded; is it still in training? Publish "
+                "it when it has ended"
+            )
+        if dtype == "bfloat16":
+            tensors, header = round_weights(tensors, header, source)
         data = without_folders(parse_json(header["data"]))
         write_tensors(folder / name, tensors, {**header, "data": json.dumps(data, separators=(",", ":"))})
     if source.run.config:
         write_yaml(folder / CONFIG, published_config(source.run))
-    loaded = LoadedTokenizer.load(folder)
-    changed = loaded.fingerprint != source.tokenizer.fingerprint
-    if source.prior is not None:
-        changed |= load_prior(folder).step != source.prior.step
-    if changed:
-        raise BadFileError(
-            f"{source.run.path}: its weights have changed since they were loaded; is it still in training? Publish it "
-            "when it has ended"
-        )
+    prior = load_prior(folder) if source.prior else None
+    return replace(source, tokenizer=prior.tokenizer if prior else LoadedTokenizer.load(folder), prior=prior)
 
 
 def check_is_tokenizer(source: Source, format_: str) -> None:
@@ -135,14 +146,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_folder(source: Source, folder: Path, *, target: str, licence: str, format_: str, samples: int) -> None:
+def write_folder(
+    source: Source, folder: Path, *, target: str, licence: str, format_: str, dtype: Dtype, samples: int
+) -> None:
     """Write all files. target: the name by which others load the folder. samples: 0 writes no images.
 
     Raises:
         ConfigError: the format cannot express the run.
         BadFileError: the run's weights have changed since they were loaded.
     """
-    diffusers_class, exported = None, None
+    published, rounding, diffusers_class, exported = source, "", None, None
     match format_:
         case "diffusers":
             diffusers_class = write_diffusers_files(source, folder)
@@ -151,6 +164,10 @@ def write_folder(source: Source, folder: Path, *, target: str, licence: str, for
             write = write_onnx if format_ == "onnx" else write_exported_program
             exported = [path.name for path in write(source.tokenizer, folder)]
         case _:
-            write_weights_files(source, folder)
-    images = write_images(source, folder, samples) if samples else {}
-    write_file(folder / CARD, model_card(source, Written(target, licence, images, diffusers_class, exported)))
+            published = write_weights_files(source, folder, dtype)
+    if dtype == "bfloat16":
+        rounding = describe_change(source, published)
+        say(f"rounded to bfloat16. {rounding}")
+    images = write_images(published, folder, samples) if samples else {}
+    written = Written(target, licence, images, published.tokenizer.fingerprint, rounding, diffusers_class, exported)
+    write_file(folder / CARD, model_card(source, written))

@@ -40,12 +40,15 @@ def write_weights(path: Path, module: nn.Module, kind: str, header: Mapping[str,
 def read_weights(path: Path, kind: str, importer: str = "") -> tuple[dict[str, Tensor], Header]:
     """Read the weights and the header of a file that `write_weights` has written.
 
+    Weights that are stored as bfloat16 are returned as float32, which has all values of bfloat16.
+
     importer: module of the command that imports files of other projects as this kind, for messages.
 
     Raises:
         BadFileError: damaged, not safetensors, of another kind, or of a later format.
     """
-    tensors, header = _read_ours(path, kind, importer)
+    stored, header = _read_ours(path, kind, importer)
+    tensors = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in stored.items()}
     return tensors, {key: value for key, value in header.items() if key != CHECKSUM_KEY}
 
 

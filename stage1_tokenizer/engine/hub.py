@@ -4,7 +4,7 @@
 
 Only the safetensors files that a command asks for by name are downloaded, never another file of the repository. The
 files of one name are all from one commit. The package huggingface_hub (extra `hub`) keeps them in its cache, so the
-next command needs no network. Nothing is written into that cache: outputs go to `output_folder`.
+next command needs no network. Nothing is written into that cache: outputs go to `HubName.outputs`.
 """
 
 import re
@@ -48,6 +48,11 @@ class HubName(NamedTuple):
     def __str__(self) -> str:
         """The name as options have it."""
         return f"{PREFIX}{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def outputs(self) -> Path:
+        """The folder for what is made with these weights, because the cache is not ours to write into."""
+        return OUTPUTS / f"{self.owner}--{self.name}@{str(self.revision)[:SHORT_COMMIT]}"
 
 
 def is_hub_name(given: str | Path) -> bool:
@@ -134,22 +139,6 @@ def find_hub_name(file: Path) -> HubName | None:
     if match is None or snapshots.name != "snapshots":
         return None
     return HubName(match[1], match[2], commit)
-
-
-def describe_weights(file: Path) -> str:
-    """Return the name of a weights file for messages and records: hf:OWNER/NAME@COMMIT, or its path."""
-    return str(find_hub_name(file) or file)
-
-
-def output_folder(weights: Path) -> Path:
-    """Return the folder for outputs that are made with a weights file: the folder that holds the file.
-
-    For a file from the Hub it is runs/hub/OWNER--NAME@COMMIT, because the cache is not ours to write into.
-    """
-    name = find_hub_name(weights)
-    if name is None:
-        return weights.parent
-    return OUTPUTS / f"{name.owner}--{name.name}@{str(name.revision)[:SHORT_COMMIT]}"
 
 
 @contextmanager

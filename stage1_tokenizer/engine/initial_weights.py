@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.engine.checkpoint import find_misfits
 from stage1_tokenizer.engine.errors import ConfigError, shorten
-from stage1_tokenizer.engine.hub import find_hub_name
+from stage1_tokenizer.engine.model_files import find_name
 
 MOST_LISTED = 40
 """Largest number of tensors that a message lists."""
@@ -35,8 +35,8 @@ def check_initial(module: nn.Module, tensors: Mapping[str, Tensor], source: Path
 
 def name_source(file: Path) -> str:
     """Return a short name for the source of a weights file: its repository on the Hub, or its folder."""
-    repository = find_hub_name(file)
-    return repository.name if repository else file.absolute().parent.name
+    name = find_name(file)
+    return name.name if name else file.absolute().parent.name
 
 
 def hash_weights(config: str, tensors: Mapping[str, Tensor]) -> str:

@@ -16,21 +16,22 @@ from stage1_tokenizer.config.yaml_and_json import parse_json
 from stage1_tokenizer.engine.checkpoint import load_strict
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.file_names import describe_path
-from stage1_tokenizer.engine.hub import describe_weights, download_weights, is_hub_name, output_folder
+from stage1_tokenizer.engine.hub import HubName, download_weights, find_hub_name, is_hub_name
+from stage1_tokenizer.engine.pretrained import PretrainedName, find_pretrained_name, resolve_path
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class LoadedModel:
-    """A model from a weights file, on disk or from the Hub. The base of loaded tokenizers and priors."""
+    """A model from a weights file. The base of loaded tokenizers and priors."""
 
     path: Path
     """The weights file."""
 
     @property
     def source(self) -> str:
-        """The file for messages and records: hf:OWNER/NAME@COMMIT if it is from the Hub, else its path."""
-        return describe_weights(self.path)
+        """The file for messages and records: hf:OWNER/NAME@COMMIT, pretrained:NAME, or its path."""
+        return str(find_name(self.path) or self.path)
 
     @property
     def outputs(self) -> Path:
@@ -42,14 +43,14 @@ def resolve_weights(path: str | Path, name: str, option: str, beside: tuple[str,
     """Return `path` if it is a file, or the file `name` in it if it is a folder. `option` is named in errors.
 
     A name hf:OWNER/NAME or hf:OWNER/NAME@REVISION is downloaded from the Hugging Face Hub, together with the files
-    `beside`, which will be looked for in the same folder.
+    `beside`, which will be looked for in the same folder. A name pretrained:NAME is a model of the packages.
 
     Raises:
         ConfigError: neither exists.
     """
     if is_hub_name(path):
         return download_weights(str(path), (name, *beside), option)
-    path = Path(path)
+    path = resolve_path(path, option)
     try:
         is_folder = path.is_dir()
         file = path / name if is_folder else path
@@ -60,6 +61,17 @@ def resolve_weights(path: str | Path, name: str, option: str, beside: tuple[str,
         hint = f"the folder holds no {name}" if is_folder else "there is no such file or folder"
         raise ConfigError(f"{option} {describe_path(path)}: {hint}")
     return file
+
+
+def find_name(file: Path) -> HubName | PretrainedName | None:
+    """Return the name of a weights file from the Hub or of a model of the packages; None for any other file."""
+    return find_hub_name(file) or find_pretrained_name(file)
+
+
+def output_folder(weights: Path) -> Path:
+    """Return the folder for what is made with a weights file: its own folder, or that of its name (`find_name`)."""
+    name = find_name(weights)
+    return name.outputs if name else weights.parent
 
 
 def read_step(header: Mapping[str, str], source: str) -> int:

@@ -14,8 +14,9 @@ class TrainingConfig(RunConfig):
 
     optim: OptimConfig = OptimConfig()
     init_from: str | None = None
-    """Start from the weights of another run, given as its folder or its weights file, and train a new run: a fresh
-    optimizer, from step 0. The architecture of that run is the default; null: start from random weights."""
+    """Start from the weights of another run, given as its folder, its weights file, hf:OWNER/NAME[@REVISION] or
+    pretrained:NAME, and train a new run: a fresh optimizer, from step 0. The architecture of that run is the default;
+    null: start from random weights."""
 
     @property
     def kept_step(self) -> int | None:

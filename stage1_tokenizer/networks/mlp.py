@@ -29,10 +29,17 @@ class MlpNetworkConfig(BaseNetworkConfig):
 
 
 def _build_layers(widths: list[int]) -> list[nn.Module]:
-    """Build linear layers between these widths, with a ReLU after each but the last."""
+    """Build linear layers between these widths, with a ReLU after each but the last.
+
+    The weights start as He et al., "Delving Deep into Rectifiers" (2015), section 2.2. With PyTorch's default, signals
+    shrink in each layer, until all images have almost the same latents and a codebook cannot tell them apart.
+    """
     layers: list[nn.Module] = []
     for width, next_width in pairwise(widths):
-        layers += [nn.Linear(width, next_width), nn.ReLU()]
+        linear = nn.Linear(width, next_width)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
     return layers[:-1]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.config.value_types import Blocks, Channels, Count
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.networks.base import BaseNetworkConfig, Decoder
+from stage1_tokenizer.networks.group_norm import build_norm, count_groups
 
 
 class VqganNetworkConfig(BaseNetworkConfig):
@@ -77,16 +78,6 @@ class VqganNetworkConfig(BaseNetworkConfig):
     def encoded_channels(self) -> int | None:
         """Channels of the encoder's output if they are not those of the latent; None: they are."""
         return 2 * self.latent_channels if self.moments else None
-
-
-def count_groups(channels: int, most: int) -> int:
-    """Return the number of groups of a GroupNorm: `most`, or fewer if these do not divide the width."""
-    return next(groups for groups in range(min(most, channels), 0, -1) if channels % groups == 0)
-
-
-def build_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
-    """Build the GroupNorm of a layer of this width; with fewer groups if these do not divide the width."""
-    return nn.GroupNorm(count_groups(channels, groups), channels, eps=1e-6)
 
 
 # Without gradients, `silu` and `add` write into a tensor that nothing else needs. New memory costs more than the

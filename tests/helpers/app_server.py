@@ -25,12 +25,16 @@ class App(NamedTuple):
     temporary: Path
 
 
-def started(prior: Path, temporary: Path, *options: str) -> App:
-    """Start the command, and wait until it prints the address of its page."""
+def started(prior: Path, temporary: Path, *options: str, runs: Path | None = None) -> App:
+    """Start the command, and wait until it prints the address of its page.
+
+    runs: the folder to start it in, without --prior; None: in this folder, with --prior.
+    """
     temporary.mkdir()
     settings = {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "sampling/app.py"), "--prior", str(prior), *options],
+        [sys.executable, str(ROOT / "sampling/app.py"), *([] if runs else ["--prior", str(prior)]), *options],
+        cwd=runs,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -88,12 +92,12 @@ def ask(app: App, method: str, path: str, body: bytes = b"", **headers: str) -> 
             return Answer(answer.status, answer.read())
 
 
-def called(app: App, number: int, values: list[Any], session: str, **more: Any) -> dict[str, Any]:
-    """Send a request to function `number` of the page, and return the server's last event."""
+def called(app: App, number: int, values: list[Any], session: str, root: str = "", **more: Any) -> dict[str, Any]:
+    """Send a request to function `number` of the page under `root`, and return the server's last event."""
     body = json.dumps({"data": values, "fn_index": number, "session_hash": session, **more}).encode()
-    joined = ask(app, "POST", "/gradio_api/queue/join", body)
+    joined = ask(app, "POST", f"{root}/gradio_api/queue/join", body)
     if joined.status != 200:
         return {"refused": joined.status}
-    stream = ask(app, "GET", f"/gradio_api/queue/data?session_hash={session}").body.decode()
+    stream = ask(app, "GET", f"{root}/gradio_api/queue/data?session_hash={session}").body.decode()
     events = [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
     return next(event for event in events if event["msg"] in ("process_completed", "unexpected_error"))

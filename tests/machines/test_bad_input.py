@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
+from stage1_tokenizer.engine import pretrained
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 from stage2_prior.prior import PRIOR_FILE
 from tests.helpers.artefacts import files_of, shapes, write_prior, write_tokenizer
@@ -171,6 +172,7 @@ def test_a_mistake_is_one_message(name: str, world: Path, tmp_path: Path, monkey
     """Faults 13, 27, 31-36: exit code, what was given, what is allowed, the way out; nothing is written over."""
     script, arguments, code, message = CASES[name]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "none")
     before = files_of(world)
     ended = run(names_of(script)["main"], *arguments.replace("{}", str(world)).split())
     check(ended, code, message)

@@ -1,4 +1,4 @@
-"""docs/weights.md, from the exports on: its commands and its Python run on a tiny tokenizer."""
+"""docs/weights.md, its trained models and from the exports on: commands and Python run on tiny models."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from stage1_tokenizer.bottlenecks.vq import VqConfig
-from tests.helpers.artefacts import write_tokenizer
+from stage1_tokenizer.engine import pretrained
+from tests.helpers.artefacts import write_prior, write_tokenizer
 from tests.helpers.commands import ROOT, names_of, run
 from tests.helpers.documents import blocks_of, commands_of
 
@@ -49,3 +50,25 @@ def test_a_section(folder: Path, heading: str) -> None:
     else:
         assert np.shape(names["images"]) == (3, 32, 32, 3)
         assert sorted(os.listdir(folder / "decoded")) == ["0.png", "1.png", "2.png"]
+
+
+def test_the_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command runs with a model of the package, and the folder in half the bytes is printed as the page says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "package")
+    write_prior(tmp_path / "package/shapes")
+    write_prior(tmp_path / "runs/stage2/NAME")
+    blocks = blocks_of(PAGE.split("\n## Trained models of this package\n")[1].split("\n## ")[0])
+    printed, names = "", dict[str, Any]()
+    for script, arguments in commands_of("\n".join(block.text for block in blocks if not block.language)):
+        ended = run(names_of(script)["main"], *arguments)
+        assert ended.code == 0, (script, ended.err)
+        printed += ended.out
+    for block in blocks:
+        if block.language == "text":
+            assert all(line in printed for line in block.text.splitlines()), printed
+        if block.language == "python":
+            exec(block.text, names)
+    assert np.shape(names["images"]) == (4, 8, 12, 3)
+    made = sorted(path.name for path in Path("runs/pretrained/shapes").iterdir())
+    assert made == ["completed", "generated", "reconstructed"]

@@ -16,6 +16,7 @@ from stage1_tokenizer.bottlenecks.none import NoBottleneckConfig
 from stage1_tokenizer.bottlenecks.rvq import RvqConfig
 from stage1_tokenizer.bottlenecks.vq import VqConfig
 from stage1_tokenizer.data.folder import FolderConfig
+from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.diagnostics.views.base import encode_images
 from stage1_tokenizer.diagnostics.views.codebook_map import searched_vectors
 from stage1_tokenizer.diagnostics.views.masked_latents import replacement
@@ -72,6 +73,24 @@ def test_every_picture_of_a_run_with_codes_is_drawn_and_drawn_again_alike(tmp_pa
     }
 
 
+def test_a_tokenizer_of_drawn_images_looks_at_any_folder(tmp_path: Path) -> None:
+    """A folder with the images of its own validation split gives the same holes and the same PSNR."""
+    data = shapes(holes=True, size=(0.8, 1.0))
+    write_tokenizer(tmp_path / "run", data=data)
+    split = OpenData(data).image_batches("validation", 0)
+    images, _ = split.batch(np.arange(len(split)))
+    (tmp_path / "images").mkdir()
+    for index, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index:04}.png")
+    drawn = analyze("--tokenizer", tmp_path / "run")
+    read = analyze("--tokenizer", tmp_path / "run", "--root", tmp_path / "images", "--out", tmp_path / "out")
+    assert read.code == 0, read.err
+    holes = [(folder / "holes.json").read_text() for folder in (tmp_path / "run/analysis", tmp_path / "out")]
+    assert holes[0] == holes[1]
+    psnr = [next(line for line in ended.out.splitlines() if line.startswith("PSNR")) for ended in (drawn, read)]
+    assert psnr[0] == psnr[1]
+
+
 @pytest.mark.parametrize(
     ("bottleneck", "left_out"),
     [(KlConfig(), OF_CODES), (RVQ, set())],
@@ -125,7 +144,7 @@ def test_a_picture_that_no_longer_belongs_is_removed_and_the_runs_own_events_sta
     [
         (("--projection", "umap"), ("umap-learn is not installed", "pip install", "--projection pca")),
         (("--projection", "tsne"), ("projection", "'tsne'", "pca")),
-        (("--root", "elsewhere"), ("--root elsewhere", "drawn", "leave it out")),
+        (("--root", "elsewhere"), ("--root elsewhere", "there is no such folder")),
         (("--images", "0"), ("images", "0")),
         (("--out", "{run}/tokenizer.safetensors"), ("--out", "is a file, not a folder")),
         (("--tokenizer", "{run}/nowhere"), ("--tokenizer", "nowhere", "no such file")),

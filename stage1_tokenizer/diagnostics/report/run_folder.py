@@ -5,12 +5,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stage1_tokenizer.config.base import Tree, read_saved_yaml
 from stage1_tokenizer.engine.environment import SESSIONS_FILE
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.lock import find_lock_holder
 from stage1_tokenizer.engine.log_file import Curve, read_curves, read_log
+from stage1_tokenizer.engine.model_files import output_folder
+from stage1_tokenizer.engine.pretrained import resolve_path
 from stage1_tokenizer.engine.state import list_states, step_of_state
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 
@@ -57,6 +61,11 @@ class RunFolder:
         """Path of the weights file, which may not exist yet."""
         return self.path / self.weights_name
 
+    @property
+    def outputs(self) -> Path:
+        """The folder for what is made with the run's weights."""
+        return output_folder(self.weights_file)
+
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """All scalars of the log by name."""
@@ -86,6 +95,15 @@ class RunFolder:
         return max([0, *logged, *saved])
 
     @cached_property
+    def seconds_of_steps(self) -> float:
+        """Seconds that the logged steps took, without validation and saving; 0 if the log does not say."""
+        curve, batch_size = self.curves.get("train/images_per_second"), self.config.get("batch_size")
+        if curve is None or not isinstance(batch_size, int):
+            return 0.0
+        steps = np.diff(curve.steps, prepend=0)
+        return float((steps * batch_size / np.maximum(curve.values, 1e-9)).sum())
+
+    @cached_property
     def is_in_use(self) -> bool:
         """True if another process is training this run."""
         return find_lock_holder(self.path) not in (None, "this one")
@@ -112,15 +130,23 @@ class RunFolder:
         return "unknown" if tree is None else shorten(tree)
 
 
+def find_training(tokenizer: Path) -> RunFolder | None:
+    """Return the run under runs/stage1 whose weights file has the same bytes as a tokenizer's file; None: there is
+    none."""
+    data = tokenizer.read_bytes()
+    files = sorted(Path("runs/stage1").glob(f"*/{TOKENIZER_FILE}"))
+    return next((RunFolder(file.parent) for file in files if file.read_bytes() == data), None)
+
+
 def open_run(path: str | Path, *weights: str) -> RunFolder:
-    """Open a run by its folder or its weights file.
+    """Open a run by its folder or its weights file, or a model of the packages by pretrained:NAME.
 
     weights: names of the weights files of later stages, which also identify a run's folder.
 
     Raises:
         ConfigError: the folder does not exist, or is not a run's folder.
     """
-    folder = Path(path)
+    folder = resolve_path(path, "RUN")
     try:
         if folder.is_file() and folder.suffix == ".safetensors":
             folder = folder.parent

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.data import DataConfig
+from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.data.record import DataSummary
@@ -44,6 +45,8 @@ class Subject:
     device: torch.device
     root: str | None = None
     """Folder that now has the images of the training; None: the folder that the training used."""
+    replaces_drawn: bool = False
+    """If the images of the training are drawn, look at all images of `root` in their place."""
     tokenizer: str | Path | None = None
     """The tokenizer's weights file or folder; None: the run's."""
     option: str = "RUN"
@@ -183,9 +186,13 @@ def encoded_images(subject: Subject) -> EncodedImages:
         BadFileError: the weights are damaged, or too many images are.
     """
     loaded = LoadedTokenizer.load(subject.tokenizer or subject.run.path, subject.device, option=subject.option)
-    return encode_images(
-        loaded, with_root(parse_data_config(loaded.data, str(loaded.path)), subject.root), subject.images
-    )
+    data = parse_data_config(loaded.data, str(loaded.path))
+    if data.is_drawn and subject.root and subject.replaces_drawn:
+        channels = loaded.tokenizer.config.image_channels
+        data = FolderConfig(
+            root=subject.root, image_size=data.image_size, channels=channels, layout="flat", validation_share=1.0
+        )
+    return encode_images(loaded, with_root(data, subject.root), subject.images)
 
 
 @torch.inference_mode()

@@ -264,8 +264,8 @@ def test_without_the_extra_it_says_what_to_install(folder: Path, monkeypatch: py
 def test_gradio_is_imported_by_the_page_alone() -> None:
     """It takes seconds, and is optional."""
     sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "sampling").rglob("*.py")}
-    ours = r"sampling\.playground\.(page|controls|server|guard)"
-    apart = {"page.py", "controls.py", "server.py", "guard.py"}
+    ours = r"sampling\.playground\.(page|controls|server|guard|choice)"
+    apart = {"page.py", "controls.py", "server.py", "guard.py", "choice.py"}
     for name, text in sources.items():
         at_once = re.findall(rf"^(?:import|from) (?:gradio|fastapi|starlette|uvicorn|{ours})\b", text, flags=re.M)
         assert not at_once or name in apart, name

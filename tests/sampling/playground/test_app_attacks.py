@@ -145,7 +145,8 @@ from sampling.playground.page import Page
 from sampling.playground.tasks import Limits, Playground
 from sampling.sampler import Sampler
 prior, folder, secret = map(Path, sys.argv[1:])
-page = Page(Playground(Sampler.load(prior).prior, "float32", Limits(6, 24)), folder, 4)
+playground = Playground(Sampler.load(prior).prior, "float32", Limits(6, 24))
+page = Page(playground, folder, 4, {playground.name: ""})
 page.app()
 LocalContext.blocks.set(page.blocks)
 value = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}

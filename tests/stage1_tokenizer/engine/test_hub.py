@@ -8,7 +8,8 @@ from unittest import mock
 import pytest
 
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
-from stage1_tokenizer.engine.hub import HubName, find_hub_name, output_folder, parse_hub_name
+from stage1_tokenizer.engine.hub import HubName, find_hub_name, parse_hub_name
+from stage1_tokenizer.engine.model_files import output_folder
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE, LoadedTokenizer
 from tests.helpers.artefacts import files_of, write_tokenizer
 from tests.helpers.hub_server import FakeHub, client_of, fake_hub
