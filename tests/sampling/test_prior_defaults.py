@@ -195,7 +195,7 @@ def test_publishing_keeps_them(stating: Path, tmp_path: Path) -> None:
     """The published file states them, and the card's samples are made with them."""
     source, folder = Source.open(str(stating)), tmp_path / "published"
     folder.mkdir()
-    write_weights_files(source, folder)
+    write_weights_files(source, folder, "float32")
     assert read_defaults(folder / PRIOR_FILE) == OWN
     images, caption = sample_images(source, 3)
     assert np.array_equal(images, Sampler.load(folder).sample(3))
