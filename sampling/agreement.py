@@ -5,6 +5,7 @@ verdict on samples means.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from stage1_tokenizer.data.image_batches import ImageBatches, normalise
 from stage1_tokenizer.data.order import BatchOrder, validation_batches
 from stage1_tokenizer.engine.console import show_progress
+from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.seeds import derive_seed
 
 BATCH = 64
@@ -67,6 +69,20 @@ def train_classifier(images: ImageBatches, steps: int, seed: int, device: torch.
     return classifier.eval()
 
 
+def labels_in_data(
+    data_classes: Sequence[str], prior_classes: Sequence[str], labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the labels (n,) of a prior as labels of its data set, which may have them in another order now.
+
+    Raises:
+        ConfigError: the data set no longer has all classes of the prior.
+    """
+    missing = [name for name in prior_classes if name not in data_classes]
+    if missing:
+        raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")
+    return np.array([data_classes.index(name) for name in prior_classes], dtype=np.int64)[labels]
+
+
 @torch.inference_mode()
 def accuracy(classifier: Classifier, pixels: Tensor, labels: Tensor) -> float:
     """Return the share of images (n, C, H, W) uint8 that are classified as their labels (n,) say."""
@@ -75,6 +91,12 @@ def accuracy(classifier: Classifier, pixels: Tensor, labels: Tensor) -> float:
         for part, wanted in zip(torch.split(pixels, BATCH), torch.split(labels, BATCH), strict=True)
     ]
     return float(torch.stack(correct).sum() / len(labels))
+
+
+def accuracy_of_split(classifier: Classifier, split: ImageBatches, device: torch.device) -> float:
+    """Return the share of a split that is classified correctly."""
+    batches = validation_batches(split, BATCH, 0, 1)
+    return sum(accuracy(classifier, x.to(device), y.to(device)) * len(y) for x, y in batches) / len(split)
 
 
 def measure_agreement(
@@ -91,10 +113,6 @@ def measure_agreement(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = train_classifier(train, steps, seed, device)
-    correct = sum(
-        accuracy(classifier, x.to(device), y.to(device)) * len(y)
-        for x, y in validation_batches(validation, BATCH, 0, 1)
-    )
     images = torch.from_numpy(samples).permute(0, 3, 1, 2).to(device)
     of_samples = accuracy(classifier, images, torch.from_numpy(labels).to(device))
-    return Agreement(correct / len(validation), of_samples)
+    return Agreement(accuracy_of_split(classifier, validation, device), of_samples)

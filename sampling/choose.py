@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sampling.option_facts import AlwaysShown, Idle, facts_of_kind
+from sampling.option_facts import AlwaysShown, Idle, PartOf, facts_of_kind
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.engine.precision import to_float64
@@ -79,12 +79,12 @@ class ChooseConfig(Config):
 
     temperature: Annotated[float, AlwaysShown()] = Field(1.0, ge=0.0, allow_inf_nan=False)
     """Divides the logits: below 1 makes likely codes more likely, above 1 less; 0 always takes the most likely code."""
-    temperature_end: Annotated[float | None, Idle(beside="tokenizer", reason="noise has no positions in an order")] = (
-        Field(None, ge=0.0, allow_inf_nan=False)
-    )
+    temperature_end: Annotated[
+        float | None, Idle(beside="tokenizer", reason="noise has no positions in an order"), PartOf(whole="temperature")
+    ] = Field(None, ge=0.0, allow_inf_nan=False)
     """Temperature at the last position of the image; `temperature` is the one at the first position, and
     `temperature_schedule` says how it changes between them. null: the same temperature at all positions."""
-    temperature_schedule: Literal["linear", "cosine"] = "linear"
+    temperature_schedule: Annotated[Literal["linear", "cosine"], PartOf(whole="temperature")] = "linear"
     """Change from `temperature` to `temperature_end`: linear: even; cosine: slow at the first and last positions."""
     top_k: Annotated[Limit, Filter(keep=keep_top_k, takes_logits=True)] = None
     """Draw only from the k most likely codes; 0, null or a k above the codebook size is no filter."""

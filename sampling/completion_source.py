@@ -25,9 +25,10 @@ from sampling.completion import (
 )
 from sampling.input_images import bad_files_error, image_paths, split_readable, validation_names
 from sampling.option_facts import AlwaysShown
+from sampling.prior_defaults import defaults_of_named
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from sampling.saved_images import ImageShape
-from stage1_tokenizer.config.base import CommandConfig, Config
+from stage1_tokenizer.config.base import CommandConfig, Config, Tree
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Texts
 from stage1_tokenizer.data.image_batches import resize
@@ -85,6 +86,11 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     out: Annotated[str | None, Mark.FREE] = None
     """Folder for the images; null: a new numbered folder under completed/ in the prior's folder. If this folder, or the
     newest numbered one, holds a part of the same images, only the missing ones are made."""
+
+    @classmethod
+    def defaults_by_files(cls, given: Tree) -> Tree:
+        """Return the sampling defaults that the prior states."""
+        return defaults_of_named(given.get("prior"), given)
 
     @property
     def margins(self) -> Margins:

@@ -15,9 +15,10 @@ from pydantic import Field, PositiveInt, model_validator
 from sampling.noise import NoiseSource
 from sampling.option_facts import AlwaysShown, Idle, check_idle
 from sampling.output import MOST_IMAGES, build_settings, image_names, open_output
+from sampling.prior_defaults import defaults_of_named
 from sampling.sampler import Sampler, SamplingConfig
 from sampling.sampling_loop import GRID, PriorSource, finish_samples, make_missing
-from stage1_tokenizer.config.base import CommandConfig, parse_command_line
+from stage1_tokenizer.config.base import CommandConfig, Tree, parse_command_line
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Texts
 from stage1_tokenizer.data.bad_files import one_line
@@ -50,6 +51,11 @@ class GenerateConfig(CommandConfig, SamplingConfig):
     """Divides the prior's logits: below 1 makes likely codes more likely; 0 always takes the most likely code. With
     `--tokenizer` it is the standard deviation of the noise: below 1 images are nearer to the average one; 0 gives only
     that one."""
+
+    @classmethod
+    def defaults_by_files(cls, given: Tree) -> Tree:
+        """Return the sampling defaults that the prior states."""
+        return {} if given.get("tokenizer") else defaults_of_named(given.get("prior"), given)
 
     @model_validator(mode="after")
     def _check(self) -> "GenerateConfig":

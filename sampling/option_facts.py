@@ -34,6 +34,14 @@ class AlwaysShown(Fact):
     """A report shows the option's value even if it is the default."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartOf(Fact):
+    """The option refines another one; whoever gives one of the two gets no default of a prior for the other."""
+
+    whole: str
+    """Name of the other option."""
+
+
 @cache
 def facts_of_kind(cls: type[BaseModel], kind: type[FactT]) -> dict[str, list[FactT]]:
     """Return the facts of one kind by field name, stated in this config class or in a class that it extends."""

@@ -25,11 +25,12 @@ from typing import Annotated, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
-from sampling.choose import ChooseConfig, choose
-from sampling.option_facts import AlwaysShown, Idle
+from sampling.choose import choose
+from sampling.option_facts import Idle
+from sampling.prior_defaults import DrawConfig, read_defaults
 from sampling.saved_images import ImageShape, decode_in_chunks
 from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Size
@@ -43,34 +44,18 @@ from stage2_prior.base import Grid
 from stage2_prior.class_labels import assign_labels, parse_class
 from stage2_prior.fast_linear import Precision
 from stage2_prior.generation import KnownCodes, NotFiniteError, generate
-from stage2_prior.guidance import Guidance, GuidanceSchedule, check_guidance
 from stage2_prior.likelihood import class_log_probabilities, image_nats, nats_by_class
 from stage2_prior.prior import LoadedPrior, load_prior
 from stage2_prior.windows import Canvas
 
-DEFAULT_GUIDANCE = 2.0
-"""Guidance scale for a prior that was trained for guidance (classes and label dropout)."""
-NEEDS_CLASSES = Idle(beside="tokenizer", reason="guidance is between a prior with and without a class")
 NEEDS_GRID = Idle(beside="tokenizer", reason="its noise has the size of training")
 Progress = Callable[[int], object]
 """Function that is called with the number of codes generated since its last call."""
 
 
-class SamplingConfig(ChooseConfig):
+class SamplingConfig(DrawConfig):
     """Settings with which images are sampled from a prior."""
 
-    top_p: Annotated[float, AlwaysShown()] = Field(0.9, ge=0.0, le=1.0)
-    """Draw only from the most likely codes that together have this probability. `guidance 1` with `top_p 1` samples
-    from the prior as trained: images vary more and look less clean."""
-    guidance: Annotated[float | None, NEEDS_CLASSES, AlwaysShown()] = Field(None, ge=0.0, le=100.0)
-    """Strength of classifier-free guidance: 1 is the prior as trained, 0 ignores the class, above 1 follows the class
-    more closely and varies less. null: 2 if the prior was trained for guidance, else 1."""
-    guidance_schedule: Annotated[GuidanceSchedule, NEEDS_CLASSES] = "constant"
-    """Positions at which guidance applies: constant: all; linear, cosine: rising from 1 at the first position to
-    `guidance` at the last; interval: those in `guidance_interval`."""
-    guidance_interval: tuple[float, float] | None = None
-    """Only with `guidance_schedule interval`: first and last position with guidance, as shares of all positions, such
-    as 0.2,0.8."""
     size: Annotated[Size | None, NEEDS_GRID] = None
     """Height and width of the images in pixels; null: the size of training. Larger images are generated through a
     sliding window."""
@@ -92,15 +77,20 @@ class SamplingConfig(ChooseConfig):
     """Images that each process samples at once. Reduce it if memory runs out; it does not change the images."""
 
     @model_validator(mode="after")
-    def _check_interval(self) -> Self:
-        if (self.guidance_interval is not None) != (self.guidance_schedule == "interval"):
-            raise ValueError("guidance_schedule interval and guidance_interval belong together; give both, or neither")
-        low, high = self.guidance_interval or (0.0, 1.0)
-        if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"guidance_interval ({low}, {high}) must rise within 0 to 1")
+    def _check_candidates(self) -> Self:
         if self.best_by is not None and self.candidates == 1:
             raise ValueError(f"best_by {self.best_by}: with one candidate there is nothing to choose; give candidates")
         return self
+
+    @classmethod
+    def of_prior(cls, file: Path, **options: object) -> Self:
+        """Return these options, and for the others the defaults that a prior's file states.
+
+        Raises:
+            ConfigError: an option is unknown or has a wrong value.
+            BadFileError: the file is not a prior, or its defaults cannot be used.
+        """
+        return cls.from_tree({**read_defaults(file).defaults_beside(options), **options}, "options")
 
 
 class Sampler:
@@ -112,12 +102,13 @@ class Sampler:
     """
 
     def __init__(self, prior: LoadedPrior, config: SamplingConfig | None = None) -> None:
-        """Prepare the prior's weights in the precision of the config.
+        """Prepare the prior's weights in the precision of the config; None: the defaults that the prior states.
 
         Raises:
+            BadFileError: the prior states defaults that cannot be used.
             ConfigError: guidance, size, window, best_by or precision do not fit the prior.
         """
-        self.prior, self.config = prior, config or SamplingConfig()
+        self.prior, self.config = prior, config or SamplingConfig.of_prior(prior.path)
         self.device = next(prior.model.parameters()).device
         shape, tokenizer = prior.model.shape, prior.tokenizer.tokenizer.config
         self.factor = tokenizer.network.factor
@@ -126,16 +117,7 @@ class Sampler:
         self.grid: Grid = (self.size[0] // self.factor, self.size[1] // self.factor)
         self.check_size(self.grid)
         _, self.window = Canvas(self.grid, self.config.window, self.config.stride).resolve((shape.h, shape.w))
-        is_trained_for_guidance = bool(prior.classes) and prior.model.config.label_dropout > 0
-        scale = DEFAULT_GUIDANCE if is_trained_for_guidance else 1.0
-        self.guidance = Guidance(
-            scale if self.config.guidance is None else self.config.guidance,
-            self.config.guidance_schedule,
-            self.config.guidance_interval or (0.0, 1.0),
-        )
-        check_guidance(prior.model.config, prior.model.classes, self.guidance)
-        if self.guidance.schedule != "constant" and not self.guidance.is_needed:
-            raise ConfigError(f"guidance_schedule {self.guidance.schedule}: has no effect with guidance 1")
+        self.guidance = self.config.resolve_guidance(prior.model.config, prior.model.classes)
         if self.config.best_by == "class" and not prior.classes:
             raise ConfigError("best_by class: this prior has no classes; use best_by score")
         self.prepared = prior.model.prepare(self.config.precision)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from sampling.agreement import measure_agreement
+from sampling.agreement import labels_in_data, measure_agreement
 from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.open_data import open_data
@@ -127,11 +127,7 @@ def class_lines(config: SummaryConfig, prior: LoadedPrior) -> list[SummaryLine]:
     sampler = Sampler(prior)
     with progress_bar(config.samples * sampler.codes_per_image, "code", "sampling") as progress:
         images = sampler.sample(config.samples, seed=config.seed, progress=progress.update)
-    missing = [name for name in prior.classes if name not in train.classes]
-    if missing:
-        raise ConfigError(f"the data no longer has the classes {', '.join(missing)} that the prior was trained on")
-    # The classifier learns the labels that the data set has now; the prior has those of its training.
-    labels = np.array([train.classes.index(name) for name in prior.classes])[sampler.labels(np.arange(config.samples))]
+    labels = labels_in_data(train.classes, prior.classes, sampler.labels(np.arange(config.samples)))
     accuracy = measure_agreement(train, validation, images, labels, config.classifier_steps, config.seed)
     held_out, samples = accuracy.held_out, accuracy.samples
     asked_for = f"classifier, {config.samples} samples of the class asked for"

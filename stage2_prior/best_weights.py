@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.diagnostics.alarms.base import Alarm, Alarms, LogEntry
-from stage1_tokenizer.engine.checkpoint import write_weights
+from stage1_tokenizer.engine.checkpoint import read_header, read_weights, to_cpu, write_weights
+from stage1_tokenizer.engine.errors import BadFileError
 from stage1_tokenizer.engine.state import Part
 from stage2_prior.base import Prior
 from stage2_prior.likelihood import nats_to_bits
@@ -93,14 +94,19 @@ class BestWeights:
         return patience is not None and int(self._record.since) >= patience
 
     def write(self, path: Path, header: Mapping[str, str], step: int) -> None:
-        """Write the best weights to a file; before the first validation, those after `step` steps. Main process
-        only."""
-        entries = {**header, "step": str(step)}
-        if not self.step or self._weights is None:
-            write_weights(path, self._validated, "prior", entries)
-            return
-        entries |= {"step": str(self.step), BEST_BY: BEST_METRIC, "best_value": repr(float(self._record.nats))}
-        write_weights(path, self._weights, "prior", entries)
+        """Write the best weights to a file; before the first validation, those after `step` steps. Main process only.
+
+        A file that holds exactly these weights gets a new time only, so that entries that other commands have added to
+        its header stay with the weights.
+        """
+        prior, entries = self._validated, {**header, "step": str(step)}
+        if self.step and self._weights is not None:
+            prior = self._weights
+            entries |= {"step": str(self.step), BEST_BY: BEST_METRIC, "best_value": repr(float(self._record.nats))}
+        if _holds(path, prior, entries):
+            path.touch()
+        else:
+            write_weights(path, prior, "prior", entries)
 
     def summary(self, done: int) -> str:
         """Say which weights a run of `done` steps has written."""
@@ -110,6 +116,20 @@ class BestWeights:
         best = f"best on validation ({nats_to_bits(float(self._record.nats)):.3f} bits per token)"
         kept = "" if last else f"; those of step {done:,} are in state/"
         return f"those of step {self.step:,}, {best}{last}{kept}"
+
+
+def _holds(path: Path, prior: Prior, entries: Mapping[str, str]) -> bool:
+    """Return True if a file has these entries in its header, and exactly these weights."""
+    if not path.exists():
+        return False
+    try:
+        if not entries.items() <= read_header(path, "prior").items():  # the usual case, without reading the weights
+            return False
+        saved = read_weights(path, "prior")[0]
+    except BadFileError:  # a damaged file is written anew
+        return False
+    own = to_cpu(prior.state_dict())
+    return saved.keys() == own.keys() and all(torch.equal(saved[name], own[name]) for name in own)
 
 
 class Overfitting(Alarm):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sampling.checks.finding import Finding, Verdict
 from sampling.checks.tokens import check_tokens
+from sampling.prior_defaults import describe_draw, read_defaults
 from stage1_tokenizer.engine.checkpoint import CHECKSUM_KEY, Header, read_tensors
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.state import STATE_NAME, find_problem
@@ -69,6 +70,7 @@ def _check_prior(path: Path, tokenizer_path: Path, tokenizer: LoadedTokenizer | 
     try:
         saved = SavedPrior.read(path)
         saved.build()
+        stated = describe_draw(read_defaults(path).defaults_beside({}))
     except BadFileError as error:
         return Finding.of_error(path, error)
     if problem := _not_finite(saved.weights):
@@ -76,7 +78,9 @@ def _check_prior(path: Path, tokenizer_path: Path, tokenizer: LoadedTokenizer | 
     header = saved.header
     text = f"a prior of step {saved.step:,} ({header.prior.kind}) over {saved.shape.in_words}"
     verdict, fit = _compare_with_tokenizer(saved, tokenizer_path, tokenizer)
-    return Finding(verdict, path, f"{_integrity(_read_header(path))}; {text}, {len(header.classes)} classes; {fit}")
+    text += f", {len(header.classes)} classes"
+    text += f", sampling defaults {stated}" if stated else ""
+    return Finding(verdict, path, f"{_integrity(_read_header(path))}; {text}; {fit}")
 
 
 def _compare_with_tokenizer(saved: SavedPrior, path: Path, tokenizer: LoadedTokenizer | None) -> tuple[Verdict, str]:

@@ -9,6 +9,7 @@ from sampling.evaluation.extractors import ExtractorOrNoneConfig, NoExtractorCon
 from sampling.evaluation.extractors.inception import InceptionConfig
 from sampling.evaluation.reference import DataSet, check_reference
 from sampling.option_facts import Idle, check_idle
+from sampling.prior_defaults import defaults_of_named
 from sampling.sampler import SamplingConfig
 from stage1_tokenizer.bottlenecks.perturbation import PerturbationConfig
 from stage1_tokenizer.config.base import CommandConfig, Tree
@@ -75,7 +76,7 @@ class EvaluateConfig(CommandConfig):
     sampling: Annotated[
         SamplingConfig, Idle(beside="tokenizer", reason=NOT_SAMPLED), Idle(beside="samples", reason=NOT_SAMPLED)
     ] = SamplingConfig()
-    """Options for sampling a prior; the defaults are those of generate.py."""
+    """Options for sampling a prior; the defaults are those of generate.py, or those that the prior states."""
     nearest: Annotated[NonNegativeInt, Idle(beside="tokenizer", reason="reconstructions are no samples")] = 1000
     """Number of samples whose nearest training images are searched for; 0: no search."""
     references: str = "runs/references"
@@ -86,6 +87,14 @@ class EvaluateConfig(CommandConfig):
     """Images that each process measures at once; more needs more memory and changes no result."""
     out: str | None = None
     """Path of the results without .json and .md; null: evaluation/NAME in the run, where NAME states the protocol."""
+
+    @classmethod
+    def defaults_by_files(cls, given: Tree) -> Tree:
+        """Return the sampling defaults that the prior states."""
+        if given.get("tokenizer") or given.get("samples"):
+            return {}
+        sampling = given.get("sampling")
+        return {"sampling": defaults_of_named(given.get("prior"), sampling if isinstance(sampling, dict) else {})}
 
     @classmethod
     def complete(cls, tree: Tree) -> Tree:

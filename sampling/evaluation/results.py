@@ -82,26 +82,33 @@ def write_results(stem: Path, evaluation: Evaluation) -> None:
     write_file(stem.with_name(stem.name + ".md"), results_markdown(evaluation).encode())
 
 
+def metric_tree(metric: Metric) -> dict[str, Any]:
+    """Return a metric for a JSON file. A value that is not finite becomes null."""
+    low, high = metric.interval or (math.nan, math.nan)
+    numbers = {"value": metric.value, "low": low, "high": high}
+    return {
+        "name": metric.name,
+        "label": metric.label,
+        **{key: float(number) if math.isfinite(number) else None for key, number in numbers.items()},
+        "unit": metric.unit,
+        "better": metric.better,
+        "note": metric.note,
+    }
+
+
+def metric_of_tree(tree: Mapping[str, Any]) -> Metric:
+    """Return the metric of a tree that `metric_tree` made; another tree raises LookupError, TypeError or ValueError."""
+    value, low, high = (math.nan if tree[key] is None else float(tree[key]) for key in ("value", "low", "high"))
+    interval = None if math.isnan(low) else Interval(low, high)
+    return Metric(tree["name"], tree["label"], value, interval, tree["unit"], tree["better"], tree["note"])
+
+
 def results_json(evaluation: Evaluation) -> str:
-    """Return the JSON file for programs. A value that is not finite becomes null."""
-    metrics = []
-    for metric in evaluation.metrics:
-        low, high = metric.interval or (math.nan, math.nan)
-        numbers = {"value": metric.value, "low": low, "high": high}
-        metrics.append(
-            {
-                "name": metric.name,
-                "label": metric.label,
-                **{key: float(number) if math.isfinite(number) else None for key, number in numbers.items()},
-                "unit": metric.unit,
-                "better": metric.better,
-                "note": metric.note,
-            }
-        )
+    """Return the JSON file for programs."""
     tree = {
         "format": FORMAT,
         "kind": evaluation.kind,
-        "figures": metrics,
+        "figures": [metric_tree(metric) for metric in evaluation.metrics],
         "protocol": evaluation.protocol,
         "warnings": list(evaluation.warnings),
     }
@@ -118,9 +125,12 @@ def results_markdown(evaluation: Evaluation) -> str:
         remark = "; ".join(filter(None, (better, metric.note)))
         cells = (_cell(metric.label), format_value(metric), format_interval(metric), _cell(remark))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## Protocol", ""]
-    lines += [f"- **{key}**: {_text(value)}" for key, value in evaluation.protocol.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *protocol_lines(evaluation.protocol)]) + "\n"
+
+
+def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
+    """Return the section of a Markdown page that lists a protocol."""
+    return ["", "## Protocol", "", *(f"- **{key}**: {_text(value)}" for key, value in protocol.items())]
 
 
 def console_lines(evaluation: Evaluation) -> list[str]:

@@ -76,15 +76,15 @@ def slider(label: str, value: float, high: float, step: float) -> gr.components.
     return without_checks(gr.Slider(0.0, high, value, step=step, label=label))
 
 
-def filter_control(name: str, field: FieldInfo, codebook_size: int) -> gr.components.Component:
+def filter_control(name: str, field: FieldInfo, default: Any, codebook_size: int) -> gr.components.Component:
     """Return the control for an option that filters codes; the option's type decides which kind of control."""
     label = name.replace("_", "-").capitalize()
     if field.annotation is bool:
-        return without_checks(gr.Checkbox(field.default, label=label))
+        return without_checks(gr.Checkbox(default, label=label))
     if field.annotation is float:
         limits = [constraint.le for constraint in field.metadata if isinstance(constraint, Le)]
-        return slider(label, field.default, float(str(limits[0])) if limits else 1.0, 0.01)
-    return number(f"{label} (0: all codes)", field.default or 0, 0, codebook_size)
+        return slider(label, default, float(str(limits[0])) if limits else 1.0, 0.01)
+    return number(f"{label} (0: all codes)", default or 0, 0, codebook_size)
 
 
 def result_gallery(label: str, name: str) -> gr.Gallery:

@@ -143,10 +143,7 @@ class Page:
             values = settings.values(given)
             trained = dict(zip(("height", "width"), playground.size, strict=True))
             sides = [values.pop(name, side) for name, side in trained.items()]
-            # The command leaves out the values that are the prior's own defaults.
             values["size"] = None if tuple(sides) == playground.size else sides
-            if values.get("guidance") == playground.guidance:
-                del values["guidance"]
             sampled = playground.sample(values, progress)
             captions = sampled.classes or [""] * len(sampled.images)
             return self._files(sampled.images, captions), sampled.command
@@ -228,17 +225,18 @@ class Page:
     def _common_settings(self) -> dict[str, gr.components.Component]:
         """Add the controls that all tabs have: the seed, and the options that decide how codes are drawn."""
         controls: dict[str, gr.components.Component] = {}
+        defaults = self._playground.defaults
         with gr.Row(elem_classes="seed"):
             controls["seed"] = number("Seed", 0, -(2**53), 2**53)
             new_seed = gr.Button("New seed", min_width=100)
         new_seed.click(None, None, controls["seed"], js=NEW_SEED, api_visibility="private")
         with gr.Accordion("Temperature, guidance, filters", open=False):
-            controls["temperature"] = slider("Temperature", 1.0, 2.0, 0.05)
+            controls["temperature"] = slider("Temperature", defaults["temperature"], 2.0, 0.05)
             if self._playground.can_guide:
-                controls["guidance"] = slider("Guidance", self._playground.guidance, 10.0, 0.25)
+                controls["guidance"] = slider("Guidance", defaults["guidance"], 10.0, 0.25)
             for name in facts_of_kind(SamplingConfig, Filter):
                 codebook_size = self._playground.prior.model.shape.V
-                controls[name] = filter_control(name, SamplingConfig.model_fields[name], codebook_size)
+                controls[name] = filter_control(name, SamplingConfig.model_fields[name], defaults[name], codebook_size)
         return controls
 
     def _image_count(self, label: str, default: int) -> gr.components.Component:

@@ -28,6 +28,7 @@ from sampling.completion import (
 )
 from sampling.completion_source import CompleteConfig, read_originals
 from sampling.generate import GenerateConfig
+from sampling.prior_defaults import option_word, read_defaults
 from sampling.sampler import Progress, Sampler, SamplingConfig
 from stage1_tokenizer.config.base import Tree
 from stage1_tokenizer.data.base import ImageArray
@@ -86,8 +87,11 @@ class Playground:
         self.prior, self.precision, self.limits = prior, precision, limits
         self.stopping = threading.Event()
         """Set it to end the running task with an InterruptionError."""
-        default = Sampler(prior, SamplingConfig(precision=precision))
-        self.size, self.factor, self.guidance = default.size, default.factor, default.guidance.scale
+        self._stated = read_defaults(prior.path)
+        default = Sampler(prior, SamplingConfig.of_prior(prior.path, precision=precision))
+        self.size, self.factor = default.size, default.factor
+        self.defaults = self._stated.defaults_beside({}) | {"guidance": default.guidance.scale}
+        """The prior's defaults of the options of the draw, with the guidance scale that null stands for."""
 
     @property
     def name(self) -> str:
@@ -220,11 +224,15 @@ class Playground:
         return self.prior.model.null_label
 
     def _tree(self, values: Mapping[str, Any], key: str) -> Tree:
-        """Return the values as the tree of a config, after a check of the number of images under `key`."""
+        """Return the values as the tree of a config, after a check of the number of images under `key`.
+
+        The page sends a value for each control; one that is the prior's default is as if it was not given.
+        """
         number = values.get(key, 1)
         if isinstance(number, int | float):  # the config has a limit too, with a message that fits the page less
             self._check_number(key, number)
-        return {key: 1, **values, "precision": self.precision}
+        given = {name: value for name, value in values.items() if self.defaults.get(name) != value}
+        return {**self._stated.defaults_beside(given), key: 1, **given, "precision": self.precision}
 
     def _check_number(self, key: str, number: float) -> None:
         most = self.limits.images
@@ -253,12 +261,12 @@ class Playground:
         return advance
 
     def _command(self, config: GenerateConfig) -> str:
-        """Return the command line of `generate.py` with the options that differ from their defaults."""
+        """Return the command line of `generate.py` with the options that differ from the prior's defaults."""
         words = ["python", "sampling/generate.py", "-n", str(config.n), "--prior", self.name]
-        defaults = GenerateConfig().tree()
+        defaults = GenerateConfig.from_tree(self._stated.tree()).tree()
         for key, value in config.tree().items():
             if value != defaults[key] and key != "n":
-                words += [f"--{key}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+                words += [f"--{key}", option_word(value)]
         return shlex.join(words)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sampling.exporting.exported_program import write_exported_program
 from sampling.exporting.onnx_file import write_onnx
 from sampling.noise import NoiseSource
+from sampling.prior_defaults import ALWAYS_SHOWN, describe_draw
 from sampling.publishing.card import CARD, Written, model_card
 from sampling.publishing.diffusers_format import CONFIG_FILE, WEIGHTS_FILE, to_diffusers
 from sampling.publishing.rounding import describe_change, round_weights
@@ -117,7 +118,8 @@ def sample_images(source: Source, count: int) -> tuple[NDArray[np.uint8], str]:
         images = sampler.sample(count, seed=SEED)
         bar.update(count)
     turn = ", the classes in turn" if source.prior.classes else ""
-    how = f"guidance {sampler.guidance.scale:g}, top_p {sampler.config.top_p:g}"
+    options = sampler.config.defaults_beside({}) | {"guidance": sampler.guidance.scale}
+    how = describe_draw(options, ALWAYS_SHOWN)
     return images, f"{count} samples of seed {SEED} with {how}{turn}; none was left out"
 
 

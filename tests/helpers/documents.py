@@ -24,6 +24,7 @@ SCRIPTS = {
     "sampling/report.py": "ReportConfig",
     "sampling/summary.py": "SummaryConfig",
     "sampling/evaluate.py": "EvaluateConfig",
+    "sampling/sweep.py": "SweepConfig",
     "sampling/publish.py": "PublishConfig",
     "sampling/app.py": "AppConfig",
     "sampling/codes.py": "CodesConfig",

@@ -20,6 +20,7 @@ from torchvision.models import alexnet
 from sampling.code_files import ImageCodes
 from sampling.evaluation.extractors.base import load_weights
 from sampling.evaluation.npz import open_samples, read_moments
+from sampling.prior_defaults import DrawConfig, read_defaults, write_defaults
 from stage1_tokenizer.bottlenecks import BottleneckConfig
 from stage1_tokenizer.bottlenecks.fsq import FsqConfig
 from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedRvqConfig
@@ -99,6 +100,7 @@ def targets(folder: Path) -> Iterator[Target]:
     for name, kind, bottleneck in (("gpt", "gpt", CODES), ("pixelcnn", "pixelcnn", CODES), ("depth", "gpt", grouped)):
         beside = folder / f"prior-{name}"
         write_prior(beside, kind=kind, tokenizer={"bottleneck": bottleneck})
+        write_defaults(beside / PRIOR_FILE, DrawConfig(temperature=0.9, top_k=9, temperature_end=0.5))
         prior = (beside / PRIOR_FILE).read_bytes()
         yield Target(f"prior-{name}", [prior], prior_reader(beside), ".safetensors", header)
     yield discriminator_target(folder / "discriminator")
@@ -154,6 +156,7 @@ def prior_reader(beside: Path) -> Callable[[Path], object]:
     def read(path: Path) -> None:
         (beside / PRIOR_FILE).write_bytes(path.read_bytes())
         load_prior(beside)
+        read_defaults(beside / PRIOR_FILE)
 
     return read
 

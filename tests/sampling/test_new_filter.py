@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sampling import agreement, app, check, complete, evaluate, generate, report_outputs, summary
+from sampling import agreement, app, check, complete, evaluate, generate, report_outputs, summary, sweep
 from sampling.evaluation.options import EvaluateConfig
 from sampling.evaluation.sources import sample_prior
 from sampling.saved_images import read_png
@@ -83,6 +83,10 @@ for value in (3, 5):
 assert sets[0].path != sets[1].path
 refused = run(evaluate.main, "--tokenizer", folder, "--sampling.only", 5)
 assert refused.code == 2 and "--sampling cannot be used with --tokenizer: nothing is sampled" in refused.err
+
+# sweep: its values can be listed
+parse_sweep = lambda *words: parse_command_line(sweep.SweepConfig, ["--prior", str(folder), *words]).combinations()
+assert [draw.only for draw in parse_sweep("--only", "5,0")] == [5, 0] and [draw.only for draw in parse_sweep()] == [3]
 
 # app: the page has a control for it, and its command names it
 playground = Playground(prior, "float32", Limits(16, 24))
