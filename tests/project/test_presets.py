@@ -23,7 +23,7 @@ STAGE1 = sorted(PRESETS_FOLDER.glob("*.yaml"))
 STAGE2 = sorted((ROOT / "configs" / "stage2").glob("*.yaml"))
 LARGE = {"imagenet256_vqgan", "imagenet256_llamagen", "shapes64_vqgan"}  # more than five seconds
 
-NOTEBOOK: dict[str, Any] = {
+NOTEBOOK_NETWORK: dict[str, Any] = {
     "data.kind": "cifar10",
     "data.image_size": [32, 32],
     "network.kind": "sonnet",
@@ -36,6 +36,8 @@ NOTEBOOK: dict[str, Any] = {
     "perceptual.weight": 0.0,
     "adversarial.weight": 0.0,
     "optim.weight_decay": 0.0,
+}
+NOTEBOOK: dict[str, Any] = NOTEBOOK_NETWORK | {
     "optim.final_lr": 1.0,
     "optim.ema_decay": 0.0,
     "steps": 200_000,
@@ -88,7 +90,7 @@ STATED: dict[str, dict[str, Any]] = {
     "cifar10_vqvae_ema": NOTEBOOK
     | CODES
     | {"bottleneck.kind": "vq", "bottleneck.update": "ema", "bottleneck.decay": 0.99},
-    "cifar10_dictionary": NOTEBOOK
+    "cifar10_dictionary": NOTEBOOK_NETWORK
     | {"bottleneck.atoms": 512, "bottleneck.top": 100, "network.latent_channels": 256, "bottleneck.beta": 0.25},
     "cifar10_rvq": NOTEBOOK | CODES | {"bottleneck.kind": "rvq", "bottleneck.depth": 4, "bottleneck.shared": True},
     "cifar10_fsq": NOTEBOOK | {"bottleneck.kind": "fsq", "bottleneck.levels": [8, 8, 8]},
