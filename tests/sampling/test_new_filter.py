@@ -95,7 +95,8 @@ assert np.array_equal(made.images[0], files("g5")[0]) and made.command.endswith(
 if importlib.util.find_spec("gradio") is not None:
     from sampling.playground.page import Page
 
-    labels = [getattr(part, "label", None) for part in Page(playground, folder, 1).blocks.blocks.values()]
+    page = Page(playground, folder, 1, {playground.name: ""})
+    labels = [getattr(part, "label", None) for part in page.blocks.blocks.values()]
     assert labels.count("Only (0: all codes)") >= 2, labels
 
 # check and the report: the settings are read, and what is not the default is named
