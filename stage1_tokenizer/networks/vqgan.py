@@ -40,7 +40,8 @@ class VqganNetworkConfig(BaseNetworkConfig):
     """Side of the kernels that halve the resolution. 4: one pixel of padding on all sides. 3: one row below and one
     column on the right, as in taming-transformers, LlamaGen and diffusers, whose weights fit then."""
     norm_groups: Count = 32
-    """Groups of channels in each norm; a norm whose width they do not divide has the next smaller number that does."""
+    """Groups of channels in each norm; a norm whose width they do not divide has the next smaller number that does.
+    Choose it so that a group has several channels: a norm of single channels removes the contrast of the image."""
     dropout: float = Field(0.0, ge=0.0, le=1.0)
     """Probability of dropout inside the residual blocks, in 0..1."""
 
