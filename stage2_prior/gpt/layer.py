@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stage2_prior.fast_linear import linear, use_onednn_linear
+from stage2_prior.gpt.dropout import dropout
 from stage2_prior.gpt.fused import causal_attention, normalise_and_rotate, rotate, swiglu
 
 with warnings.catch_warnings():  # x-transformers calls torch.jit.script at import, deprecated since torch 2.11
@@ -37,24 +38,24 @@ class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no type
         """
         ((norm, *_), attention, _), ((ff_norm, *_), feed_forward, _) = self.layers
         x = x + self._attend(attention, _rms_norm(norm, x, self.norm_eps), rotation)
-        project_in, dropout, project_out = feed_forward.ff
+        project_in, ff_dropout, project_out = feed_forward.ff
         hidden = project_in.proj(_rms_norm(ff_norm, x, self.norm_eps))  # (B, n, 2 * inner)
-        result: Tensor = x + project_out(dropout(swiglu(hidden)))
+        result: Tensor = x + project_out(dropout(swiglu(hidden), ff_dropout.p * self.training))
         return result
 
     def _attend(self, attention: Any, x: Tensor, rotation: Tensor | None) -> Tensor:
         """Compute the attention branch: normalised x (B, n, width) -> (B, n, width)."""
         projected = linear(x, query_key_value_weight(attention))  # (B, n, 3 H d)
         projected = projected.view(*x.shape[:2], 3, attention.heads, -1)  # (B, n, 3, H, d)
-        query_key = projected[:, :, :2]  # (B, n, 2, H, d)
+        query_key, v = projected.split([2, 1], dim=2)  # (B, n, 2, H, d), (B, n, 1, H, d)
         if attention.qk_norm:
             gains = torch.stack([attention.qk_norm_q_scale[:, 0], attention.qk_norm_k_scale[:, 0]])  # (2, H, d)
             query_key = normalise_and_rotate(query_key, gains, rotation)
         elif rotation is not None:
             query_key = rotate(query_key, rotation)
-        q, k = query_key.to(projected.dtype).unbind(dim=2)
-        dropout = attention.attend.dropout if self.training else 0.0
-        y = causal_attention(q, k, projected[:, :, 2], attention.attend.scale, dropout)  # (B, n, H, d)
+        q, k = query_key.unbind(dim=2)
+        share = attention.attend.dropout * self.training
+        y = causal_attention(q, k, v.squeeze(2), attention.attend.scale, share)  # (B, n, H, d)
         result: Tensor = attention.to_out(y.flatten(-2))
         return result
 

@@ -28,6 +28,7 @@ from stage1_tokenizer.config.value_types import Channels, Count
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Grid, LabelEmbedding, Prior
 from stage2_prior.fast_linear import Precision
+from stage2_prior.gpt.dropout import dropout
 from stage2_prior.gpt.generation import PreparedGpt
 from stage2_prior.gpt.layer import build_layer
 
@@ -106,7 +107,6 @@ class Gpt(Prior):
         for embedding in (self.start, self.rows, self.columns):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=width**-0.5)
-        self.dropout = nn.Dropout(config.dropout)
         inner = config.feed_forward or 4 * width
         self.layers = nn.ModuleList(
             build_layer(
@@ -129,7 +129,7 @@ class Gpt(Prior):
         learned, rotation = self.position_tables(grid, x.device)
         if learned is not None:
             x = x + learned
-        x = self.dropout(x)
+        x = dropout(x, self.config.dropout * self.training)
         for layer in self.layers:
             if self.config.checkpoint and self.training:
                 x = checkpoint(layer, x, rotation, use_reentrant=False)

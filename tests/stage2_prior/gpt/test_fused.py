@@ -105,7 +105,7 @@ def test_attention_by_plain_products(n: int) -> None:
 def test_short_and_long_sequences_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain products and torch's own attention are two ways to the same numbers."""
     found = []
-    for short in (SHORT, 0):
+    for short in (SHORT, {}):
         monkeypatch.setattr(fused, "SHORT", short)
         q, k, v = (random(2, 7, 3, 4, seed=seed).float().detach().requires_grad_() for seed in range(3))
         y = causal_attention(q, k, v, 0.3)
@@ -118,6 +118,6 @@ def test_attention_drops_weights() -> None:
     """Half of them, and the rest count twice: over many positions the mean stays."""
     q, k = torch.zeros(2, 1, 2000, 1, 4)
     torch.manual_seed(0)
-    y = causal_attention(q, k, torch.ones(1, 2000, 1, 4), 1.0, dropout=0.5)[0, :, 0, 0]
+    y = causal_attention(q, k, torch.ones(1, 2000, 1, 4), 1.0, share=0.5)[0, :, 0, 0]
     assert 0.01 < float(y[1000:].std()) < 0.05
     assert float(y[1000:].mean()) == pytest.approx(1.0, abs=0.01)
