@@ -47,18 +47,19 @@ class PreparedPixelCnn(PreparedPrior):
         super().__init__(prior, "float32")
         self.layers, self.width = list(layers), output.in_channels
         self.double = output.weight.new_tensor([2.0, 1.0]).repeat_interleave(self.width)  # (2 D,)
-        self.vertical = [prepare(matrix(layer.vertical).t(), layer.vertical.bias, "float32") for layer in self.layers]
-        self.across = torch.stack([matrix(layer.across) * self.double for layer in self.layers])  # (L, 2 D, 2 D)
-        self.first, *later = (matrix(layer.horizontal) * self.double for layer in self.layers)  # (columns * D, 2 D)
+        self.vertical = [prepare(matrix(layer.vertical), layer.vertical.bias, "float32") for layer in self.layers]
+        self.across = torch.stack([matrix(layer.across).t() * self.double for layer in self.layers])  # (L, 2 D, 2 D)
+        self.first, *later = (matrix(layer.horizontal).t() * self.double for layer in self.layers)  # (columns * D, 2 D)
         self.reach = self.layers[-1].reach
         left = self.first.new_empty(len(later), self.reach * self.width, 2 * self.width)
         self.left = torch.stack([weight[: -self.width] for weight in later], out=left) if later else left
         self.present = [weight[-self.width :] for weight in later]  # (D, 2 D) each
         # The bias is the last row of the matrix, multiplied by a channel that is always 1.
-        self.residual = [torch.cat([2.0 * matrix(layer.residual), bias(layer.residual)[None]]) for layer in self.layers]
-        self.output = matrix(output).t().contiguous(), bias(output)
+        self.residual = [
+            torch.cat([2.0 * matrix(layer.residual).t(), bias(layer.residual)[None]]) for layer in self.layers
+        ]  # (D + 1, D) each
+        self.output = matrix(output), bias(output)
 
-    @torch.no_grad()
     def _begin(self, labels: Tensor, grid: Grid) -> "PixelCnnGeneration":
         return PixelCnnGeneration(self, labels, grid)
 
@@ -92,10 +93,10 @@ class PixelCnnGeneration(Generation):
         while embedded.shape[1]:
             row, column = divmod(self._position, self._w)
             count = min(embedded.shape[1], self._w - column)  # at most the rest of this row
-            self._vertical.put(0, row, column, embedded[:, :count])
             self._horizontal.put(column, embedded[:, :count])
             self._position += count
             if column + count == self._w:  # the next row overwrites the features of this row before it reads them
+                self._vertical.put(0, row, self._horizontal.codes)
                 self._columns_done = 0
             embedded = embedded[:, count:]
 
@@ -116,11 +117,10 @@ class VerticalStack:
         self.contribution = own_bias.new_empty(0)
         """To the gates of the horizontal stack in the row that was computed last, with all biases: (L, B, w, 2 D)."""
 
-    def put(self, layer: int, row: int, column: int, features: Tensor) -> None:
-        """Store the inputs (B, n, D) of a layer in a row, beginning at a column."""
+    def put(self, layer: int, row: int, features: Tensor) -> None:
+        """Store a row (B, w, D) of the inputs of a layer."""
         reach = self._prepared.layers[layer].reach
-        begin = reach + column
-        self._inputs[layer][:, reach + row, begin : begin + features.shape[1]] = features
+        self._inputs[layer][:, reach + row, reach : reach + features.shape[1]] = features
 
     def compute(self, row: int) -> None:
         """Compute a row, after all rows before it."""
@@ -129,10 +129,10 @@ class VerticalStack:
             rows, columns = layer.vertical.kernel_size
             # The row reads padded rows from `row` on: grid rows row - reach..row, in the first layer ..row - 1.
             windows = self._inputs[index][:, row : row + rows].unfold(2, columns, 1)  # (B, rows, w, D, columns)
-            flat = rearrange(windows, "B r w D c -> (B w) (c r D)")
+            flat = rearrange(windows, "B r w D c -> (B w) (r c D)")
             outputs.append(rearrange(self._prepared.vertical[index](flat), "(B w) D -> B w D", B=len(windows)))
             if index + 1 < len(self._prepared.layers):
-                self.put(index + 1, row, 0, gate(outputs[-1] + self._bias[index], dim=-1))
+                self.put(index + 1, row, gate(outputs[-1] + self._bias[index], dim=-1))
         stacked = torch.stack(outputs)  # (L, B, w, 2 D)
         across = torch.bmm(stacked.flatten(1, 2), self._prepared.across)
         self.contribution = across.view_as(stacked).add_(self._horizontal_bias)
@@ -145,6 +145,8 @@ class HorizontalStack:
         self._prepared, layers, width = prepared, len(prepared.layers), prepared.width
         self._first_reach, zeros = prepared.layers[0].reach, prepared.first.new_zeros
         self._codes = zeros(batch, self._first_reach + w, width)  # inputs of the first layer
+        self.codes = self._codes[:, self._first_reach :]
+        """The embedded codes (B, w, D) of the present row, which `put` stores."""
         self._left = zeros(layers - 1, batch, prepared.reach + w, width)  # inputs of the other layers
         # Of the present position. The first layer has no residual connection: the features before it stay 0.
         features, gates = zeros(layers + 1, batch, width), zeros(layers, batch, 2 * width)
@@ -173,7 +175,7 @@ class HorizontalStack:
         torch.baddbmm(from_vertical[1:], left, prepared.left, out=self._later_gates)
         for index, (both, first, second) in enumerate(self._gates):
             if index:
-                both.addmm_(features[index], prepared.present[index - 1])
+                torch.addmm(both, features[index], prepared.present[index - 1], out=both)
             both.sigmoid_()
             first.sub_(self._half)
             torch.mul(first, second, out=self._gated_part)
@@ -182,8 +184,8 @@ class HorizontalStack:
 
 
 def matrix(convolution: nn.Conv2d) -> Tensor:
-    """Return a kernel as a matrix (columns * rows * in, out) for the inputs of all positions side by side."""
-    return rearrange(convolution.weight, "o i r c -> (c r i) o")
+    """Return a kernel as a matrix (out, rows * columns * in), for the inputs of all its positions side by side."""
+    return rearrange(convolution.weight, "o i r c -> o (r c i)")
 
 
 def bias(convolution: nn.Conv2d) -> Tensor:
