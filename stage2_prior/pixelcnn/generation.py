@@ -130,7 +130,7 @@ class VerticalStack:
             # The row reads padded rows from `row` on: grid rows row - reach..row, in the first layer ..row - 1.
             windows = self._inputs[index][:, row : row + rows].unfold(2, columns, 1)  # (B, rows, w, D, columns)
             flat = rearrange(windows, "B r w D c -> (B w) (r c D)")
-            outputs.append(rearrange(self._prepared.vertical[index](flat), "(B w) D -> B w D", B=len(windows)))
+            outputs.append(self._prepared.vertical[index](flat).view(len(windows), -1, 2 * self._prepared.width))
             if index + 1 < len(self._prepared.layers):
                 self.put(index + 1, row, gate(outputs[-1] + self._bias[index], dim=-1))
         stacked = torch.stack(outputs)  # (L, B, w, 2 D)
