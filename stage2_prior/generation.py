@@ -62,17 +62,20 @@ class _FiniteLogits:
     """A check of all logits that waits for the device once per row of codes only, so that a GPU need not stop at each
     code."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._sum = torch.zeros((), device=device)  # 0 while all logits are usable, else NaN
+    def __init__(self) -> None:
+        self._largest: list[Tensor] = []  # (B,) each
 
     def note(self, logits: Tensor) -> None:
         """Add logits (B, V) to the check. Some may be -inf (a filtered code), but none NaN or inf, and no row all
         -inf."""
-        self._sum += (logits.amax(dim=-1) * 0.0).sum()
+        self._largest.append(logits.amax(dim=-1))
 
     def check(self) -> None:
-        """Raise NotFiniteError if some logits so far are unusable; `draw_codes` would return the first or last code."""
-        if not self._sum.isfinite():
+        """Raise NotFiniteError if logits since the last check are unusable; `draw_codes` would return the first or last
+        code."""
+        is_usable = torch.cat(self._largest).isfinite().all()
+        self._largest = []
+        if not is_usable:
             raise NotFiniteError(
                 "the prior gave logits that are not finite: its weights are damaged or its training diverged"
             )
@@ -114,7 +117,7 @@ def generate(
         codes = torch.where(known.mask[..., None].to(codes.device), known.codes, codes)
     noise = rearrange(noise, "B (h w K) -> B h w K", h=height, w=width)
 
-    finite = _FiniteLogits(labels.device)
+    finite = _FiniteLogits()
     corner = None  # top and left of the present window
     done = 0  # positions of the present window that `generation` has
     for top, left, row, columns in placements(grid, window, canvas.stride):

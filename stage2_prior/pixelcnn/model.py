@@ -56,6 +56,7 @@ class PixelCnnConfig(BasePriorConfig):
             )
         return side
 
+    copies_weights = True
     generates_on_one_thread = True
 
     def cached_numbers(self, grid: Grid) -> int:
