@@ -152,7 +152,8 @@ def main() -> None:
     config.check(processes)
     source = config.open_source()
     data = open_data(config.data)
-    run = Run(config, accelerator, TOKENIZER_FILE, data, {"init_from": source and source.fingerprint})
+    replaced = {"init_from": source and source.fingerprint}
+    run = Run(config, accelerator, TOKENIZER_FILE, data, replaced, fast_paths=config.bottleneck.fast_paths)
     train_set, validation_set = (
         data.image_batches(split, config.seed, device, run.folder / BAD_FILES) for split in ("train", "validation")
     )
