@@ -3,8 +3,7 @@
 Both quantize the same 8,192 vectors with the same codebook; their codes must be equal before anything is timed. eval:
 the forward pass. train: forward, backward and the update of the EMA codebook. The floor is one matrix product of all
 vectors and all codebook vectors, the arithmetic of an exact search, at the best rate that the machine had before any of
-the cases. Memory: the rise of the peak in the first call,
-each in a separate process.
+the cases. Memory: the rise of the peak in the first call, each in a separate process.
 """
 
 from collections.abc import Callable

@@ -17,15 +17,16 @@ FAST_PATHS: tuple[processor.FastPath, ...] = ("onednn",)
 """Fast paths of the processor that `find_nearest` uses, in every precision of a training: it computes in float32."""
 TILE_CODES = 2048
 """Codes per tile."""
-TILE_VECTORS = {"cpu": 1024, "cuda": 8192}
-"""Vectors per tile. A tile of scores has 8 MiB on a CPU, about the size of its cache, and 64 MiB on a GPU, which keeps
-it busy. Nearly square tiles keep the matrix product at full speed; with all codes at once it had half of it."""
+TILE_VECTORS = {"cpu": 512, "cuda": 8192}
+"""Vectors per tile. A tile of scores has 4 MiB on a CPU, so that it stays in the cache, and 64 MiB on a GPU, which
+keeps it busy. With all codes at once the matrix product had half the speed."""
 NEIGHBOUR_SCORES = 2**21
 """Scores per tile of `find_neighbours`, in which each row has all V codes."""
 GROUPS = 64
 """Groups of successive codes per tile in `_keep_greater_by_groups`."""
-MIN_VECTORS = 128
-"""Fewest vectors for which oneDNN is used. It packs the codebook at each call."""
+MIN_SCORES = 2**22
+"""Fewest scores of all vectors with a tile's codes for which oneDNN is used. Packing the codes takes half a
+millisecond."""
 
 
 @torch.no_grad()
@@ -56,7 +57,8 @@ def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0, do
             if has_groups:
                 order = rearrange(torch.arange(len(part)), "(group place) -> (place group)", group=GROUPS)
                 part, part_bias = part[order], part_bias[order]
-            score = _prepare_scores(part, part_bias, rows, is_on_cpu)
+            uses_onednn = is_on_cpu and n * len(part) >= MIN_SCORES and processor.takes_fast_path("onednn")
+            score = _prepare_scores(part, part_bias, rows, uses_onednn)
             for start in range(0, n, rows):
                 scores = score(vectors[start : start + rows])  # (rows, m)
                 if temperature > 0:  # Gumbel-max: the greatest score with Gumbel noise is a draw from their softmax
@@ -68,12 +70,9 @@ def find_nearest(vectors: Tensor, codebook: Tensor, temperature: float = 0.0, do
     return codes
 
 
-def _prepare_scores(part: Tensor, bias: Tensor, rows: int, is_on_cpu: bool) -> Callable[[Tensor], Tensor]:
-    """Return the function of vectors (n, d) that computes their scores (n, m) with codebook vectors (m, d).
-
-    rows: the greatest n. is_on_cpu: True if the tensors are on a CPU and not only traced.
-    """
-    if is_on_cpu and rows >= MIN_VECTORS and processor.takes_fast_path("onednn"):
+def _prepare_scores(part: Tensor, bias: Tensor, rows: int, uses_onednn: bool) -> Callable[[Tensor], Tensor]:
+    """Return the function of vectors (n, d), n at most `rows`, that computes their scores (n, m) with m codes."""
+    if uses_onednn:
         packed = processor.pack(part, rows)
         return lambda vectors: processor.multiply(vectors, packed, bias)
     return lambda vectors: torch.addmm(bias, vectors, part.T)

@@ -305,7 +305,7 @@ def test_a_kind_states_the_paths_that_it_meets(config: BottleneckConfig, monkeyp
     bottleneck, asked = build_bottleneck(config, 8), []
     z = torch.randn(2, 8, 32, 32)
     bottleneck.start(z)
-    monkeypatch.setattr(nearest, "MIN_VECTORS", 1)
+    monkeypatch.setattr(nearest, "MIN_SCORES", 1)
     monkeypatch.setattr(processor, "takes_fast_path", asked.append)
     bottleneck(z)
     assert set(asked) == set(config.fast_paths)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from stage1_tokenizer.bottlenecks.nearest import GROUPS, MIN_VECTORS, TILE_CODES, find_nearest
+from stage1_tokenizer.bottlenecks import nearest
+from stage1_tokenizer.bottlenecks.nearest import GROUPS, TILE_CODES, find_nearest
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
 from stage1_tokenizer.engine import processor
 from tests.helpers.largest import LargestTensor
@@ -13,11 +14,12 @@ from tests.helpers.largest import LargestTensor
 
 @pytest.fixture(params=["onednn", "-onednn"], autouse=True)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each test with products by oneDNN, and without."""
+    """Each test with all products by oneDNN, and without."""
     value: str = request.param
     if value == "onednn" and not processor.has_onednn():
         pytest.skip("this build of torch has no such operators")
     monkeypatch.setenv(processor.FAST_PATHS_VARIABLE, value)
+    monkeypatch.setattr(nearest, "MIN_SCORES", 1)
     return value
 
 
@@ -84,17 +86,18 @@ def test_vectors_of_the_codebook_are_found(dim: int) -> None:
         assert torch.equal(find_nearest(x, codebook), torch.arange(1500))
 
 
-def test_onednn_computes_tiles(path: str, tiles: list[int]) -> None:
-    """Trap 14: also with dim 8 no more scores than a tile's at once. With few vectors, and where operations are only
-    recorded, oneDNN is not called."""
+def test_onednn_computes_tiles(path: str, tiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 14: also with dim 8 no more scores than a tile's at once. Where operations are only recorded, and where its
+    packing would take too long, oneDNN is not called."""
     x, codebook = torch.randn(3000, 8), torch.randn(10_000, 8)
     find_nearest(x, codebook)
     assert sum(tiles) == (3000 * 10_000 if path == "onednn" else 0)
-    assert max(tiles, default=0) <= 1 << 21
+    assert max(tiles, default=0) <= 1 << 20
     tiles.clear()
-    find_nearest(x[: MIN_VECTORS - 1], codebook)
     with FakeTensorMode():
         assert find_nearest(torch.zeros(3000, 8), torch.zeros(10_000, 8)).shape == (3000,)
+    monkeypatch.setattr(nearest, "MIN_SCORES", 3000 * TILE_CODES + 1)
+    find_nearest(x, codebook)
     assert not tiles
 
 
