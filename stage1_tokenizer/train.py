@@ -150,8 +150,7 @@ def main() -> None:
     accelerator = launch.start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     config.check(processes)
-    source = config.open_source()
-    data = open_data(config.data)
+    source, data = config.open_source(), open_data(config.data)
     replaced = {"init_from": source and source.fingerprint}
     run = Run(config, accelerator, TOKENIZER_FILE, data, replaced, fast_paths=config.bottleneck.fast_paths)
     train_set, validation_set = (

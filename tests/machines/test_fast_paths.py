@@ -302,7 +302,8 @@ def test_paths_that_a_run_does_not_meet_may_change(monkeypatch: pytest.MonkeyPat
 )
 def test_a_kind_states_the_paths_that_it_meets(config: BottleneckConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one more search or one less, a resume would change codes, or be refused for nothing."""
-    bottleneck, asked = build_bottleneck(config, 8), []
+    bottleneck = build_bottleneck(config, 8)
+    asked: list[FastPath] = []
     z = torch.randn(2, 8, 32, 32)
     bottleneck.start(z)
     monkeypatch.setattr(nearest, "MIN_SCORES", 1)
