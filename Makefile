@@ -59,7 +59,7 @@ soak: install ## end all three commands at random for ten minutes, and fuzz ever
 test-fast: install ## run the tests that take seconds
 	$(BIN)/pytest -n logical --dist loadfile -m "not slow" $(ARGS)
 
-PATHS_TESTS := tests/machines/test_fast_paths.py tests/stage2_prior/planning tests/stage2_prior/gpt \
+PATHS_TESTS := tests/machines/test_fast_paths.py tests/stage1_tokenizer/bottlenecks tests/stage2_prior/planning tests/stage2_prior/gpt \
 	tests/stage2_prior/test_onednn.py tests/stage2_prior/test_fast_linear.py tests/stage2_prior/test_prior.py \
 	tests/stage2_prior/test_generation.py tests/stage2_prior/test_likelihood.py tests/stage2_prior/test_train.py
 

@@ -150,9 +150,9 @@ def main() -> None:
     accelerator = launch.start_accelerator()
     processes, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
     config.check(processes)
-    source = config.open_source()
-    data = open_data(config.data)
-    run = Run(config, accelerator, TOKENIZER_FILE, data, {"init_from": source and source.fingerprint})
+    source, data = config.open_source(), open_data(config.data)
+    replaced = {"init_from": source and source.fingerprint}
+    run = Run(config, accelerator, TOKENIZER_FILE, data, replaced, fast_paths=config.bottleneck.fast_paths)
     train_set, validation_set = (
         data.image_batches(split, config.seed, device, run.folder / BAD_FILES) for split in ("train", "validation")
     )

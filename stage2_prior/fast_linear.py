@@ -14,8 +14,8 @@ float32    equal to `nn.Linear` up to the order of the sum: 1e-6 relative
 bfloat16   weights and inputs are rounded to 8 bits of mantissa; the sum is in float32
 int8       weights are rounded to 255 levels per output, inputs to 127 levels per row; the sum of integers is exact
 
-torch's operators for oneDNN are private (its compiler emits them). Only `pack` and `multiply` call them. Code that is
-compiled, exported, traced or counted gets plain operators instead (`processor.is_traced`).
+torch's operators for oneDNN are private (its compiler emits them). Only `pack` and `multiply` of processor.py call
+them. Code that is compiled, exported, traced or counted gets plain operators instead (`processor.is_traced`).
 """
 
 import warnings
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.processor import multiply, pack
 
 Precision = Literal["float32", "bfloat16", "int8"]
 """Precision of the products of generation."""
@@ -111,28 +112,17 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Product:
     return product
 
 
-def pack(weight: Tensor, rows: int | None = None) -> Tensor:
-    """Copy a weight (o, i) into the order that oneDNN's kernels read. rows: number of input rows, if known.
-
-    Raises:
-        RuntimeError: oneDNN does not support the weight's dtype on this processor.
-    """
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-    return packed
-
-
-def multiply(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply by a packed weight: x (n, i), packed (o, i), bias (o,) -> (n, o)."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
-    return y
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute F.linear, by oneDNN in float32 where that is faster: x (..., i), weight (o, i), bias (o,) -> (..., o)."""
     if not _uses_onednn(x, weight):
         return F.linear(x, weight, bias)
     y: Tensor = _OneDnnProduct.apply(x, weight, bias)
     return y
+
+
+def training_paths(precision: str) -> list[processor.FastPath]:
+    """Return the fast paths of a training in Accelerate's mixed precision `precision`: only float32 has one."""
+    return ["onednn"] if precision == "no" else []
 
 
 def _uses_onednn(x: Tensor, weight: Tensor) -> bool:

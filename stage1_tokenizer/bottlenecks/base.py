@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from stage1_tokenizer.config.base import Config
 from stage1_tokenizer.config.value_types import Channels
+from stage1_tokenizer.engine.processor import FastPath
 
 Trouble = Literal["unused codes", "commitment", "posterior"]
 """Problems that alarms detect: many codes are never used, the commitment term grows, or the KL is near 0."""
@@ -36,6 +37,9 @@ CodeDim = Annotated[
 
 class BaseBottleneckConfig(Config):
     """Base of the config classes of all bottlenecks."""
+
+    fast_paths: ClassVar[tuple[FastPath, ...]] = ()
+    """Fast paths of the processor that training with this bottleneck uses (engine/processor.py)."""
 
     def advice(self, trouble: Trouble) -> list[str]:
         """Return the advice against a trouble that this config does not follow yet, in the order of its keys."""

@@ -16,7 +16,7 @@ images have the codebook of one process of 2B, and two micro-batches that of one
 """
 
 from operator import not_
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,10 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import Advice, BaseBottleneckConfig, Beta
-from stage1_tokenizer.bottlenecks.nearest import find_nearest
+from stage1_tokenizer.bottlenecks.nearest import FAST_PATHS, find_nearest
 from stage1_tokenizer.bottlenecks.process_group import ProcessGroup, draw_indices
 from stage1_tokenizer.config.value_types import CodebookSize, Count
+from stage1_tokenizer.engine.processor import FastPath
 from stage1_tokenizer.engine.seeds import derive_seed
 
 EPSILON = 1e-5
@@ -40,6 +41,7 @@ KMEANS_ROUNDS = 16
 class CodebookConfig(BaseBottleneckConfig):
     """The part of a config that says how a codebook starts, learns, and keeps its codes in use."""
 
+    fast_paths: ClassVar[tuple[FastPath, ...]] = FAST_PATHS
     codebook_size: CodebookSize = 256
     """V, the number of codes."""
     update: Literal["ema", "gradient"] = "ema"

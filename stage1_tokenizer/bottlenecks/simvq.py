@@ -10,22 +10,24 @@ vector_quantize_pytorch has a SimVQ too, with which the tests compare this one. 
 a matrix of all vectors by all codes, and nearest.py does not.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.bottlenecks.base import BaseBottleneckConfig, Beta, CodeDim
-from stage1_tokenizer.bottlenecks.nearest import find_nearest
+from stage1_tokenizer.bottlenecks.nearest import FAST_PATHS, find_nearest
 from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight_through import rotation_trick, straight_through
 from stage1_tokenizer.bottlenecks.vq import quantizer_stats, vq_loss
 from stage1_tokenizer.config.value_types import CodebookSize
+from stage1_tokenizer.engine.processor import FastPath
 
 
 class SimVqConfig(BaseBottleneckConfig):
     """Vector quantizer whose codebook is a learned linear map of frozen random vectors; a large one stays in use."""
 
+    fast_paths: ClassVar[tuple[FastPath, ...]] = FAST_PATHS
     kind: Literal["simvq"] = "simvq"
     codebook_size: CodebookSize = 1024
     """V, the number of codes."""

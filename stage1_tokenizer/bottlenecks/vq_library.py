@@ -6,7 +6,7 @@ which the codebook learns, once per optimizer step and not in each forward pass;
 starts and to which unused codes are moved, since the library's choice depends on the number of processes.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,14 @@ from stage1_tokenizer.bottlenecks.process_group import ProcessGroup
 from stage1_tokenizer.bottlenecks.quantizer import Quantized, Quantizer
 from stage1_tokenizer.bottlenecks.straight_through import straight_through
 from stage1_tokenizer.bottlenecks.vq import Cosine, quantizer_stats, vq_loss
+from stage1_tokenizer.engine.processor import FastPath
 from stage1_tokenizer.engine.seeds import derive_seed
 
 
 class VqLibraryConfig(CodebookConfig):
     """Vector quantizer with one codebook, by vector_quantize_pytorch."""
 
+    fast_paths: ClassVar[tuple[FastPath, ...]] = ()  # the library searches
     kind: Literal["vq_library"] = "vq_library"
     code_dim: CodeDim = None
     """Dimension of the codebook vectors; null: that of the latent."""

@@ -30,11 +30,11 @@ class TrainingPrecision:
     """Mixed precision of a training, and the fast paths of the processor that change its rounding."""
 
     def __init__(self, accelerator: Accelerator, fast_paths: Sequence[FastPath]) -> None:
-        """Read the settings. fast_paths: paths that this training uses in float32 on a CPU; elsewhere it uses none."""
+        """Read the settings. fast_paths: paths that this training uses on a CPU; elsewhere it uses none."""
         self._precision: str = accelerator.mixed_precision
         self._scaler = accelerator.scaler  # scales the loss in float16; None in other precisions
-        is_float32_on_cpu = accelerator.device.type == "cpu" and self._precision == "no"
-        self._fast_paths = {path: processor.takes_fast_path(path) for path in fast_paths if is_float32_on_cpu}
+        is_on_cpu = accelerator.device.type == "cpu"
+        self._fast_paths = {path: processor.takes_fast_path(path) for path in fast_paths if is_on_cpu}
 
     def record(self) -> dict[str, Any]:
         """Return the entries for the scalars of a state."""

@@ -3,8 +3,9 @@
     TESSERA_FAST_PATHS=onednn,-bfloat16 python stage2_prior/train.py      onednn on, bfloat16 off, packed by its rule
 
 path       what it speeds up                                                          chosen by its rule on
-onednn     linear layers of a GPT in float32 over whole sequences, e.g. in            AMD with AVX-512
-           training: by oneDNN instead of MKL, torch's default
+onednn     the search for nearest codes, and linear layers of a GPT in float32        AMD with AVX-512
+           over whole sequences, e.g. in training: by oneDNN instead of MKL, torch's
+           default
 packed     matrix products of a GPT in float32 while it generates: by oneDNN,         AMD
            with weights in the memory order of its kernels
 bfloat16   training in bfloat16 when plain `python` starts it; `--precision           AVX-512 BF16, AMX, GPUs that
@@ -99,6 +100,22 @@ def has_onednn() -> bool:
     """Return True if this build of torch has oneDNN with the private operators."""
     is_available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return bool(is_available and all(hasattr(torch.ops.mkldnn, name) for name in ONEDNN))
+
+
+def pack(weight: Tensor, rows: int | None = None) -> Tensor:
+    """Copy a weight (o, i) into the order that oneDNN's kernels read. rows: number of input rows, if known.
+
+    Raises:
+        RuntimeError: oneDNN does not support the weight's dtype on this processor.
+    """
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    return packed
+
+
+def multiply(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply by a packed weight: x (n, i), packed (o, i), bias (o,) -> (n, o)."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
+    return y
 
 
 def _prefers_onednn(_: torch.device) -> bool:

@@ -71,7 +71,7 @@ class Run:
         weights_name: name of the weights file that the run writes.
         data: the data to train on.
         replaced: keys of the config with the values to save and to compare in place of the given ones.
-        fast_paths: the fast paths that this training uses (processor.py).
+        fast_paths: the fast paths that this training uses on a CPU (processor.py).
 
         Raises:
             ConfigError: the folder has a run of another config or of other data (the message lists the differences),

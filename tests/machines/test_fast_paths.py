@@ -14,6 +14,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from stage1_tokenizer.bottlenecks import BottleneckConfig, build_bottleneck, nearest
+from stage1_tokenizer.bottlenecks.fsq import FsqConfig
+from stage1_tokenizer.bottlenecks.grouped_rvq import GroupedRvqConfig
+from stage1_tokenizer.bottlenecks.lfq import LfqConfig
+from stage1_tokenizer.bottlenecks.rvq import RvqConfig
+from stage1_tokenizer.bottlenecks.simvq import SimVqConfig
+from stage1_tokenizer.bottlenecks.vq import VqConfig
+from stage1_tokenizer.bottlenecks.vq_library import VqLibraryConfig
 from stage1_tokenizer.engine import launch, processor
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.precision import TrainingPrecision
@@ -277,13 +285,31 @@ def test_a_resume_must_choose_the_same_arithmetic(monkeypatch: pytest.MonkeyPatc
         now.check(folder, {"precision": "bf16"})
 
 
-@pytest.mark.parametrize(("device", "precision"), [("cuda", "no"), ("cpu", "bf16"), ("cpu", "fp16")])
-def test_paths_that_a_run_does_not_meet_may_change(
-    device: str, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU and in mixed precision no linear map goes that way, so another processor is the same run."""
+def test_paths_that_a_run_does_not_meet_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU nothing goes that way, nor do a prior's linear maps in mixed precision, so another processor is the
+    same run. A search for codes is in float32 in every precision."""
     monkeypatch.setenv(FAST_PATHS_VARIABLE, "onednn")
-    assert TrainingPrecision(accelerator(device, precision), ("onednn",)).record()["fast_paths"] == {}
+    assert TrainingPrecision(accelerator("cuda"), ("onednn",)).record()["fast_paths"] == {}
+    assert fast_linear.training_paths("no") == ["onednn"]
+    assert fast_linear.training_paths("bf16") == fast_linear.training_paths("fp16") == []
+    searching = TrainingPrecision(accelerator(precision="bf16"), VqConfig().fast_paths)
+    assert searching.record()["fast_paths"] == {"onednn": True}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [VqConfig(), RvqConfig(), GroupedRvqConfig(groups=2), SimVqConfig(), VqLibraryConfig(), FsqConfig(), LfqConfig()],
+)
+def test_a_kind_states_the_paths_that_it_meets(config: BottleneckConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one more search or one less, a resume would change codes, or be refused for nothing."""
+    bottleneck = build_bottleneck(config, 8)
+    asked: list[FastPath] = []
+    z = torch.randn(2, 8, 32, 32)
+    bottleneck.start(z)
+    monkeypatch.setattr(nearest, "MIN_SCORES", 1)
+    monkeypatch.setattr(processor, "takes_fast_path", asked.append)
+    bottleneck(z)
+    assert set(asked) == set(config.fast_paths)
 
 
 @pytest.mark.slow

@@ -2,10 +2,103 @@
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from stage1_tokenizer.bottlenecks.nearest import find_nearest
+from stage1_tokenizer.bottlenecks import nearest
+from stage1_tokenizer.bottlenecks.nearest import GROUPS, TILE_CODES, find_nearest
 from stage1_tokenizer.bottlenecks.vq import VectorQuantizer, VqConfig
+from stage1_tokenizer.engine import processor
 from tests.helpers.largest import LargestTensor
+
+
+@pytest.fixture(params=["onednn", "-onednn"], autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each test with all products by oneDNN, and without."""
+    value: str = request.param
+    if value == "onednn" and not processor.has_onednn():
+        pytest.skip("this build of torch has no such operators")
+    monkeypatch.setenv(processor.FAST_PATHS_VARIABLE, value)
+    monkeypatch.setattr(nearest, "MIN_SCORES", 1)
+    return value
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The scores of each tile that oneDNN computes."""
+    seen: list[int] = []
+    multiply = processor.multiply
+
+    def counted(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+        scores = multiply(x, packed, bias)
+        seen.append(scores.numel())
+        return scores
+
+    monkeypatch.setattr(processor, "multiply", counted)
+    return seen
+
+
+def scores_in_float64(x: Tensor, codebook: Tensor) -> Tensor:
+    """The scores (N, V) of the nearest codes: the greatest is the nearest."""
+    x, codebook = x.double(), codebook.double()
+    return x @ codebook.T - codebook.square().sum(dim=1) / 2
+
+
+@pytest.mark.parametrize("size", [GROUPS, 3 * GROUPS, 3 * GROUPS + 5, TILE_CODES, 2 * TILE_CODES + 7 * GROUPS])
+@pytest.mark.parametrize("dim", [1, 3, 8])
+def test_the_first_of_equally_near_codes_is_taken(size: int, dim: int) -> None:
+    """Small integers: float32 computes them without rounding, and most vectors are equally near to many codes, in one
+    group, in several, and in several tiles."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-2, 3, (600, dim), generator=generator).float()
+    codebook = torch.randint(-2, 3, (size, dim), generator=generator).float()
+    scores = scores_in_float64(x, codebook)
+    assert ((scores == scores.amax(dim=1, keepdim=True)).sum(dim=1) > 1).any()
+    assert torch.equal(find_nearest(x, codebook), scores.argmax(dim=1))
+
+
+@pytest.mark.parametrize("step", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("dim", [8, 256])
+def test_nearly_equal_codes(step: float, dim: int) -> None:
+    """Each codebook vector has 15 others in other tiles and groups that differ by `step` per coordinate. The code is
+    that of float64, unless float32's rounding of the scores is greater than the gap."""
+    generator = torch.Generator().manual_seed(0)
+    x, base = torch.randn(700, dim, generator=generator), torch.randn(300, dim, generator=generator)
+    codebook = base.repeat(16, 1)
+    codebook += step * torch.randn(codebook.shape, generator=generator)
+    scores = scores_in_float64(x, codebook)
+    codes = find_nearest(x, codebook)
+    rounding = 4 * dim**0.5 * torch.finfo(torch.float32).eps * x.norm(dim=1) * codebook.norm(dim=1).max()
+    best = scores.topk(2, dim=1)
+    assert (best.values[:, 0] - scores.gather(1, codes[:, None])[:, 0] <= rounding).all()
+    is_clear = best.values[:, 0] - best.values[:, 1] > rounding
+    assert is_clear.float().mean() > (0.5 if step == 1e-3 else -1)
+    assert torch.equal(codes[is_clear], best.indices[is_clear, 0])
+
+
+@pytest.mark.parametrize("dim", [8, 64])
+def test_vectors_of_the_codebook_are_found(dim: int) -> None:
+    """Vectors that the codebook has twice, far apart and neighbouring, have the first one's code; in any layout."""
+    generator = torch.Generator().manual_seed(0)
+    once = torch.randn(1500, dim, generator=generator)
+    codebook = torch.cat([once, once.flip(0), once[:700].repeat_interleave(2, dim=0)])
+    for x in (once, once.T.contiguous().T, once.repeat(1, 2)[:, dim:]):
+        assert torch.equal(find_nearest(x, codebook), torch.arange(1500))
+
+
+def test_onednn_computes_tiles(path: str, tiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 14: also with dim 8 no more scores than a tile's at once. Where operations are only recorded, and where its
+    packing would take too long, oneDNN is not called."""
+    x, codebook = torch.randn(3000, 8), torch.randn(10_000, 8)
+    find_nearest(x, codebook)
+    assert sum(tiles) == (3000 * 10_000 if path == "onednn" else 0)
+    assert max(tiles, default=0) <= 1 << 20
+    tiles.clear()
+    with FakeTensorMode():
+        assert find_nearest(torch.zeros(3000, 8), torch.zeros(10_000, 8)).shape == (3000,)
+    monkeypatch.setattr(nearest, "MIN_SCORES", 3000 * TILE_CODES + 1)
+    find_nearest(x, codebook)
+    assert not tiles
 
 
 @pytest.mark.parametrize("n", [1, 33, 1000])
@@ -58,11 +151,13 @@ def test_no_matrix_of_vectors_by_codes() -> None:
 
 def test_draws_follow_the_distances() -> None:
     """RQ-VAE's stochastic codes: frequencies of exp(-distance^2 / temperature), within four standard deviations."""
-    codes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    codes = torch.full((2 * GROUPS, 2), 1e4)  # two codes per group
+    places = torch.tensor([0, 1, GROUPS, 2 * GROUPS - 1])
+    codes[places] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
     x = torch.tensor([[0.4, 0.3]])
     torch.manual_seed(0)
     for temperature in (0.5, 2.0):
         expected = torch.softmax(-(codes - x).square().sum(dim=1) / temperature, dim=0)
         drawn = find_nearest(x.expand(20_000, 2).contiguous(), codes, temperature)
-        share = torch.bincount(drawn, minlength=4) / 20_000
+        share = torch.bincount(drawn, minlength=len(codes)) / 20_000
         assert torch.allclose(share, expected, atol=4 * 0.5 / 20_000**0.5)
