@@ -47,7 +47,7 @@ class DecoderLayer(Decoder):  # type: ignore[misc]  # x-transformers has no type
         """Compute the attention branch: normalised x (B, n, width) -> (B, n, width)."""
         projected = linear(x, query_key_value_weight(attention))  # (B, n, 3 H d)
         projected = projected.view(*x.shape[:2], 3, attention.heads, -1)  # (B, n, 3, H, d)
-        query_key, v = projected.split([2, 1], dim=2)  # (B, n, 2, H, d), (B, n, 1, H, d)
+        query_key, v = torch.split(projected, [2, 1], dim=2)  # (B, n, 2, H, d), (B, n, 1, H, d)
         if attention.qk_norm:
             gains = torch.stack([attention.qk_norm_q_scale[:, 0], attention.qk_norm_k_scale[:, 0]])  # (2, H, d)
             query_key = normalise_and_rotate(query_key, gains, rotation)

@@ -100,4 +100,4 @@ def test_compiled_it_is_the_same(backend: str) -> None:
         found.append((y.detach(), torch.autograd.grad(y.sum(), x)[0]))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
-    assert found[0][1].unique().numel() == 4  # neither, either or both kept
+    assert len(set(found[0][1].tolist())) == 4  # neither, either or both kept
