@@ -63,7 +63,7 @@ def build_bottleneck(
         case LfqConfig():
             return LookupFreeQuantizer(config, latent_channels, processes)
         case SimVqConfig():
-            return SimVq(config, latent_channels)
+            return SimVq(config, latent_channels, processes)
         case RvqConfig():
             return ResidualQuantizer(config, latent_channels, processes)
         case GroupedRvqConfig():

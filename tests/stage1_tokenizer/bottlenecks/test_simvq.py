@@ -27,11 +27,12 @@ def latents(B: int = 4, h: int = 5, w: int = 3, seed: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("rotation", [False, True])
 def test_it_is_the_librarys(rotation: bool) -> None:
-    """Same codes, loss and gradients at latents and linear map as vector_quantize_pytorch's, which is the authors'."""
+    """Same codes, loss and gradients at latents and linear map as vector_quantize_pytorch's, whose map has no bias."""
     ours = quantizer(rotation=rotation)
+    torch.nn.init.zeros_(ours.transform.bias)
     theirs = LibrarySimVQ(dim=D, codebook_size=V, channel_first=True, rotation_trick=rotation)
     theirs.frozen_codebook.copy_(ours.frozen)
-    theirs.code_transform.load_state_dict(ours.transform.state_dict())
+    theirs.code_transform.load_state_dict({"weight": ours.transform.weight})
     gradient = torch.randn(latents().shape, generator=torch.Generator().manual_seed(2))
 
     z, z_theirs = latents().requires_grad_(), latents().requires_grad_()
@@ -138,7 +139,7 @@ def test_a_step_moves_every_code() -> None:
     out = vq(latents(B=1, h=1, w=1))
     out.loss.backward()
     torch.optim.SGD(vq.parameters(), lr=1.0).step()
-    assert [name for name, _ in vq.named_parameters()] == ["transform.weight"]
+    assert [name for name, _ in vq.named_parameters()] == ["transform.weight", "transform.bias"]
     assert ((vq.codebooks()[0] - before).abs().amax(1) > 0).all()
     assert torch.equal(vq.frozen, frozen)
 
@@ -204,4 +205,37 @@ def test_the_defaults() -> None:
         "code_dim": None,
         "beta": 0.25,
         "rotation": False,
+        "batch_init": True,
     }
+
+
+@pytest.mark.parametrize("options", [{}, {"code_dim": 3}], ids=str)
+def test_it_starts_where_the_latents_are(options: dict[str, Any]) -> None:
+    """Latents far from 0, a hundred times wider in one direction than in another: the codebook has their mean and
+    covariance, and most codes are used; without the start, few are."""
+    z = latents(B=64, h=8, w=8) * torch.logspace(-1.5, 0.5, D)[:, None, None] + 3.0
+    used = {}
+    for batch_init in (False, True):
+        vq = quantizer(codebook_size=2000, batch_init=batch_init, **options)
+        before = vq.codebooks()[0]
+        vq.start(z)
+        used[batch_init] = len(vq(z).codes.unique())
+        if not batch_init:
+            assert torch.equal(vq.codebooks()[0], before)
+    vectors, codebook = vq.space.to_vectors(z).detach(), vq.codebooks()[0]
+    spread = vectors.std(dim=0)
+    assert ((codebook.mean(dim=0) - vectors.mean(dim=0)).abs() < 0.1 * spread).all()
+    apart = (codebook.T.cov() - vectors.T.cov()).abs() / (spread[:, None] * spread)
+    assert (apart < 0.15).all()
+    assert used[True] > 3 * used[False]
+
+
+def test_a_start_from_equal_latents_is_finite() -> None:
+    """One latent has no covariance; the map can still learn."""
+    vq, z = quantizer(), torch.ones(2, D, 3, 3)
+    vq.start(z)
+    out = vq(z)
+    out.loss.backward()
+    assert torch.allclose(out.z_q, z)
+    assert vq.transform.weight.grad is not None
+    assert out.loss.isfinite()
