@@ -79,8 +79,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, share: float = 0.0) -> Tensor:
     """Compute softmax(scale * q k^T + causal mask) v per head: q, k, v (B, n, H, D) -> (B, n, H, D)."""
-    is_short = _uses_cpu_path(q) and q.shape[1] <= SHORT.get(q.dtype, 0)
-    if is_short or (share and q.device.type == "cpu"):
+    if q.device.type == "cpu" and (share or q.shape[1] <= SHORT.get(q.dtype, 0)):
         return _attention_by_products(q, k, v, scale, share)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=share, is_causal=True, scale=scale).transpose(1, 2)
