@@ -3,8 +3,10 @@
 Each has 12 layers of 512 with 8 heads over 256 codes of 1,024, and about the same number of weights (our feed-forward
 networks have three matrices) and of operations; both are recorded. A step: forward, cross entropy, backward, AdamW
 (torch's default for the peers, fused for ours), without clipping or logging. On a GPU all are timed compiled too, in
-bfloat16 only; ours and the textbook's by regions (Accelerate's compile_regions). Before anything is timed, ours must
-have the loss and the gradients of x-transformers' layers with the same weights.
+bfloat16 only; ours and the textbook's by regions (Accelerate's compile_regions). On a CPU our model with x-transformers'
+own forward of its layers ("ours by its forward": equal options, only the arithmetic differs) is timed too, without
+dropout and with, and so is ours compiled. Before anything is timed, ours must have the loss and the gradients of
+x-transformers' layers with the same weights.
 
 The floor is a step's operations at the rate of a large matrix product. Memory: the rise of the peak in the first step,
 in a separate process.
@@ -47,12 +49,14 @@ class Way(NamedTuple):
     flash: bool = False
     bfloat16: bool = False
     compiled: bool = False
+    dropout: float = 0.0
 
     @property
     def label(self) -> str:
         """Name, precision and form."""
         precision = "bfloat16" if self.bfloat16 else "float32"
-        return f"{self.name}{', flash' if self.flash else ''}, {precision}{', compiled' if self.compiled else ''}"
+        options = f"{', flash' if self.flash else ''}{f', dropout {self.dropout}' if self.dropout else ''}"
+        return f"{self.name}{options}, {precision}{', compiled' if self.compiled else ''}"
 
     def is_like(self, other: "Way") -> bool:
         """True if both are in the same precision, and both compiled or neither."""
@@ -60,6 +64,8 @@ class Way(NamedTuple):
 
 
 TEXTBOOK, LIBRARY, OURS = Way("textbook"), Way("x-transformers"), Way("ours")
+BY_FORWARD = Way("ours by its forward")
+DROPOUT = 0.1
 FLASH = LIBRARY._replace(flash=True)
 
 
@@ -68,9 +74,12 @@ def ways(device: torch.device) -> list[Way]:
     if device.type == "cuda":  # whose time is limited
         group = [way._replace(bfloat16=True) for way in (OURS, TEXTBOOK, FLASH)]
         return [*group, *(way._replace(compiled=True) for way in group)]
-    entrants = [TEXTBOOK, LIBRARY, FLASH, OURS]
+    entrants = [TEXTBOOK, LIBRARY, FLASH, OURS, BY_FORWARD]
+    entrants += [way._replace(dropout=DROPOUT) for way in (OURS, BY_FORWARD)]
     if processor.takes_fast_path("bfloat16", device):
-        return [*entrants, *(way._replace(bfloat16=True) for way in entrants)]
+        group = [way._replace(bfloat16=True) for way in entrants]
+        ours = group[entrants.index(OURS)]
+        return [*entrants, *group, *(ours._replace(compiled=True, dropout=share) for share in (0.0, DROPOUT))]
     print("bfloat16 is not timed: this processor emulates it")
     return entrants
 
@@ -81,13 +90,21 @@ def build(way: Way, size: Size, batch: int, device: torch.device) -> tuple[nn.Mo
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(size.vocabulary, (batch, size.tokens), generator=generator).to(device)
     torch.manual_seed(0)
-    if way.name == "ours":
+    if way.name in (OURS.name, BY_FORWARD.name):
         gated = round(size.gated / 8) * 8  # a multiple of 8, so that rows consist of whole vectors
-        config = GptConfig(layers=size.layers, width=size.width, heads=size.heads, feed_forward=gated)
+        config = GptConfig(
+            layers=size.layers, width=size.width, heads=size.heads, feed_forward=gated, dropout=way.dropout
+        )
         prior = Gpt(config, TokenShape(size.side, size.side, 1, size.vocabulary), classes=0).to(device)
         codes, labels = ids.view(batch, size.side, size.side, 1), ids.new_zeros(batch)
         ours = regions(prior)
-        return prior, lambda: token_loss(ours(codes, labels), codes)
+        forward = library_forward if way.name == BY_FORWARD.name else DecoderLayer.forward
+
+        def loss() -> Tensor:
+            with patch.object(DecoderLayer, "forward", forward):
+                return token_loss(ours(codes, labels), codes)
+
+        return prior, loss
     if way.name == "x-transformers":
         options = {"attn_flash": True} if way.flash else {}
         wrapper = XTransformers(replace(size, classes=0), options).wrapper.to(device)
@@ -103,7 +120,7 @@ def build_step(way: Way, size: Size, batch: int, device: torch.device) -> Callab
     model, loss = build(way, size, batch, device)
     optimizer: torch.optim.Optimizer = (
         build_optimizer(model, OptimConfig(lr=RATE))
-        if way.name == "ours"
+        if way.name in (OURS.name, BY_FORWARD.name)
         else torch.optim.AdamW(model.parameters(), lr=RATE)
     )
 
@@ -160,7 +177,7 @@ def measure(device: torch.device, small: bool) -> Results:
     apart = difference_to_library(size, device)
     assert apart < SAME[device.type], f"{apart:.1e} apart from x-transformers' layers, so times would say nothing"
     print(f"loss and gradients {apart:.1e} apart from x-transformers' layers", flush=True)
-    amounts = {way.name: count_amounts(way, size) for way in (TEXTBOOK, LIBRARY, OURS)}
+    amounts = {way.name: count_amounts(way, size) for way in (TEXTBOOK, LIBRARY, OURS, BY_FORWARD)}
     entrants = ways(device)
     floors = measure_floors(device, small)
     tokens = batch * size.tokens
@@ -180,6 +197,7 @@ def measure(device: torch.device, small: bool) -> Results:
         peers = {
             name: min(took[other.label].median for other in entrants if other.name == name and other.is_like(way))
             for name in (TEXTBOOK.name, LIBRARY.name)
+            if any(other.name == name and other.is_like(way) for other in entrants)
         }
         each = took[way.label]
         rows.append(
@@ -211,7 +229,9 @@ def table(results: Results) -> str:
     ]
     for row in results["rows"]:
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
-        times = " | ".join(f"{row['times'][name]:.2f}" for name in (TEXTBOOK.name, LIBRARY.name))
+        times = " | ".join(
+            f"{row['times'][name]:.2f}" if name in row["times"] else "" for name in (TEXTBOOK.name, LIBRARY.name)
+        )
         lines.append(
             f"| {row['way']} | {row['tokens_per_s']:,.0f} ± {row['spread']:.0%} | {times} | {row['over_floor']:.2f} "
             f"| {memory} |"
