@@ -60,7 +60,7 @@ test-fast: install ## run the tests that take seconds
 	$(BIN)/pytest -n logical --dist loadfile -m "not slow" $(ARGS)
 
 PATHS_TESTS := tests/machines/test_fast_paths.py tests/stage1_tokenizer/bottlenecks tests/stage2_prior/planning tests/stage2_prior/gpt \
-	tests/stage2_prior/test_onednn.py tests/stage2_prior/test_fast_linear.py tests/stage2_prior/test_prior.py \
+	tests/stage2_prior/test_fast_linear.py tests/stage2_prior/test_prior.py \
 	tests/stage2_prior/test_generation.py tests/stage2_prior/test_likelihood.py tests/stage2_prior/test_train.py
 
 test-paths: install ## run the tests that meet the processor's fast paths with all of them forced on, and off

@@ -1,11 +1,5 @@
-"""Fast linear maps y = x W^T + b: by oneDNN on a CPU in training, and with prepared weights in generation.
-
-Training: `linear` is F.linear, computed by oneDNN where `processor.py` says that oneDNN is faster than MKL, torch's
-default.
-
-    y = linear(x, weight, bias)                    x (..., i), weight (o, i), bias (o,) or None -> y (..., o)
-
-Generation: `prepare` converts and reorders a weight once, so that many small products with it are fast.
+"""Fast linear maps y = x W^T + b for generation: `prepare` converts and reorders a weight once, so that many small
+products with it are fast.
 
     product = prepare(weight, bias, "int8")
     y = product(x)                                 x (n, i) -> y (n, o), in the dtype of x
@@ -20,11 +14,11 @@ them. Code that is compiled, exported, traced or counted gets plain operators in
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.errors import ConfigError
@@ -34,10 +28,6 @@ Precision = Literal["float32", "bfloat16", "int8"]
 """Precision of the products of generation."""
 Product = Callable[[Tensor], Tensor]
 """A linear map with a prepared weight: (n, i) -> (n, o)."""
-
-MIN_ROWS = 128
-"""Fewest input rows for which `linear` uses oneDNN. It packs the weight at each call; with fewer rows that costs more
-than it saves."""
 
 INT8_STEPS = 63
 """Largest magnitude of a rounded input, so that inputs use 7 of 8 bits. On a processor without VNNI, FBGEMM adds pairs
@@ -110,71 +100,3 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Product:
         return y if bias is None else y.add_(bias)
 
     return product
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute F.linear, by oneDNN in float32 where that is faster: x (..., i), weight (o, i), bias (o,) -> (..., o)."""
-    if not _uses_onednn(x, weight):
-        return F.linear(x, weight, bias)
-    y: Tensor = _OneDnnProduct.apply(x, weight, bias)
-    return y
-
-
-def training_paths(precision: str) -> list[processor.FastPath]:
-    """Return the fast paths of a training in Accelerate's mixed precision `precision`: only float32 has one."""
-    return ["onednn"] if precision == "no" else []
-
-
-def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return True if `linear` computes this product by oneDNN."""
-    return (
-        not processor.is_traced(x)  # comes first: the compiler cannot trace the other conditions
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() >= MIN_ROWS * weight.shape[1]
-        and not torch.is_autocast_enabled("cpu")
-        and processor.takes_fast_path("onednn")
-    )
-
-
-class OneDnnLinear(nn.Linear):
-    """An nn.Linear that calls `linear`, with the same parameters, names and results."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the linear map: (..., in_features) -> (..., out_features)."""
-        return linear(x, self.weight, self.bias)
-
-
-def use_onednn_linear(module: nn.Module) -> None:
-    """Turn each nn.Linear inside a module (also of another library) into a OneDnnLinear, in place."""
-    for part in module.modules():
-        if type(part) is nn.Linear:
-            part.__class__ = OneDnnLinear  # the class adds no state, so parameters, hooks and names stay
-
-
-def _pack_and_multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply by a weight that is packed for this call only: x (n, i), weight (o, i), bias (o,) -> (n, o)."""
-    return multiply(x, pack(weight, len(x)), bias)
-
-
-class _OneDnnProduct(torch.autograd.Function):
-    """`linear` by oneDNN, whose private operators have no gradient of their own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute x W^T + b: x (..., i), weight (o, i), bias (o,) -> (..., o)."""
-        ctx.save_for_backward(x, weight)
-        return _pack_and_multiply(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Compute the gradients of x, weight and bias from that of the result (..., o)."""
-        x, weight = ctx.saved_tensors
-        x_needs, weight_needs, bias_needs = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)  # (n, o)
-        return (
-            _pack_and_multiply(rows, weight.t()).view_as(x) if x_needs else None,
-            _pack_and_multiply(rows.t(), x.flatten(0, -2).t()) if weight_needs else None,
-            rows.sum(dim=0) if bias_needs else None,
-        )

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from stage1_tokenizer.tokenizer import TokenShape
-from stage2_prior.fast_linear import OneDnnLinear, Precision, prepare
+from stage2_prior.fast_linear import Precision, prepare
 from stage2_prior.gpt.layer import build_layer
 
 StepLogits = Callable[[Tensor, Tensor], Tensor]
@@ -32,7 +32,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, width: int, shape: TokenShape) -> None:
         super().__init__()
-        self.output = OneDnnLinear(width, shape.V, bias=False)
+        self.output = nn.Linear(width, shape.V, bias=False)
 
     def forward(self, contexts: Tensor, embedded: Tensor) -> Tensor:
         """Compute the logits: contexts (B, n, width), embedded codes (B, n, 1, width) -> (B, n, 1, V)."""
@@ -55,7 +55,7 @@ class DepthTransformerHead(nn.Module):
         self.layers = nn.ModuleList(build_layer(width, heads, width // heads, 4 * width) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
         # One linear map per depth, since each depth of a residual quantizer has its own codebook.
-        self.outputs = nn.ModuleList(OneDnnLinear(width, shape.V, bias=False) for _ in range(shape.K))
+        self.outputs = nn.ModuleList(nn.Linear(width, shape.V, bias=False) for _ in range(shape.K))
 
     def forward(self, contexts: Tensor, embedded: Tensor) -> Tensor:
         """Compute the logits: contexts (B, n, width), embedded codes (B, n, K, width) -> (B, n, K, V)."""

@@ -26,7 +26,6 @@ from stage1_tokenizer.engine.state import Part
 from stage1_tokenizer.engine.training_step import TrainedNetwork
 from stage1_tokenizer.tokenizer import LoadedTokenizer
 from stage2_prior.best_weights import BestWeights, build_prior_alarms
-from stage2_prior.fast_linear import training_paths
 from stage2_prior.guidance import withhold_labels
 from stage2_prior.likelihood import bigram_bits, nats_to_bits, token_loss
 from stage2_prior.prior import (
@@ -55,7 +54,7 @@ def main() -> None:
     data = open_data_of(tokenizer, config.data)
     fingerprints = {"tokenizer": tokenizer.code_fingerprint, "init_from": source and source.fingerprint}
     replaced = fingerprints | {"data": data.config.tree()}
-    run = Run(config, accelerator, PRIOR_FILE, data, replaced, fast_paths=training_paths(accelerator.mixed_precision))
+    run = Run(config, accelerator, PRIOR_FILE, data, replaced)
     launch.run_on_main(accelerator, lambda: copy_tokenizer(tokenizer, run.folder))
     train_set, validation_set = load_splits(accelerator, run, tokenizer, data, config.views, config.seed)
     shape, classes = tokenizer.tokenizer.shape, train_set.classes

@@ -7,7 +7,7 @@ run and a layer that is computed twice restore.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 LEVELS = 2**16
 """Values of 16 bits. The share of zeros is a multiple of 1 / LEVELS."""
@@ -21,6 +21,14 @@ def dropout(x: Tensor, share: float) -> Tensor:
         return F.dropout(x, share)
     dropped = min(round(share * LEVELS), LEVELS - 1)
     return (x * draw_mask(x.detach(), dropped)).mul_(LEVELS / (LEVELS - dropped))
+
+
+class Dropout(nn.Dropout):
+    """`dropout` in training, as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop a share p of x, of any shape."""
+        return dropout(x, self.p * self.training)
 
 
 # The compiler takes an operator of ours as it is. The tag forbids it to draw a mask again for the backward pass, and to

@@ -16,7 +16,7 @@ kernels takes longer than running them.
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,58 +24,52 @@ from torch import Tensor, nn
 
 from stage2_prior.base import Generation, Grid, PreparedPrior, Prior
 from stage2_prior.fast_linear import Precision, Product, prepare
-from stage2_prior.gpt.fused import normalise_rms
 from stage2_prior.gpt.kv_cache import FixedKvCache, KvCache
-from stage2_prior.gpt.layer import DecoderLayer, query_key_value_weight
+from stage2_prior.gpt.layer import DecoderLayer, LayerWeights
 
 PositionTables = Callable[[Grid, torch.device], tuple[Tensor | None, Tensor | None]]
 """The type of Gpt.position_tables."""
+TINY = 1e-12
+"""Smallest root mean square by which a vector is divided; smaller ones are divided by this."""
 
 
 @dataclass(frozen=True)
-class LayerWeights:
-    """The weights of one layer, arranged for generation."""
+class PreparedLayer:
+    """The weights of one layer (LayerWeights), arranged for generation in one precision."""
 
     norm_eps: float
-    """Number that both RMSNorms add to the mean square."""
-    query_key_value: Product
     has_qk_norm: bool
-    """True if queries and keys are normalised."""
     gains: Tensor
-    """(2 H, d) factors of queries and keys, after their norm; those of queries include the scale of attention."""
+    query_key_value: Product
     out: Product
     up_gate: Product
     down: Product
 
-
-def _prepare(layer: DecoderLayer, precision: Precision) -> LayerWeights:
-    """Arrange the weights of the attention and the feed-forward branch of one layer."""
-    (norms, attention, _), (feed_norms, feed, _) = cast(Any, layer).layers
-    # The library's RMSNorm is F.normalize(x) * sqrt(D) * (g + offset), which is `normalise_rms` times (g + offset).
-    gain, feed_gain = (norm.g + norm.unit_offset for norm in (norms[0], feed_norms[0]))  # (D,)
-    expand, _, contract = feed.ff
-    # The library makes no output projection for a single head as wide as the model.
-    has_projection = not isinstance(attention.to_out, nn.Identity)
-    return LayerWeights(
-        layer.norm_eps,
-        prepare(query_key_value_weight(attention) * gain, None, precision),
-        attention.qk_norm,
-        _query_key_gains(attention),
-        prepare(attention.to_out.weight, attention.to_out.bias, precision) if has_projection else attention.to_out,
-        prepare(expand.proj.weight * feed_gain, expand.proj.bias, precision),
-        prepare(contract.weight, contract.bias, precision),
-    )
+    @classmethod
+    def of(cls, layer: DecoderLayer, precision: Precision) -> "PreparedLayer":
+        """Arrange the weights of a layer."""
+        weights = LayerWeights.of(layer)
+        return cls(
+            weights.norm_eps,
+            weights.has_qk_norm,
+            weights.gains,
+            prepare(weights.query_key_value, None, precision),
+            prepare(*weights.out, precision) if weights.out else lambda x: x,
+            prepare(*weights.up_gate, precision),
+            prepare(*weights.down, precision),
+        )
 
 
-def _query_key_gains(attention: Any) -> Tensor:
-    """Return LayerWeights.gains (2 H, d)."""
-    d = attention.to_q.out_features // attention.heads
-    if not attention.qk_norm:
-        gains: Tensor = attention.to_q.weight.new_ones(2, attention.heads, d)
-        gains[0] *= attention.attend.scale
-        return gains.flatten(0, 1)
-    gains = torch.cat([attention.qk_norm_q_scale * attention.attend.scale, attention.qk_norm_k_scale])  # (2 H, 1, d)
-    return gains[:, 0] * d**-0.5  # queries and keys have length 1, not RMS 1
+def normalise_rms(x: Tensor, eps: float = 0.0) -> Tensor:
+    """Scale vectors (..., D) to a mean square of 1, without a gradient, in as few calls as the device allows.
+
+    eps: number added to the mean square; 0: none.
+    """
+    D = x.shape[-1]
+    if x.is_cuda:  # one kernel on a GPU; on a CPU a chain of operators that takes twice as long as the line below
+        return F.rms_norm(x, (D,), eps=eps or TINY**2)
+    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(D**-0.5)
+    return x / (rms.square_().add_(eps).sqrt_() if eps else rms.clamp_min_(TINY))
 
 
 class PreparedGpt(PreparedPrior):
@@ -95,7 +89,7 @@ class PreparedGpt(PreparedPrior):
         self.start, self.norm, self.position_tables = start, norm, position_tables
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         with torch.no_grad():
-            self.layers = [_prepare(cast(DecoderLayer, layer), precision) for layer in layers]
+            self.layers = [PreparedLayer.of(cast(DecoderLayer, layer), precision) for layer in layers]
         self.replays = start.weight.is_cuda
         """True if the step for one position is a fixed sequence of kernels, which a GPU replays as a CUDA graph."""
         self._idle_steps: dict[tuple[int, Grid], list[Step]] = {}  # not in use, by batch size and grid

@@ -28,7 +28,7 @@ from stage1_tokenizer.config.value_types import Channels, Count
 from stage1_tokenizer.tokenizer import TokenShape
 from stage2_prior.base import BasePriorConfig, Grid, LabelEmbedding, Prior
 from stage2_prior.fast_linear import Precision
-from stage2_prior.gpt.dropout import dropout
+from stage2_prior.gpt.dropout import Dropout
 from stage2_prior.gpt.generation import PreparedGpt
 from stage2_prior.gpt.layer import build_layer
 
@@ -107,6 +107,7 @@ class Gpt(Prior):
         for embedding in (self.start, self.rows, self.columns):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=width**-0.5)
+        self.dropout = Dropout(config.dropout)
         inner = config.feed_forward or 4 * width
         self.layers = nn.ModuleList(
             build_layer(
@@ -115,9 +116,11 @@ class Gpt(Prior):
                 width // config.heads,
                 inner,
                 config.dropout,
+                length=shape.h * shape.w,
                 qk_norm=config.qk_norm,
                 norm_eps=config.norm_eps,
                 feed_forward_bias=config.feed_forward_bias,
+                start_rotation="left" if config.positions == "learned" else config.start_rotation,
             )
             for _ in range(config.layers)
         )
@@ -126,15 +129,16 @@ class Gpt(Prior):
     def contexts(self, embedded: Tensor, labels: Tensor, grid: Grid) -> Tensor:
         """Compute the contexts of all positions: embedded positions (B, h*w, width), labels (B,) -> (B, h*w, width)."""
         x = torch.cat([self.start(labels)[:, None], embedded[:, :-1]], dim=1)  # (B, h*w, width)
-        learned, rotation = self.position_tables(grid, x.device)
+        learned = self.learned_positions(grid)
         if learned is not None:
             x = x + learned
-        x = dropout(x, self.config.dropout * self.training)
+        x = self.dropout(x)
+        angles = None if self.config.positions == "learned" else self.rotary_angles(grid, x.device)
         for layer in self.layers:
             if self.config.checkpoint and self.training:
-                x = checkpoint(layer, x, rotation, use_reentrant=False)
+                x = checkpoint(layer, x, angles, use_reentrant=False)
             else:
-                x = layer(x, rotation)  # (B, h*w, width)
+                x = layer(x, angles)  # (B, h*w, width)
         return self.norm(x)
 
     def prepare(self, precision: Precision = "float32") -> PreparedGpt:
@@ -149,10 +153,7 @@ class Gpt(Prior):
             rotation: (h*w, head width / 2, 2), cosine and sine of the angles of each input; 0 and 0 for the start
                 vector if `config.start_rotation` is zero.
         """
-        learned = None
-        if self.rows is not None and self.columns is not None:
-            rows, columns = self.rows.weight[: grid[0]], self.columns.weight[: grid[1]]
-            learned = rearrange(rows[:, None] + columns[None, :], "h w D -> (h w) D")
+        learned = self.learned_positions(grid)
         if self.config.positions == "learned":
             return learned, None
         angles = self.rotary_angles(grid, device)
@@ -160,6 +161,13 @@ class Gpt(Prior):
         if self.config.start_rotation == "zero":
             rotation[0] = 0.0
         return learned, rotation
+
+    def learned_positions(self, grid: Grid) -> Tensor | None:
+        """Return the sum of the row's and the column's vector of each output (h*w, width); None if there are none."""
+        if self.rows is None or self.columns is None:
+            return None
+        rows, columns = self.rows.weight[: grid[0]], self.columns.weight[: grid[1]]
+        return rearrange(rows[:, None] + columns[None, :], "h w D -> (h w) D")
 
     def rotary_angles(self, grid: Grid, device: torch.device) -> Tensor:
         """Return the rotation angles (h*w, head width / 2) in radians, one per pair of channels (RoPE, equation 15).

@@ -33,9 +33,9 @@ from stage2_prior.generation import generate
 from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.likelihood import token_loss
 from stage2_prior.planning.costs import count_generation, count_training
-from tests.helpers.artefacts import write_tokenizer
+from tests.helpers import training
 from tests.helpers.commands import names_of, run
-from tests.helpers.prior_training import SCRIPT, flags
+from tests.helpers.prior_training import SCRIPT
 
 CPU = torch.device("cpu")
 SHAPE = TokenShape(8, 16, 1, 40)
@@ -231,26 +231,12 @@ def test_tracers_meet_plain_operators(gpt: Gpt, monkeypatch: pytest.MonkeyPatch)
         assert close(exported.module()(codes, labels))
         assert close(make_fx(gpt)(codes, labels)(codes, labels))
         assert close(torch.compile(gpt, backend="eager")(codes, labels))
-        linear, rows = fast_linear.OneDnnLinear(8, 8), torch.ones(2, 256, 8)
-        assert torch.func.vmap(linear)(rows).shape == rows.shape
         assert prepare(torch.ones(8, 4, device="meta"), None, "float32")(torch.ones(2, 4, device="meta")).shape == (
             2,
             8,
         )
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert fast_linear.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
         assert prepare(torch.ones(8, 4), torch.ones(8), "bfloat16")(torch.ones(2, 4)).shape == (2, 8)
-    with torch.device("meta"):
-        assert fast_linear.OneDnnLinear(8, 8)(torch.ones(256, 8)).shape == (256, 8)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-@pytest.mark.usefixtures("_all_on")
-def test_torchscript_records_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_linear, "pack", refuse)
-    linear = fast_linear.OneDnnLinear(8, 8)
-    traced = torch.jit.trace(linear, torch.ones(256, 8), check_trace=False)  # type: ignore[no-untyped-call]
-    assert "mkldnn" not in str(traced.graph)
 
 
 def test_ordinary_tensors_are_not_traced() -> None:
@@ -286,12 +272,10 @@ def test_a_resume_must_choose_the_same_arithmetic(monkeypatch: pytest.MonkeyPatc
 
 
 def test_paths_that_a_run_does_not_meet_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU nothing goes that way, nor do a prior's linear maps in mixed precision, so another processor is the
-    same run. A search for codes is in float32 in every precision."""
+    """On a GPU nothing goes that way, so another processor is the same run. A search for codes is in float32 in every
+    precision."""
     monkeypatch.setenv(FAST_PATHS_VARIABLE, "onednn")
     assert TrainingPrecision(accelerator("cuda"), ("onednn",)).record()["fast_paths"] == {}
-    assert fast_linear.training_paths("no") == ["onednn"]
-    assert fast_linear.training_paths("bf16") == fast_linear.training_paths("fp16") == []
     searching = TrainingPrecision(accelerator(precision="bf16"), VqConfig().fast_paths)
     assert searching.record()["fast_paths"] == {"onednn": True}
 
@@ -313,16 +297,17 @@ def test_a_kind_states_the_paths_that_it_meets(config: BottleneckConfig, monkeyp
 
 
 @pytest.mark.slow
-def test_a_prior_s_run_is_bound_to_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_bound_to_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the command: trained with one value, refused with another, continued with --allow_changed."""
     if not processor.has_onednn():
         pytest.skip("this build of torch has no such operators")
-    write_tokenizer(tmp_path / "stage1")
-    words = flags(tmp_path / "out", tmp_path / "stage1", steps=2)
+    main = names_of(str(training.SCRIPT))["main"]
+    values = {**training.TINY, "out": tmp_path / "out", "adversarial.weight": 0.0, "steps": 2}
+    words = [f"--{key}" if value is True else f"--{key}={value}" for key, value in values.items()]
     monkeypatch.setenv(FAST_PATHS_VARIABLE, "onednn")
-    assert run(names_of(SCRIPT)["main"], *words).code == 0
+    assert run(main, *words).code == 0
     monkeypatch.setenv(FAST_PATHS_VARIABLE, "-onednn")
-    ended = run(names_of(SCRIPT)["main"], *words)
+    ended = run(main, *words)
     assert ended.code == 2
     assert f"Set {FAST_PATHS_VARIABLE}=onednn, or give --allow_changed" in ended.err
-    assert run(names_of(SCRIPT)["main"], *words, "--allow_changed").code == 0
+    assert run(main, *words, "--allow_changed").code == 0

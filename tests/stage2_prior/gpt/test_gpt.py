@@ -144,13 +144,12 @@ def test_a_window_of_content_may_move() -> None:
     """A layer that knows places by rotation alone says the same about a 2x3 block of inputs anywhere in the grid, and
     something else about the same inputs as a block of 3x2."""
     model = gpt(LARGE, heads=2, positions="rotary")
-    _, turns = model.position_tables((LARGE.h, LARGE.w), torch.device("cpu"))
-    assert turns is not None
+    angles = angles_of(model)
     x = torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(0))
 
     def output(top: int, left: int, rows: int, columns: int) -> Tensor:
         index = [place(top + row, left + column) for row in range(rows) for column in range(columns)]
-        return model.layers[0](x, turns[index])
+        return model.layers[0](x, angles[index])
 
     for top, left in ((0, 2), (1, 0), (2, 4)):
         assert torch.allclose(output(top, left, 2, 3), output(0, 0, 2, 3), atol=1e-4)
