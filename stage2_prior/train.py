@@ -66,7 +66,7 @@ def main() -> None:
     if source:
         run.say(start_from(prior, classes, source, tokenizer))
     ema = Ema(prior, config.optim.ema_decay)
-    compiling = Compiling(accelerator)
+    compiling = Compiling(accelerator, wish=config.compile_wish, steps=config.steps, was_on=run.was_compiled)
     learner = TrainedNetwork(accelerator, prior, config.optim, config.steps)
     tally, best = Tally().to(device), BestWeights(ema.module, accelerator.is_main_process)
     parts: dict[str, Part] = {"prior": prior, "ema": ema.module, "optimizer": learner.optimizer, "tally": tally}

@@ -10,6 +10,7 @@ from stage1_tokenizer.config.field_facts import Mark
 from stage1_tokenizer.config.value_types import Limit
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.saved_config import complete_data_options, read_data_config
+from stage1_tokenizer.engine.compiling import Wish
 from stage1_tokenizer.engine.hub import is_hub_name, parse_hub_name
 from stage1_tokenizer.engine.initial_weights import name_source
 from stage1_tokenizer.engine.model_files import resolve_weights
@@ -45,6 +46,9 @@ class TrainPriorConfig(TrainingConfig):
     patience: Annotated[Limit, Mark.FREE] = None
     """End the training after this many validations in a row without a better one; 0 or null: never. Set it (3) when the
     overfitting alarm begins."""
+    compile: Annotated[Wish, Mark.FREE] = "auto"
+    """Compile the training step. auto: that of a GPT in bfloat16, if a compiler is there and the training has at least
+    500 steps; a resumed run goes on as it began. Accelerate's own switch counts more."""
     samples: NonNegativeInt = 20
     """Images to sample at each validation; 0: none."""
 
@@ -71,6 +75,11 @@ class TrainPriorConfig(TrainingConfig):
         if tokenizer.makes_codes_of(saved.get("tokenizer")):
             saved = {**saved, "tokenizer": tokenizer.code_fingerprint}
         return saved
+
+    @property
+    def compile_wish(self) -> Wish:
+        """`compile`, but never `auto` for another kind than a GPT."""
+        return "never" if self.compile == "auto" and self.prior.kind != "gpt" else self.compile
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,5 @@
-"""Precision of computations: float64 on devices that have it, and the precision of a training, recorded in its states.
+"""Precision of computations: float64 on devices that have it, and the arithmetic of a training, recorded in its states:
+precision, fast paths, and whether it is compiled.
 
 A resumed run must compute with the same precision, or it differs from an uninterrupted run.
 """
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from torch import Tensor
 
 from stage1_tokenizer.engine import processor
@@ -31,7 +33,7 @@ class TrainingPrecision:
 
     def __init__(self, accelerator: Accelerator, fast_paths: Sequence[FastPath]) -> None:
         """Read the settings. fast_paths: paths that this training uses on a CPU; elsewhere it uses none."""
-        self._precision: str = accelerator.mixed_precision
+        self._accelerator, self._precision = accelerator, str(accelerator.mixed_precision)
         self._scaler = accelerator.scaler  # scales the loss in float16; None in other precisions
         is_on_cpu = accelerator.device.type == "cpu"
         self._fast_paths = {path: processor.takes_fast_path(path) for path in fast_paths if is_on_cpu}
@@ -39,7 +41,12 @@ class TrainingPrecision:
     def record(self) -> dict[str, Any]:
         """Return the entries for the scalars of a state."""
         scaler = {"scaler": self._scaler.state_dict()} if self._scaler else {}
-        return {"precision": self._precision, "fast_paths": self._fast_paths, **scaler}
+        return {
+            "precision": self._precision,
+            "fast_paths": self._fast_paths,
+            "compiled": is_compiled(self._accelerator),
+            **scaler,
+        }
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Restore the loss scale from the scalars of a state."""
@@ -47,7 +54,8 @@ class TrainingPrecision:
             self._scaler.load_state_dict(saved["scaler"])
 
     def check(self, folder: Path, saved: Mapping[str, Any]) -> None:
-        """Compare with the scalars of a state of the run in `folder`. States of older versions have no fast paths.
+        """Compare with the scalars of a state of the run in `folder`. States of older versions have no fast paths, and
+        do not say whether they were compiled.
 
         Raises:
             ConfigError: the precision differs; the message names the variable to set.
@@ -67,3 +75,16 @@ class TrainingPrecision:
                 f"{FAST_PATHS_VARIABLE}) and would continue with another rounding, so its result would differ from an "
                 f"uninterrupted run. Set {FAST_PATHS_VARIABLE}={value}, or give --allow_changed"
             )
+        was_compiled = saved.get("compiled", is_compiled(self._accelerator))
+        if was_compiled != is_compiled(self._accelerator):
+            word, option = ("", "always") if was_compiled else ("not ", "never")
+            raise ConfigError(
+                f"{folder} was {word}compiled and would continue otherwise, with another rounding, so its result would "
+                f"differ from an uninterrupted run. Give --compile {option} (a prior) or the --dynamo options of its "
+                "beginning (environment.jsonl has the command), or --allow_changed"
+            )
+
+
+def is_compiled(accelerator: Accelerator) -> bool:
+    """Return True if `accelerator.prepare` compiles models."""
+    return bool(accelerator.state.dynamo_plugin.backend != DynamoBackend.NO)

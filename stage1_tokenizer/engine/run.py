@@ -31,6 +31,7 @@ from stage1_tokenizer.engine.state import (
     find_newest_state,
     list_states,
     load_state,
+    read_scalars,
     remove_unfinished,
     save_state,
     step_of_state,
@@ -90,6 +91,9 @@ class Run:
         self._trackers: Trackers | None = None
         self._bar: tqdm[Any] | None = None
         run_on_main(accelerator, self._open)
+        scalars = run_on_main(accelerator, lambda: read_scalars(self.folder / "state"))
+        self.was_compiled: bool | None = scalars.get("compiled", False) if scalars else None
+        """True or False if this run is resumed and was compiled or not; None: a new run."""
 
     def _open(self) -> None:
         try:

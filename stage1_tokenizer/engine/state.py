@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -169,6 +170,14 @@ def load_state(state: Path, parts: Mapping[str, Part], optional: Collection[str]
         else:
             _load_optimizer(part, tensors, header, str(path))
     return manifest.step, manifest.scalars
+
+
+def read_scalars(folder: Path) -> dict[str, Any]:
+    """Return the scalars of the newest state in a folder of states whose manifest is intact; empty: there is none."""
+    for state in list_states(folder):
+        with suppress(BadFileError):
+            return _read_manifest(state).scalars
+    return {}
 
 
 def drop_states_after(folder: Path, step: int) -> None:

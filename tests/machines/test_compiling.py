@@ -11,15 +11,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DynamoBackend
 from torch import nn
 
-from stage1_tokenizer.engine.compiling import Compiling
+from stage1_tokenizer.engine import compiling
+from stage1_tokenizer.engine.compiling import LEAST_STEPS, Compiling, pays
 from stage1_tokenizer.engine.errors import ConfigError
+from stage2_prior.train_config import TrainPriorConfig
 from tests.helpers import prior_training
 from tests.helpers.artefacts import write_tokenizer
 from tests.helpers.commands import lone_accelerator
 from tests.helpers.processes import run_processes
 from tests.helpers.training import assert_close, log, part, train
+
+WISHES = ("auto", "always", "never")
 
 
 def compiled(_: Accelerator, backend: str, *args: Any) -> None:
@@ -86,6 +91,42 @@ def test_a_compiled_prior_is_the_same_prior(
     assert "dynamo=aot_eager" in runs["aot_eager"].out
     assert "dynamo" not in runs["no"].out
     assert_same(tmp_path / "aot_eager", tmp_path / "no", 3, ("prior", "ema"))
+
+
+def test_always_and_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--compile without Accelerate's switch: the same training; a resumed run must go on alike, and auto does."""
+    write_tokenizer(tmp_path)
+    monkeypatch.setattr(compiling, "BACKEND", DynamoBackend.AOT_EAGER)
+    options: dict[str, Any] = {"steps": 2}
+    ended = {wish: prior_training.train(tmp_path / wish, tmp_path, compile=wish, **options) for wish in WISHES}
+    assert ["dynamo" in ended[wish].out for wish in WISHES] == [False, True, False]
+    assert_same(tmp_path / "always", tmp_path / "never", 2, ("prior", "ema"))
+    for before, now, option in (("always", "never", "always"), ("never", "always", "never")):
+        refused = prior_training.train(tmp_path / before, tmp_path, compile=now, **options)
+        assert refused.code == 2
+        assert f"--compile {option}" in refused.err
+        goes_on = prior_training.train(tmp_path / before, tmp_path, compile="auto", **options)
+        assert goes_on.code == 0
+        assert ("dynamo" in goes_on.out) == (before == "always")
+    assert prior_training.train(tmp_path / "never", tmp_path, compile="always", allow_changed=True, **options).code == 0
+
+
+def test_auto_is_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16, a compiler, and enough steps."""
+    fast, slow = (mock.Mock(device=torch.device("cpu"), mixed_precision=name) for name in ("bf16", "no"))
+    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    assert pays(fast, LEAST_STEPS)
+    assert not pays(fast, LEAST_STEPS - 1)
+    assert not pays(slow, LEAST_STEPS)
+    monkeypatch.setattr(compiling, "has_compiler", lambda: False)
+    assert not pays(fast, LEAST_STEPS)
+
+
+def test_only_a_gpt_is_compiled_by_itself() -> None:
+    for kind in ("gpt", "pixelcnn"):
+        for wish in WISHES:
+            config = TrainPriorConfig.model_validate({"tokenizer": "x", "prior": {"kind": kind}, "compile": wish})
+            assert config.compile_wish == ("never" if (kind, wish) == ("pixelcnn", "auto") else wish)
 
 
 def switched(**settings: str) -> Accelerator:
