@@ -3,9 +3,7 @@
     TESSERA_FAST_PATHS=onednn,-bfloat16 python stage2_prior/train.py      onednn on, bfloat16 off, packed by its rule
 
 path       what it speeds up                                                          chosen by its rule on
-onednn     the search for nearest codes, and linear layers of a GPT in float32        AMD with AVX-512
-           over whole sequences, e.g. in training: by oneDNN instead of MKL, torch's
-           default
+onednn     the search for nearest codes: by oneDNN instead of MKL, torch's default    AMD with AVX-512
 packed     matrix products of a GPT in float32 while it generates: by oneDNN,         AMD
            with weights in the memory order of its kernels
 bfloat16   training in bfloat16 when plain `python` starts it; `--precision           AVX-512 BF16, AMX, GPUs that
