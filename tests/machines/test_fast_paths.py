@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -252,7 +253,8 @@ def test_ordinary_tensors_are_not_traced() -> None:
 
 
 def accelerator(device: str = "cpu", precision: str = "no") -> Accelerator:
-    described: Any = SimpleNamespace(device=torch.device(device), mixed_precision=precision, scaler=None)
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
+    described: Any = SimpleNamespace(device=torch.device(device), mixed_precision=precision, scaler=None, state=state)
     return described
 
 

@@ -170,7 +170,7 @@ def test_names_its_source_and_its_command(path: Path) -> None:
 def test_every_preset_is_in_the_table_of_stated_values() -> None:
     """A new preset needs a row. The presets named here have a size of our own."""
     ours = {"cifar10_vqgan", "cifar10_vqgan_gpu", "flowers_vqgan"}
-    assert {path.stem for path in STAGE1} - ours == set(STATED)
+    assert {path.stem for path in STAGE1 if not path.stem.startswith("pretrained_")} - ours == set(STATED)
 
 
 @pytest.mark.parametrize("name", STATED)
