@@ -42,7 +42,7 @@ def test_a_run_of_a_former_version_goes_on(former: Path, stage: str) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():  # another version rounds otherwise, and Adam steps far by tiny gradients
         apart = (found[name] - tensor).double().abs()
-        assert float(apart.mean()) < 2e-5, name
+        assert float(apart.mean()) < 5e-5, name
         assert float(apart.max()) < 1e-3, name
     assert log(folder)[: len(before)] == before
     assert log(folder)[-1]["step"] == 6
