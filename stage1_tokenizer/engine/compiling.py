@@ -40,18 +40,31 @@ takes 0.7 to 0.9 times as long afterwards (two cores with AVX-512 BF16, 4 layers
 
 
 def pays(accelerator: Accelerator, steps: int) -> bool:
-    """Return True if `auto` compiles the training of a GPT of so many steps: in bfloat16, with a compiler at hand.
+    """Return True if `auto` compiles the training of a GPT of so many steps: in bfloat16, where compiling works.
 
     In float32 on a CPU a compiled step was no faster. The rule does not depend on measured times.
     """
-    if steps < LEAST_STEPS or accelerator.mixed_precision != "bf16":
+    return steps >= LEAST_STEPS and accelerator.mixed_precision == "bf16" and compiles(accelerator.device)
+
+
+def compiles(device: torch.device) -> bool:
+    """Return True if torch.compile works here, by trying it: a compiler may be there and its headers missing."""
+    keep_results()
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+    except (RuntimeError, OSError, ImportError):
         return False
-    match accelerator.device.type:
-        case "cuda":
-            return bool(torch.utils._triton.has_triton())
-        case "cpu":
-            return has_compiler()
-    return False
+    finally:
+        torch.compiler.reset()
+    return True
+
+
+def keep_results() -> None:
+    """Keep the compiler's results in the user's folder, so that a second start with the same model takes seconds.
+
+    torch's own place is a temporary folder. TORCHINDUCTOR_CACHE_DIR names another one.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "tessera" / "inductor"))
 
 
 class Compiling:
@@ -98,8 +111,7 @@ class Compiling:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
         for module in eager:
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
-        # torch's own place is a temporary folder. A second start with the same model takes seconds.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "tessera" / "inductor"))
+        keep_results()
         accelerator.print(f"dynamo={backend} mode={plugin.mode}: the first step compiles and takes longer")
 
     def begin_step(self) -> None:
@@ -126,22 +138,16 @@ def _check(accelerator: Accelerator, backend: str, has_eager: bool, uses_graphs:
             "adversarial term runs backward three times through one graph. Give --dynamo_mode default, or "
             "--no-adversarial.adaptive"
         )
-    if backend == "inductor" and accelerator.device.type == "cpu" and not has_compiler():
-        raise ConfigError(
-            "dynamo backend inductor needs a C++ compiler on a CPU, and none was found. Install g++, name a compiler "
-            "in the environment variable CXX, or train with --compile never and without --dynamo_backend "
-            "(ACCELERATE_DYNAMO_BACKEND)"
-        )
+    if backend == "inductor" and accelerator.device.type == "cpu":
+        # These imports take seconds.
+        from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415
+        from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415
 
-
-def has_compiler() -> bool:
-    """Return True if there is a C++ compiler, which compiling for a CPU needs."""
-    # These imports take seconds.
-    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415
-    from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return True
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise ConfigError(
+                "dynamo backend inductor needs a C++ compiler on a CPU, and none was found. Install g++, name a "
+                "compiler in the environment variable CXX, or train with --compile never and without "
+                "--dynamo_backend (ACCELERATE_DYNAMO_BACKEND)"
+            ) from None

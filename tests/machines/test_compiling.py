@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -112,14 +114,29 @@ def test_always_and_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_auto_is_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16, a compiler, and enough steps."""
+    """bfloat16, enough steps, and a compiler that works."""
     fast, slow = (mock.Mock(device=torch.device("cpu"), mixed_precision=name) for name in ("bf16", "no"))
-    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    monkeypatch.setattr(compiling, "compiles", lambda device: True)
     assert pays(fast, LEAST_STEPS)
     assert not pays(fast, LEAST_STEPS - 1)
     assert not pays(slow, LEAST_STEPS)
-    monkeypatch.setattr(compiling, "has_compiler", lambda: False)
+    monkeypatch.setattr(compiling, "compiles", lambda device: False)
     assert not pays(fast, LEAST_STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiler_is_tried(tmp_path: Path) -> None:
+    """In a process of its own: one that works, none, and one that ends with an error, as without Python's headers."""
+    (tmp_path / "broken").write_text("#!/bin/sh\ncase $* in *--version*) echo g++ 12;; *) exit 1;; esac\n")
+    (tmp_path / "broken").chmod(0o755)
+    code = "import torch; from stage1_tokenizer.engine.compiling import compiles; print(compiles(torch.device('cpu')))"
+    for number, (compiler, works) in enumerate(
+        {"g++": "True", str(tmp_path / "broken"): "False", "no": "False"}.items()
+    ):
+        environment = {**os.environ, "CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache{number}")}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split()[-1] == works, compiler
 
 
 def test_only_a_gpt_is_compiled_by_itself() -> None:
