@@ -175,7 +175,7 @@ def load_state(state: Path, parts: Mapping[str, Part], optional: Collection[str]
 def read_scalars(folder: Path) -> dict[str, Any]:
     """Return the scalars of the newest state in a folder of states whose manifest is intact; empty: there is none."""
     for state in list_states(folder):
-        with suppress(BadFileError):
+        with suppress(BadFileError, OSError):
             return _read_manifest(state).scalars
     return {}
 
