@@ -36,7 +36,7 @@ install-bench: .venv/.installed-bench ## the same, and the peers that benchmarks
 	@touch $@
 
 quickstart: install ## train a tokenizer and a prior on drawn shapes, make 64 images and a page about all of it
-	$(BIN)/accelerate launch stage1_tokenizer/train.py
+	$(BIN)/python stage1_tokenizer/train.py
 	$(BIN)/python stage2_prior/train.py --tokenizer runs/stage1/shapes_vq
 	$(BIN)/python sampling/generate.py -n 64
 	$(BIN)/python sampling/summary.py
