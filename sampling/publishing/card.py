@@ -279,7 +279,7 @@ def _use(source: Source, written: Written) -> Iterator[str]:
     if source.prior is not None:
         yield from ("```", f"python sampling/generate.py --prior {shlex.quote(name)}", "```", "")
         code = ("from sampling.sampler import Sampler", "", f'images = Sampler.load("{name}").sample(16, seed=0)')
-        yield from ("```python", f"{code[0]}", "", f"{code[2]}    # uint8 (16, H, W, C)", "```")
+        yield from ("```python", f"{code[0]}", "", f"{code[2]}  # uint8 (16, H, W, C)", "```")
         return
     sample = source.tokenizer.tokenizer.config.bottleneck.kind == "kl"
     commands = ["sampling/generate.py"] if sample else ["stage2_prior/train.py"]
