@@ -25,6 +25,7 @@ from accelerate.utils import DynamoBackend
 from torch import nn
 
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.precision import is_compiled
 
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Modes of the inductor backend that record CUDA graphs."""
@@ -91,11 +92,13 @@ class Compiling:
             ConfigError: the settings cannot work with this training.
         """
         plugin = accelerator.state.dynamo_plugin
-        is_wished = (pays(accelerator, steps) if was_on is None else was_on) if wish == "auto" else wish == "always"
-        if is_wished and plugin.backend == DynamoBackend.NO:
+        # `pays` comes last: it tries a compiler, which takes seconds.
+        if not is_compiled(accelerator) and (
+            wish == "always" or (wish == "auto" and (pays(accelerator, steps) if was_on is None else was_on))
+        ):
             plugin.backend, plugin.use_regional_compilation = BACKEND, True
         backend = plugin.backend.value.lower()
-        self._is_on = backend != "no"
+        self._is_on = is_compiled(accelerator)
         if not self._is_on:
             return
         uses_graphs = backend == "cudagraphs" or (backend == "inductor" and plugin.mode in GRAPH_MODES)
