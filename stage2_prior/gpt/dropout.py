@@ -20,7 +20,9 @@ def dropout(x: Tensor, share: float) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, share)
     dropped = min(round(share * LEVELS), LEVELS - 1)
-    return (x * draw_mask(x.detach(), dropped)).mul_(LEVELS / (LEVELS - dropped))
+    # A compiler never merges `empty`, and so no two masks. By itself, torch 2.9 merges equal calls of `draw_mask`.
+    room = torch.empty(x.shape, dtype=x.dtype)
+    return (x * draw_mask(room, dropped)).mul_(LEVELS / (LEVELS - dropped))
 
 
 class Dropout(nn.Dropout):
@@ -31,11 +33,13 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p * self.training)
 
 
-# The compiler takes an operator of ours as it is. The tag forbids it to draw a mask again for the backward pass, and to
-# let two equal calls share one mask.
-@torch.library.custom_op("tessera::draw_mask", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
+# The compiler takes an operator of ours as it is. The tag forbids it to draw a mask again for the backward pass.
+@torch.library.custom_op("tessera::draw_mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def draw_mask(x: Tensor, dropped: int) -> Tensor:
-    """Draw a mask of zeros and ones in the shape and dtype of x; `dropped` of LEVELS equally likely values make a 0."""
+    """Draw a mask of zeros and ones in the shape and dtype of x, whose values do not count.
+
+    `dropped` of LEVELS equally likely values make a 0.
+    """
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
     bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
     return torch.ge(bits, dropped - LEVELS // 2, out=torch.empty(x.shape, dtype=x.dtype))  # without a bool between
