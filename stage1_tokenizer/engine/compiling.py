@@ -65,7 +65,14 @@ def keep_results() -> None:
 
     torch's own place is a temporary folder. TORCHINDUCTOR_CACHE_DIR names another one.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "tessera" / "inductor"))
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = Path.home() / ".cache" / "tessera" / "inductor"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError):  # the user has no home folder, or cannot write there
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 class Compiling:

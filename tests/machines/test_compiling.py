@@ -56,6 +56,26 @@ def test_a_compiled_run_is_the_same_run(tmp_path: Path) -> None:
         assert_same(stopped, plain, step, ("tokenizer", "ema", "discriminator", "optimizer"))
 
 
+def test_results_are_kept_where_the_user_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the user's folder, or else, as in many containers, in torch's own place. Nobody's choice is changed."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv(variable, "")  # undone at the end, whatever is set in between
+    monkeypatch.delenv(variable)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))  # nothing can be created in it
+    compiling.keep_results()
+    assert variable not in os.environ
+    with mock.patch.object(Path, "home", side_effect=RuntimeError("Could not determine home directory.")):
+        compiling.keep_results()
+    assert variable not in os.environ
+    monkeypatch.setenv("HOME", str(tmp_path))
+    compiling.keep_results()
+    assert Path(os.environ[variable]).is_dir()
+    monkeypatch.setenv(variable, "elsewhere")
+    compiling.keep_results()
+    assert os.environ[variable] == "elsewhere"
+
+
 @pytest.mark.slow
 def test_several_processes_compile_too(tmp_path: Path) -> None:
     """DistributedDataParallel under the compiler: its hooks still average gradients, no_sync still holds them back."""
