@@ -62,7 +62,8 @@ def _convolution(c_in: int, c_out: int) -> nn.Conv2d:
 def train_classifier(images: ImageBatches, steps: int, seed: int, device: torch.device) -> Classifier:
     """Train a classifier on a labelled split for `steps` steps, and return it in eval mode.
 
-    It sees the crops and flips of the data's config, and each batch shifted by up to 1/16 of the image.
+    It sees the crops and flips of the data's config, each batch shifted by up to 1/16 of the image, and each image more
+    or less blurred, as decoders blur: else it would judge sharpness, not classes.
     """
     torch.manual_seed(derive_seed(seed, "classifier"))
     classifier = Classifier(images.channels, len(images.classes)).to(device).train()
@@ -74,7 +75,7 @@ def train_classifier(images: ImageBatches, steps: int, seed: int, device: torch.
         for group in optimizer.param_groups:
             group["lr"] = MAX_LR * min(1.0, 10.0 * (step + 1) / steps) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         pixels, labels = images.batch(*order.indices(step))
-        x = shift(normalise(pixels.to(device))).contiguous(memory_format=torch.channels_last)
+        x = blur(shift(normalise(pixels.to(device)))).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
             logits = classifier(x)
         loss = F.cross_entropy(logits.float(), labels.to(device))
@@ -90,6 +91,12 @@ def shift(x: Tensor) -> Tensor:
     top, left = (int(torch.randint(2 * most + 1, ())) for most in (down, right))
     padded = F.pad(x, (right, right, down, down), mode="reflect")  # (B, C, H + 2 down, W + 2 right)
     return padded[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+
+
+def blur(x: Tensor) -> Tensor:
+    """Mix each of the images x (B, C, H, W) with its copy at half the resolution, in a random proportion."""
+    blurred = F.interpolate(F.avg_pool2d(x, 2), size=x.shape[2:], mode="bilinear")
+    return torch.lerp(x, blurred, torch.rand(len(x), 1, 1, 1).to(x.device))
 
 
 def labels_in_data(

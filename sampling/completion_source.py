@@ -34,7 +34,7 @@ from stage1_tokenizer.config.value_types import Texts
 from stage1_tokenizer.data.image_batches import resize
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.open_data import open_data
-from stage1_tokenizer.data.saved_config import parse_data_config
+from stage1_tokenizer.data.saved_config import parse_data_config, with_root
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.file_names import describe_path
 from stage2_prior.class_labels import assign_labels
@@ -62,6 +62,8 @@ class CompleteConfig(CommandConfig, SamplingConfig):
     run under runs/stage2, or pretrained:shapes if there is none."""
     images: str | None = None
     """Image file, or folder of images, to complete; null: the validation images of the prior's own data set."""
+    root: Annotated[str | None, Mark.FREE] = None
+    """Folder of the prior's data set, if it was moved; null: the folder that the training used."""
     n: Annotated[PositiveInt, AlwaysShown()] = 8
     """Number of images to complete, counted from the first."""
     keep: Literal["top", "bottom", "left", "right"] | None = None
@@ -102,6 +104,8 @@ class CompleteConfig(CommandConfig, SamplingConfig):
         given = [name for name in ("keep", "box", "mask") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other, because each says what is kept; give one")
+        if self.images is not None and self.root is not None:
+            raise ValueError("images names the images, so root has no effect; leave it out")
         if any(self.margins) and (given or self.invert):
             raise ValueError(f"grow keeps the whole image, so {(given or ['invert'])[0]} has no effect; leave it out")
         return self
@@ -142,7 +146,7 @@ class CompletionSource:
         """
         sampler = Sampler.load(config.prior, config, device)
         margins = margins_in_codes(config.margins, sampler)
-        originals = read_originals(sampler, config.images, config.n, config.class_, config.seed)
+        originals = read_originals(sampler, config.images, config.n, config.class_, config.seed, config.root)
         return cls(sampler, config, originals, None if any(margins) else pixels_to_keep(config, sampler), margins)
 
     @cached_property
@@ -178,10 +182,15 @@ class CompletionSource:
 
 
 def read_originals(
-    sampler: Sampler, source: str | None, n: int, class_: str | Sequence[str] | None = None, seed: int = 0
+    sampler: Sampler,
+    source: str | None,
+    n: int,
+    class_: str | Sequence[str] | None = None,
+    seed: int = 0,
+    root: str | None = None,
 ) -> Originals:
     """Read the first n images of a file or folder, resized and cropped to the sampler's size; source None: the first n
-    validation images of the prior's data set.
+    validation images of the prior's data set, in the folder `root` if it is given.
 
     Raises:
         ConfigError: there is no image, no such class, or no class although the prior needs one.
@@ -198,8 +207,8 @@ def read_originals(
         images = np.stack([_crop_centre(resize(read_image(path, channels), size), size) for path in paths])
         labels = np.resize(match_labels(sampler.prior, ()), len(paths)) if given is None else given[: len(paths)]
         return Originals(images, labels, [str(path) for path in paths])
-    data = parse_data_config(sampler.prior.data, str(sampler.prior.path)).model_copy(update={"image_size": size})
-    split = open_data(data).image_batches("validation", seed)
+    data = with_root(parse_data_config(sampler.prior.data, str(sampler.prior.path)), root)
+    split = open_data(data.model_copy(update={"image_size": size})).image_batches("validation", seed)
     indices = np.arange(min(n, len(split)), dtype=np.int64)
     pixels, data_labels = split.batch(indices)
     labels = match_labels(sampler.prior, split.classes)[data_labels.numpy()] if given is None else given[: len(indices)]

@@ -16,8 +16,7 @@ from stage1_tokenizer.config.base import CommandConfig, Tree
 from stage1_tokenizer.data import DataConfig
 from stage1_tokenizer.data.base import SPLITS, Split
 from stage1_tokenizer.data.folder import FolderConfig
-from stage1_tokenizer.data.saved_config import complete_data_options, parse_data_config
-from stage1_tokenizer.diagnostics.views.base import with_root
+from stage1_tokenizer.data.saved_config import complete_data_options, parse_data_config, with_root
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.perceptual import PerceptualConfig
 from stage1_tokenizer.tokenizer import LoadedTokenizer, resolve_tokenizer

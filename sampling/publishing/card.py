@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from sampling.publishing.source import Source, published_command, without_folders
+from sampling.publishing.source import Source, published_command, published_data
 from sampling.report_outputs import read_json
 from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import Tree
@@ -233,7 +233,7 @@ def _training(source: Source) -> Iterator[str]:
     if ("prior" if source.prior else "tokenizer") in source.origins:
         yield "None here: the weights are those of the imported file."
         return
-    data = without_folders(source.loaded.data)
+    data = published_data(source.loaded.data)
     yield f"Data: {_plain(describe_data(data))}."
     record = DataRecord.saved_in(source.run.path)
     root = str(source.loaded.data.get("root") or "")

@@ -20,7 +20,7 @@ from sampling.prior_defaults import ALWAYS_SHOWN, describe_draw
 from sampling.publishing.card import CARD, Written, model_card
 from sampling.publishing.diffusers_format import CONFIG_FILE, WEIGHTS_FILE, to_diffusers
 from sampling.publishing.rounding import describe_change, round_weights
-from sampling.publishing.source import Source, published_config, without_folders
+from sampling.publishing.source import Source, published_config, published_data
 from sampling.sampler import Sampler
 from sampling.saved_images import arrange_grid, save_png
 from stage1_tokenizer.config.base import write_yaml
@@ -63,7 +63,7 @@ def write_weights_files(source: Source, folder: Path, dtype: Dtype) -> Source:
             )
         if dtype == "bfloat16":
             tensors, header = round_weights(tensors, header, source)
-        data = without_folders(parse_json(header["data"]))
+        data = published_data(parse_json(header["data"]))
         write_tensors(folder / name, tensors, {**header, "data": json.dumps(data, separators=(",", ":"))})
     if source.run.config:
         write_yaml(folder / CONFIG, published_config(source.run))

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from sampling.checks.weights import check_pair
 from stage1_tokenizer.config.base import Tree
+from stage1_tokenizer.data.torchvision_sets import READERS, DownloadedConfig
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder, open_run
 from stage1_tokenizer.engine.checkpoint import Header, read_weights
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
@@ -80,6 +81,17 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, str):
         return _last_part(value)
     return value
+
+
+def published_data(tree: Tree) -> Tree:
+    """Return the data config of a header without folders of this machine.
+
+    A data set that can be downloaded is named in the folder to which `--data.download` brings it.
+    """
+    published: Tree = without_folders(tree)
+    if published != tree and tree.get("kind") in READERS:
+        published["root"] = DownloadedConfig().root
+    return published
 
 
 def published_config(run: RunFolder) -> Tree:

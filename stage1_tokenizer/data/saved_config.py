@@ -10,6 +10,7 @@ from stage1_tokenizer.data.torchvision_sets import DownloadedConfig
 from stage1_tokenizer.engine.checkpoint import read_tensors
 from stage1_tokenizer.engine.console import print_note
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError
+from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.model_files import read_data_tree
 
 
@@ -31,6 +32,20 @@ def parse_data_config(tree: Tree, source: str) -> DataConfig:
     except ConfigError as error:
         raise BadFileError(f"{source}: its header names data that this version cannot read, {error}") from None
     return data.model_copy(update={"download": False}) if isinstance(data, DownloadedConfig) else data
+
+
+def with_root(data: DataConfig, root: str | None) -> DataConfig:
+    """Return the data's config with its images in another folder, that of the option --root. Images that are drawn have
+    no folder.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if root is None or data.is_drawn:
+        return data
+    if not Path(root).is_dir():
+        raise ConfigError(f"--root {describe_path(root)}: there is no such folder")
+    return data.model_copy(update={"root": root})
 
 
 def read_data_config(weights: Path) -> DataConfig:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from sampling import agreement as judging
 from sampling import summary
-from sampling.agreement import BATCH, Agreement, Classifier, accuracy, measure_agreement, train_classifier
+from sampling.agreement import (
+    BATCH,
+    Agreement,
+    Classifier,
+    accuracy,
+    blur,
+    measure_agreement,
+    shift,
+    train_classifier,
+)
 from sampling.sampler import Sampler
 from stage1_tokenizer.data.base import BaseDataConfig, DataSplit, ImageArray
 from stage1_tokenizer.data.folder import FolderConfig
@@ -123,6 +132,30 @@ def test_the_classifier_is_in_eval_mode() -> None:
     x = images.float() / 127.5 - 1
     with torch.no_grad():
         assert torch.allclose(classifier(x)[:1], classifier(x[:1]), atol=1e-5)
+
+
+def test_blur_is_no_class() -> None:
+    """Samples are as sharp as the tokenizer's decoder makes them: a judge that never saw blur errs on them."""
+    x = torch.rand(64, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred, flat = blur(x), blur(torch.full((2, 3, *IMAGE_SIZE), 0.5))
+    assert torch.allclose(flat, torch.full_like(flat, 0.5))
+    assert torch.allclose(blurred.mean(dim=(2, 3)), x.mean(dim=(2, 3)), atol=0.05)
+    share = ((blurred - x).std(dim=(1, 2, 3)) / x.std(dim=(1, 2, 3))).sort().values
+    assert share[0] < 0.1  # some images are nearly as they were
+    assert share[-1] > 0.7  # and some are mostly their mean over 2x2 pixels
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shifted_images_keep_their_pixels(seed: int) -> None:
+    """By up to 1/16 of a side: an image of 32x48 moves by at most 2 and 3 pixels, all images of a batch together."""
+    x = torch.arange(32 * 48, dtype=torch.float32).view(1, 1, 32, 48).repeat(2, 1, 1, 1)
+    torch.manual_seed(seed)
+    shifted = shift(x)
+    assert shifted.shape == x.shape
+    assert torch.equal(shifted[0], shifted[1])
+    down, right = divmod(int(shifted[0, 0, 16, 24]) - int(x[0, 0, 14, 21]), 48)  # from the farthest place
+    assert 0 <= down <= 4
+    assert 0 <= right <= 6
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (8, 12)), (3, (64, 32))])

@@ -219,6 +219,18 @@ def test_files_are_completed_without_a_class_or_with_one(folder: Path, tmp_path:
     assert any(not np.array_equal(a, b) for a, b in zip(made["none"], made["star"], strict=True))
 
 
+def test_a_data_set_that_was_moved_is_named_by_root(tmp_path: Path) -> None:
+    """As in a prior that was published: its header has the folder of another machine."""
+    data = {"kind": "folder", "root": "elsewhere", "image_size": list(IMAGE_SIZE), "validation_share": 0.5}
+    write_prior(tmp_path / "prior", ("cat", "dog"), tokenizer={"data": data})
+    write_image_folder(tmp_path / "images", ("cat", "dog"), per_class=4)
+    ended = command(tmp_path / "prior", tmp_path / "a", "-n", 2)
+    assert ended.code == 2
+    assert "elsewhere" in ended.err
+    ended = command(tmp_path / "prior", tmp_path / "b", "-n", 2, "--root", tmp_path / "images")
+    assert ended.code == 0, ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -230,6 +242,7 @@ def test_files_are_completed_without_a_class_or_with_one(folder: Path, tmp_path:
         (("--box", "1,1,4,4"), "no code whole.*4x4 pixels"),
         (("--mask", "none.png"), "no such file"),
         (("--images", "none"), "there is no such file or folder"),
+        (("--images", "none", "--root", "."), "images names the images"),
         (("--class", "cat"), "rectangle.*star"),
         (("-n", 0), "n: "),
         (("--variants", 0), "variants: "),

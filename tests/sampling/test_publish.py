@@ -95,6 +95,14 @@ def test_no_folder_of_this_machine_is_published(published: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_data_set_of_torchvision_is_named_where_it_is_downloaded_to(tmp_path: Path) -> None:
+    """The folder of the machine that trained says nothing elsewhere."""
+    write_prior(tmp_path / "run", tokenizer={"data": {"kind": "mnist", "root": SECRET, "image_size": [8, 12]}})
+    ended = publish(tmp_path / "run", "--to", tmp_path / "p", "--licence", "CC-BY-4.0")
+    assert ended.code == 0, ended.err
+    assert load_prior(tmp_path / "p").data["root"] == "data"
+
+
 def test_the_card(published: Path) -> None:
     """Licence and kinds for the Hub; the metrics of these weights and of no others; the command and the use."""
     card = (published / "README.md").read_text()

@@ -18,14 +18,13 @@ from stage1_tokenizer.data.folder import FolderConfig
 from stage1_tokenizer.data.image_batches import normalise
 from stage1_tokenizer.data.open_data import OpenData
 from stage1_tokenizer.data.record import DataSummary
-from stage1_tokenizer.data.saved_config import parse_data_config
+from stage1_tokenizer.data.saved_config import parse_data_config, with_root
 from stage1_tokenizer.diagnostics.report.markup import Child
 from stage1_tokenizer.diagnostics.report.page import EXPECTED_ERRORS, NothingToShowError, Section, try_section
 from stage1_tokenizer.diagnostics.report.run_folder import RunFolder
 from stage1_tokenizer.diagnostics.views.projection import ProjectionKind
 from stage1_tokenizer.diagnostics.views.sheet import STYLE, Sheet
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.metrics import CodeUse, psnr
 from stage1_tokenizer.tokenizer import LoadedTokenizer, Tokenizer
 
@@ -228,19 +227,6 @@ def encode_images(loaded: LoadedTokenizer, data: DataConfig, images: int | None 
         loaded, data, opened.summary, split.classes, len(split),
         x, labels, z, z_q, codes if tokenizer.bottleneck.depth else None, x_hat, error_map(x, x_hat), psnr(x, x_hat),
     )  # fmt: skip
-
-
-def with_root(data: DataConfig, root: str | None) -> DataConfig:
-    """Return the data's config with its images in another folder; images that are drawn have no folder.
-
-    Raises:
-        ConfigError: there is no such folder.
-    """
-    if root is None or data.is_drawn:
-        return data
-    if not Path(root).is_dir():
-        raise ConfigError(f"--root {describe_path(root)}: there is no such folder")
-    return data.model_copy(update={"root": root})
 
 
 def pixels_for(device: torch.device) -> int:
