@@ -98,9 +98,10 @@ class TorchvisionImages(DataSplit):
         except UserError:  # raised by a signal handler
             raise
         except Exception as error:  # missing or damaged files, or no network: torchvision may raise any error
+            reason = str(error).partition(". You can use download=True")[0]  # the option of torchvision, not of ours
             advice = "check the network" if config.download else "a training with --data.download gets it"
             raise ConfigError(
-                f"data.kind {config.kind}: {Path(config.root).absolute()} does not hold it ({error}); {advice}, "
+                f"data.kind {config.kind}: {Path(config.root).absolute()} does not hold it ({reason}); {advice}, "
                 "or name the folder that holds it with --data.root (or --root, if the command has no --data.root)"
             ) from None
         self.classes, self.origin = tuple(data.classes), f"of {config.kind}"
