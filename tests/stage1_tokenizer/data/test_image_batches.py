@@ -77,6 +77,7 @@ def test_a_batch_is_a_function_of_seed_epoch_and_index(cache: str) -> None:
 
 
 @may_fork
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
 def test_workers_change_nothing() -> None:
     """Images are prepared in other processes for speed alone; a hidden generator in a worker would show here."""
     made = batches_of(noise(20), flip=True, random_crop=True)
