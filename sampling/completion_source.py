@@ -34,7 +34,7 @@ from stage1_tokenizer.config.value_types import Texts
 from stage1_tokenizer.data.image_batches import resize
 from stage1_tokenizer.data.image_files import read_image
 from stage1_tokenizer.data.open_data import open_data
-from stage1_tokenizer.data.saved_config import parse_data_config, with_root
+from stage1_tokenizer.data.saved_config import moved_data, parse_data_config
 from stage1_tokenizer.engine.errors import ConfigError
 from stage1_tokenizer.engine.file_names import describe_path
 from stage2_prior.class_labels import assign_labels
@@ -207,7 +207,7 @@ def read_originals(
         images = np.stack([_crop_centre(resize(read_image(path, channels), size), size) for path in paths])
         labels = np.resize(match_labels(sampler.prior, ()), len(paths)) if given is None else given[: len(paths)]
         return Originals(images, labels, [str(path) for path in paths])
-    data = with_root(parse_data_config(sampler.prior.data, str(sampler.prior.path)), root)
+    data = moved_data(parse_data_config(sampler.prior.data, str(sampler.prior.path)), root)
     split = open_data(data.model_copy(update={"image_size": size})).image_batches("validation", seed)
     indices = np.arange(min(n, len(split)), dtype=np.int64)
     pixels, data_labels = split.batch(indices)

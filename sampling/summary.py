@@ -15,7 +15,7 @@ from sampling.agreement import labels_in_data, measure_agreement
 from sampling.sampler import Sampler
 from stage1_tokenizer.config.base import CommandConfig, parse_command_line
 from stage1_tokenizer.data.open_data import open_data
-from stage1_tokenizer.data.saved_config import parse_data_config, with_root
+from stage1_tokenizer.data.saved_config import moved_data, parse_data_config
 from stage1_tokenizer.diagnostics.report.run_folder import find_training
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import progress_bar
@@ -124,7 +124,7 @@ def class_lines(config: SummaryConfig, prior: LoadedPrior) -> list[SummaryLine]:
     Raises:
         ConfigError: the data set no longer has all classes of the prior.
     """
-    opened = open_data(with_root(parse_data_config(prior.data, str(prior.path)), config.root))
+    opened = open_data(moved_data(parse_data_config(prior.data, str(prior.path)), config.root))
     train, validation = opened.image_batches("train", config.seed), opened.image_batches("validation", config.seed)
     sampler = Sampler(prior)
     with progress_bar(config.samples * sampler.codes_per_image, "code", "sampling") as progress:

@@ -48,6 +48,17 @@ def with_root(data: DataConfig, root: str | None) -> DataConfig:
     return data.model_copy(update={"root": root})
 
 
+def moved_data(data: DataConfig, root: str | None) -> DataConfig:
+    """Return the data's config with its images in the folder of the option --root; None: where they were.
+
+    Raises:
+        ConfigError: there is no such folder, or the images are drawn.
+    """
+    if root is not None and data.is_drawn:
+        raise ConfigError(f"--root {describe_path(root)}: the images are drawn, so they lie in no folder; leave it out")
+    return with_root(data, root)
+
+
 def read_data_config(weights: Path) -> DataConfig:
     """Read the data config of a training from the header of its weights file.
 

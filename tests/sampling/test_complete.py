@@ -243,6 +243,7 @@ def test_a_data_set_that_was_moved_is_named_by_root(tmp_path: Path) -> None:
         (("--mask", "none.png"), "no such file"),
         (("--images", "none"), "there is no such file or folder"),
         (("--images", "none", "--root", "."), "images names the images"),
+        (("--root", "."), "the images are drawn"),
         (("--class", "cat"), "rectangle.*star"),
         (("-n", 0), "n: "),
         (("--variants", 0), "variants: "),
