@@ -19,6 +19,7 @@ from stage1_tokenizer.data.order import BatchOrder, validation_batches
 from stage1_tokenizer.engine import processor
 from stage1_tokenizer.engine.console import show_progress
 from stage1_tokenizer.engine.errors import ConfigError
+from stage1_tokenizer.engine.optim import set_learning_rate
 from stage1_tokenizer.engine.seeds import derive_seed
 
 BATCH = 64
@@ -72,8 +73,8 @@ def train_classifier(images: ImageBatches, steps: int, seed: int, device: torch.
     order = BatchOrder(len(images), BATCH, seed)
     in_bfloat16 = processor.takes_fast_path("bfloat16", device)
     for step in show_progress(range(steps), steps, "step", "training a classifier"):
-        for group in optimizer.param_groups:
-            group["lr"] = MAX_LR * min(1.0, 10.0 * (step + 1) / steps) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+        warm_up = min(1.0, 10.0 * (step + 1) / steps)
+        set_learning_rate(optimizer, MAX_LR * warm_up * 0.5 * (1.0 + math.cos(math.pi * step / steps)))
         pixels, labels = images.batch(*order.indices(step))
         x = blur(shift(normalise(pixels.to(device)))).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
