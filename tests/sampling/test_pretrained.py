@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to an empty folder; return that of the models `shapes` (stored as bfloat16) and `vae` of a package."""
     models = tmp_path / "package"
     monkeypatch.setattr(pretrained, "FOLDER", models)
-    write_prior(tmp_path / "runs" / "prior", label_dropout=0.5)
+    write_prior(tmp_path / "runs" / "prior", ("disk", "star"), label_dropout=0.5)
     write_tokenizer(tmp_path / "runs" / "vae", bottleneck=KlConfig())
     assert publish(tmp_path / "runs" / "prior", models / "shapes", "--dtype", "bfloat16").code == 0
     assert publish(tmp_path / "runs" / "vae", models / "vae").code == 0
@@ -222,3 +222,16 @@ def test_a_wheel_has_the_models(tmp_path: Path) -> None:
         (model / name).write_bytes(b"x")
     included = {file.distribution_path for file in WheelBuilder(str(tmp_path)).recurse_included_files()}
     assert included >= {path.relative_to(tmp_path).as_posix() for path in model.iterdir()}
+
+
+def test_a_summary_of_a_published_model(folder: Path) -> None:
+    """Without metrics of a training, only the classifier's lines are printed; without both, there is an error."""
+    main = names_of("sampling/summary.py")["main"]
+    ended = run(main, "--prior", "pretrained:shapes", "--samples", 4, "--classifier_steps", 2)
+    assert ended.code == 0, ended.err
+    assert "classifier, right on held-out images" in ended.out
+    assert "bits per token" not in ended.out
+    assert "tensorboard" not in ended.out
+    ended = run(main, "--prior", "pretrained:shapes", "--samples", 0)
+    assert ended.code == 2
+    assert "pretrained:shapes: has no metrics.jsonl with the training's metrics, and --samples is 0" in ended.err
