@@ -1,12 +1,12 @@
 """Sampling from a GPT: `stage2_prior.generation.generate` against the `generate` of x-transformers, of Hugging Face's
 GPT-2, and of a textbook GPT with a static cache, as gpt-fast and LlamaGen have it.
 
-Each model has 12 layers of 512 with 8 heads and about the same number of weights (feed-forward networks of two matrices
-4 times as wide, or of three narrower ones). A sequence is a class, then 16x16 codes of 1,024, drawn from the likeliest
-100. All weights are random, nothing is compiled, and all sequences are sampled to their end. Before anything is timed,
-our logits must equal those of a forward pass at every position, and a peer's cache must not change its codes. Of a
-library's variants, only the fastest takes part in further rounds and in the largest batch. Our ways run first and last
-in each round.
+Each model has 12 layers of 512 with 8 heads, or in the second table 4 of 128 with 4 heads, and about the same number of
+weights (feed-forward networks of two matrices 4 times as wide, or of three narrower ones). A sequence is a class, then
+16x16 codes of 1,024 (8x8 of 256), drawn from the likeliest 100. All weights are random, nothing is compiled, and all
+sequences are sampled to their end. Before anything is timed, our logits must equal those of a forward pass at every
+position, and a peer's cache must not change its codes. Of a library's variants, only the fastest takes part in further
+rounds and in the largest batch. Our ways run first and last in each round.
 
 The floor of a step: its matrix products or the reading of its weights, whichever takes longer, plus the reading of keys
 and values (half of them on average). Memory: the peak at the second batch size, including the weights.
@@ -37,6 +37,8 @@ from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.windows import Canvas
 
 SMALL = Size(layers=2, width=64, heads=4, side=4, vocabulary=32, top_k=5)
+SECOND = Size(layers=4, width=128, heads=4, side=8, vocabulary=256)
+"""A second size, about the quickstart's, for a table of its own."""
 BATCHES = {"cpu": {1: 100.0, 16: 260.0, 64: 480.0}, "cuda": {1: 0.0, 16: 0.0, 64: 0.0, 256: 0.0}}
 """Batch size -> seconds from the start until which further rounds may end, up to ROUNDS. On a GPU there is one round,
 because peers take seconds in it, and ours are timed twice."""
@@ -231,9 +233,16 @@ def result_rows(
 
 
 def measure(device: torch.device, small: bool) -> Results:
-    """Check the logits and caches, time all ways at each batch size, and return the results."""
+    """Return the results of both sizes; `small`: those of one tiny size."""
+    if small:
+        return measure_size(SMALL, {1: 0.0, 2: 0.0}, device, small)
+    batches = BATCHES[device.type]
+    return measure_size(Size(), batches, device, small) | {"second": measure_size(SECOND, batches, device, small)}
+
+
+def measure_size(size: Size, batches: dict[int, float], device: torch.device, small: bool) -> Results:
+    """Check the logits and caches, time all ways at each batch size (as in BATCHES), and return the results."""
     began = time.perf_counter()
-    size, batches = (SMALL, {1: 0.0, 2: 0.0}) if small else (Size(), BATCHES[device.type])
     entrants = ways(device)
     apart = {way.precision: logits_apart(way.precision, size, device) for way in entrants if way.name == OURS}
     exact = apart["float32"]["largest_difference"] <= 1e-4
@@ -264,11 +273,18 @@ def measure(device: torch.device, small: bool) -> Results:
 
 
 def table(results: Results) -> str:
-    """Return the results as Markdown."""
+    """Return the results as Markdown, a table for each size."""
+    return "\n\n".join(table_of_size(each) for each in (results, results.get("second")) if each)
+
+
+def table_of_size(results: Results) -> str:
+    """Return the results of one size as Markdown."""
+    size = results["size"]
     batches = list(dict.fromkeys(row["batch"] for row in results["rows"]))
     memory = results["memory"]
     lines = [
-        "Tokens per second, and in brackets the time divided by the float32 floor. A dash: not measured.",
+        f"{size['layers']} layers of {size['width']}, {size['side'] ** 2} codes of {size['vocabulary']:,}. Tokens per "
+        "second, and in brackets the time divided by the float32 floor. A dash: not measured.",
         "",
         f"| | {' | '.join(f'batch {batch}' for batch in batches)} | first call, s | peak at {memory['batch']}, MiB |",
         f"|---|{'---|' * (len(batches) + 2)}",

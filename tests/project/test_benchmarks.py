@@ -37,6 +37,13 @@ def test_runs_small(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("results", ["gpt_decoding", "prior_training"], indirect=True)
+def test_a_second_size_has_a_table(results: dict[str, Any]) -> None:
+    write = benchmark(results["name"]).table
+    assert write(results | {"second": results}) == f"{write(results)}\n\n{write(results)}"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("results", ["gpt_decoding", "pixelcnn", "quantizer"], indirect=True)
 def test_only_equal_ways_are_timed(results: dict[str, Any]) -> None:
     assert results["equal"] is True
