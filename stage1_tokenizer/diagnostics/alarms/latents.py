@@ -62,12 +62,12 @@ class Collapse(Alarm):
         has_fallen = is_enough and perplexity < self.FALLEN * self._best
         if not has_fallen and (perplexity > self.ONE_CODE or self._codes.size == 1):
             return None
-        best = f"; its best was {self._best:.4g}" if has_fallen else ""
+        best = f" (its best was {self._best:.4g})" if has_fallen else ""
         return (
-            f"only {usage * self._codes.size:,.0f} of {self._codes.size:,} codes were used in the last "
-            f"{format_count(entry.interval, 'step')} (perplexity {perplexity:.4g}{best}): the codes say little about "
-            "the image, and the decoder can draw only what they say. If the training images are not all alike, try: "
-            f"{codebook_advice(self._bottleneck)}"
+            f"the perplexity of the codes is {perplexity:.4g}{best}, with {usage * self._codes.size:,.0f} of "
+            f"{self._codes.size:,} codes used in the last {format_count(entry.interval, 'step')}: the codes say little "
+            "about the image, and the decoder can draw only what they say. If the training images are not all alike, "
+            f"and PSNR on validation does not rise, try: {codebook_advice(self._bottleneck)}"
         )
 
 

@@ -268,7 +268,9 @@ def test_a_collapse_in_a_real_run_and_a_resumed_one(tmp_path: Path, stop: tuple[
     run_processes(1, train, whole, COLLAPSING, None, one_code)
     assert raised_alarms(whole) == [(3, "collapse"), (9, "dead codes")]
     said = (whole / "said").read_text()
-    assert said.startswith("step 3: ALARM collapse: only 1 of 4 codes were used in the last 1 step (perplexity 1)")
+    assert said.startswith(
+        "step 3: ALARM collapse: the perplexity of the codes is 1, with 1 of 4 codes used in the last 1 step"
+    )
     assert any(b"alarms/collapse" in events.read_bytes() for events in whole.glob("events*")), "TensorBoard has it"
     run_processes(1, train, resumed, COLLAPSING, stop, one_code)
     run_processes(1, train, resumed, COLLAPSING, None, one_code)
