@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Floors, Seconds, compare, measure_floors, seconds
 from benchmarks.memory import peak_of
-from benchmarks.peers import Size
+from benchmarks.peers import SECOND, Size
 from benchmarks.peers.libraries import Gpt2, XTransformers, options_of_ours
 from benchmarks.peers.static_cache import StaticCacheGpt
 from benchmarks.record import Results
@@ -37,8 +37,6 @@ from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.windows import Canvas
 
 SMALL = Size(layers=2, width=64, heads=4, side=4, vocabulary=32, top_k=5)
-SECOND = Size(layers=4, width=128, heads=4, side=8, vocabulary=256)
-"""A second size, about the quickstart's, for a table of its own."""
 BATCHES = {"cpu": {1: 100.0, 16: 260.0, 64: 480.0}, "cuda": {1: 0.0, 16: 0.0, 64: 0.0, 256: 0.0}}
 """Batch size -> seconds from the start until which further rounds may end, up to ROUNDS. On a GPU there is one round,
 because peers take seconds in it, and ours are timed twice."""
@@ -273,11 +271,6 @@ def measure_size(size: Size, batches: dict[int, float], device: torch.device, sm
 
 
 def table(results: Results) -> str:
-    """Return the results as Markdown, a table for each size."""
-    return "\n\n".join(table_of_size(each) for each in (results, results.get("second")) if each)
-
-
-def table_of_size(results: Results) -> str:
     """Return the results of one size as Markdown."""
     size = results["size"]
     batches = list(dict.fromkeys(row["batch"] for row in results["rows"]))

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Seconds, compare, measure_floors, synchronise
 from benchmarks.memory import peak_of
-from benchmarks.peers import Size
+from benchmarks.peers import SECOND, Size
 from benchmarks.peers.libraries import XTransformers
 from benchmarks.peers.textbook import TextbookGpt
 from benchmarks.record import Results
@@ -35,8 +35,6 @@ from stage2_prior.gpt.model import Gpt, GptConfig
 from stage2_prior.likelihood import token_loss
 
 FULL, SMALL = Size(), Size(layers=1, width=64, heads=2, side=4, vocabulary=32)
-SECOND = Size(layers=4, width=128, heads=4, side=8, vocabulary=256)
-"""A second size, about the quickstart's, for a table of its own."""
 RATE = 1e-4
 
 
@@ -210,11 +208,6 @@ def measure_size(size: Size, batch: int, repeats: int, device: torch.device, sma
 
 
 def table(results: Results) -> str:
-    """Return the results as Markdown, a table for each size."""
-    return "\n\n".join(table_of_size(each) for each in (results, results.get("second")) if each)
-
-
-def table_of_size(results: Results) -> str:
     """Return the results of one size as Markdown."""
     size = results["size"]
     lines = [

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         module = benchmark(name)
         results = {"floors": floors.row(), **module.measure(device, options.small)}
         results["took_s"] = round(time.perf_counter() - began)
-        print(f"\n{module.table(results)}\n{results['took_s']} s", flush=True)
+        print(f"\n{table(name, results)}\n{results['took_s']} s", flush=True)
         if folder is not None:
             print(f"written: {write(folder, name, results)}")
     if folder is not None and folder.parent == RESULTS:
@@ -90,6 +90,11 @@ def write_tables() -> None:
     PAGE.write_text(page, encoding="utf-8")
 
 
+def table(name: str, results: Results) -> str:
+    """Return the results of a benchmark as Markdown, with a table for each size."""
+    return "\n\n".join(benchmark(name).table(each) for each in (results, results.get("second")) if each)
+
+
 def tables(name: str) -> list[str]:
     """Return a piece of Markdown for each machine on which the benchmark ran."""
     pieces = []
@@ -101,7 +106,7 @@ def tables(name: str) -> list[str]:
         pieces.append(
             f"**{on.get('gpu', on['processor'])}** ({on['instructions']}, {on['threads']} threads, "
             f"torch {on['torch']}; floors: {floors['float32_gflops']:,.0f} GFLOP/s float32, {bfloat16} bfloat16, "
-            f"{floors['memory_gb_per_s']:,.0f} GB/s; {results['took_s']} s)\n\n{benchmark(name).table(results)}\n"
+            f"{floors['memory_gb_per_s']:,.0f} GB/s; {results['took_s']} s)\n\n{table(name, results)}\n"
         )
     return pieces
 

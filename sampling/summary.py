@@ -20,7 +20,7 @@ from stage1_tokenizer.diagnostics.report.run_folder import find_training
 from stage1_tokenizer.engine.command import run_command
 from stage1_tokenizer.engine.console import progress_bar
 from stage1_tokenizer.engine.errors import ConfigError
-from stage1_tokenizer.engine.log_file import METRICS, read_log
+from stage1_tokenizer.engine.log_file import METRICS_FILE, read_log
 from stage1_tokenizer.tokenizer import resolve_tokenizer
 from stage2_prior.prior import LoadedPrior, find_newest_run, load_prior
 
@@ -59,26 +59,26 @@ def main() -> None:
     prior = load_prior(config.prior or find_newest_run(), "cuda" if torch.cuda.is_available() else "cpu")
     run = prior.path.parent
     stage1 = tokenizer_run(config, prior)
-    is_logged = (run / METRICS).exists()  # a published model has no log
+    is_logged = (run / METRICS_FILE).exists()  # a published model has no log
     lines = tokenizer_lines(stage1) + (prior_lines(run, prior.step) if is_logged else [])
     if config.samples and prior.classes:
         lines += class_lines(config, prior)
     if not lines:
         without = f"--samples is {config.samples}" if prior.classes else "the prior has no classes to judge samples by"
         raise ConfigError(
-            f"{prior.source}: has no {METRICS} with the training's metrics, and {without}, so there is nothing to show"
+            f"{prior.source}: has no {METRICS_FILE} with the training's metrics, and {without}, so there is nothing to "
+            "show"
         )
     width = max(len(line.name) for line in lines)
     print(f"\n{run if is_logged else prior.source}")
     for line in lines:
         missed = "" if line.is_reached else "   MISSED"
         print(f"  {line.name:<{width}}  {line.value:>10}   bar {line.bar}{missed}")
-    print("look at:")
     grids = sorted(prior.outputs.glob("generated/*/grid.png"))
     samples = sorted(run.glob("samples/*.png"))
     reconstructions = sorted(stage1.glob("samples/*.png")) if stage1 else []
-    for image in [*grids[-1:], *samples[-1:], *reconstructions[-1:]]:
-        print(f"  {image}")
+    if images := [*grids[-1:], *samples[-1:], *reconstructions[-1:]]:
+        print("look at:", *images, sep="\n  ")
     if is_logged:
         print(f"curves:    .venv/bin/tensorboard --logdir {run.parent.parent}")
 
@@ -89,7 +89,7 @@ def last_metrics(run: Path, needed: str, step: int | None = None) -> dict[str, f
     Raises:
         ConfigError: no entry has it.
     """
-    log = run / METRICS
+    log = run / METRICS_FILE
     entries = [entry for entry in read_log(log) if needed in entry]
     if not entries:
         raise ConfigError(f"{log}: has no {needed}; the run has not been validated yet")

@@ -34,6 +34,10 @@ class Size:
         return self.layers * 12 * self.width**2 + self.width * self.vocabulary
 
 
+SECOND = Size(layers=4, width=128, heads=4, side=8, vocabulary=256)
+"""A second size, about the quickstart's, for a table of its own."""
+
+
 class Peer(Protocol):
     """A model with random weights that can sample."""
 

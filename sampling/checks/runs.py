@@ -16,7 +16,7 @@ from stage1_tokenizer.discriminator import DISCRIMINATOR_FILE
 from stage1_tokenizer.engine.environment import SESSIONS_FILE
 from stage1_tokenizer.engine.errors import BadFileError, shorten
 from stage1_tokenizer.engine.lock import find_lock_holder
-from stage1_tokenizer.engine.log_file import METRICS
+from stage1_tokenizer.engine.log_file import METRICS_FILE
 from stage1_tokenizer.engine.state import FORMAT, find_problem, list_states
 from stage1_tokenizer.tokenizer import TOKENIZER_FILE
 from stage2_prior.prior import PRIOR_FILE
@@ -48,7 +48,7 @@ def check_run(folder: Path) -> Iterator[Finding]:
     if not weights.is_file():
         yield Finding.note(weights, "is not there; a run writes it with each state")
     yield from check_token_folder(folder / TOKENS)
-    for name in (METRICS, "alarms.jsonl", SESSIONS_FILE):
+    for name in (METRICS_FILE, "alarms.jsonl", SESSIONS_FILE):
         if (folder / name).exists():
             yield _check_log(folder / name)
     if (folder / BAD_FILES).exists():

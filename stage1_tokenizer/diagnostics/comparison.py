@@ -19,7 +19,7 @@ from stage1_tokenizer.data.image_batches import ImageBatches, to_uint8
 from stage1_tokenizer.data.open_data import open_data
 from stage1_tokenizer.data.saved_config import parse_data_config
 from stage1_tokenizer.engine.errors import BadFileError
-from stage1_tokenizer.engine.log_file import METRICS, read_log
+from stage1_tokenizer.engine.log_file import METRICS_FILE, read_log
 from stage1_tokenizer.metrics import pixel_variance
 from stage1_tokenizer.objective import PixelConfig, reconstruction_loss
 from stage1_tokenizer.perceptual import Perceptual
@@ -147,10 +147,10 @@ def count_latent_numbers(tokenizer: Tokenizer) -> int:
 
 def read_training_speed(folder: Path, batch_size: int) -> tuple[float, float]:
     """Return images per second and seconds of a run, from its last training entry, without validation and saving."""
-    entries = [entry for entry in read_log(folder / METRICS) if "train/images_per_second" in entry]
+    entries = [entry for entry in read_log(folder / METRICS_FILE) if "train/images_per_second" in entry]
     if not entries:
         raise BadFileError(
-            f"{folder / 'metrics.jsonl'}: has no entry about the training; delete the folder to train again"
+            f"{folder / METRICS_FILE}: has no entry about the training; delete the folder to train again"
         )
     last = entries[-1]
     images_per_second = float(last["train/images_per_second"])

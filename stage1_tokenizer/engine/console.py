@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from stage1_tokenizer.engine.log_file import METRICS, read_log
+from stage1_tokenizer.engine.log_file import METRICS_FILE, read_log
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +138,7 @@ def format_summary(
     first_step: the step at which this process started, `seconds` ago. weights: name of the weights file. commands:
     pairs of a description and a command.
     """
-    entries = read_log(folder / METRICS)
+    entries = read_log(folder / METRICS_FILE)
     done = f"{steps:,} steps"
     if first_step < steps:  # this process has trained
         part = f", the last {steps - first_step:,} of them" if first_step else ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from stage1_tokenizer.engine.errors import UserError
 from stage1_tokenizer.engine.files import write_file
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 """Name of the log of scalars in a run's folder."""
 LAST_STEP, LARGEST = 2**53, 1e300
 """Largest step and largest value of a curve; larger ones come from a damaged file."""

@@ -20,7 +20,7 @@ from stage1_tokenizer.engine.errors import BadFileError, ConfigError, Interrupti
 from stage1_tokenizer.engine.files import storage_error, write_file
 from stage1_tokenizer.engine.launch import run_on_main
 from stage1_tokenizer.engine.lock import lock_folder, mark_folder
-from stage1_tokenizer.engine.log_file import METRICS, EventWriter, drop_entries_after, read_log, sync_log
+from stage1_tokenizer.engine.log_file import METRICS_FILE, EventWriter, drop_entries_after, read_log, sync_log
 from stage1_tokenizer.engine.precision import TrainingPrecision
 from stage1_tokenizer.engine.processor import FastPath
 from stage1_tokenizer.engine.resume_check import Changes, RunData, find_changes, format_changes
@@ -40,7 +40,7 @@ from stage1_tokenizer.engine.trackers import Trackers, check_trackers
 from stage1_tokenizer.engine.training_config import TrainingConfig
 
 BatchT = TypeVar("BatchT")
-LOGS = (METRICS, "alarms.jsonl")
+LOGS = (METRICS_FILE, "alarms.jsonl")
 
 
 class Watch(Protocol):
@@ -149,7 +149,7 @@ class Run:
         if self._is_main:
             self._events = EventWriter(self.folder, step, self.say)
             self._bar = console.progress_bar(self._config.steps, "step", self.folder.name, step)
-            for entry in read_log(self.folder / METRICS):
+            for entry in read_log(self.folder / METRICS_FILE):
                 watch.look(int(entry["step"]), entry)
         if step:  # the run may have been killed after it saved the state and before it wrote the weights
             write_weights(step)
@@ -272,7 +272,7 @@ class Run:
         self._events.add_scalars(step, scalars)
         if self._trackers is not None:
             self._trackers.log(step, scalars)
-        self._append(METRICS, {"step": step, **scalars})
+        self._append(METRICS_FILE, {"step": step, **scalars})
         if self._bar is not None and show:
             metrics = self._config.console_metrics
             text = ", ".join(f"{console.metric_label(name, metrics)} {scalars[name]:.4g}" for name in show)

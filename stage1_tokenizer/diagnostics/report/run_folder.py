@@ -12,7 +12,7 @@ from stage1_tokenizer.engine.environment import SESSIONS_FILE
 from stage1_tokenizer.engine.errors import BadFileError, ConfigError, shorten
 from stage1_tokenizer.engine.file_names import describe_path
 from stage1_tokenizer.engine.lock import find_lock_holder
-from stage1_tokenizer.engine.log_file import METRICS, Curve, read_curves, read_log
+from stage1_tokenizer.engine.log_file import METRICS_FILE, Curve, read_curves, read_log
 from stage1_tokenizer.engine.model_files import output_folder
 from stage1_tokenizer.engine.pretrained import resolve_path
 from stage1_tokenizer.engine.state import list_states, step_of_state
@@ -69,7 +69,7 @@ class RunFolder:
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """All scalars of the log by name."""
-        return read_curves(self.path / METRICS)
+        return read_curves(self.path / METRICS_FILE)
 
     @cached_property
     def alarms(self) -> list[dict[str, Any]]:

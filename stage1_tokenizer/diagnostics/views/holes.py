@@ -112,7 +112,7 @@ def draw_holes(subject: Subject) -> Sheet:
         "One-pixel holes in a rotated object",
         f"{side_y}x{side_x} pixels of image {holes.image + 1}, enlarged {round(width * DPI / side_x)} times; "
         f"boxes mark its {int(holes.mask.sum())} holes. The reconstruction keeps {kept:.0%} of their depth "
-        f"(100%: black, 0%: filled in).\n"
+        "(100%: black, 0%: filled in).\n"
         f"Of the {total:,} holes of {encoded.count:,} images, {kept_holes / total:.1%} are kept (darker than half the "
         "shape's level).",
         encoded.footer,
